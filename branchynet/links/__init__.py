@@ -1,0 +1,1 @@
+"""Links of the original, under their original module names."""
