@@ -128,7 +128,8 @@ class BranchyNet(chainer.Chain):
         """The joint loss (a Variable), for Chainer's updaters and evaluators.
 
         Reports ``loss``, and ``exit<k>/loss`` and ``exit<k>/accuracy`` of every exit. In testing mode
-        no sample is dropped on the way.
+        no sample is dropped on the way. An optimiser that is set up on the whole net takes the place
+        of ``optimizer`` and ``optimizers``.
         """
         losses, accuracies, total = self._joint(*self.checked(x, t))
         report = {'loss': total}

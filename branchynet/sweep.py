@@ -103,8 +103,10 @@ def sweep(profile, thresholds):
 
 def leave_at(ent, setting):
     """Exit (N,) at which samples of entropy (E, N) leave under one setting (E - 1,)."""
-    leaves = np.stack([below(e, threshold) for e, threshold in zip(ent, setting)])
-    return np.where(leaves.any(axis=0), leaves.argmax(axis=0), len(ent) - 1)
+    left = np.full(ent.shape[1], len(ent) - 1)
+    for k in reversed(range(len(setting))):
+        left[below(ent[k], setting[k])] = k
+    return left
 
 
 def knee(accuracy, seconds, base_accuracy):

@@ -1,18 +1,33 @@
 """The two clocks.
 
 ``released`` is the original's: it runs in the trunk's stages only (for the baseline: in main's whole
-forward) and does not wait for a GPU. ``whole`` runs from the array to the logits: trunk, exits, softmax,
-entropy and the decision, with the GPU's work done.
+forward) and does not wait for a GPU. ``whole`` is what a user waits for: the call of test or test_main,
+from arrays to labels, with the exits' links, softmax and entropy, and the GPU's work done.
 """
 import time
+from typing import NamedTuple
 
 from branchynet import _chainer  # noqa: F401
 from chainer.backends import cuda
 import numpy as np
 
-from branchynet.training import batches, progress
+from branchynet.training import batches, check_pairs, progress
 
 WARMUP = 20  # batches, run before any clock starts
+
+
+class Measurement(NamedTuple):
+    """A timed evaluation of N samples.
+
+    Attributes:
+        accuracy: a share.
+        exits: int (E,), samples that left at each exit; zeros for main.
+        released, whole: seconds per sample of every batch, on either clock.
+    """
+    accuracy: float
+    exits: np.ndarray
+    released: np.ndarray
+    whole: np.ndarray
 
 
 def now(net):
@@ -22,22 +37,25 @@ def now(net):
     return time.perf_counter()
 
 
-def whole_seconds(net, x, batchsize=1, main=False):
-    """Measures run (with the net's thresholds) or run_main on the whole clock, batch by batch.
-
-    Returns:
-        NumPy array (number of batches,): seconds per sample of the batch.
-    """
-    run = net.run_main if main else net.run
+def measure(net, x, t, batchsize=1, main=False):
+    """Runs test (with the net's own settings) or test_main over x (N, ...), t (N,): a Measurement."""
+    check_pairs(x, t)
     parts = batches(len(x), batchsize)
     for part in parts[:WARMUP]:
-        run(x[part])
-    result = []
-    for part in progress(parts, 'timing'):
-        start = now(net)
-        run(x[part])
-        result.append((now(net) - start) / len(x[part]))
-    return np.array(result)
+        _timed(net, x[part], t[part], main)
+    correct, exits, released, whole = zip(
+        *(_timed(net, x[part], t[part], main) for part in progress(parts, 'timing')))
+    return Measurement(sum(correct) / len(x), np.sum(exits, axis=0), np.array(released), np.array(whole))
+
+
+def _timed(net, x, t, main):
+    start = now(net)
+    if main:
+        accuracy, released = net.test_main(x, t)
+        exits = [0] * net.numexits()
+    else:
+        accuracy, _, exits, released = net.test(x, t)
+    return round(accuracy * len(x)), exits, released / len(x), (now(net) - start) / len(x)
 
 
 def summary(seconds):

@@ -8,7 +8,7 @@ import numpy as np
 
 from branchynet import augment, sweep
 from branchynet.inference import lowest
-from branchynet.training import batches, check_pairs, progress, train_epoch
+from branchynet.training import batches, check_pairs, epochs, progress
 
 
 def train(net, x, y, batchsize=10000, num_epoch=20, main=False):
@@ -19,9 +19,13 @@ def train(net, x, y, batchsize=10000, num_epoch=20, main=False):
         array per exit, or a scalar for main.
     """
     start = time.perf_counter()
-    epochs = [train_epoch(net, x, y, batchsize, main, 'epoch %d/%d' % (i + 1, num_epoch)) for i in range(num_epoch)]
-    losses, accuracies = map(list, zip(*epochs)) if epochs else ([], [])
-    return losses, accuracies, time.perf_counter() - start
+    history = list(epochs(net, x, y, batchsize, num_epoch, main))
+    return (*_columns(history, 2), time.perf_counter() - start)
+
+
+def _columns(rows, count):
+    """Rows as ``count`` lists, empty ones where there is no row."""
+    return [list(column) for column in zip(*rows)] or [[] for _ in range(count)]
 
 
 def test(net, x, y, batchsize=10000, main=False):
@@ -77,7 +81,7 @@ def _traintest(train_once, test_once, num_epoch, verbose):
         rows.append((losses[0], accuracies[0], test_accuracy, exits, test_accuracies))
         if verbose:
             print('epoch %d: loss %s, accuracy %s, test accuracy %s' % (epoch, losses[0], accuracies[0], test_accuracy))
-    losses, accuracies, test_accuracy, exits, test_accuracies = map(list, zip(*rows)) if rows else ([],) * 5
+    losses, accuracies, test_accuracy, exits, test_accuracies = _columns(rows, 5)
     return losses, accuracies, train_seconds, test_accuracy, test_seconds, exits, test_accuracies
 
 
@@ -85,13 +89,12 @@ def train_augment(net, x, y, batchsize=10000, num_epoch=20, main=False):
     """train over augment.augmentation: ``batchsize`` images make a batch of all their views."""
     check_pairs(x, y)
     step = net.train_main if main else net.train
-    start, epochs = time.perf_counter(), []
+    start, history = time.perf_counter(), []
     for _ in range(num_epoch):
         order = np.random.permutation(len(x))
         results = [step(*views) for views in augment.augmentation(x[order], y[order], batchsize)]
-        epochs.append([np.mean(column, axis=0) for column in zip(*results)])
-    losses, accuracies = map(list, zip(*epochs)) if epochs else ([], [])
-    return losses, accuracies, time.perf_counter() - start
+        history.append([np.mean(column, axis=0) for column in zip(*results)])
+    return (*_columns(history, 2), time.perf_counter() - start)
 
 
 def test_augment(net, x, y, batchsize=10000, main=False):

@@ -1,0 +1,117 @@
+"""Crops and mirror images of 32x32 images, made by a worker process while the network learns."""
+import multiprocessing
+import signal
+import traceback
+
+import numpy as np
+
+VIEWS = 36  # of every image
+SIZE = 24  # pixels of a view
+# Pixel under the centre of each of 24 pixels laid over 28: nearest neighbour, as Pillow resizes.
+_NEAREST = ((np.arange(SIZE) + .5) * 28 / SIZE).astype(int)
+
+
+def crops(x):
+    """36 views of every image, views of one image together.
+
+    Of each image: nine crops of 24x24 (offsets 0, 4, 8), nine windows of 28x28 (offsets 0, 2, 4)
+    resized to 24x24 by nearest neighbour, both row by row, then the mirror images of these 18.
+
+    Args:
+        x: array (N, C, 32, 32).
+
+    Returns:
+        Array (36 N, C, 24, 24) of x's dtype; view v of image n is row 36 n + v.
+    """
+    views = [x[:, :, i:i + SIZE, j:j + SIZE] for i in (0, 4, 8) for j in (0, 4, 8)]
+    views += [np.take(x[:, :, i + _NEAREST], j + _NEAREST, axis=3) for i in (0, 2, 4) for j in (0, 2, 4)]
+    views = np.stack(views, axis=1)
+    return np.concatenate((views, views[..., ::-1]), axis=1).reshape(-1, *views.shape[2:])
+
+
+def normalize(x):
+    """Every image minus its mean and then (sic) minus its standard deviation.
+
+    Mean and standard deviation are those of the single image over its channels and pixels, so that an
+    image's values do not depend on its batch. One would divide by the second; the original subtracts.
+
+    Args:
+        x: array (N, C, H, W).
+
+    Returns:
+        Array of x's shape and dtype.
+    """
+    axes = (1, 2, 3)
+    return x - x.mean(axis=axes, keepdims=True) - x.std(axis=axes, keepdims=True)
+
+
+def augmentation(x, y, batchsize):
+    """Normalised views of the images in order, batch by batch, made by a worker process.
+
+    The worker is one batch ahead. It ends with the generator: when that is exhausted, closed or
+    forgotten.
+
+    Args:
+        x: float32 NumPy array (N, C, 32, 32).
+        y: int32 NumPy array (N,).
+        batchsize: images n per batch. A batch of CIFAR-10 takes 249 KB times n.
+
+    Yields:
+        float32 array (36 n, C, 24, 24) and int32 array (36 n,); the last n may be smaller.
+
+    Raises:
+        TypeError: x is no float32 NumPy array.
+        ValueError: shapes or batchsize do not fit.
+        RuntimeError: the worker was killed. An exception in the worker is raised as it is, with the
+            worker's traceback as its cause.
+    """
+    if not isinstance(x, np.ndarray) or x.dtype != np.float32:
+        raise TypeError('x must be a NumPy array of float32, not a %s of %s' % (type(x).__name__, x.dtype))
+    if x.ndim != 4 or x.shape[2:] != (32, 32):
+        raise ValueError('x must have the shape (N, C, 32, 32), not %s' % (x.shape,))
+    if y.shape != x.shape[:1]:
+        raise ValueError('y must have the shape %s, one label per image, not %s' % (x.shape[:1], y.shape))
+    if batchsize < 1:
+        raise ValueError('batchsize must be at least 1, not %s' % batchsize)
+    return _receive(x, y, batchsize)
+
+
+def _receive(x, y, batchsize):
+    # A pipe, not a queue: it holds no more than the worker's next batch and leaves no semaphore.
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    worker = multiprocessing.Process(target=_work, args=(receiver, sender, x, y, batchsize), daemon=True)
+    worker.start()
+    sender.close()
+    try:
+        for _ in range(0, len(x), batchsize):
+            batch, error = _next(receiver, worker)
+            if error:
+                raise batch from RuntimeError('in the worker process:\n' + error)
+            yield batch
+    finally:
+        worker.kill()
+        worker.join()
+        worker.close()
+        receiver.close()
+
+
+def _next(receiver, worker):
+    try:
+        return receiver.recv()
+    except (EOFError, OSError):  # between two batches, within one
+        worker.join()
+        raise RuntimeError('the augmentation worker ended with exit code %s' % worker.exitcode) from None
+
+
+def _work(receiver, sender, x, y, batchsize):
+    """Sends (batch, None) for every batch, or (exception, its traceback) and ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to handle
+    receiver.close()  # so that sending fails, not waits, once the caller is gone
+    try:
+        for i in range(0, len(x), batchsize):
+            batch = normalize(crops(x[i:i + batchsize])), np.repeat(y[i:i + batchsize], VIEWS)
+            sender.send((batch, None))
+    except BrokenPipeError:
+        pass
+    except Exception as error:
+        sender.send((error, traceback.format_exc()))

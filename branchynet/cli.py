@@ -1,0 +1,121 @@
+"""The `branchynet` command."""
+import argparse
+import os
+import sys
+
+from branchynet.experiments import NAMES
+
+DATASETS = ['mnist']
+PRESETS = ['smoke', 'quick', 'paper']
+
+
+def main(argv=None):
+    """Runs a command line; returns the exit status (2 with one line on standard error for a user's mistake)."""
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except (OSError, ValueError) as e:
+        if os.environ.get('BRANCHYNET_DEBUG'):
+            raise
+        print('branchynet: %s' % e, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('branchynet: interrupted', file=sys.stderr)
+        return 130
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog='branchynet', description='BranchyNet: early-exit networks, and the experiments of their paper.',
+        epilog='BRANCHYNET_DATA names the data folder; BRANCHYNET_DEBUG=1 shows the traceback of an error.')
+    commands = parser.add_subparsers(metavar='COMMAND', required=True)
+
+    command = commands.add_parser('reproduce', help='train, sweep, and compare with the published numbers')
+    command.add_argument('--preset', choices=PRESETS, help='default: paper on a GPU, quick on a CPU')
+    command.add_argument('--only', type=_experiments, default=NAMES, metavar='NAME,...',
+                         help='experiments to run, of: ' + ', '.join(NAMES))
+    command.add_argument('--seeds', type=_positive, default=1, metavar='N', help='seeds 0 to N - 1 (default: 1)')
+    command.add_argument('--device', default='auto', help='auto (default), cpu or gpu:N')
+    command.add_argument('--out', default=os.path.join('results', 'local'), metavar='DIR',
+                         help='results folder (default: %(default)s)')
+    command.add_argument('--resume', action='store_true', help='go on with a run that was interrupted')
+    command.set_defaults(run=_reproduce)
+
+    command = commands.add_parser('report', help='print the report of a results folder')
+    command.add_argument('dir', metavar='DIR')
+    command.add_argument('--update', metavar='FILE', help='put it between the markers of a Markdown file instead')
+    command.set_defaults(run=_report)
+
+    command = commands.add_parser('data', help='say which data is there, or download it')
+    command.add_argument('action', nargs='?', choices=['info', 'download'], default='info')
+    command.add_argument('name', nargs='?', choices=DATASETS, default=DATASETS[0])
+    command.set_defaults(run=_data)
+
+    command = commands.add_parser('info', help='say what the results depend on here')
+    command.set_defaults(run=_info)
+    return parser
+
+
+def _experiments(text):
+    names = text.split(',')
+    unknown = [name for name in names if name not in NAMES]
+    if unknown:
+        raise argparse.ArgumentTypeError('%r is no experiment: expected some of %s' % (unknown[0], ', '.join(NAMES)))
+    return names
+
+
+def _positive(text):
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError('%r is no number of seeds: expected 1 or more' % text)
+    return int(text)
+
+
+def _reproduce(args):
+    from branchynet import determinism
+    from branchynet.experiments.reproduce import reproduce
+    device = determinism.find_device(args.device)
+    preset = args.preset or ('paper' if args.device != 'cpu' and determinism.count_gpus() else 'quick')
+    return reproduce(args.only, preset, args.seeds, device, args.out, args.resume)
+
+
+def _report(args):
+    from branchynet.experiments import pipeline, report
+    from branchynet.training import write_atomically
+    text = report.markdown(pipeline.read_results(os.path.join(args.dir, 'results.json')))
+    if args.update is None:
+        print(text, end='')
+        return 0
+    with open(args.update, encoding='utf-8') as f:
+        page = f.read()
+    write_atomically(args.update, report.between_markers(page, text).encode())
+    return 0
+
+
+def _data(args):
+    from branchynet.datasets import folder, mnist
+    if args.action == 'download':
+        mnist.download()
+    print('Data folder: %s' % folder.root())
+    status = 0
+    for name, (sha256, _) in mnist.FILES.items():
+        try:
+            folder.read_gzip(mnist.path(name), sha256)
+            print('mnist: %s is whole' % mnist.path(name))
+        except OSError as e:
+            print('mnist: %s' % e)
+            status = 2
+    if status:
+        print("'branchynet data download mnist' gets what is missing or damaged")
+    return status
+
+
+def _info(args):
+    import json
+    from branchynet import determinism
+    from branchynet.datasets import folder
+    print(json.dumps({**determinism.environment(), 'data_folder': folder.root()}, indent=1))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

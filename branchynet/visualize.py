@@ -1,0 +1,305 @@
+"""Figures of training, of the trade-off between accuracy and time, and of the exits.
+
+Every function returns its matplotlib Figure. With a path (``output_path``, in plot_layers
+``save_name``) the figure is saved there in the format that the suffix names (.png, .pdf, .svg) and
+pyplot never learns of it. Without one it is a pyplot figure, left open: a notebook shows it after the
+cell, a script at ``plt.show()``. matplotlib is imported at the first call only, its settings and
+backend stay as they are.
+
+Accuracies are fractions in [0, 1] and are shown in percent.
+"""
+import contextlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from branchynet import _chainer  # noqa: F401
+from chainer.backends.cuda import to_cpu
+
+from branchynet import functions, utils
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9'
+COLORS = [BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY]
+GREY = '#777777'
+LINES = ['-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1))]  # and these tell them apart in print
+
+STYLE = {
+    'figure.figsize': (4.5, 3.2),
+    'figure.dpi': 120,
+    'figure.constrained_layout.use': True,
+    'savefig.dpi': 300,
+    'pdf.fonttype': 42,  # fonts that journals accept and editors can change
+    'svg.hashsalt': 'branchynet',  # the same bytes for the same figure
+    'font.size': 9,
+    'axes.titlesize': 10,
+    'axes.labelsize': 9,
+    'xtick.labelsize': 8,
+    'ytick.labelsize': 8,
+    'legend.fontsize': 8,
+    'legend.frameon': False,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.linewidth': .8,
+    'axes.axisbelow': True,
+    'axes.grid': True,
+    'grid.color': '#E4E4E4',
+    'grid.linewidth': .6,
+    'lines.linewidth': 1.6,
+    'lines.markersize': 4.5,
+}
+
+
+def plot_layers(values, save_name=None, xlabel='', ylabel=''):
+    """One line per exit over the epochs.
+
+    Args:
+        values: per epoch a scalar or an array (exits,), as utils.train returns losses and accuracies.
+        save_name: path of the file.
+    """
+    with _figure(save_name) as figure:
+        axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
+        _epochs(axes, values)
+        _legend(axes)
+    return figure
+
+
+def plot_curves(losses, accs, labels=None, output_path=None):
+    """Loss and accuracy over the epochs in two panels, one line per exit.
+
+    Args:
+        losses, accs: per epoch a scalar or an array (exits,), as utils.train returns them.
+        labels: names of the exits; 'Exit 1', ... by default.
+    """
+    with _figure(output_path, columns=2) as figure:
+        left = figure.add_subplot(1, 2, 1, xlabel='Epoch', ylabel='Training loss')
+        right = figure.add_subplot(1, 2, 2, xlabel='Epoch', ylabel='Training accuracy')
+        _epochs(left, losses, labels)
+        _epochs(right, accs, labels)
+        _percent(right)
+        _legend(right)
+    return figure
+
+
+def plot_tradeoff(ps, accs, diffs, baseacc, basediff, output_path=None):
+    """Accuracy and time of every setting, in two panels under each other; the baseline as a line.
+
+    Args:
+        ps: the settings, scalars or lists (percentTestExits or thresholds), one per tick.
+        accs, diffs: accuracy and time of every setting, as utils.test_suite_A and _B return them.
+        baseacc, basediff: accuracy and time of the baseline, in the units of accs and diffs.
+    """
+    with _figure(output_path, rows=2) as figure:
+        upper, lower = figure.subplots(2, sharex=True)
+        for axes, values, base in ((upper, accs, baseacc), (lower, diffs, basediff)):
+            axes.plot(range(len(ps)), values, 'o-', color=BLUE, label='BranchyNet')
+            axes.axhline(base, color=GREY, linestyle='--', label='Baseline')
+        upper.set_ylabel('Accuracy')
+        _percent(upper)
+        _legend(upper)
+        lower.set_ylabel('Time')
+        lower.set_ylim(bottom=0)
+        lower.set_xlabel('Exit setting')
+        _setting_ticks(lower, ps)
+    return figure
+
+
+def plot_roc(ps, accs, diffs, baseacc, basediff, output_path=None):
+    """Change of accuracy against speed-up, both over the baseline, of every setting.
+
+    The line joins the settings that no other beats in both; the first and the last are named.
+
+    Args:
+        ps: the settings, scalars or lists (percentTestExits or thresholds).
+        accs, diffs: accuracy and time of every setting.
+        baseacc, basediff: accuracy and time of the baseline, in the units of accs and diffs.
+    """
+    gains = basediff / np.asarray(diffs)
+    changes = 100 * (np.asarray(accs) - baseacc)
+    best = _front(gains, changes)
+    with _figure(output_path) as figure:
+        axes = figure.add_subplot(xlabel='Speed-up over the baseline', ylabel='Change of accuracy (points)')
+        axes.plot(gains, changes, 'o', color=SKY, alpha=.6, markeredgewidth=0, label='All settings')
+        axes.plot(gains[best], changes[best], 'o-', color=BLUE, label='Best')
+        axes.plot(1, 0, 'D', color=VERMILION, markersize=7, label='Baseline')
+        axes.xaxis.set_major_formatter('{x:g}x')
+        _legend(axes)
+    return figure
+
+
+def plot_line_tradeoff(accs, diffs, ps, exits, baseacc, basediff, orig_label='Baseline', title=None,
+                       our_label='Our Method', xlabel='Runtime (ms)', ylabel='Classification Accuracy',
+                       all_samples=False, knee_idx=None, xlim=None, ylim=None, inc_amt=-0.0005, output_path=None):
+    """The trade-off curve of a BranchyNet beside its baseline (figure 3 of the paper).
+
+    The curve runs through the settings that utils.get_inc_points keeps.
+
+    Args:
+        accs, diffs, ps, exits: accuracy, time, thresholds and number per exit of every setting, as
+            utils.screen_branchy returns them; times in the unit that xlabel names.
+        baseacc, basediff: accuracy and time of the baseline, in the units of accs and diffs.
+        all_samples: draws every setting too.
+        knee_idx: which of the kept settings (by rising time, from 0) is marked as the knee.
+        xlim, ylim: limits of the axes; those of accuracy as fractions.
+        inc_amt: by how much the accuracy must exceed the last kept one.
+
+    Raises:
+        ValueError: knee_idx is none of the kept settings.
+    """
+    kept_accs, kept_times, kept_ps, _ = utils.get_inc_points(accs, diffs, ps, exits, inc_amt)
+    if knee_idx is not None and not 0 <= knee_idx < len(kept_accs):
+        raise ValueError('knee_idx must be one of the %d kept settings, 0 to %d, not %s' % (
+            len(kept_accs), len(kept_accs) - 1, knee_idx))
+    with _figure(output_path) as figure:
+        axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel, title=title)
+        if all_samples:
+            axes.plot(diffs, accs, 'o', color=SKY, alpha=.5, markersize=3.5, markeredgewidth=0,
+                      label=our_label + ', all settings')
+        axes.plot(kept_times, kept_accs, 'o-', color=BLUE, label=our_label)
+        if knee_idx is not None:
+            axes.plot(kept_times[knee_idx], kept_accs[knee_idx], '*', color=ORANGE, markersize=13,
+                      markeredgecolor='black', markeredgewidth=.6, label='Knee: T = ' + _setting(kept_ps[knee_idx]))
+        axes.plot(basediff, baseacc, 'D', color=VERMILION, markersize=7, label=orig_label)
+        _percent(axes)
+        axes.set(xlim=xlim, ylim=ylim)
+        _legend(axes)
+    return figure
+
+
+def plot_layer_entropy(net, x, output_path=None):
+    """Share of samples whose entropy at an exit is below a threshold, for every exit and threshold.
+
+    Read upwards from a threshold, a line gives the share that would leave at that exit were it the first.
+
+    Args:
+        net: a BranchyNet.
+        x: samples (N, ...), on the net's device.
+    """
+    with _figure(output_path) as figure:
+        axes = figure.add_subplot(xlabel='Entropy (nat)', ylabel='Samples below', xscale='log', ylim=(0, 1.02))
+        for k, prob in enumerate(net.get_SM(x)):
+            entropies = np.sort(to_cpu(functions.entropy(prob)))
+            axes.step(entropies, np.arange(1, len(entropies) + 1) / len(entropies), where='post',
+                      label='Exit %d' % (k + 1), **_line(k))
+        axes.set_xlim(left=max(axes.get_xlim()[0], 1e-6))  # below lies rounding
+        _percent(axes)
+        _legend(axes)
+    return figure
+
+
+def plot_exits(exits, accs, exits2, accs2, i=0, labels=('Network 1', 'Network 2'), output_path=None):
+    """Accuracy against the share of samples that leave at exit i, for two networks.
+
+    Args:
+        exits, exits2: (settings, exits), number of samples that left at every exit.
+        accs, accs2: (settings,), accuracy.
+        i: the exit, from 0.
+        labels: names of the two.
+    """
+    with _figure(output_path) as figure:
+        axes = figure.add_subplot(xlabel='Samples leaving at exit %d' % (i + 1), ylabel='Accuracy')
+        for k, (counts, values, marker) in enumerate(((exits, accs, 'o'), (exits2, accs2, 's'))):
+            counts = np.asarray(counts)
+            share = counts[:, i] / counts.sum(axis=1)
+            order = np.argsort(share, kind='stable')
+            axes.plot(share[order], np.asarray(values)[order], marker=marker, label=labels[k], **_line(k))
+        _percent(axes)
+        axes.xaxis.set_major_formatter(axes.yaxis.get_major_formatter())
+        _legend(axes)
+    return figure
+
+
+def plot_runtimes(labels, times, xlabel='Runtime (ms)', output_path=None):
+    """A bar with its value for the time of every network, the first on top.
+
+    Args:
+        labels: their names.
+        times: (networks,), in the unit that xlabel names.
+    """
+    with _figure(output_path) as figure:
+        axes = figure.add_subplot(xlabel=xlabel)
+        bars = axes.barh(labels, times, height=.6, color=BLUE)
+        axes.bar_label(bars, fmt='%.3g', padding=3, fontsize=8)
+        axes.invert_yaxis()
+        axes.grid(axis='y', visible=False)
+        axes.tick_params(axis='y', length=0)
+        axes.margins(x=.12)
+    return figure
+
+
+@contextlib.contextmanager
+def _figure(path, rows=1, columns=1):
+    """An empty figure in this file's style; saved at path at the end, or pyplot's if there is none."""
+    import matplotlib
+    with matplotlib.rc_context(STYLE):
+        width, height = STYLE['figure.figsize']
+        size = columns * width, (1 + .5 * (rows - 1)) * height
+        if path is None:
+            from matplotlib import pyplot
+            figure = pyplot.figure(figsize=size)
+        else:
+            from matplotlib.figure import Figure
+            figure = Figure(figsize=size)
+        yield figure
+        if path is None:
+            figure.canvas.draw()  # what is left to the first drawing (ticks) would miss the style
+        else:
+            _save(figure, Path(path))
+
+
+def _save(figure, path):
+    """Writes beside the file and then renames, so that nobody finds half a figure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name('.%s.%d' % (path.name, os.getpid()))
+    dates = {'.pdf': {'CreationDate': None}, '.svg': {'Date': None}}  # the same bytes for the same figure
+    try:
+        figure.savefig(unfinished, format=path.suffix[1:], metadata=dates.get(path.suffix))
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _line(k):
+    return {'color': COLORS[k % len(COLORS)], 'linestyle': LINES[k % len(LINES)]}
+
+
+def _epochs(axes, values, labels=None):
+    from matplotlib.ticker import MaxNLocator
+    values = np.array([np.atleast_1d(value) for value in values])
+    if labels is None:
+        labels = ['Exit %d' % (k + 1) for k in range(values.shape[1])]
+    for k, (line, label) in enumerate(zip(values.T, labels)):
+        axes.plot(range(1, len(line) + 1), line, label=label, **_line(k))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _legend(axes):
+    if len(axes.get_legend_handles_labels()[0]) > 1:
+        axes.legend()
+
+
+def _percent(axes):
+    from matplotlib.ticker import FuncFormatter
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: '%.4g %%' % (100 * value)))
+
+
+def _setting(p):
+    return ', '.join('%g' % value for value in np.atleast_1d(p))
+
+
+def _setting_ticks(axes, ps):
+    """Names the settings under an axis of their indices, as many as there is room for."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    axes.xaxis.set_major_locator(MaxNLocator(9, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(
+        lambda i, _: _setting(ps[int(i)]) if i in range(len(ps)) else ''))
+    axes.tick_params(axis='x', rotation=30)
+
+
+def _front(gains, changes):
+    """Indices, by rising gain, of the settings that no other beats in both."""
+    order = np.lexsort((-changes, -gains))
+    best = np.maximum.accumulate(changes[order])
+    first = np.r_[True, best[1:] > best[:-1]]
+    return order[first][::-1]

@@ -1,0 +1,1 @@
+"""The data sets of the paper, each module a get_data()."""

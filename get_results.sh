@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Trains, sweeps and compares with the published numbers; installs into .venv if need be.
+#
+#   ./get_results.sh [--preset smoke|quick|paper] [--only lenet_mnist,...] [--seeds N]
+#                    [--device auto|cpu|gpu:0] [--out DIR] [--resume]
+#
+# Exit status: 0 all claims that were checked hold, 1 a claim fell short, 2 bad usage or no data.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+options=()
+if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
+    options=(--gpu)
+fi
+docker/install.sh ${options[@]+"${options[@]}"}
+exec .venv/bin/branchynet reproduce "$@"

@@ -1,0 +1,194 @@
+"""`branchynet reproduce` and `report` on a few real images."""
+import csv
+import json
+import os
+
+import chainer
+import numpy as np
+import pytest
+
+import branchynet  # noqa: F401
+from branchynet import cli, determinism, utils
+from branchynet.datasets import mnist
+from branchynet.experiments import lenet_mnist, pipeline, report
+from branchynet.networks import lenet_mnist as network
+
+TINY = pipeline.Preset(main_epochs=2, joint_epochs=2, batchsize=64, train_samples=256, test_samples=40)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """The LeNet experiment whose presets are all tiny; smoke claims nothing, quick what no run can reach."""
+    claim = pipeline.Claim('impossible accuracy (%)', lenet_mnist.baseline_accuracy, 101., ('quick',))
+    monkeypatch.setattr(lenet_mnist, 'EXPERIMENT', lenet_mnist.EXPERIMENT._replace(
+        presets={name: TINY for name in cli.PRESETS}, claims=[claim]))
+
+
+def reproduce(out, *options):
+    return cli.main(['reproduce', '--preset', 'smoke', '--device', 'cpu', '--out', str(out), *options])
+
+
+def read(out, name='results.json'):
+    with open(os.path.join(str(out), name)) as f:
+        return json.load(f)
+
+
+def test_a_results_folder_is_whole_and_true(tiny, tmp_path, capsys):
+    out = tmp_path / 'out'
+    assert reproduce(out, '--seeds', '2') == 0
+    assert sorted(os.listdir(str(out))) == [
+        'figures', 'manifest.json', 'report.md', 'results.json', 'sweep_lenet_mnist.csv',
+        'weights_lenet_mnist_seed0.npz', 'weights_lenet_mnist_seed1.npz']
+    figures = os.listdir(str(out / 'figures'))
+    assert sorted(figures) == sorted('lenet_mnist_seed%d_%s.%s' % (seed, what, suffix) for seed in (0, 1)
+                                     for what in ('main', 'joint', 'tradeoff') for suffix in ('png', 'pdf'))
+    results = read(out)['experiments']['lenet_mnist']['seeds']
+    assert [r['seed'] for r in results] == [0, 1]
+    assert results[0]['weights_sha256'] != results[1]['weights_sha256']
+    assert np.shape(results[0]['joint_training']['loss']) == (2, 2)
+
+    # What is written is what the weights do.
+    net = network.get_network()
+    chainer.serializers.load_npz(str(out / 'weights_lenet_mnist_seed1.npz'), net)
+    _, _, x, y = mnist.get_data()
+    ts, accs, _, exits = utils.screen_branchy(net, x[:40], y[:40], lenet_mnist.THRESHOLDS)
+    assert [row['thresholds'] for row in results[1]['sweep']] == ts
+    np.testing.assert_allclose([row['accuracy_percent'] for row in results[1]['sweep']], accs * 100)
+    np.testing.assert_allclose([row['exit_percent'] for row in results[1]['sweep']], exits / 40 * 100)
+    with open(str(out / 'sweep_lenet_mnist.csv')) as f:
+        rows = list(csv.DictReader(f))
+    assert len(rows) == 2 * 17
+    assert [float(row['accuracy_percent']) for row in rows[17:]] == pytest.approx(list(accs * 100))
+    for name, sha256 in read(out, 'manifest.json')['sha256'].items():
+        assert determinism.sha256(str(out / name)) == sha256
+
+    printed = capsys.readouterr().out
+    assert printed.startswith('Preset smoke on @numpy: about ')
+    text = (out / 'report.md').read_text()
+    assert text in printed
+    assert '| 99.25 ' in text and '94.3 5.63' in text  # Table I beside
+    baseline = np.mean([r['baseline']['accuracy_percent'] for r in results])
+    assert '| %.2f ± ' % baseline in text
+
+
+def test_a_run_that_was_interrupted_resumes_to_the_same_bits(tiny, tmp_path, monkeypatch, capsys):
+    assert reproduce(tmp_path / 'whole') == 0
+    save, saved = pipeline.save_checkpoint, []
+
+    def interrupt(*args):
+        save(*args)
+        saved.append(args)
+        if len(saved) in (1, 4):  # in main's training, and in the joint one
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, 'save_checkpoint', interrupt)
+    out = tmp_path / 'out'
+    assert reproduce(out) == 130
+    assert os.listdir(str(out)) == ['checkpoint_lenet_mnist_seed0.npz']
+    assert reproduce(out, '--resume') == 130
+    assert reproduce(out, '--resume') == 0
+    whole, resumed = (read(path)['experiments']['lenet_mnist']['seeds'][0] for path in (tmp_path / 'whole', out))
+    assert resumed['weights_sha256'] == whole['weights_sha256']
+    assert resumed['joint_training']['loss'] == whole['joint_training']['loss']
+    assert resumed['main_training']['loss'] == whole['main_training']['loss']
+
+    before = (out / 'results.json').read_bytes()
+    saved.clear()
+    assert reproduce(out, '--resume') == 0  # nothing is left to do
+    assert not saved and (out / 'results.json').read_bytes() == before
+    assert cli.main(['reproduce', '--preset', 'quick', '--device', 'cpu', '--out', str(out), '--resume']) == 2
+    assert 'is of preset smoke: expected quick' in capsys.readouterr().err
+    assert (out / 'results.json').read_bytes() == before
+
+
+def test_a_claim_that_falls_short_is_the_status(tiny, tmp_path, capsys):
+    assert cli.main(['reproduce', '--preset', 'quick', '--device', 'cpu', '--out', str(tmp_path)]) == 1
+    assert 'FAIL: impossible accuracy (%): ' in capsys.readouterr().out
+
+
+def test_without_data_nothing_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('BRANCHYNET_DATA', str(tmp_path / 'data'))
+    monkeypatch.setattr(mnist, 'MIRRORS', [])
+    assert reproduce(tmp_path / 'out') == 2
+    error = capsys.readouterr().err
+    assert error.startswith('lenet_mnist is skipped: ') and error.count('\n') == 1
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('words, message', [
+    (['--preset', 'huge'], "invalid choice: 'huge'"),
+    (['--only', 'lenet_mnist,vgg'], "'vgg' is no experiment: expected some of lenet_mnist"),
+    (['--seeds', '0'], "'0' is no number of seeds"),
+])
+def test_bad_usage_is_status_2(words, message, capsys):
+    with pytest.raises(SystemExit) as info:
+        cli.main(['reproduce', *words])
+    assert info.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('device', ['gpu:99', 'tpu', 'gpu:x'])
+def test_a_device_that_is_not_there_is_status_2(device, capsys):
+    assert cli.main(['reproduce', '--preset', 'smoke', '--device', device]) == 2
+    error = capsys.readouterr().err
+    assert device in error and 'expected' in error and error.count('\n') == 1
+
+
+def example():
+    """A results.json made by hand."""
+    measured = {'accuracy_percent': 98.5, 'released': timed(.5), 'whole': timed(1.)}
+    settings = [{**measured, 'thresholds': [t], 'exit_percent': [90., 10.]} for t in (.025, .1)]
+    seed = {'seed': 0, **TINY._asdict(), 'baseline': {
+        **measured, 'accuracy_as_released_percent': 97.25, 'released': timed(2.), 'whole': timed(3.)},
+        'measured': settings}
+    claim = {'claim': 'accuracy', 'at_least': 98., 'measured': 98.5, 'holds': True}
+    environment = {**determinism.environment(), 'cpu': 'a processor', 'cores': 2}
+    return {'format': pipeline.FORMAT, 'preset': 'smoke', 'environment': environment,
+            'experiments': {'lenet_mnist': {'network': 'LeNet', 'seeds': [seed], 'claims': [claim]}}}
+
+
+def timed(ms):
+    return {'mean_ms': ms, 'median_ms': ms, 'p95_ms': ms}
+
+
+def test_every_number_of_the_report_comes_from_the_results():
+    results = example()
+    page = report.markdown(results)
+    assert 'PASS: accuracy: 98.50, expected 98.00 or more' in page
+    assert '| 4.00 ' in page and '| 3.00 |' in page  # the gains on both clocks
+    seed = results['experiments']['lenet_mnist']['seeds'][0]
+    for change in [
+            lambda: seed['baseline'].update(accuracy_percent=11.11),
+            lambda: seed['baseline'].update(accuracy_as_released_percent=22.22),
+            lambda: seed['measured'][0]['released'].update(mean_ms=33.33),
+            lambda: seed['measured'][1]['whole'].update(p95_ms=44.44),
+            lambda: seed['measured'][1].update(thresholds=[.55]),
+            lambda: results['environment'].update(cpu='another processor')]:
+        change()
+        changed = report.markdown(results)
+        assert changed != page
+        page = changed
+
+
+def test_report_goes_between_the_markers_of_a_page(tmp_path, capsys):
+    pipeline.write_json(str(tmp_path / 'results.json'), example())
+    page = tmp_path / 'page.md'
+    page.write_text('before\n%s\nold\n%s\nafter\n' % (report.BEGIN, report.END))
+    assert cli.main(['report', str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert cli.main(['report', str(tmp_path), '--update', str(page)]) == 0
+    assert page.read_text() == 'before\n%s\n%s%s\nafter\n' % (report.BEGIN, text, report.END)
+    page.write_text('no markers')
+    assert cli.main(['report', str(tmp_path), '--update', str(page)]) == 2
+    assert page.read_text() == 'no markers'
+
+
+@pytest.mark.parametrize('content, words', [
+    (None, 'is missing'), ('{"format": 1', 'is damaged'), ('{"format": 99}', 'is not of format 1'),
+    ('[]', 'is not of format 1')])
+def test_results_that_cannot_be_read_are_named(tmp_path, capsys, content, words):
+    if content is not None:
+        (tmp_path / 'results.json').write_text(content)
+    assert cli.main(['report', str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert words in error and 'results.json' in error and error.count('\n') == 1

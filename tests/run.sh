@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Installs if need be and runs the tests: tests/run.sh [pytest arguments]
+# Without arguments all but the slow ones. Tests marked gpu skip themselves where there is no GPU.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+docker/install.sh --dev
+[ $# -gt 0 ] || set -- -m "not slow"
+exec .venv/bin/python -m pytest "$@"

@@ -1,0 +1,450 @@
+"""The joint step, inference and the Chain that BranchyNet is."""
+import copy
+import math
+import pickle
+
+import branchynet
+import chainer
+import chainer.functions as F
+import chainer.links as L
+import dill
+import numpy as np
+import pytest
+
+from branchynet.functions import entropy
+from branchynet.links.resnet import ResBlock
+from conftest import same, small_data, small_net, weights
+
+X, T = small_data()
+
+
+def own(net, k):
+    """Parameters of exit k's own links."""
+    model = net.models[k]
+    return [p for link in model[model.endi:] for p in link.params()]
+
+
+def trunk(net):
+    last = net.models[-1]
+    return [p for link in last[:last.endi] for p in link.params()]
+
+
+def head(net):
+    return [p for link in net.main[net.models[-1].endi:] for p in link.params()]
+
+
+def moved(net, action):
+    """Which of main's head, the trunk and the exits' own links an action moved."""
+    groups = {'head': head(net), 'trunk': trunk(net)}
+    groups.update(('exit%d' % k, own(net, k)) for k in range(net.numexits()))
+    before = {name: [p.array.copy() for p in params] for name, params in groups.items()}
+    action()
+    return {name for name, params in groups.items()
+            if any(not np.array_equal(p.array, old) for p, old in zip(params, before[name]))}
+
+
+def gradients(net, expected_loss):
+    """Gradients by path after the net's joint step, and those of expected_loss(net)."""
+    chainer.config.train = True
+    for optimizer in [net.optimizer] + net.optimizers:
+        optimizer.update = lambda: None
+    net.train(X, T)
+    found = {path: p.grad for path, p in net.namedparams()}
+    net.cleargrads()
+    expected_loss(net).backward()
+    return found, {path: p.grad for path, p in net.namedparams()}
+
+
+def exit_loss(net, k, rows=slice(None)):
+    return F.softmax_cross_entropy(net.models[k](X[rows]), T[rows])
+
+
+def check_gradients(net, expected_loss):
+    found, expected = gradients(net, expected_loss)
+    for path in expected:
+        if expected[path] is None:
+            assert found[path] is None or not found[path].any(), path
+        else:
+            np.testing.assert_allclose(found[path], expected[path], rtol=1e-4, atol=1e-6, err_msg=path)
+
+
+# Structure
+
+def test_models_share_the_trunk_and_main_has_its_own_head():
+    net = small_net()
+    for model in net.models:
+        assert [id(link) for link in model[:model.endi]] == [id(link) for link in net.main[:model.endi]]
+    assert [(m.starti, m.endi) for m in net.models] == [(0, 2), (2, 4), (4, 6)]
+    final, main_head = net.models[-1][6], net.main[6]
+    assert final is not main_head
+    np.testing.assert_array_equal(final.W.array, main_head.W.array)
+
+
+def test_namedparams_hold_every_parameter_once():
+    net = small_net()
+    params = dict(net.namedparams())
+    assert len({id(p) for p in params.values()}) == len(params) == len(list(net.params()))
+    assert {'/main/0/W', '/main/6/b', '/models/0/2/W', '/models/1/6/b', '/models/2/6/W'} <= params.keys()
+    assert {path for path, _ in net.models[1].namedparams()} == {
+        '/0/W', '/0/b', '/2/W', '/2/b', '/4/W', '/4/b', '/6/W', '/6/b'}
+    assert len(list(net.links())) == len(set(map(id, net.links())))
+
+
+@pytest.mark.parametrize('network, error, words', [
+    ([L.Linear(4, 3)], ValueError, 'network ends with Linear: expected a Branch'),
+    ([], ValueError, 'network ends with nothing'),
+    ([F.relu, branchynet.Branch([])], TypeError, r'network\[0\] is <function relu.*FL makes one'),
+])
+def test_bad_networks_are_named(network, error, words):
+    with pytest.raises(error, match=words):
+        branchynet.BranchyNet(network)
+
+
+def test_unknown_optimiser_is_named():
+    with pytest.raises(ValueError, match="opt is 'SGD': expected 'Adam' or 'MomentumSGD'"):
+        small_net(opt='SGD')
+
+
+# Training
+
+def test_who_learns_in_each_step():
+    net = small_net()
+    assert moved(net, lambda: net.train_main(X, T)) == {'head', 'trunk'}
+    net = small_net()
+    assert moved(net, lambda: net.train_branch(1, X, T)) == {'exit1'}
+    # Without moments from a main phase, zero gradients leave main's head where it is.
+    assert moved(net, lambda: net.train(X, T)) == {'trunk', 'exit0', 'exit1', 'exit2'}
+
+
+def test_joint_gradient_is_the_weighted_sum():
+    net = small_net()
+    net.models[0].weight, net.models[2].weight = .3, 2.
+    check_gradients(net, lambda n: .3 * exit_loss(n, 0) + exit_loss(n, 1) + 2 * exit_loss(n, 2))
+
+
+def test_reported_losses_are_unweighted():
+    one, other = small_net(), small_net()
+    other.models[0].weight = 5.
+    assert one.train(X, T) == other.train(X, T)
+
+
+def test_without_joint_only_the_last_exit_trains_the_trunk():
+    net = small_net(joint=False)
+    found, _ = gradients(net, lambda n: exit_loss(n, 2))
+    net.cleargrads()
+    exit_loss(net, 2).backward()
+    for p, (path, _) in zip(trunk(net), net.main.namedparams()):
+        np.testing.assert_allclose(found['/main' + path], p.grad, rtol=1e-5, atol=1e-7)
+    assert all(found['/models/%d/%d/W' % where].any() for where in ((0, 2), (1, 4), (2, 6)))
+
+
+def test_forward_main_takes_the_last_exits_place_in_the_trunk():
+    net = small_net()
+    net.forwardMain = True
+
+    def expected(n):
+        last = F.softmax_cross_entropy(n.exit(2, n.main(X, endi=6).array), T)
+        return exit_loss(n, 0) + exit_loss(n, 1) + last + F.softmax_cross_entropy(n.main(X), T)
+
+    check_gradients(net, expected)
+    assert len(net.train(X, T)[0]) == 3
+    alone = small_net(joint=False)
+    alone.forwardMain = True
+    found, _ = gradients(alone, lambda n: F.softmax_cross_entropy(n.main(X), T))
+    main_gradient = {path: p.grad for path, p in alone.main.namedparams()}
+    for path, grad in main_gradient.items():
+        np.testing.assert_allclose(found['/main' + path], grad, rtol=1e-5, atol=1e-7)
+
+
+def test_thresholds_drop_samples_for_later_exits():
+    net = small_net()
+    ent = entropy(F.softmax(net.models[0](X)))
+    threshold = float(np.median(ent))
+    stay = np.flatnonzero(ent >= np.float32(threshold))
+    net.thresholdExits = [threshold, 0.]
+    check_gradients(net, lambda n: exit_loss(n, 0) + exit_loss(n, 1, stay) + exit_loss(n, 2, stay))
+    assert 0 < len(stay) < len(X)
+
+
+@pytest.mark.parametrize('setting, kept', [
+    ({'percentTrainKeeps': .5}, [32, 16, 8]),
+    ({'percentTrainKeeps': [.75, .5]}, [32, 24, 16]),  # a list counts in the whole batch
+    ({'percentTrainExits': .25}, [32, 24, 18]),
+    ({'percentTrainExits': [.25, .5]}, [32, 24, 8]),
+    ({'percentTrainExits': 1.}, [32, 0, 0]),
+    ({'thresholdExits': 5.}, [32, 0, 0]),
+])
+def test_how_many_are_carried_on(setting, kept, monkeypatch):
+    net = small_net()
+    for name, value in setting.items():
+        setattr(net, name, value)
+    seen = [0, 0, 0]
+    exit_of = branchynet.BranchyNet.exit
+
+    def recording(self, k, h):
+        seen[k] = len(h)
+        return exit_of(self, k, h)
+
+    monkeypatch.setattr(branchynet.BranchyNet, 'exit', recording)
+    net.train(X, T)
+    assert seen == kept
+
+
+def test_exits_that_nothing_reaches_report_zero_and_still_update():
+    net = small_net()
+    net.train(X, T)
+    net.thresholdExits = 5.
+    losses, accuracies = net.train(X, T)
+    assert losses[1:] == [0, 0] and accuracies[1:] == [0, 0] and losses[0] > 0
+    assert moved(net, lambda: net.train(X, T)) == {'trunk', 'exit0', 'exit1', 'exit2'}
+
+
+def test_learned_thresholds_are_where_training_cut():
+    net = small_net(percentTrainKeeps=.5)
+    assert all(map(math.isnan, net.getLearnedExitsThresholds()))
+    ent = np.sort(entropy(F.softmax(net.models[0](X))))
+    net.train(X, T)
+    assert net.getLearnedExitsThresholds()[0] == pytest.approx(ent[15], abs=1e-6)
+    net.clearLearnedExitsThresholds()
+    assert all(map(math.isnan, net.getLearnedExitsThresholds()))
+
+
+def test_optimisers_are_the_published_ones():
+    net = small_net(alpha=.01)
+    assert net.optimizer.alpha == .01 and all(o.alpha == .001 for o in net.optimizers)
+    net = small_net(opt='MomentumSGD', lr=.2, momentum=.5, weight_decay=.01)
+    assert (net.optimizer.lr, net.optimizer.momentum) == (.2, .5)
+    assert all((o.lr, o.momentum) == (.2, .9) for o in net.optimizers)
+    before = weights(net)['/models/0/2/W']
+    net.cleargrads()
+    exit_loss(net, 0).backward()
+    gradient = net.models[0][2].W.grad.copy()
+    net.train(X, T)
+    np.testing.assert_allclose(weights(net)['/models/0/2/W'], before - .2 * (gradient + .01 * before), rtol=1e-4)
+
+
+def test_the_copy_of_main_learns_alone():
+    net = small_net()
+    net.train_main(X, T)
+    net.copy_main()
+    before = weights(net)
+    loss, accuracy = net.train_main_copy(X, T)
+    assert same(before, weights(net))
+    assert net.train_main(X, T) == (loss, accuracy)  # with main's moments
+    assert net.test_main_copy(X, T)[0] == net.test_main(X, T)[0]
+
+
+# Inference
+
+def direct(net, thresholds, x=X):
+    """Exits and logits by the definition, sample by sample."""
+    exits, logits = [], []
+    with chainer.using_config('train', False):
+        for row in x:
+            for k, model in enumerate(net.models):
+                y = model(row[None]).array
+                if k == 2 or entropy(F.softmax(y))[0] < thresholds[k]:
+                    break
+            exits.append(k)
+            logits.append(y[0])
+    return np.array(exits), np.array(logits)
+
+
+def test_test_and_run_leave_where_the_definition_says():
+    net = small_net(dropout=True)
+    thresholds = [float(np.median(e)) + 1e-4 for e in net.find_entropies(X)]
+    exits, logits = direct(net, thresholds)
+    net.thresholdExits = thresholds
+    accuracy, accuracies, counts, seconds = net.test(X, T)
+    assert counts == np.bincount(exits, minlength=3).tolist() and min(counts) > 0
+    right = logits.argmax(axis=1) == T
+    assert accuracy == right.mean() and seconds > 0
+    np.testing.assert_allclose(accuracies, [right[exits == k].mean() for k in range(3)])
+    np.testing.assert_allclose(net.run(X), logits, rtol=1e-4, atol=1e-5)
+
+
+def test_percentages_count_as_released():
+    net = small_net(percentTestExits=.5)
+    assert net.test(X, T)[2] == [16, 8, 8]
+    net.percentTestExits = [.5, .25]
+    assert net.test(X, T)[2] == [16, 8, 8]
+    net.percentTestExits = [.75, .75]
+    assert net.test(X, T)[2] == [24, 8, 0]
+
+
+def test_test_works_without_labels():
+    net = small_net()
+    accuracy, accuracies, counts, _ = net.test(X)
+    assert math.isnan(accuracy) and sum(counts) == len(X)
+    assert all(math.isnan(a) for a, n in zip(accuracies, counts) if n)
+    assert math.isnan(net.test_main(X)[0])
+
+
+def test_methods_take_variables():
+    net = small_net()
+    v = chainer.Variable(X)
+    assert net.test(v, chainer.Variable(T))[:3] == net.test(X, T)[:3]
+    np.testing.assert_array_equal(net.run_main(v), net.run_main(X))
+    net.train(v, chainer.Variable(T))
+    net.find_thresholds(v[:8].array)
+
+
+def test_mode_is_the_methods_own():
+    net = small_net(dropout=True)
+    net.training()
+    np.testing.assert_array_equal(net.run_main(X), net.run_main(X))
+    assert not np.array_equal(net.main(X).array, net.main(X).array)
+    net.testing()
+    np.testing.assert_array_equal(net.main(X).array, net.run_main(X))
+    np.random.seed(0)
+    first = net.train_main(X, T)
+    assert first != net.train_main(X, T)
+    assert chainer.config.train is False
+
+
+def test_get_sm_is_the_softmax_of_every_exit():
+    net = small_net()
+    probs = net.get_SM(X)
+    assert [p.shape for p in probs] == [(32, 3)] * 3
+    for model, prob in zip(net.models, probs):
+        np.testing.assert_allclose(prob, F.softmax(model(X)).array, rtol=1e-5)
+
+
+def test_find_thresholds_cuts_the_sorted_entropies():
+    net = small_net()
+    thresholds, entropies = net.find_thresholds_entropies(X, T, .25, batchsize=10)
+    assert [e.shape for e in entropies] == [(32,), (32,)]
+    assert thresholds == [float(np.sort(e)[24]) for e in entropies]
+    assert net.find_thresholds(X, percentTrainKeeps=[0., 1.]) == [
+        float(entropies[0].max()), float(entropies[1].min())]
+    with pytest.raises(ValueError, match='percentTrainKeeps'):
+        net.find_thresholds(X, percentTrainKeeps=[.5])
+
+
+# Bad input
+
+NAN = X.copy()
+NAN[5, 2] = np.nan
+
+
+@pytest.mark.parametrize('x, t, error, words', [
+    (X[:, :3], T, ValueError, r'link 0 \(Linear\) cannot take an array of shape \(32, 3\)'),
+    (X.astype('d'), T, TypeError, 'x has dtype float64: expected float32'),
+    (X.tolist(), T, TypeError, 'x is a list: expected'),
+    (X[:0], T[:0], ValueError, r'x has shape \(0, 4\): expected at least one sample'),
+    (NAN, T, ValueError, 'x holds NaN, first in sample 5'),
+    (X, T.astype('f'), TypeError, 't has dtype float32: expected signed integers'),
+    (X, T[:-1], ValueError, r't has shape \(31,\): expected \(32,\)'),
+    (X, T[:, None], ValueError, r't has shape \(32, 1\)'),
+    (X, T + 1, ValueError, 't holds the label 3: expected less than 3'),
+    (X, T - 1, ValueError, 't holds the label -1: expected 0 or more'),
+])
+@pytest.mark.parametrize('method', ['train', 'train_main', 'test', 'test_main', 'train_branch'])
+def test_bad_input_is_named_before_anything_moves(method, x, t, error, words):
+    net = small_net()
+    before = weights(net)
+    call = getattr(net, method)
+    with pytest.raises(error, match='^' + words) as info:
+        call(0, x, t) if method == 'train_branch' else call(x, t)
+    assert '\n' not in str(info.value)
+    assert same(before, weights(net))
+
+
+# As a Chain
+
+@pytest.mark.parametrize('duplicate', [
+    copy.deepcopy, lambda n: n.copy('copy'), lambda n: dill.loads(dill.dumps(n)), lambda n: pickle.loads(pickle.dumps(n))],
+    ids=['deepcopy', 'copy', 'dill', 'pickle'])
+def test_copies_are_whole_and_independent(duplicate):
+    net = small_net(thresholdExits=[.5, .5])
+    net.train(X, T)
+    new = duplicate(net)
+    before = weights(net)
+    assert same(weights(new), before)
+    assert new.main[0] is new.models[2][0] and new.main[0] is not net.main[0]
+    results = new.train(X, T)
+    assert same(weights(net), before)
+    assert net.train(X, T) == results and same(weights(net), weights(new))  # with the optimisers' moments
+
+
+@pytest.mark.parametrize('mode', ['init', 'share'])
+def test_chainers_other_copies_keep_one_trunk(mode):
+    net = small_net()
+    new = net.copy(mode)
+    assert new.main[0] is new.models[2][0] and new.main[0] is not net.main[0]
+    assert (new.main[0].W.array is net.main[0].W.array) == (mode == 'share')
+    assert moved(new, lambda: new.train(X, T)) == {'trunk', 'exit0', 'exit1', 'exit2'}
+
+
+def test_copies_of_blocks_keep_their_weights():
+    net = branchynet.BranchyNet([ResBlock(3, 4), branchynet.Branch([ResBlock(4, 4), L.Linear(64, 2)])])
+    x = np.random.RandomState(0).rand(4, 3, 4, 4).astype(np.float32)
+    net.train(x, np.int32([0, 1, 0, 1]))
+    new = copy.deepcopy(net)
+    np.testing.assert_array_equal(new.run(x), net.run(x))
+    np.testing.assert_array_equal(net.main[1].conv1.W.shape, net.models[0][1].conv1.W.shape)
+
+
+def test_weights_are_saved_and_loaded_once_each(tmp_path):
+    net, other = small_net(0), small_net(1)
+    path = str(tmp_path / 'net.npz')
+    chainer.serializers.save_npz(path, net)
+    with np.load(path) as f:
+        assert set(f.files) == {path[1:] for path in weights(net)}
+    chainer.serializers.load_npz(path, other)
+    assert same(weights(net), weights(other))
+    np.testing.assert_array_equal(other.run(X), net.run(X))
+
+
+def test_chainers_trainer_trains_it(tmp_path):
+    net = small_net()
+    optimizer = chainer.optimizers.SGD(.1).setup(net)
+    iterator = chainer.iterators.SerialIterator(chainer.datasets.TupleDataset(X, T), 32, shuffle=False)
+    updater = chainer.training.updaters.StandardUpdater(iterator, optimizer)
+    before = weights(net)
+    net.cleargrads()
+    loss = net(X, T)
+    loss.backward()
+    expected = {path: before[path] - np.float32(.1) * (0 if p.grad is None else p.grad)
+                for path, p in net.namedparams()}
+    trainer = chainer.training.Trainer(updater, (1, 'iteration'), out=str(tmp_path))
+    trainer.extend(chainer.training.extensions.Evaluator(
+        chainer.iterators.SerialIterator(iterator.dataset, 8, repeat=False, shuffle=False), net))
+    trainer.extend(chainer.training.extensions.LogReport(trigger=(1, 'iteration')))
+    trainer.run()
+    for path, array in weights(net).items():
+        np.testing.assert_allclose(array, expected[path], rtol=1e-5, atol=1e-7)  # each parameter moved once
+    log = trainer.get_extension('LogReport').log[0]
+    assert log['main/loss'] == pytest.approx(float(loss.array))
+    assert {'main/exit0/loss', 'main/exit2/accuracy', 'validation/main/exit1/accuracy'} <= log.keys()
+
+
+def test_addgrads_adds_each_gradient_once():
+    net, other = small_net(), small_net()
+    for n in (net, other):
+        n.cleargrads()
+        n(X, T).backward()
+    gradient = net.main[0].W.grad.copy()
+    net.addgrads(other)
+    np.testing.assert_allclose(net.main[0].W.grad, 2 * gradient, rtol=1e-6)
+
+
+def test_print_models_lists_every_link(capsys):
+    small_net(verbose=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == 'main: Linear FL Linear FL Linear FL Linear'
+    assert lines[1] == 'exit 0: Linear FL Linear'
+    assert len(lines) == 4
+
+
+@pytest.mark.gpu
+def test_gpu_agrees_with_the_cpu():
+    net = small_net(thresholdExits=[.8, .8])
+    cpu = net.run(X)
+    net.to_gpu()
+    assert net.gpu
+    np.testing.assert_allclose(chainer.backends.cuda.to_cpu(net.run(X)), cpu, rtol=1e-4, atol=1e-5)
+    losses, _ = net.train(X, T)
+    net.to_cpu()
+    assert not net.gpu
+    assert losses == pytest.approx(small_net(thresholdExits=[.8, .8]).train(X, T)[0], rel=1e-4)

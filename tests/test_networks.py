@@ -1,0 +1,53 @@
+"""The three networks: sizes worked out by hand from the layers that original.md lists."""
+import numpy as np
+import pytest
+
+import branchynet  # noqa: F401
+from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
+
+
+def conv(i, o, k):
+    return i * o * k * k + o
+
+
+def linear(i, o):
+    return i * o + o
+
+
+def block(i, o):
+    return conv(i, o, 3) + conv(o, o, 3) + 4 * o
+
+
+LENET = [
+    conv(1, 5, 5) + conv(5, 10, 5) + conv(10, 20, 5) + linear(720, 84),
+    conv(5, 10, 3) + linear(640, 10), linear(84, 10)]
+ALEXNET = [
+    conv(3, 32, 5) + conv(32, 64, 5) + conv(64, 96, 3) + conv(96, 96, 3) + conv(96, 64, 3)
+    + linear(1024, 256) + linear(256, 128),
+    conv(64, 32, 3) + conv(32, 32, 3) + linear(512, 10), conv(96, 32, 3) + linear(128, 10), linear(128, 10)]
+RESNET = [
+    conv(3, 16, 3) + 2 * 16 + 18 * block(16, 16) + block(16, 32) + 17 * block(32, 32) + block(32, 64)
+    + 17 * block(64, 64),
+    conv(16, 64, 5) + conv(64, 32, 3) + conv(32, 32, 3) + linear(28800, 10), block(16, 16) + linear(14400, 10),
+    linear(576, 10)]
+
+
+@pytest.mark.parametrize('builder, shape, sizes, ends', [
+    (lenet_mnist, (1, 28, 28), LENET, [1, 10]),
+    (alex_cifar10, (3, 32, 32), ALEXNET, [5, 9, 21]),
+    (resnet_cifar10, (3, 32, 32), RESNET, [3, 21, 58]),
+], ids=['lenet', 'alexnet', 'resnet'])
+def test_sizes_and_places_of_the_exits(builder, shape, sizes, ends):
+    net = builder.get_network()
+    trunk, *exits = sizes
+    assert [model.endi for model in net.models] == ends
+    assert sum(p.size for p in net.main.params()) == trunk + exits[-1]
+    assert [sum(p.size for link in m[m.endi:] for p in link.params()) for m in net.models] == exits
+    x = np.random.RandomState(0).rand(2, *shape).astype(np.float32)
+    net.train_main(x, np.int32([0, 1]))  # ResNet's running variances start at 0
+    assert [p.shape for p in net.get_SM(x)] == [(2, 10)] * len(exits)
+
+
+def test_get_network_passes_arguments_on():
+    net = lenet_mnist.get_network(.5, opt='MomentumSGD', lr=.05, thresholdExits=.1)
+    assert (net.percentTrainKeeps, net.opt, net.lr, net.thresholdExits) == (.5, 'MomentumSGD', .05, .1)

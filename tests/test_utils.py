@@ -1,0 +1,144 @@
+import branchynet  # noqa: F401
+import numpy as np
+import pytest
+
+from branchynet import utils
+from conftest import same, small_data, small_net, weights
+
+X, T = small_data(40)
+
+
+def test_train_shuffles_and_averages_over_batches():
+    net, other = small_net(), small_net()
+    np.random.seed(5)
+    losses, accuracies, seconds = utils.train(net, X, T, batchsize=16, num_epoch=2)
+    np.random.seed(5)
+    for epoch in range(2):
+        order = np.random.permutation(40)
+        results = [other.train(X[order[i:i + 16]], T[order[i:i + 16]]) for i in (0, 16, 32)]
+        np.testing.assert_array_equal(losses[epoch], np.mean([r[0] for r in results], axis=0))
+        np.testing.assert_array_equal(accuracies[epoch], np.mean([r[1] for r in results], axis=0))
+    assert seconds > 0 and same(weights(net), weights(other))
+
+
+def test_train_main_gives_scalars():
+    losses, accuracies, _ = utils.train(small_net(), X, T, batchsize=16, num_epoch=3, main=True)
+    assert np.shape(losses) == np.shape(accuracies) == (3,)
+    assert losses[2] < losses[0]
+
+
+def test_test_weights_over_samples():
+    net = small_net(thresholdExits=[.9, .9])
+    accuracy, seconds, exits, accuracies = utils.test(net, X, T, batchsize=16)
+    whole = net.test(X, T)
+    assert accuracy == whole[0] and exits.tolist() == whole[2] and seconds > 0
+    np.testing.assert_allclose(accuracies, whole[1])
+    accuracy, _, exits, accuracies = utils.test(net, X, T, batchsize=16, main=True)
+    assert accuracy == net.test_main(X, T)[0]
+    assert not exits.any() and not accuracies.any() and len(exits) == 3
+
+
+@pytest.mark.parametrize('call', [utils.train, utils.test])
+def test_samples_and_labels_must_match(call):
+    with pytest.raises(ValueError, match='x has 40 samples and y 39'):
+        call(small_net(), X, T[:39])
+    with pytest.raises(ValueError, match='batchsize is 0'):
+        call(small_net(), X, T, batchsize=0)
+
+
+def test_traintest_is_train_and_test_by_turns():
+    net, other = small_net(), small_net()
+    np.random.seed(1)
+    result = utils.traintest(net, X, T, X[:20], T[:20], batchsize=16, num_epoch=2)
+    np.random.seed(1)
+    losses, accuracies, train_seconds, test_accs, test_seconds, test_exits, exit_accs = result
+    for epoch in range(2):
+        loss, accuracy, _ = utils.train(other, X, T, 16, 1)
+        tested = utils.test(other, X[:20], T[:20], 16)
+        np.testing.assert_array_equal(losses[epoch], loss[0])
+        np.testing.assert_array_equal(accuracies[epoch], accuracy[0])
+        assert test_accs[epoch] == tested[0]
+        np.testing.assert_array_equal(test_exits[epoch], tested[2])
+        np.testing.assert_array_equal(exit_accs[epoch], tested[3])
+    assert train_seconds > 0 and test_seconds > 0
+
+
+def test_suites_run_each_setting_and_put_the_nets_own_back():
+    net = small_net(thresholdExits=[.1, .2], percentTestExits=.3)
+    ps, accs, seconds = utils.test_suite_A(net, X, T, batchsize=20, ps=[.2, 1.])
+    net.thresholdExits, net.percentTestExits = None, .2
+    assert ps == [.2, 1.] and accs[0] == utils.test(net, X, T, 20)[0] and len(seconds) == 2
+    net.thresholdExits = [.1, .2]
+    ps, accs, diffs, exits = utils.test_suite_B(net, X, T, batchsize=20, ps=[[0., 0.], [9., 9.]])
+    np.testing.assert_array_equal(exits, [[0, 0, 40], [40, 0, 0]])
+    assert accs.shape == diffs.shape == (2,)
+    assert net.thresholdExits == [.1, .2] and net.percentTestExits == .2
+    with pytest.raises(ValueError):
+        utils.test_suite_B(net, X, T, ps=[[0.]])
+    assert net.thresholdExits == [.1, .2]
+
+
+def test_generate_thresholds_combines_all():
+    assert utils.generate_thresholds([1, 2], 3) == [[1, 1], [1, 2], [2, 1], [2, 2]]
+    assert utils.generate_thresholds([1, 2], 2) == [[1], [2]]
+
+
+def test_screen_branchy_agrees_with_suite_b():
+    net = small_net()
+    ts, accs, diffs, exits = utils.screen_branchy(net, X, T, [.3, .8, 1.05])
+    _, suite_accs, _, suite_exits = utils.test_suite_B(net, X, T, 1, ts)
+    assert len(ts) == 9
+    np.testing.assert_array_equal(accs, suite_accs)
+    np.testing.assert_array_equal(exits, suite_exits)
+    assert (diffs > 0).all()
+    ts, accs, _, _ = utils.screen_branchy(net, X, T, [[.3, .8]], enumerate_ts=False)
+    assert ts == [[.3, .8]] and accs[0] == suite_accs[1]
+
+
+def test_get_inc_points_rise_in_time_and_accuracy():
+    accs, times = [.9, .8, .8996, .95, .94], [2., 1., 3., 5., 4.]
+    kept = utils.get_inc_points(accs, times, list('abcde'), [1, 2, 3, 4, 5])
+    assert kept == ([.8, .9, .8996, .94, .95], [1., 2., 3., 4., 5.], list('bacde'[i] for i in (0, 1, 2, 4, 3)),
+                    [2, 1, 3, 5, 4])
+    assert utils.get_inc_points(accs, times, list('abcde'), accs, inc_amt=0)[0] == [.8, .9, .94, .95]
+
+
+def test_table_is_aligned(capsys):
+    utils.branchy_table_results('LeNet', .992, 3.37, [.9925], [.62], [[943, 57]], [[.025]])
+    header, base, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ['Network', 'Acc.(%)', 'Time(ms)', 'Gain', 'Thrshld.T', 'Exit(%)']
+    assert base == '          LeNet          99.20           3.37              -              -              -'
+    assert row.split() == ['B-LeNet', '99.25', '0.62', '5.44', '0.025', '94.30,', '5.70']
+    assert len(header) == len(row) == 90
+
+
+def test_times_by_hand():
+    assert utils.compute_network_times([90, 10], [.001, .003]) == pytest.approx(1.2)
+    times = utils.compute_branch_times(small_net(), X, T, num_samples=10)
+    assert times.shape == (3,) and (np.diff(times) > 0).all() and times[0] > 0
+
+
+def test_get_sm_in_batches():
+    net = small_net()
+    for part, whole in zip(utils.get_SM(net, X, 16), net.get_SM(X)):
+        np.testing.assert_allclose(part, whole, rtol=1e-5)
+
+
+def test_get_ent_setdiff_by_hand():
+    assert utils.get_ent_setdiff([1, 2, 3, 4], [1, 2, 3, 4]) == 0
+    assert utils.get_ent_setdiff([1, 2, 3, 4], [1, 3, 2, 4]) == .5
+    assert utils.get_ent_setdiff([1, 2, 3, 4], [4, 3, 2, 1], percentExit=.25) == .5
+
+
+def test_augmented_helpers_train_on_all_views():
+    import chainer.functions as F
+    import chainer.links as L
+    np.random.seed(0)
+    net = branchynet.BranchyNet([
+        L.Convolution2D(3, 2, 3, 4), branchynet.Branch([L.Linear(72, 2)]), branchynet.FL(F.relu),
+        branchynet.Branch([L.Linear(72, 2)])])
+    x = np.random.rand(6, 3, 32, 32).astype(np.float32)
+    y = np.int32([0, 1] * 3)
+    result = utils.traintest_augment(net, x, y, x[:2], y[:2], batchsize=4, num_epoch=2)
+    assert np.shape(result[0]) == (2, 2) and result[0][1][0] != result[0][0][0]
+    assert [exits.sum() for exits in result[5]] == [72, 72]
