@@ -2,45 +2,45 @@ from setuptools import setup
 
 # networks, datasets and experiments are top-level folders of the checkout. Installed they live inside
 # the package: a top-level `datasets` in site-packages would shadow another well-known package.
-INSIDE = ["networks", "datasets", "experiments"]
+INSIDE = ['networks', 'datasets', 'experiments']
 
 EXTRAS = {
     # CuPy 14 dropped cuDNN, and 13.6 wraps cuDNN 8. The wheels bring the whole of CUDA but the driver.
-    "cuda12": [
-        "cupy-cuda12x>=12.3,<14",
-        "nvidia-cublas-cu12",
-        "nvidia-cuda-nvrtc-cu12",
-        "nvidia-cuda-runtime-cu12",
-        "nvidia-cudnn-cu12>=8.9,<9",
-        "nvidia-cufft-cu12",
-        "nvidia-curand-cu12",
-        "nvidia-cusolver-cu12",
-        "nvidia-cusparse-cu12",
-        "nvidia-nvjitlink-cu12",
+    'cuda12': [
+        'cupy-cuda12x>=12.3,<14',
+        'nvidia-cublas-cu12',
+        'nvidia-cuda-nvrtc-cu12',
+        'nvidia-cuda-runtime-cu12',
+        'nvidia-cudnn-cu12>=8.9,<9',
+        'nvidia-cufft-cu12',
+        'nvidia-curand-cu12',
+        'nvidia-cusolver-cu12',
+        'nvidia-cusparse-cu12',
+        'nvidia-nvjitlink-cu12',
     ],
-    "mpi": ["mpi4py>=3.1"],
-    "onnx": ["onnx<=1.18.0"],  # later versions lack onnx.mapping, which onnx_chainer imports
-    "bench": ["torch"],
-    "dev": ["pytest>=7", "hypothesis>=6"],
+    'mpi': ['mpi4py>=3.1'],
+    'onnx': ['onnx<=1.18.0'],  # later versions lack onnx.mapping, which onnx_chainer imports
+    'bench': ['torch'],
+    'dev': ['pytest>=7', 'hypothesis>=6'],
 }
 
 setup(
-    name="branchynet",
-    version="1.0.0",
-    description="BranchyNet: fast inference via early exiting from deep neural networks, on Chainer 7",
-    license="MIT",
-    python_requires=">=3.9",
+    name='branchynet',
+    version='1.0.0',
+    description='BranchyNet: fast inference via early exiting from deep neural networks, on Chainer 7',
+    license='MIT',
+    python_requires='>=3.9',
     install_requires=[
-        "chainer>=7.8.1,<8",
-        "numpy>=1.23",
-        "matplotlib>=3.5",
-        "dill>=0.3.5",
-        "tqdm>=4.60",
-        "threadpoolctl>=3.1",
+        'chainer>=7.8.1,<8',
+        'numpy>=1.23',
+        'matplotlib>=3.5',
+        'dill>=0.3.5',
+        'tqdm>=4.60',
+        'threadpoolctl>=3.1',
     ],
     extras_require=EXTRAS,
-    packages=["branchynet", "branchynet.links"] + ["branchynet." + name for name in INSIDE],
-    package_dir={"branchynet." + name: name for name in INSIDE},
-    package_data={"branchynet.experiments": ["*.toml", "published/*.csv"]},
-    entry_points={"console_scripts": ["branchynet = branchynet.cli:main"]},
+    packages=['branchynet', 'branchynet.links'] + ['branchynet.' + name for name in INSIDE],
+    package_dir={'branchynet.' + name: name for name in INSIDE},
+    package_data={'branchynet.experiments': ['*.toml', 'published/*.csv']},
+    entry_points={'console_scripts': ['branchynet = branchynet.cli:main']},
 )

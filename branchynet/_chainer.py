@@ -27,18 +27,18 @@ def _importable(name):
 def _make_stand_ins():
     """(namespace, name, module) of what Chainer imports and this environment cannot, as far as Chainer uses it."""
     stand_ins = []
-    if not _importable("numpy.distutils.system_info"):  # gone with Python 3.12 and with setuptools 74
+    if not _importable('numpy.distutils.system_info'):  # gone with Python 3.12 and with setuptools 74
         # Asked, on macOS only, whether NumPy was built on Accelerate: not known.
-        system_info = types.ModuleType("numpy.distutils.system_info")
+        system_info = types.ModuleType('numpy.distutils.system_info')
         system_info.get_info = lambda name: {}
-        distutils = types.ModuleType("numpy.distutils")
+        distutils = types.ModuleType('numpy.distutils')
         distutils.system_info = system_info
         stand_ins += [
-            (sys.modules, "numpy.distutils", distutils),
-            (sys.modules, "numpy.distutils.system_info", system_info),
-            (vars(numpy), "distutils", distutils),
+            (sys.modules, 'numpy.distutils', distutils),
+            (sys.modules, 'numpy.distutils.system_info', system_info),
+            (vars(numpy), 'distutils', distutils),
         ]
-    if not _importable("pkg_resources"):  # gone with setuptools 82
+    if not _importable('pkg_resources'):  # gone with setuptools 82
         # Asked whether CuPy and iDeep are as old as Chainer. Nothing is found, so Chainer does not advise to
         # install CuPy 7.
         class DistributionNotFound(Exception):
@@ -48,12 +48,12 @@ def _make_stand_ins():
             def require(self, *requirements):
                 raise DistributionNotFound(*requirements)
 
-        pkg_resources = types.ModuleType("pkg_resources")
+        pkg_resources = types.ModuleType('pkg_resources')
         pkg_resources.WorkingSet = WorkingSet
         pkg_resources.require = WorkingSet().require
         pkg_resources.DistributionNotFound = pkg_resources.ResolutionError = DistributionNotFound
-        pkg_resources.VersionConflict = type("VersionConflict", (Exception,), {})
-        stand_ins.append((sys.modules, "pkg_resources", pkg_resources))
+        pkg_resources.VersionConflict = type('VersionConflict', (Exception,), {})
+        stand_ins.append((sys.modules, 'pkg_resources', pkg_resources))
     return stand_ins
 
 
@@ -81,7 +81,7 @@ class _TestingFinder:
         self._stand_ins = stand_ins
 
     def find_spec(self, name, path=None, target=None):
-        if name != "chainer.testing":
+        if name != 'chainer.testing':
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         exec_module = spec.loader.exec_module
@@ -96,22 +96,22 @@ class _TestingFinder:
 
 def _restore_numpy_names():
     """What as_strided and resize_images read from NumPy, and not at import alone: these stay."""
-    if not hasattr(numpy, "sctypes"):  # gone with NumPy 2.0
+    if not hasattr(numpy, 'sctypes'):  # gone with NumPy 2.0
         numpy.sctypes = {
-            "int": [numpy.int8, numpy.int16, numpy.int32, numpy.int64],
-            "uint": [numpy.uint8, numpy.uint16, numpy.uint32, numpy.uint64],
-            "float": [numpy.float16, numpy.float32, numpy.float64, numpy.longdouble],
-            "complex": [numpy.complex64, numpy.complex128, numpy.clongdouble],
-            "others": [bool, object, bytes, str, numpy.void],
+            'int': [numpy.int8, numpy.int16, numpy.int32, numpy.int64],
+            'uint': [numpy.uint8, numpy.uint16, numpy.uint32, numpy.uint64],
+            'float': [numpy.float16, numpy.float32, numpy.float64, numpy.longdouble],
+            'complex': [numpy.complex64, numpy.complex128, numpy.clongdouble],
+            'others': [bool, object, bytes, str, numpy.void],
         }
-    if not hasattr(numpy, "float"):  # gone with NumPy 1.24
+    if not hasattr(numpy, 'float'):  # gone with NumPy 1.24
         numpy.float = float
 
 
 def _load_cuda_wheels():
     """CuPy finds CUDA's libraries by name, but not inside the nvidia-*-cu12 wheels. What is loaded is found."""
-    wheels = importlib.util.find_spec("nvidia")
-    if wheels is None or importlib.util.find_spec("cupy") is None:
+    wheels = importlib.util.find_spec('nvidia')
+    if wheels is None or importlib.util.find_spec('cupy') is None:
         return
     for folder in wheels.submodule_search_locations:
         for library in _CUDA_LIBRARIES:
@@ -121,22 +121,22 @@ def _load_cuda_wheels():
 
 
 _CUDA_LIBRARIES = [
-    "cublas/lib/libcublas.so.12",
-    "cuda_nvrtc/lib/libnvrtc.so.12",
-    "cudnn/lib/libcudnn.so.8",
-    "cufft/lib/libcufft.so.11",
-    "curand/lib/libcurand.so.10",
-    "cusolver/lib/libcusolver.so.11",
-    "cusparse/lib/libcusparse.so.12",
+    'cublas/lib/libcublas.so.12',
+    'cuda_nvrtc/lib/libnvrtc.so.12',
+    'cudnn/lib/libcudnn.so.8',
+    'cufft/lib/libcufft.so.11',
+    'curand/lib/libcurand.so.10',
+    'cusolver/lib/libcusolver.so.11',
+    'cusparse/lib/libcusparse.so.12',
 ]
 
 
 with warnings.catch_warnings():
     # That distutils, pkg_resources and NumPy's aliases are on their way out is what this module is about, and
     # nothing that its user could act on. NCCL serves several GPUs; who uses them without it is told by ChainerMN.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)
-    warnings.filterwarnings("ignore", r"\s*nccl library could not be loaded", UserWarning)
+    warnings.simplefilter('ignore', DeprecationWarning)
+    warnings.filterwarnings('ignore', 'pkg_resources is deprecated', UserWarning)
+    warnings.filterwarnings('ignore', r'\s*nccl library could not be loaded', UserWarning)
 
     _restore_numpy_names()
     _load_cuda_wheels()
@@ -147,7 +147,7 @@ with warnings.catch_warnings():
 if _stand_ins:
     sys.meta_path.insert(0, _TestingFinder(_stand_ins))
 
-if not hasattr(chainer.utils.meta, "base_metaclass"):
+if not hasattr(chainer.utils.meta, 'base_metaclass'):
     # The metaclass of all links goes by this name, and dill looks it up for a Chain defined in __main__, whose
     # class it stores whole.
     chainer.utils.meta.base_metaclass = type(chainer.Link)

@@ -15,15 +15,15 @@ for name in ["pkg_resources", "numpy.distutils", "numpy.distutils.system_info"]:
 
 
 def run(code, *options, env=None):
-    done = subprocess.run([sys.executable, *options, "-c", code], env={**os.environ, **(env or {})},
+    done = subprocess.run([sys.executable, *options, '-c', code], env={**os.environ, **(env or {})},
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert done.stderr == ''
     return done.stdout.strip()
 
 
 def test_importing_branchynet_makes_chainer_importable():
-    run("import branchynet; import chainer, chainer.testing, chainermn")
+    run('import branchynet; import chainer, chainer.testing, chainermn')
 
 
 def test_importing_chainer_first_is_fine():
@@ -40,7 +40,7 @@ assert sys.modules["chainer"] is chainer
 
 def test_importing_is_silent_and_light():
     heavy = "{'matplotlib', 'dill', 'chainer.testing'}"
-    assert run("import branchynet, sys; print(sorted({} & set(sys.modules)))".format(heavy), "-W", "default") == "[]"
+    assert run('import branchynet, sys; print(sorted({} & set(sys.modules)))'.format(heavy), '-W', 'default') == '[]'
 
 
 def test_missing_modules_are_made_up_for_and_stay_missing():
@@ -55,7 +55,7 @@ for name in ["pkg_resources", "numpy.distutils.system_info"]:
         pass
     else:
         raise AssertionError(name)
-""", "-W", "error::UserWarning")
+""", '-W', 'error::UserWarning')
 
 
 def test_the_check_for_accelerate_passes_on_macos():
@@ -65,7 +65,7 @@ sys.platform = "darwin"
 from branchynet import _chainer
 with _chainer._in_place(_chainer._stand_ins):
     chainer._environment_check.check()
-""", "-W", "error::UserWarning")
+""", '-W', 'error::UserWarning')
 
 
 def test_what_is_there_is_left_alone():
@@ -99,7 +99,7 @@ y = F.as_strided(x, (2, 2), (4, 1), 0)
 y.grad = numpy.ones_like(y.array)
 y.backward()
 assert x.grad.sum() == 4
-""", "-W", "ignore::DeprecationWarning")  # NumPy 1.23 still has them, and says that they will go
+""", '-W', 'ignore::DeprecationWarning')  # NumPy 1.23 still has them, and says that they will go
 
 
 def test_a_training_step():
@@ -122,7 +122,7 @@ assert all(p.dtype == numpy.float32 for p in net.params())
 
 
 def test_dill_of_a_chain_defined_in_main(tmp_path):
-    stored = tmp_path / "net.dill"
+    stored = tmp_path / 'net.dill'
     saved = run("""
 import branchynet, chainer, dill
 class Net(chainer.Chain):
@@ -133,21 +133,21 @@ class Net(chainer.Chain):
 net = Net()
 dill.dump(net, open({!r}, "wb"), recurse=True)
 print(net.fc.W.array.tolist())
-""".format(str(stored)), "-W", "ignore::ResourceWarning")
+""".format(str(stored)), '-W', 'ignore::ResourceWarning')
     loaded = run("""
 import branchynet, dill
 net = dill.load(open({!r}, "rb"))
 print(net.fc.W.array.tolist())
-""".format(str(stored)), "-W", "ignore::ResourceWarning")
+""".format(str(stored)), '-W', 'ignore::ResourceWarning')
     assert loaded == saved
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="no /proc to see which libraries are loaded")
+@pytest.mark.skipif(not os.path.exists('/proc/self/maps'), reason='no /proc to see which libraries are loaded')
 def test_cuda_libraries_are_loaded_from_their_wheels(tmp_path):
-    library = tmp_path / "nvidia" / "cublas" / "lib" / "libcublas.so.12"
+    library = tmp_path / 'nvidia' / 'cublas' / 'lib' / 'libcublas.so.12'
     library.parent.mkdir(parents=True)
-    shutil.copy(importlib.util.find_spec("_ctypes").origin, str(library))  # any library will do
-    (tmp_path / "nvidia" / "__init__.py").write_text("")
-    (tmp_path / "cupy.py").write_text("")
+    shutil.copy(importlib.util.find_spec('_ctypes').origin, str(library))  # any library will do
+    (tmp_path / 'nvidia' / '__init__.py').write_text('')
+    (tmp_path / 'cupy.py').write_text('')
     run("import branchynet; assert {!r} in open('/proc/self/maps').read()".format(str(library)),
-        "-W", "ignore::ResourceWarning", env={"PYTHONPATH": str(tmp_path)})
+        '-W', 'ignore::ResourceWarning', env={'PYTHONPATH': str(tmp_path)})
