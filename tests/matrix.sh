@@ -34,6 +34,8 @@ run() {
 }
 
 [ $# -gt 0 ] || set -- -m "not slow"
-run 3.9 "numpy==1.23.*" "$@"
-run 3.11 "numpy==1.26.*" "$@"
-run 3.13 numpy "$@"
+status=0
+run 3.9 "numpy==1.23.*" "$@" || status=1
+run 3.11 "numpy==1.26.*" "$@" || status=1
+run 3.13 numpy "$@" || status=1
+exit $status
