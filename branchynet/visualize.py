@@ -3,13 +3,13 @@
 Every function returns its matplotlib Figure. With a path (``output_path``, in plot_layers
 ``save_name``) the figure is saved there in the format that the suffix names (.png, .pdf, .svg) and
 pyplot never learns of it. Without one it is a pyplot figure, left open: a notebook shows it after the
-cell, a script at ``plt.show()``. matplotlib is imported at the first call only, its settings and
-backend stay as they are.
+cell (and a second time if the call is the cell's last line without a semicolon), a script at
+``plt.show()``. matplotlib is imported at the first call only, its settings and backend stay as they are.
 
 Accuracies are fractions in [0, 1] and are shown in percent.
 """
 import contextlib
-import os
+import io
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from branchynet import _chainer  # noqa: F401
 from chainer.backends.cuda import to_cpu
 
 from branchynet import functions, utils
+from branchynet.training import write_atomically
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9'
@@ -77,7 +78,7 @@ def plot_curves(losses, accs, labels=None, output_path=None):
         right = figure.add_subplot(1, 2, 2, xlabel='Epoch', ylabel='Training accuracy')
         _epochs(left, losses, labels)
         _epochs(right, accs, labels)
-        _percent(right)
+        _percent(right.yaxis)
         _legend(right)
     return figure
 
@@ -93,10 +94,10 @@ def plot_tradeoff(ps, accs, diffs, baseacc, basediff, output_path=None):
     with _figure(output_path, rows=2) as figure:
         upper, lower = figure.subplots(2, sharex=True)
         for axes, values, base in ((upper, accs, baseacc), (lower, diffs, basediff)):
-            axes.plot(range(len(ps)), values, 'o-', color=BLUE, label='BranchyNet')
+            axes.plot(range(len(ps)), values, 'o-', color=BLUE, markersize=3, label='BranchyNet')
             axes.axhline(base, color=GREY, linestyle='--', label='Baseline')
         upper.set_ylabel('Accuracy')
-        _percent(upper)
+        _percent(upper.yaxis)
         _legend(upper)
         lower.set_ylabel('Time')
         lower.set_ylim(bottom=0)
@@ -108,7 +109,8 @@ def plot_tradeoff(ps, accs, diffs, baseacc, basediff, output_path=None):
 def plot_roc(ps, accs, diffs, baseacc, basediff, output_path=None):
     """Change of accuracy against speed-up, both over the baseline, of every setting.
 
-    The line joins the settings that no other beats in both; the first and the last are named.
+    The line joins the settings that no other beats in both; its two ends, the most accurate and the
+    fastest, are named.
 
     Args:
         ps: the settings, scalars or lists (percentTestExits or thresholds).
@@ -121,10 +123,13 @@ def plot_roc(ps, accs, diffs, baseacc, basediff, output_path=None):
     with _figure(output_path) as figure:
         axes = figure.add_subplot(xlabel='Speed-up over the baseline', ylabel='Change of accuracy (points)')
         axes.plot(gains, changes, 'o', color=SKY, alpha=.6, markeredgewidth=0, label='All settings')
-        axes.plot(gains[best], changes[best], 'o-', color=BLUE, label='Best')
+        axes.plot(gains[best], changes[best], 'o-', color=BLUE, label='Best settings')
         axes.plot(1, 0, 'D', color=VERMILION, markersize=7, label='Baseline')
+        for k, place in ((best[0], {'xytext': (0, 7)}), (best[-1], {'xytext': (6, 0), 'va': 'center'})):
+            axes.annotate('T = ' + _setting(ps[k]), (gains[k], changes[k]), textcoords='offset points', fontsize=8,
+                          **place)
         axes.xaxis.set_major_formatter('{x:g}x')
-        _legend(axes)
+        axes.legend(loc='lower left')  # slow and inaccurate: the emptiest corner
     return figure
 
 
@@ -161,7 +166,7 @@ def plot_line_tradeoff(accs, diffs, ps, exits, baseacc, basediff, orig_label='Ba
             axes.plot(kept_times[knee_idx], kept_accs[knee_idx], '*', color=ORANGE, markersize=13,
                       markeredgecolor='black', markeredgewidth=.6, label='Knee: T = ' + _setting(kept_ps[knee_idx]))
         axes.plot(basediff, baseacc, 'D', color=VERMILION, markersize=7, label=orig_label)
-        _percent(axes)
+        _percent(axes.yaxis)
         axes.set(xlim=xlim, ylim=ylim)
         _legend(axes)
     return figure
@@ -177,19 +182,21 @@ def plot_layer_entropy(net, x, output_path=None):
         x: samples (N, ...), on the net's device.
     """
     with _figure(output_path) as figure:
-        axes = figure.add_subplot(xlabel='Entropy (nat)', ylabel='Samples below', xscale='log', ylim=(0, 1.02))
+        axes = figure.add_subplot(xlabel='Entropy (nat)', ylabel='Samples below')
+        axes.set(xscale='log', xlim=(1e-5, 10), ylim=(0, 1.02))  # a little more than the published thresholds span
         for k, prob in enumerate(net.get_SM(x)):
             entropies = np.sort(to_cpu(functions.entropy(prob)))
             axes.step(entropies, np.arange(1, len(entropies) + 1) / len(entropies), where='post',
                       label='Exit %d' % (k + 1), **_line(k))
-        axes.set_xlim(left=max(axes.get_xlim()[0], 1e-6))  # below lies rounding
-        _percent(axes)
+        _percent(axes.yaxis)
         _legend(axes)
     return figure
 
 
 def plot_exits(exits, accs, exits2, accs2, i=0, labels=('Network 1', 'Network 2'), output_path=None):
     """Accuracy against the share of samples that leave at exit i, for two networks.
+
+    Every setting is a point; the line joins the most accurate at each share.
 
     Args:
         exits, exits2: (settings, exits), number of samples that left at every exit.
@@ -202,10 +209,10 @@ def plot_exits(exits, accs, exits2, accs2, i=0, labels=('Network 1', 'Network 2'
         for k, (counts, values, marker) in enumerate(((exits, accs, 'o'), (exits2, accs2, 's'))):
             counts = np.asarray(counts)
             share = counts[:, i] / counts.sum(axis=1)
-            order = np.argsort(share, kind='stable')
-            axes.plot(share[order], np.asarray(values)[order], marker=marker, label=labels[k], **_line(k))
-        _percent(axes)
-        axes.xaxis.set_major_formatter(axes.yaxis.get_major_formatter())
+            axes.plot(share, values, marker, color=COLORS[k], alpha=.4, markeredgewidth=0)
+            axes.plot(*_best_at_each(share, values), marker=marker, label=labels[k], **_line(k))
+        _percent(axes.yaxis)
+        _percent(axes.xaxis)
         _legend(axes)
     return figure
 
@@ -232,32 +239,41 @@ def plot_runtimes(labels, times, xlabel='Runtime (ms)', output_path=None):
 def _figure(path, rows=1, columns=1):
     """An empty figure in this file's style; saved at path at the end, or pyplot's if there is none."""
     import matplotlib
+    if path is None:
+        matplotlib.get_backend()  # settles it now: within rc_context matplotlib 3.5 would forget it again
     with matplotlib.rc_context(STYLE):
         width, height = STYLE['figure.figsize']
         size = columns * width, (1 + .5 * (rows - 1)) * height
         if path is None:
-            from matplotlib import pyplot
-            figure = pyplot.figure(figsize=size)
+            with _pyplot_figure(size) as figure:
+                yield figure
         else:
             from matplotlib.figure import Figure
             figure = Figure(figsize=size)
-        yield figure
-        if path is None:
-            figure.canvas.draw()  # what is left to the first drawing (ticks) would miss the style
-        else:
+            yield figure
             _save(figure, Path(path))
 
 
-def _save(figure, path):
-    """Writes beside the file and then renames, so that nobody finds half a figure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name('.%s.%d' % (path.name, os.getpid()))
-    dates = {'.pdf': {'CreationDate': None}, '.svg': {'Date': None}}  # the same bytes for the same figure
+@contextlib.contextmanager
+def _pyplot_figure(size):
+    from matplotlib import pyplot
+    figure = pyplot.figure(figsize=size)
     try:
-        figure.savefig(unfinished, format=path.suffix[1:], metadata=dates.get(path.suffix))
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        yield figure
+        figure.canvas.draw()  # what is left to the first drawing (ticks) would miss the style
+    except BaseException:
+        pyplot.close(figure)
+        raise
+
+
+def _save(figure, path):
+    if not path.suffix:
+        raise ValueError('the path of a figure must end in its format, as in .pdf or .png, not %s' % path)
+    dates = {'.pdf': {'CreationDate': None}, '.svg': {'Date': None}}  # the same bytes for the same figure
+    image = io.BytesIO()
+    figure.savefig(image, format=path.suffix[1:], metadata=dates.get(path.suffix))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(str(path), image.getvalue())
 
 
 def _line(k):
@@ -271,7 +287,7 @@ def _epochs(axes, values, labels=None):
         labels = ['Exit %d' % (k + 1) for k in range(values.shape[1])]
     for k, (line, label) in enumerate(zip(values.T, labels)):
         axes.plot(range(1, len(line) + 1), line, label=label, **_line(k))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
 
 def _legend(axes):
@@ -279,9 +295,16 @@ def _legend(axes):
         axes.legend()
 
 
-def _percent(axes):
+def _percent(axis):
+    """Shows fractions in percent, with the decimals that the ticks need (PercentFormatter adds one)."""
     from matplotlib.ticker import FuncFormatter
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: '%.4g %%' % (100 * value)))
+
+    def label(value, _):
+        ticks = 100 * axis.get_majorticklocs()
+        decimals = next(d for d in range(9) if d == 8 or np.allclose(ticks.round(d), ticks, rtol=0, atol=1e-8))
+        return '%.*f %%' % (decimals, 100 * value)
+
+    axis.set_major_formatter(FuncFormatter(label))
 
 
 def _setting(p):
@@ -295,6 +318,14 @@ def _setting_ticks(axes, ps):
     axes.xaxis.set_major_formatter(FuncFormatter(
         lambda i, _: _setting(ps[int(i)]) if i in range(len(ps)) else ''))
     axes.tick_params(axis='x', rotation=30)
+
+
+def _best_at_each(share, accs):
+    """The distinct shares, ascending, and the highest accuracy at each."""
+    share, group = np.unique(share, return_inverse=True)
+    best = np.full(len(share), -np.inf)
+    np.maximum.at(best, group, accs)
+    return share, best
 
 
 def _front(gains, changes):

@@ -25,7 +25,7 @@ def test_released_notebook(data, tmp_path, capsys):
     assert np.shape(losses) == (1,) and seconds > 0
     losses, accs, seconds = utils.train(net, x_train, y_train, batchsize=64, num_epoch=3)
     assert np.shape(losses) == np.shape(accs) == (3, 2)
-    visualize.plot_layers(list(zip(*losses)), save_name=str(tmp_path / 'losses.png'))
+    visualize.plot_layers(losses, save_name=str(tmp_path / 'losses.png'))
 
     net.testing()
     baseacc, basediff, _, _ = utils.test(net, x_test, y_test, main=True, batchsize=1)

@@ -1,0 +1,264 @@
+import os
+import subprocess
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from hypothesis.extra import numpy as hnp
+from matplotlib import pyplot
+
+from branchynet import utils, visualize
+
+PS = [[.001], [.01], [.1], [1.]]
+ACCS = np.array([.99, .992, .991, .98])
+TIMES = np.array([2., 1.5, 1.1, .6])
+EXITS = np.array([[70, 30], [80, 20], [90, 10], [100, 0]])
+EPOCHS = [np.array([2., 1.5, 1.]), np.array([1., .8, .4])]  # two epochs, three exits
+
+
+class Net:
+    """Three samples at two exits: one undecided, one certain, one between."""
+
+    def get_SM(self, x):
+        return [np.array([[.5, .5], [1, 0], [.9, .1]], 'f'), np.array([[.6, .4], [1, 0], [.99, .01]], 'f')]
+
+
+CALLS = {
+    'layers': lambda path: visualize.plot_layers(EPOCHS, path, 'Epoch', 'Loss'),
+    'curves': lambda path: visualize.plot_curves(EPOCHS, EPOCHS, output_path=path),
+    'tradeoff': lambda path: visualize.plot_tradeoff(PS, ACCS, TIMES, .991, 3., path),
+    'roc': lambda path: visualize.plot_roc(PS, ACCS, TIMES, .991, 3., path),
+    'line_tradeoff': lambda path: visualize.plot_line_tradeoff(
+        ACCS, TIMES, PS, EXITS, .991, 3., knee_idx=0, all_samples=True, output_path=path),
+    'layer_entropy': lambda path: visualize.plot_layer_entropy(Net(), None, path),
+    'exits': lambda path: visualize.plot_exits(EXITS, ACCS, EXITS, ACCS, output_path=path),
+    'runtimes': lambda path: visualize.plot_runtimes(['a', 'b'], [1., 2.], output_path=path),
+}
+every_figure = pytest.mark.parametrize('call', CALLS.values(), ids=CALLS)
+
+
+@pytest.fixture(autouse=True)
+def quick_and_tidy(monkeypatch):
+    monkeypatch.setitem(visualize.STYLE, 'savefig.dpi', 50)
+    yield
+    pyplot.close('all')
+
+
+def lines(axes):
+    """What a reader sees: label to (x, y) of every line."""
+    return {line.get_label(): tuple(line.get_data()) for line in axes.lines}
+
+
+def assert_line(axes, label, x, y):
+    np.testing.assert_allclose(lines(axes)[label], (x, y), rtol=1e-6)
+
+
+# What every figure keeps to
+
+@every_figure
+def test_saving_touches_nothing_but_the_file(call, tmp_path):
+    pyplot.close('all')
+    before, backend = dict(matplotlib.rcParams), matplotlib.get_backend()
+    for name, magic in (('a.png', b'\x89PNG'), ('b.pdf', b'%PDF'), ('new/folder/c.svg', b'<?xml')):
+        call(tmp_path / name)
+        assert (tmp_path / name).read_bytes().startswith(magic)
+    assert sorted(p.name for p in tmp_path.rglob('*')) == ['a.png', 'b.pdf', 'c.svg', 'folder', 'new']
+    assert pyplot.get_fignums() == []
+    assert dict(matplotlib.rcParams) == before and matplotlib.get_backend() == backend
+
+
+@every_figure
+def test_without_a_path_the_figure_is_pyplots_and_stays_open(call):
+    before = dict(matplotlib.rcParams)
+    figure = call(None)
+    assert pyplot.fignum_exists(figure.number) and len(pyplot.get_fignums()) == 1
+    assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.pdf', '.svg'])
+def test_same_figure_same_bytes(suffix, tmp_path):
+    first, second = tmp_path / ('1' + suffix), tmp_path / ('2' + suffix)
+    CALLS['line_tradeoff'](first)
+    CALLS['line_tradeoff'](str(second))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_failure_while_saving_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / 'figure.png'
+    path.write_text('old')
+
+    def full(*args):
+        raise OSError('disk full')
+    monkeypatch.setattr(os, 'replace', full)
+    with pytest.raises(OSError, match='disk full'):
+        visualize.plot_layers(EPOCHS, path)
+    assert [p.read_text() for p in tmp_path.iterdir()] == ['old']
+
+
+@pytest.mark.parametrize('name, message', [
+    ('figure', 'must end in its format, as in .pdf or .png, not .*figure'), ('figure.xyz', 'xyz')])
+def test_format_that_cannot_be_written(name, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        visualize.plot_layers(EPOCHS, tmp_path / 'new' / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_failure_while_drawing_leaves_no_open_figure():
+    with pytest.raises(ValueError):
+        visualize.plot_runtimes(['a', 'b'], [1., 2., 3.])
+    assert pyplot.get_fignums() == []
+
+
+def test_first_figures_of_a_process_stay_open_while_others_are_saved(tmp_path):
+    code = '''import sys
+from branchynet import visualize
+visualize.plot_layers([1., 2.])
+visualize.plot_layers([1., 2.], sys.argv[1])
+visualize.plot_layers([1., 2.])
+from matplotlib import get_backend, pyplot
+get_backend()
+print(pyplot.get_fignums())
+'''
+    run = subprocess.run([sys.executable, '-W', 'ignore', '-c', code, str(tmp_path / 'figure.png')],
+                         capture_output=True, text=True, check=True)
+    assert run.stdout == '[1, 2]\n'
+
+
+def test_importing_does_not_import_matplotlib():
+    code = 'import sys; import branchynet.visualize; print("matplotlib" in sys.modules)'
+    run = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True)
+    assert run.stdout == 'False\n'
+
+
+# What the single figures show
+
+@settings(max_examples=12, deadline=None)
+@given(hnp.arrays(float, st.tuples(st.integers(1, 5), st.integers(1, 8)), elements=st.floats(-10, 10)))
+def test_layers_is_one_line_per_exit(values):
+    axes, = visualize.plot_layers(list(values)).axes
+    assert len(axes.lines) == values.shape[1]
+    for k in range(values.shape[1]):
+        assert_line(axes, 'Exit %d' % (k + 1), np.arange(1, len(values) + 1), values[:, k])
+    pyplot.close('all')
+
+
+def test_layers_of_main():
+    axes, = visualize.plot_layers([3., 2., 1.], xlabel='Epoch', ylabel='Loss').axes
+    assert len(axes.lines) == 1 and axes.get_legend() is None
+    np.testing.assert_array_equal(axes.lines[0].get_xydata(), [[1, 3], [2, 2], [3, 1]])
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ('Epoch', 'Loss')
+
+
+def test_curves():
+    accs = [a / 10 for a in EPOCHS]
+    loss, accuracy = visualize.plot_curves(EPOCHS, accs, labels=['early', 'middle', 'last']).axes
+    assert_line(loss, 'middle', [1, 2], [1.5, .8])
+    assert_line(accuracy, 'last', [1, 2], [.1, .04])
+
+
+def test_tradeoff():
+    accuracy, time = visualize.plot_tradeoff(PS, ACCS, TIMES, .991, 3.).axes
+    assert_line(accuracy, 'BranchyNet', range(4), ACCS)
+    assert_line(time, 'BranchyNet', range(4), TIMES)
+    assert_line(accuracy, 'Baseline', [0, 1], [.991, .991])
+    assert_line(time, 'Baseline', [0, 1], [3, 3])
+    assert [t.get_text() for t in time.get_xticklabels()][1:5] == ['0.001', '0.01', '0.1', '1']
+
+
+@pytest.mark.parametrize('ps', [[.1, .5, 1., 2.], [[.1, .2], [.1, .5], [.5, 1], [1, 2]]])
+def test_settings_may_be_scalars_or_lists(ps):
+    visualize.plot_tradeoff(ps, ACCS, TIMES, .991, 3.)
+    visualize.plot_roc(ps, ACCS, TIMES, .991, 3.)
+
+
+def test_roc():
+    axes, = visualize.plot_roc(PS, ACCS, TIMES, .991, 3.).axes
+    assert_line(axes, 'All settings', 3 / TIMES, 100 * (ACCS - .991))
+    assert_line(axes, 'Best settings', [2, 3 / 1.1, 5], [.1, 0, -1.1])
+    assert_line(axes, 'Baseline', [1], [0])
+    assert [t.get_text() for t in axes.texts] == ['T = 0.01', 'T = 1']
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 10), st.integers(1, 10)), min_size=1, max_size=15))
+def test_roc_joins_exactly_the_settings_that_no_other_beats(points):
+    accs, times = np.array(points, float).T
+    axes, = visualize.plot_roc(range(len(accs)), accs / 10, times, .5, 5.).axes
+    best = {(a, t) for a, t in points if not any(
+        a2 >= a and t2 <= t and (a2, t2) != (a, t) for a2, t2 in points)}
+    gains, changes = lines(axes)['Best settings']
+    assert {(round(c / 10 + 5), round(5 / g)) for g, c in zip(gains, changes)} == best
+    assert len(gains) == len(best) and (np.diff(gains) > 0).all()
+    pyplot.close('all')
+
+
+def test_line_tradeoff():
+    axes, = visualize.plot_line_tradeoff(
+        ACCS, TIMES, PS, EXITS, .991, 3., orig_label='LeNet', title='On MNIST', our_label='B-LeNet').axes
+    accs, times, _, _ = utils.get_inc_points(ACCS, TIMES, PS, EXITS)
+    assert set(lines(axes)) == {'B-LeNet', 'LeNet'}
+    assert_line(axes, 'B-LeNet', times, accs)
+    assert_line(axes, 'LeNet', [3], [.991])
+    assert axes.get_title() == 'On MNIST'
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ('Runtime (ms)', 'Classification Accuracy')
+
+
+def test_line_tradeoff_with_everything():
+    axes, = visualize.plot_line_tradeoff(
+        ACCS, TIMES, PS, EXITS, .991, 3., all_samples=True, knee_idx=1, xlim=(0, 4), ylim=(.97, 1.), inc_amt=-1).axes
+    assert_line(axes, 'Our Method, all settings', TIMES, ACCS)
+    assert_line(axes, 'Our Method', TIMES[::-1], ACCS[::-1])
+    assert_line(axes, 'Knee: T = 0.1', [1.1], [.991])
+    assert axes.get_xlim() == (0, 4) and axes.get_ylim() == (.97, 1)
+
+
+@pytest.mark.parametrize('knee_idx', [-1, 3])
+def test_knee_that_does_not_exist(knee_idx):
+    with pytest.raises(ValueError, match='one of the 3 kept settings, 0 to 2, not %d' % knee_idx):
+        visualize.plot_line_tradeoff(ACCS[1:], TIMES[1:], PS[1:], EXITS[1:], .991, 3., knee_idx=knee_idx)
+
+
+def test_layer_entropy():
+    axes, = visualize.plot_layer_entropy(Net(), None).axes
+    middle = -(.9 * np.log(.9) + .1 * np.log(.1))
+    np.testing.assert_allclose(
+        lines(axes)['Exit 1'], ([0, middle, np.log(2)], [1 / 3, 2 / 3, 1]), rtol=1e-5, atol=1e-7)
+    assert set(lines(axes)) == {'Exit 1', 'Exit 2'}
+
+
+def test_layer_entropy_when_all_are_certain():
+    class Certain:
+        def get_SM(self, x):
+            return [np.eye(3, dtype='f')]
+    visualize.plot_layer_entropy(Certain(), None)
+
+
+def test_exits():
+    accs2 = ACCS - .01
+    axes, = visualize.plot_exits(EXITS, ACCS, EXITS[::-1], accs2[::-1], i=1, labels=('A', 'B')).axes
+    assert_line(axes, 'A', [0, .1, .2, .3], ACCS[::-1])
+    assert_line(axes, 'B', [0, .1, .2, .3], accs2[::-1])
+    assert axes.get_xlabel() == 'Samples leaving at exit 2'
+
+
+def test_exits_joins_the_most_accurate_of_each_share():
+    axes, = visualize.plot_exits([[5, 5], [5, 5], [8, 2]], [.7, .9, .6], [[1, 1]], [.5], labels=('A', 'B')).axes
+    assert_line(axes, 'A', [.5, .8], [.9, .6])
+    points = [line for line in axes.lines if line.get_linestyle() == 'None']
+    np.testing.assert_allclose(points[0].get_data(), ([.5, .5, .8], [.7, .9, .6]))
+
+
+def test_runtimes():
+    axes, = visualize.plot_runtimes(['LeNet', 'B-LeNet'], [3.37, .62]).axes
+    assert [bar.get_width() for bar in axes.patches] == [3.37, .62]
+    assert [t.get_text() for t in axes.texts] == ['3.37', '0.62']
+    assert axes.yaxis_inverted() and axes.get_xlabel() == 'Runtime (ms)'
+
+
+@pytest.mark.parametrize('ylim, expected', [((.75, .80), '79 %'), ((.986, .9925), '99.1 %'), ((0, 1), '80 %')])
+def test_percent_labels_have_the_decimals_they_need(ylim, expected):
+    axes, = visualize.plot_line_tradeoff(ACCS, TIMES, PS, EXITS, .991, 3., ylim=ylim).axes
+    texts = [t.get_text() for t in axes.get_yticklabels()]
+    assert expected in texts and len({len(t.partition('.')[2]) for t in texts}) == 1
