@@ -1,3 +1,5 @@
+import math
+
 import branchynet  # noqa: F401
 from hypothesis import given
 from hypothesis.extra import numpy as hnp
@@ -9,12 +11,23 @@ from branchynet import sweep, utils
 from conftest import small_data, small_net
 
 X, T = small_data(40)
-ENTROPIES = hnp.arrays(np.float32, st.tuples(st.just(3), st.integers(1, 20)), elements=st.floats(0, 2, width=32))
+# Ties, what only float64 tells apart, what no float32 can hold; NaN where training diverged.
+VALUES = [-math.inf, -1., 0., .1, .1 + 1e-12, .5, 1., 1e300, math.inf]
 
 
 def profile_of(ent, seed=0):
     rng = np.random.RandomState(seed)
     return sweep.Profile(ent, rng.rand(*ent.shape) < .7, rng.rand(*ent.shape), 2 + rng.rand(*ent.shape))
+
+
+@st.composite
+def cases(draw):
+    """A Profile of 1 to 4 exits, and settings (S, E - 1)."""
+    exits = draw(st.integers(1, 4))
+    dtype = draw(st.sampled_from([np.float16, np.float32, np.float64]))
+    ent = draw(hnp.arrays(float, (exits, draw(st.integers(1, 20))), elements=st.sampled_from(VALUES + [math.nan])))
+    settings = draw(hnp.arrays(float, (draw(st.integers(1, 8)), exits - 1), elements=st.sampled_from(VALUES)))
+    return profile_of(ent.astype(dtype), draw(st.integers(0, 9))), settings
 
 
 def test_profile_records_what_the_exits_say():
@@ -40,19 +53,34 @@ def test_sweep_equals_running_each_setting():
     assert len(np.unique(swept.exits, axis=0)) > 5
 
 
-@given(ENTROPIES, st.floats(0, 2), st.floats(0, 2))
-def test_sweep_by_the_definition(ent, first, second):
-    recorded = profile_of(ent)
-    swept = sweep.sweep(recorded, [[first, second]])
-    exits, correct, released = np.zeros(3, int), 0, 0.
-    for i in range(ent.shape[1]):
-        k = 0 if ent[0, i] < np.float32(first) else 1 if ent[1, i] < np.float32(second) else 2
-        exits[k] += 1
-        correct += recorded.correct[k, i]
-        released += recorded.released[:k + 1, i].sum()
-    np.testing.assert_array_equal(swept.exits[0], exits)
-    assert swept.accuracy[0] == pytest.approx(correct / ent.shape[1])
-    assert swept.released[0] == pytest.approx(released / ent.shape[1])
+@pytest.mark.filterwarnings('ignore:overflow encountered')
+@given(cases())
+def test_sweep_by_the_definition(case):
+    recorded, settings = case
+    ent = recorded.entropy
+    exits, samples = ent.shape
+    swept, (p50, p95) = sweep.sweep(recorded, settings), sweep.percentiles(recorded, settings)
+    for s, setting in enumerate(settings.astype(ent.dtype)):
+        counts, correct, released, whole = [0] * exits, 0, [], []
+        for i in range(samples):
+            k = next((k for k, t in enumerate(setting) if ent[k, i] < t), exits - 1)
+            counts[k] += 1
+            correct += recorded.correct[k, i]
+            released.append(recorded.released[:k + 1, i].sum())
+            whole.append(recorded.whole[:k + 1, i].sum())
+        assert swept.exits[s].tolist() == counts
+        assert swept.accuracy[s] == correct / samples
+        assert (swept.released[s], swept.whole[s]) == pytest.approx((np.mean(released), np.mean(whole)))
+        assert (p50[s], p95[s]) == pytest.approx((np.median(whole), np.percentile(whole, 95)))
+
+
+def test_a_grid_and_its_settings_one_by_one_are_the_same():
+    recorded = profile_of(np.random.RandomState(1).rand(3, 500).astype(np.float32))
+    settings = utils.generate_thresholds([-1, 0, .1, .1, .5, .9, 1, np.inf], 3)
+    swept = sweep.sweep(recorded, settings)
+    for i in np.random.RandomState(2).permutation(len(settings)):
+        for column, alone in zip(swept, sweep.sweep(recorded, [settings[i]])):
+            np.testing.assert_array_equal(column[i], alone[0])
 
 
 def test_one_exit_has_one_setting():
@@ -60,10 +88,16 @@ def test_one_exit_has_one_setting():
     np.testing.assert_array_equal(swept.exits, [[5]])
 
 
-@pytest.mark.parametrize('thresholds', [[.1, .2], [[.1]], [[.1, float('nan')]]])
+@pytest.mark.parametrize('thresholds', [[.1, .2], [[.1]], [[.1, float('nan')]], np.empty((0, 2))])
 def test_bad_thresholds_are_named(thresholds):
     with pytest.raises(ValueError, match=r'^thresholds have shape .* expected \(settings, 2\)'):
         sweep.sweep(profile_of(np.ones((3, 5), np.float32)), thresholds)
+
+
+def test_a_profile_without_samples_is_refused():
+    for function in sweep.sweep, sweep.percentiles:
+        with pytest.raises(ValueError, match='^profile holds no samples: expected at least one$'):
+            function(profile_of(np.empty((2, 0), np.float32)), [[.1]])
 
 
 def test_knee_is_the_fastest_that_is_good_enough():
@@ -71,3 +105,24 @@ def test_knee_is_the_fastest_that_is_good_enough():
     assert sweep.knee(accuracy, seconds, .98) == 2
     assert sweep.knee(accuracy, seconds, .5) == 0
     assert sweep.knee(accuracy, seconds, .999) == 1  # none: the most accurate
+
+
+POINTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12)
+
+
+@given(POINTS)
+def test_pareto_by_the_definition(points):
+    front = [points[i] for i in sweep.pareto([a for a, _ in points], [s for _, s in points])]
+    assert [s for _, s in front] == sorted({s for _, s in front})
+    assert set(front) == {(a, s) for a, s in points if not any(
+        (b, r) != (a, s) and b >= a and r <= s for b, r in points)}
+
+
+def test_pareto_keeps_the_first_of_equal_settings():
+    assert sweep.pareto([.9, .8, .9, .7], [3., 1., 3., 2.]).tolist() == [1, 0]
+
+
+@given(POINTS.filter(len), st.integers(0, 5))
+def test_knee_is_on_the_front(points, base):
+    accuracy, seconds = zip(*points)
+    assert points[sweep.knee(accuracy, seconds, base)] in [points[i] for i in sweep.pareto(accuracy, seconds)]
