@@ -37,9 +37,11 @@ setup(
         'dill>=0.3.5',
         'tqdm>=4.60',
         'threadpoolctl>=3.1',
+        # The last build for the CPU alone: later ones bring the SYCL runtime. branchynet.cpu does without where it is missing.
+        'onednn-cpu-gomp==2023.2.0; sys_platform == "linux" and platform_machine == "x86_64"',
     ],
     extras_require=EXTRAS,
-    packages=['branchynet', 'branchynet.links'] + ['branchynet.' + name for name in INSIDE],
+    packages=['branchynet', 'branchynet.cpu', 'branchynet.links'] + ['branchynet.' + name for name in INSIDE],
     package_dir={'branchynet.' + name: name for name in INSIDE},
     package_data={'branchynet.experiments': ['*.toml', 'published/*.csv']},
     entry_points={'console_scripts': ['branchynet = branchynet.cli:main']},

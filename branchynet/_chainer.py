@@ -151,3 +151,10 @@ if not hasattr(chainer.utils.meta, 'base_metaclass'):
     # The metaclass of all links goes by this name, and dill looks it up for a Chain defined in __main__, whose
     # class it stores whole.
     chainer.utils.meta.base_metaclass = type(chainer.Link)
+
+
+def swap_method(cls, name, method):
+    """Replaces a method of one of Chainer's classes and returns the one that was there."""
+    before = getattr(cls, name)
+    setattr(cls, name, method)
+    return before

@@ -1,10 +1,22 @@
-"""The exit criteria: which samples leave at an exit, and which are dropped in training."""
+"""The exit criteria, and early exit for any batch size."""
+import contextlib
 import math
 from numbers import Real
+import threading
+import time
+from typing import NamedTuple
 
 from branchynet import _chainer  # noqa: F401
+import chainer
 from chainer.backend import get_array_module
+from chainer.backends.cuda import to_cpu
+import chainer.functions as F
 import numpy as np
+
+from branchynet.cpu import onednn
+from branchynet.cpu.program import Program
+from branchynet.cpu.threads import run
+from branchynet.functions import entropy
 
 
 def below(entropy, threshold):
@@ -42,7 +54,10 @@ def check_per_exit(name, value, exits, upper=math.inf):
         TypeError: not numbers.
         ValueError: another number of values, or a value that is NaN or out of range.
     """
-    values = [value] if isinstance(value, Real) else list(value)
+    try:
+        values = [value] if isinstance(value, Real) else list(value)
+    except TypeError:
+        raise TypeError('%s is %s: expected a number, or a sequence of %d' % (name, value, exits)) from None
     if not isinstance(value, Real) and len(values) != exits:
         raise ValueError('%s is %s: expected a number, or a sequence of %d (one for every exit but the last)' % (
             name, value, exits))
@@ -52,3 +67,219 @@ def check_per_exit(name, value, exits, upper=math.inf):
         if math.isnan(v) or upper == 1 and not 0 <= v <= 1:
             raise ValueError('%s is %s: expected %s' % (
                 name, value, 'shares between 0 and 1' if upper == 1 else 'numbers that are not NaN'))
+
+
+@contextlib.contextmanager
+def inference_mode():
+    """Chainer in testing mode, without graphs."""
+    with chainer.using_config('train', False), chainer.no_backprop_mode():
+        yield
+
+
+class Classification(NamedTuple):
+    """What early exit says of N samples, in the order of the input.
+
+    Attributes:
+        label: int (N,). exit: int (N,), where each sample left.
+        entropy: float (N,), nats, and prob: float (N, C), the softmax of the exit where it left.
+    """
+    label: np.ndarray
+    exit: np.ndarray
+    entropy: np.ndarray
+    prob: np.ndarray
+
+
+def classify(net, x, thresholds):
+    """Early-exit classification of x (B, ...), for any batch size.
+
+    Args:
+        net: a BranchyNet, or a Compiled, which is many times as fast on a CPU.
+        thresholds: entropy (nats) below which a sample leaves: a number, or a sequence of one for every
+            exit but the last.
+
+    Returns:
+        A Classification, of NumPy arrays.
+
+    Raises:
+        TypeError, ValueError: x or the thresholds do not fit.
+    """
+    check_per_exit('thresholds', thresholds, net.numexits() - 1)
+    if isinstance(net, Compiled):
+        return net.classify(x, thresholds)
+    x, _ = net.checked(x)
+    exits, probs = np.empty(len(x), int), [None] * len(x)
+    with inference_mode():
+        for k, index, logits, _ in net.leave(x, thresholds):
+            for i, prob in zip(to_cpu(index), to_cpu(F.softmax(logits).array)):
+                exits[i], probs[i] = k, prob
+    prob = np.stack(probs)
+    return Classification(prob.argmax(axis=1), exits, entropy(prob), prob)
+
+
+def is_compilable(net):
+    """Whether Compiled takes a BranchyNet: float32, on the CPU, with oneDNN at hand."""
+    try:
+        onednn.library()
+    except (OSError, ImportError):
+        return False
+    return not net.gpu and all(param.dtype == np.float32 for param in net.params())
+
+
+class Compiled:
+    """A BranchyNet compiled for inference on the CPU, with the weights that it has now.
+
+    There is no graph, batch normalisation is folded into the convolutions, and every buffer is made
+    beforehand. A batch goes up in chunks, shared among threads; samples that left take no part in what
+    follows. ``test``, ``test_main`` and ``numexits`` are BranchyNet's, by ``thresholdExits`` alone.
+
+    Raises:
+        ValueError: is_compilable(net) is False.
+    """
+
+    def __init__(self, net):
+        if not is_compilable(net):
+            raise ValueError('net cannot be compiled: expected float32 parameters on the CPU, and oneDNN (pip '
+                             'install onednn-cpu-gomp)')
+        self.thresholdExits = net.thresholdExits
+        self.gpu = False
+        self._net = net
+        self._local = threading.local()
+
+    def numexits(self):
+        """Number of exits, the final one counted."""
+        return self._net.numexits()
+
+    def classify(self, x, thresholds):
+        """inference.classify."""
+        return self._classify(self._net.checked(x)[0], thresholds)[0]
+
+    def test(self, x, t=None):
+        """BranchyNet.test."""
+        x, t = self._net.checked(x, t)
+        result, seconds = self._classify(x, self.thresholdExits)
+        exits = np.bincount(result.exit, minlength=self.numexits())
+        right = np.full(len(x), math.nan) if t is None else result.label == t
+        correct = np.bincount(result.exit, right, self.numexits())
+        return right.mean(), (correct / np.maximum(exits, 1)).tolist(), exits.tolist(), seconds
+
+    def test_main(self, x, t=None):
+        """BranchyNet.test_main."""
+        x, t = self._net.checked(x, t)
+        label, seconds = np.empty(len(x), int), 0.
+        for part in _chunks(len(x)):
+            program = self._programs(x[part], main=True)
+            start = time.perf_counter()
+            program.run()
+            seconds += time.perf_counter() - start
+            label[part] = program.y[:part.stop - part.start].argmax(axis=1)
+        return math.nan if t is None else (label == t).mean(), seconds
+
+    def look(self, x):
+        """BranchyNet.look."""
+        x, _ = self._net.checked(x)
+        parts = [self._look(x[part]) for part in _chunks(len(x))]
+        return [(np.concatenate([p[k][0] for p in parts]), sum(p[k][1] for p in parts), sum(p[k][2] for p in parts))
+                for k in range(self.numexits())]
+
+    def _look(self, x):
+        result = []
+        for stage, head in self._programs(x):
+            start = time.perf_counter()
+            stage.run()
+            trunk = time.perf_counter()
+            head.run()
+            prob = _softmax(head.y[:len(x)])
+            entropy(prob)
+            result.append((prob, trunk - start, time.perf_counter() - start))
+        return result
+
+    def _classify(self, x, thresholds):
+        """(Classification, seconds in the trunk's stages)."""
+        exits = self.numexits() - 1
+        thresholds = [thresholds] * exits if isinstance(thresholds, Real) else thresholds
+        results, parts = {}, _chunks(len(x))
+
+        def task(i):
+            results[i] = self._classify_chunk(x[parts[i]], thresholds)
+
+        run(task, len(parts))
+        chunks = [results[i] for i in range(len(parts))]
+        exit_, ent, prob = (np.concatenate([c[j] for c in chunks]) if len(chunks) > 1 else chunks[0][j]
+                            for j in range(3))
+        return Classification(prob.argmax(axis=1), exit_, ent, prob), sum(c[3] for c in chunks)
+
+    def _classify_chunk(self, x, thresholds):
+        """(exit, entropy, prob, seconds in the trunk's stages)."""
+        seconds, rows = 0., None  # rows: whose samples are still under way; None: all
+        programs = self._programs(x)
+        for k in range(len(programs)):
+            stage, head = programs[k]
+            start = time.perf_counter()
+            stage.run()
+            seconds += time.perf_counter() - start
+            head.run()
+            count = len(x) if rows is None else len(rows)
+            prob = _softmax(head.y[:count])
+            ent = entropy(prob)
+            leaves = below(ent, thresholds[k]) if k < len(thresholds) else np.ones(count, bool)
+            if rows is None:
+                exits, entropies, probs = np.full(len(x), k), ent, prob
+            else:
+                exits[rows], entropies[rows], probs[rows] = k, ent, prob
+            if leaves.all():
+                break
+            if leaves.any():
+                stays = ~leaves
+                rows = np.flatnonzero(stays) if rows is None else rows[stays]
+                programs = self._carried_on(programs, k, stays, len(rows), x.shape[1:])
+        return exits, entropies, probs, seconds
+
+    def _carried_on(self, programs, k, stays, count, shape):
+        """Programs for the samples that stay after exit k, their features in place."""
+        features = programs[k][0].y[:len(stays)][stays]
+        programs = self._chain(_padded(count), shape)
+        programs[k + 1][0].x[:count] = features
+        return programs
+
+    def _programs(self, x, main=False):
+        """Programs for a chunk, the chunk in place."""
+        programs = self._chain(_padded(len(x)), x.shape[1:], main)
+        (programs if main else programs[0][0]).x[:len(x)] = x
+        return programs
+
+    def _chain(self, count, shape, main=False):
+        """This thread's programs for ``count`` samples: main's, or the stage and the exit of every exit."""
+        cache = self._local.__dict__
+        key = count, shape, main
+        if key not in cache:
+            cache[key] = self._compile(np.zeros((count,) + shape, np.float32), main)
+        return cache[key]
+
+    def _compile(self, x, main):
+        if main:
+            return Program(self._net.main, x)
+        chain = []
+        for model in self._net.models:
+            stage = Program(model[model.starti:model.endi], x)
+            chain.append((stage, Program(model[model.endi:], stage.y)))
+            x = stage.y
+        return chain
+
+
+_CHUNK = 32  # samples that go up together
+
+
+def _chunks(count):
+    return [slice(i, min(i + _CHUNK, count)) for i in range(0, count, _CHUNK)]
+
+
+def _padded(count):
+    """The size of program for so many samples: a power of two, so that there are few."""
+    return 1 << (count - 1).bit_length()
+
+
+def _softmax(score):
+    prob = score - score.max(axis=1, keepdims=True)
+    np.exp(prob, out=prob)
+    prob /= prob.sum(axis=1, keepdims=True)
+    return prob

@@ -4,7 +4,6 @@ The paper is Teerapittayanon, McDanel, Kung: BranchyNet: Fast Inference via Earl
 Neural Networks, ICPR 2016. Names and results are those of its authors' release; docs/fidelity.md
 lists what differs from it, and why.
 """
-import contextlib
 import copy
 import math
 from numbers import Real
@@ -17,8 +16,10 @@ from chainer.backend import get_array_module
 import numpy as np
 
 from branchynet.functions import entropy, rows
-from branchynet.inference import below, check_per_exit, lowest
-from branchynet.links.links import Branch, Net
+from branchynet.inference import below, check_per_exit, inference_mode, lowest
+from branchynet.links.links import Branch, Net, check_links
+from branchynet.timing import now
+from branchynet.training import batches, check_pairs, progress
 
 
 class BranchyNet(chainer.Chain):
@@ -29,7 +30,8 @@ class BranchyNet(chainer.Chain):
     not fit. ``train*`` and ``find_*`` run in training mode, all others in testing mode.
 
     Args:
-        network: list of links; a Branch in it marks an exit, and its last element is a Branch.
+        network: list of links, which become the net's own; a Branch in it marks an exit, and its last
+            element is a Branch.
         thresholdExits: entropy (nats) below which a sample leaves at an exit: a number or a list,
             one for every exit but the last. Training drops samples by it too.
         percentTestExits: where there are no thresholds, the share of samples of lowest entropy that
@@ -118,6 +120,8 @@ class BranchyNet(chainer.Chain):
 
     def train_branch(self, i, x, t):
         """One step of exit i's own links alone on x (B, ...), t (B,): returns (loss, accuracy)."""
+        if not 0 <= i < self.numexits():
+            raise ValueError('exit is %s: expected 0 to %d' % (i, self.numexits() - 1))
         x, t = self.checked(x, t)
         model = self.models[i]
         with chainer.using_config('train', True), chainer.no_backprop_mode():
@@ -212,8 +216,8 @@ class BranchyNet(chainer.Chain):
         """
         x, t = self.checked(x, t)
         exits, correct, seconds = [0] * self.numexits(), [0] * self.numexits(), 0.
-        with _inference():
-            for k, index, logits, elapsed in self._leave(x):
+        with inference_mode():
+            for k, index, logits, elapsed in self.leave(x, self.thresholdExits):
                 seconds += elapsed
                 exits[k] = len(index)
                 correct[k] = math.nan if t is None else _count_correct(logits, t[index])
@@ -223,8 +227,8 @@ class BranchyNet(chainer.Chain):
     def run(self, x):
         """Logits (B, C) of the exit at which every sample of x leaves, in the order of x."""
         x, _ = self.checked(x)
-        with _inference():
-            parts = [(index, logits) for _, index, logits, _ in self._leave(x)]
+        with inference_mode():
+            parts = [(index, logits) for _, index, logits, _ in self.leave(x, self.thresholdExits)]
         result = self.xp.empty((len(x), parts[0][1].shape[1]), parts[0][1].dtype)
         for index, logits in parts:
             result[index] = logits
@@ -237,41 +241,61 @@ class BranchyNet(chainer.Chain):
     def run_main(self, x):
         """main's logits (B, C) for x (B, ...)."""
         x, _ = self.checked(x)
-        with _inference():
-            return self.main(x).array
+        with inference_mode():
+            return chainer.as_array(self.main(x))
 
     def get_SM(self, x):
         """Softmax of every exit for every sample of x (B, ...), without early exit: a list of (B, C)."""
-        x, _ = self.checked(x)
-        result = []
-        with _inference():
-            for k in range(self.numexits()):
-                x = self.stage(k, x)
-                result.append(F.softmax(self.exit(k, x)).array)
-        return result
+        return [prob for prob, _, _ in self.look(x)]
 
-    def _leave(self, x):
-        """Yields (exit, indices of the samples that leave there, their logits, seconds of the trunk's stage)."""
+    def leave(self, x, thresholds):
+        """Early exit step by step, in the mode and on the arrays that the caller set up.
+
+        Args:
+            thresholds: a number, a list, or None: the share percentTestExits leaves.
+
+        Yields:
+            (exit, indices of the samples that leave there, their logits, seconds of the trunk's stage).
+        """
         index, batch = self.xp.arange(len(x)), len(x)
         for k in range(self.numexits()):
             start = time.perf_counter()
             x = chainer.as_array(self.stage(k, x))
             seconds = time.perf_counter() - start
-            logits = self.exit(k, x).array
-            leaves = self._leaves(k, logits, batch)
+            logits = chainer.as_array(self.exit(k, x))
+            leaves = self._leaves(k, logits, batch, thresholds)
             yield k, index[leaves], logits[leaves], seconds
             if leaves.all():
                 return
             index, x = index[~leaves], x[~leaves]
 
-    def _leaves(self, k, logits, batch):
+    def _leaves(self, k, logits, batch, thresholds):
         """Boolean (remaining,): which samples leave at exit k."""
         if k == self.numexits() - 1:
             return self.xp.ones(len(logits), bool)
         ent = _entropy(logits)
-        if self.thresholdExits is not None:
-            return below(ent, _of_exit(self.thresholdExits, k))
+        if thresholds is not None:
+            return below(ent, _of_exit(thresholds, k))
         return lowest(ent, int(_share(self.percentTestExits, k, len(ent), batch)))
+
+    def look(self, x):
+        """What every exit says of x (B, ...), without early exit, and how long it takes.
+
+        Returns:
+            List of (softmax (B, C), seconds of the trunk's stage, seconds of the stage, the exit's links,
+            softmax and entropy), one per exit.
+        """
+        x, _ = self.checked(x)
+        result = []
+        with inference_mode():
+            for k in range(self.numexits()):
+                start = now(self)
+                x = self.stage(k, x)
+                trunk = now(self)
+                prob = F.softmax(self.exit(k, x)).array
+                entropy(prob)
+                result.append((prob, trunk - start, now(self) - start))
+        return result
 
     # Thresholds
 
@@ -280,9 +304,10 @@ class BranchyNet(chainer.Chain):
 
         In training mode and over all samples, as released; the labels ``y`` are not looked at.
         """
+        check_pairs(x, x if y is None else y)
         result = []
-        for i in range(0, len(x), batchsize):
-            h, _ = self.checked(x[i:i + batchsize])
+        for part in progress(batches(len(x), batchsize), 'entropies'):
+            h, _ = self.checked(x[part])
             with chainer.using_config('train', True), chainer.no_backprop_mode():
                 batch = []
                 for k in range(self.numexits() - 1):
@@ -389,6 +414,7 @@ class BranchyNet(chainer.Chain):
         for model in new.models:
             model[:model.endi] = new.main[:model.endi]
         new._setup_optimizers()
+        new.clearLearnedExitsThresholds()
         return new
 
     # Checks
@@ -403,34 +429,44 @@ class BranchyNet(chainer.Chain):
         check_per_exit('percentTestExits', self.percentTestExits, exits, upper=1)
 
     def checked(self, x, t=None):
-        """x and t as arrays on the net's device; raises where they cannot be right."""
+        """x (B, ...) and t (B,) as arrays on the net's device.
+
+        Raises:
+            TypeError, ValueError: they, or the net's settings, cannot be right.
+        """
         self._check_settings()
+        x = self._checked_x(x)
+        if t is not None:
+            t = self.device.send(_checked_t(t, x))
+        return self.device.send(x), t
+
+    def check_data(self, x, t, sample):
+        """Raises as checked does, for a whole data set, before anything is learned from a part of it.
+
+        Args:
+            sample: an input (1, ...), to see how many classes there are.
+        """
+        t = _checked_t(t, self._checked_x(x))
+        with inference_mode():
+            check_labels(self.exit(0, self.stage(0, self.checked(sample)[0])), t)
+
+    def _checked_x(self, x):
         x = _checked_array('x', x)
-        dtype = next((p.dtype for p in self.params()), x.dtype)
-        if x.dtype != dtype:
+        dtype = next((p.dtype for p in self.params(include_uninit=False) if p.dtype.kind == 'f'), x.dtype)
+        if x.dtype.kind == 'f' and x.dtype != dtype:
             raise TypeError('x has dtype %s: expected %s, as the parameters have' % (x.dtype, dtype))
-        if len(x) == 0:
+        if x.size == 0:
             raise ValueError('x has shape %s: expected at least one sample' % (x.shape,))
         xp = get_array_module(x)
-        if xp.isnan(x.min()):
-            raise ValueError('x holds NaN, first in sample %d: expected numbers' % (
-                xp.isnan(x).reshape(len(x), -1).any(axis=1).argmax()))
-        if t is not None:
-            t = _checked_array('t', t)
-            if t.dtype.kind != 'i':
-                raise TypeError('t has dtype %s: expected signed integers (int32)' % t.dtype)
-            if t.shape != x.shape[:1]:
-                raise ValueError('t has shape %s: expected %s, a label per sample of x' % (t.shape, x.shape[:1]))
-            if t.min() < 0:
-                raise ValueError('t holds the label %d: expected 0 or more' % t.min())
-            t = self.device.send(t)
-        return self.device.send(x), t
+        # The difference is not finite wherever a value is not, and seldom else.
+        if not xp.isfinite(x.max() - x.min()) and not xp.isfinite(x).all():
+            raise ValueError('x holds NaN or infinity, first in sample %d: expected numbers' % (
+                (~xp.isfinite(x)).reshape(len(x), -1).any(axis=1).argmax()))
+        return x
 
 
 def _check_network(network):
-    for i, link in enumerate(network):
-        if not isinstance(link, chainer.Link):
-            raise TypeError('network[%d] is %r: expected a link (FL makes one of a function)' % (i, link))
+    check_links('network', network)
     if not network or not isinstance(network[-1], Branch):
         raise ValueError('network ends with %s: expected a Branch, the final exit' % (
             type(network[-1]).__name__ if network else 'nothing'))
@@ -461,13 +497,25 @@ def _checked_array(name, value):
     return array
 
 
+def _checked_t(t, x):
+    t = _checked_array('t', t)
+    if t.dtype.kind != 'i':
+        raise TypeError('t has dtype %s: expected signed integers (int32)' % t.dtype)
+    if t.shape != x.shape[:1]:
+        raise ValueError('t has shape %s: expected %s, a label per sample of x' % (t.shape, x.shape[:1]))
+    if t.min() < 0:
+        raise ValueError('t holds the label %d: expected 0 or more' % t.min())
+    return t
+
+
 def _loss(logits, t):
     """Softmax cross entropy and accuracy; raises on a label beyond the classes."""
-    _check_labels(logits, t)
+    check_labels(logits, t)
     return F.softmax_cross_entropy(logits, t), F.accuracy(logits, t)
 
 
-def _check_labels(logits, t):
+def check_labels(logits, t):
+    """Raises ValueError on a label in t (B,) beyond the classes of logits (B, C)."""
     if t.max() >= logits.shape[1]:
         raise ValueError('t holds the label %d: expected less than %d, the number of classes' % (
             t.max(), logits.shape[1]))
@@ -489,23 +537,17 @@ def _step(loss, optimizers):
 
 
 def _test_net(net, x, t):
-    with _inference():
+    with inference_mode():
         start = time.perf_counter()
-        logits = net(x).array
+        logits = chainer.as_array(net(x))
         seconds = time.perf_counter() - start
     return math.nan if t is None else _count_correct(logits, t) / len(x), seconds
 
 
 def _count_correct(logits, t):
     if len(t):
-        _check_labels(logits, t)
+        check_labels(logits, t)
     return int((logits.argmax(axis=1) == t).sum())
-
-
-@contextlib.contextmanager
-def _inference():
-    with chainer.using_config('train', False), chainer.no_backprop_mode():
-        yield
 
 
 def _entropy(logits):

@@ -73,10 +73,12 @@ if command -v flock >/dev/null; then
     flock 9
 fi
 
-present=$(probe "$venv/bin/python") || present=""
+# An interrupted installation may have left an environment without pip.
+present=$(probe "$venv/bin/python" && "$venv/bin/python" -m pip --version >/dev/null 2>&1) || present=""
 if [ -n "${PYTHON:-}" ]; then
     python=$PYTHON
     version=$(probe "$python") || fail "PYTHON=$python ${version%%$'\n'*}, expected Python 3.9-3.13 with venv"
+    [ -n "$version" ] || fail "PYTHON=$python is no Python, expected Python 3.9-3.13 with venv"
 elif [ -n "$present" ]; then
     python=$venv/bin/python
     version=$present

@@ -332,7 +332,7 @@ NAN[5, 2] = np.nan
     (X.astype('d'), T, TypeError, 'x has dtype float64: expected float32'),
     (X.tolist(), T, TypeError, 'x is a list: expected'),
     (X[:0], T[:0], ValueError, r'x has shape \(0, 4\): expected at least one sample'),
-    (NAN, T, ValueError, 'x holds NaN, first in sample 5'),
+    (NAN, T, ValueError, 'x holds NaN or infinity, first in sample 5'),
     (X, T.astype('f'), TypeError, 't has dtype float32: expected signed integers'),
     (X, T[:-1], ValueError, r't has shape \(31,\): expected \(32,\)'),
     (X, T[:, None], ValueError, r't has shape \(32, 1\)'),
@@ -348,6 +348,49 @@ def test_bad_input_is_named_before_anything_moves(method, x, t, error, words):
         call(0, x, t) if method == 'train_branch' else call(x, t)
     assert '\n' not in str(info.value)
     assert same(before, weights(net))
+
+
+def test_infinity_is_named():
+    x = X.copy()
+    x[7, 0] = np.inf
+    with pytest.raises(ValueError, match='x holds NaN or infinity, first in sample 7'):
+        small_net().run(x)
+
+
+def test_a_setting_that_is_no_number_is_named():
+    for value in None, np.array(.5):
+        net = small_net()
+        net.percentTestExits = value
+        with pytest.raises(TypeError, match='percentTestExits is'):
+            net.test(X)
+
+
+def test_an_exit_that_is_not_there_is_named():
+    for i in -1, 3:
+        with pytest.raises(ValueError, match='exit is %d: expected 0 to 2' % i):
+            small_net().train_branch(i, X, T)
+
+
+def test_a_function_in_a_branch_is_named():
+    with pytest.raises(TypeError, match=r'links\[0\] is <function relu.*FL makes one'):
+        branchynet.Branch([F.relu])
+
+
+def test_images_that_are_too_small_are_named():
+    from branchynet.networks import alex_cifar10
+    with pytest.raises(ValueError, match='link .* cannot take an array of shape'):
+        alex_cifar10.get_network().run(np.zeros((1, 3, 1, 1), np.float32))
+
+
+def test_layers_sized_by_their_first_input_work():
+    net = branchynet.BranchyNet([L.Linear(None, 4), branchynet.Branch([L.Linear(None, 3)]), branchynet.Branch([L.Linear(4, 3)])])
+    assert len(net.train(X, T)[0]) == 2
+
+
+def test_an_exit_without_links_of_its_own_works():
+    net = branchynet.BranchyNet([L.Linear(4, 3), branchynet.Branch([])], thresholdExits=[])
+    assert net.test(X, T)[2] == [32]
+    assert net.get_SM(X)[0].shape == (32, 3)
 
 
 # As a Chain

@@ -1,0 +1,254 @@
+"""Chainer's functions on the fast kernels: which calls they take, and how they are put in place."""
+import warnings
+
+from branchynet import _chainer
+import chainer
+from chainer.functions.activation.relu import ReLU, ReLUGrad2
+from chainer.functions.connection.convolution_2d import Convolution2DFunction
+from chainer.functions.connection.linear import LinearFunction, LinearGradData, LinearGradWeight
+from chainer.functions.normalization.batch_normalization import FixedBatchNormalization, GeneralBatchNormalizationImpl
+from chainer.functions.normalization.local_response_normalization import (
+    LocalResponseNormalization, LocalResponseNormalizationGrad)
+from chainer.functions.pooling.max_pooling_nd import MaxPoolingND, MaxPoolingNDGrad
+from chainer.utils.conv import get_conv_outsize
+import numpy as np
+
+from branchynet.cpu import kernels, onednn
+
+_LARGEST_WINDOW = 255  # of a pooling: its indexes are uint8
+
+
+def _takes(*arrays):
+    """Whether the kernels take these arrays: float32, on the CPU, with something in them."""
+    return all(type(a) is np.ndarray and a.dtype == np.float32 and a.size for a in arrays if a is not None)
+
+
+def _plain(*arrays):
+    """The arrays, C-contiguous."""
+    return [a if a is None else np.ascontiguousarray(a) for a in arrays]
+
+
+def _variables(arrays):
+    return tuple(chainer.Variable(a) for a in arrays)
+
+
+class _Convolution:
+    """Convolution2DFunction's methods."""
+
+    def forward_cpu(self, inputs):
+        x, w, b = inputs if len(inputs) == 3 else (*inputs, None)
+        if not (_takes(x, w, b) and _is_simple_convolution(self)):
+            return _stock(Convolution2DFunction, 'forward_cpu')(self, inputs)
+        self._check_input_layouts_all_standard()
+        y_shape = (len(x), len(w)) + self._get_out_size(x.shape, w.shape)
+        self.retain_inputs((0, 1))
+        x, w, b = _plain(x, w, b)
+        return kernels.convolution(x, w, b, y_shape, (self.sy, self.sx), (self.ph, self.pw)),
+
+    def backward(self, indexes, grad_outputs):
+        x, w = (v.array for v in self.get_retained_inputs())
+        gy = grad_outputs[0].array
+        # With a graph of the gradients asked for, Chainer's own backward makes it.
+        if chainer.config.enable_backprop or not (_takes(x, w, gy) and _is_simple_convolution(self)):
+            return _stock(Convolution2DFunction, 'backward')(self, indexes, grad_outputs)
+        x, w, gy = _plain(x, w, gy)
+        geometry = (self.sy, self.sx), (self.ph, self.pw)
+        gradients = {}
+        if 0 in indexes:
+            gradients[0] = kernels.convolution_gx(w, gy, x.shape, *geometry)
+        if 1 in indexes or 2 in indexes:
+            gradients[1], gradients[2] = kernels.convolution_gw(x, gy, w.shape, *geometry)
+        return _variables(gradients[i] for i in indexes)
+
+
+def _is_simple_convolution(function):
+    return (function.groups, function.dy, function.dx, function.cover_all) == (1, 1, 1, False)
+
+
+class _MaxPooling:
+    """MaxPoolingND's method; the indexes are Chainer's, so that its gradients of gradients work on them."""
+
+    def forward_cpu(self, inputs):
+        x, = inputs
+        if not (_takes(x) and self.ndim == 2 and np.prod(self.ksize) <= _LARGEST_WINDOW):
+            return _stock(MaxPoolingND, 'forward_cpu')(self, inputs)
+        y_shape = x.shape[:2] + tuple(
+            get_conv_outsize(size, k, s, p, self.cover_all)
+            for size, k, s, p in zip(x.shape[2:], self.ksize, self.stride, self.pad))
+        if min(y_shape) <= 0:
+            return _stock(MaxPoolingND, 'forward_cpu')(self, inputs)  # raises
+        self._in_shape, self._in_dtype = x.shape, x.dtype
+        x, = _plain(x)
+        y, self.indexes = kernels.max_pooling(x, y_shape, self.ksize, self.stride, self.pad)
+        return y,
+
+
+class _MaxPoolingGradient:
+    """MaxPoolingNDGrad's method."""
+
+    def forward_cpu(self, inputs):
+        gy, = inputs
+        function = self.func
+        if not (_takes(gy) and function.ndim == 2 and function.indexes.dtype == np.uint8):
+            return _stock(MaxPoolingNDGrad, 'forward_cpu')(self, inputs)
+        gy, = _plain(gy)
+        return kernels.max_pooling_gx(
+            gy, function.indexes, function._in_shape, function.ksize, function.stride, function.pad),
+
+
+class _LocalResponse:
+    """LocalResponseNormalization's method."""
+
+    def forward_cpu(self, inputs):
+        x, = inputs
+        if not (_takes(x) and x.ndim == 4 and self.n // 2 < x.shape[1]):
+            return _stock(LocalResponseNormalization, 'forward_cpu')(self, inputs)
+        self.retain_inputs((0,))
+        self.retain_outputs((0,))
+        x, = _plain(x)
+        y, self.unit_scale, self.scale = kernels.local_response(x, self.n, self.k, self.alpha, self.beta)
+        return y,
+
+
+class _LocalResponseGradient:
+    """LocalResponseNormalizationGrad's method."""
+
+    def forward_cpu(self, inputs):
+        x, y, gy = inputs
+        if not (_takes(x, y, gy, self.scale) and x.ndim == 4 and self.n // 2 < x.shape[1]):
+            return _stock(LocalResponseNormalizationGrad, 'forward_cpu')(self, inputs)
+        self.retain_inputs((0, 1, 2))
+        x, y, gy = _plain(x, y, gy)
+        return kernels.local_response_gx(x, y, gy, self.unit_scale, self.scale, self.n, self.alpha, self.beta),
+
+
+class _BatchNormalization:
+    """GeneralBatchNormalizationImpl's methods, for statistics per channel of images."""
+
+    def forward(self, axis, gamma, x, x_layout, xp, expander, beta, eps, decay, running_mean, running_var):
+        if not (_takes(x, gamma, beta) and x.ndim == 4 and tuple(axis) == (0, 2, 3)):
+            return _stock(GeneralBatchNormalizationImpl, 'forward')(
+                self, axis, gamma, x, x_layout, xp, expander, beta, eps, decay, running_mean, running_var)
+        x, = _plain(x)
+        mean, var = kernels.mean_and_variance(x)
+        inv_std = np.reciprocal(np.sqrt(var + np.float32(eps)))
+        y = kernels.scale_and_shift(x, gamma * inv_std, beta - gamma * inv_std * mean)
+        if running_mean is not None:
+            m = x.size // gamma.size
+            running_mean *= decay
+            running_mean += (1 - decay) * mean
+            running_var *= decay
+            running_var += (1 - decay) * (m / max(m - 1., 1.)) * var
+        return y, x_layout, running_mean, running_var, mean, var, inv_std, None
+
+    def backward(self, axis, gamma, gy, x, x_layout, xp, expander, mean, inv_std, eps, var, forward_data):
+        if not (_takes(x, gamma, gy) and x.ndim == 4 and tuple(axis) == (0, 2, 3)):
+            return _stock(GeneralBatchNormalizationImpl, 'backward')(
+                self, axis, gamma, gy, x, x_layout, xp, expander, mean, inv_std, eps, var, forward_data)
+        x, gy = _plain(x, gy)
+        gx, ggamma, gbeta = kernels.batch_normalization_gradients(x, gamma, gy, mean, inv_std)
+        return gx, None, ggamma, gbeta
+
+
+class _ReLU:
+
+    def forward_cpu(self, inputs):
+        x, = inputs
+        if not _takes(x):
+            return _stock(ReLU, 'forward_cpu')(self, inputs)
+        self.retain_outputs((0,))
+        x, = _plain(x)
+        return kernels.relu(x),
+
+
+class _ReLUGradient:
+
+    def forward_cpu(self, inputs):
+        gy, = inputs
+        if not _takes(gy, self.b):
+            return _stock(ReLUGrad2, 'forward_cpu')(self, inputs)
+        y, gy = _plain(self.b, gy)
+        return kernels.relu_gx(y, gy),
+
+
+class _Linear:
+
+    def forward(self, inputs):
+        x, w, b = inputs if len(inputs) == 3 else (*inputs, None)
+        if not _takes(x, w, b):
+            return _stock(LinearFunction, 'forward')(self, inputs)
+        self._config_use_ideep = chainer.config.use_ideep
+        self.retain_inputs((0, 1))
+        return kernels.linear(*_plain(x, w, b)),
+
+
+class _LinearGradientOfX:
+
+    def forward(self, inputs):
+        if not _takes(*inputs):
+            return _stock(LinearGradData, 'forward')(self, inputs)
+        self._config_use_ideep = chainer.config.use_ideep
+        self.retain_inputs((0, 1))
+        return kernels.linear_gx(*_plain(*inputs)),
+
+
+class _LinearGradientOfW:
+
+    def forward(self, inputs):
+        if not (_takes(*inputs) and self._w_dtype == np.float32):
+            return _stock(LinearGradWeight, 'forward')(self, inputs)
+        self._config_use_ideep = chainer.config.use_ideep
+        self.retain_inputs((0, 1))
+        return kernels.linear_gw(*_plain(*inputs)),
+
+
+_NUMPY = {
+    LocalResponseNormalization: _LocalResponse,
+    LocalResponseNormalizationGrad: _LocalResponseGradient,
+    GeneralBatchNormalizationImpl: _BatchNormalization,
+    ReLU: _ReLU,
+    ReLUGrad2: _ReLUGradient,
+}
+_ONEDNN = {
+    Convolution2DFunction: _Convolution,
+    MaxPoolingND: _MaxPooling,
+    MaxPoolingNDGrad: _MaxPoolingGradient,
+    LinearFunction: _Linear,
+    LinearGradData: _LinearGradientOfX,
+    LinearGradWeight: _LinearGradientOfW,
+}
+_swapped = {}  # (class, name of the method): Chainer's own
+
+
+def _stock(cls, name):
+    """Chainer's own method."""
+    return _swapped[cls, name]
+
+
+def installed():
+    """Whether the kernels are in place."""
+    return bool(_swapped)
+
+
+def install():
+    """Puts the kernels in place."""
+    if installed():
+        return
+    replacements = dict(_NUMPY)
+    try:
+        onednn.library()
+        replacements.update(_ONEDNN)
+    except (OSError, ImportError) as e:
+        warnings.warn('oneDNN does not load (%s): convolution, pooling and linear layers stay as slow as '
+                      "Chainer's own; pip install onednn-cpu-gomp" % e, stacklevel=3)
+    for cls, methods in replacements.items():
+        for name in ('forward', 'forward_cpu', 'backward'):
+            if name in vars(methods):
+                _swapped[cls, name] = _chainer.swap_method(cls, name, vars(methods)[name])
+
+
+def uninstall():
+    """Puts Chainer's own methods back."""
+    while _swapped:
+        (cls, name), stock = _swapped.popitem()
+        _chainer.swap_method(cls, name, stock)

@@ -1,0 +1,111 @@
+"""The threads that share blocks of work, and their scratch memory."""
+from concurrent.futures import ThreadPoolExecutor
+import os
+import threading
+
+import numpy as np
+
+_ALIGNMENT = 64  # bytes, a cache line
+_local = threading.local()
+_pool = None
+_count = None
+
+
+def num_threads():
+    """How many threads share the work: what was set, else BRANCHYNET_NUM_THREADS, else the usable cores."""
+    if _count is not None:
+        return _count
+    given = os.environ.get('BRANCHYNET_NUM_THREADS')
+    if given:
+        return _checked(given)
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def set_num_threads(count):
+    """Sets how many threads share the work; None: as many as there are usable cores.
+
+    Raises:
+        ValueError: fewer than 1.
+    """
+    global _count
+    _count = None if count is None else _checked(count)
+    _forget_pool()
+
+
+def _checked(count):
+    if not str(count).isdigit() or int(count) < 1:
+        raise ValueError('number of threads is %s: expected 1 or more' % count)
+    return int(count)
+
+
+def run(task, count):
+    """Calls ``task(i)`` for i in range(count), shared among the threads; returns when all are done.
+
+    Raises:
+        What a task raised (the first of them), once no thread works on them any more.
+    """
+    workers = min(num_threads(), count)
+    if workers <= 1 or getattr(_local, 'works', False):
+        for i in range(count):
+            task(i)
+        return
+    remaining = iter(range(count))  # next() is atomic
+    futures = [_get_pool().submit(_work, task, remaining) for _ in range(workers)]
+    try:
+        for future in futures:
+            future.result()
+    except BaseException:
+        for _ in remaining:  # nobody starts what is left
+            pass
+        for future in futures:
+            future.exception()
+        raise
+
+
+def _work(task, remaining):
+    for i in remaining:
+        task(i)
+
+
+def _get_pool():
+    global _pool
+    if _pool is None:
+        _pool = ThreadPoolExecutor(num_threads(), 'branchynet', initializer=_start)
+    return _pool
+
+
+def _start():
+    _local.works = True
+
+
+def _forget_pool():
+    global _pool, _local
+    if _pool is not None:
+        _pool.shutdown()
+    _pool = None
+
+
+def _after_fork():
+    # A forked child has none of its parent's threads.
+    global _pool, _local
+    _pool, _local = None, threading.local()
+
+
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def scratch(slot, shape, dtype=np.float32):
+    """An uninitialised array that this thread reuses: whoever asks for the slot next overwrites it."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    buffers = _local.__dict__.setdefault('buffers', {})
+    if slot not in buffers or buffers[slot].size < size:
+        memory = np.empty(size + _ALIGNMENT, np.uint8)
+        buffers[slot] = memory[-memory.ctypes.data % _ALIGNMENT:][:size]
+    return buffers[slot][:size].view(dtype).reshape(shape)
+
+
+def blocks(count, size_of_one, most=1 << 20):
+    """Slices of ``count`` items in equal parts of about ``most`` bytes, at least one item each."""
+    step = max(1, most // max(1, size_of_one))
+    return [slice(i, min(i + step, count)) for i in range(0, count, step)]
