@@ -24,8 +24,15 @@ def main(argv=None):
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the arguments."""
+
+    def error(self, message):
+        self.exit(2, '%s: %s (see --help)\n' % (self.prog, message))
+
+
 def _parser():
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog='branchynet', description='BranchyNet: early-exit networks, and the experiments of their paper.',
         epilog='BRANCHYNET_DATA names the data folder; BRANCHYNET_DEBUG=1 shows the traceback of an error.')
     commands = parser.add_subparsers(metavar='COMMAND', required=True)
@@ -105,7 +112,7 @@ def _data(args):
             print('mnist: %s' % e)
             status = 2
     if status:
-        print("'branchynet data download mnist' gets what is missing or damaged")
+        print("'%s data download mnist' gets what is missing or damaged" % folder.command())
     return status
 
 

@@ -48,12 +48,17 @@ def find_device(name):
     raise ValueError("device is %s: expected 'auto', 'cpu' or 'gpu:N'" % name)
 
 
+def device_name(device):
+    """What find_device calls a device."""
+    return 'cpu' if device.xp is np else 'gpu:%d' % device.device.id
+
+
 def environment():
     """What a result may depend on: versions, processor, threads, BLAS, commit. A JSON-ready dict."""
     import threadpoolctl
     return {
         'commit': _git('rev-parse', 'HEAD'),
-        'tree_is_clean': _git('status', '--porcelain') == '',
+        'tree': {None: None, '': 'clean'}.get(_git('status', '--porcelain'), 'dirty'),
         'python': platform.python_version(),
         'numpy': np.__version__,
         'chainer': chainer.__version__,
@@ -72,6 +77,14 @@ def sha256(path):
     """SHA-256 of a file, as hexadecimal digits."""
     with open(path, 'rb') as f:
         return hashlib.sha256(f.read()).hexdigest()
+
+
+def sha256_of_arrays(arrays):
+    """SHA-256 over the bytes of NumPy arrays, one after the other."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
 
 
 def _git(*words):

@@ -39,6 +39,7 @@ def epochs(net, x, y, batchsize, num_epoch, main=False, start=0):
         (loss, accuracy) after every epoch: means over the batches, an array per exit; scalars for main.
     """
     check_pairs(x, y)
+    net.check_data(x, y, x[:1])
     step = net.train_main if main else net.train
     parts = batches(len(x), batchsize)
     label = 'training %s' % ('main' if main else 'exits')

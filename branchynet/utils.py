@@ -7,7 +7,7 @@ from chainer.backends.cuda import to_cpu
 import numpy as np
 
 from branchynet import augment, sweep
-from branchynet.inference import lowest
+from branchynet.inference import check_per_exit, lowest
 from branchynet.training import batches, check_pairs, epochs, progress
 
 
@@ -88,6 +88,7 @@ def _traintest(train_once, test_once, num_epoch, verbose):
 def train_augment(net, x, y, batchsize=10000, num_epoch=20, main=False):
     """train over augment.augmentation: ``batchsize`` images make a batch of all their views."""
     check_pairs(x, y)
+    net.check_data(x, y, augment.normalize(augment.crops(x[:1]))[:1])
     step = net.train_main if main else net.train
     start, history = time.perf_counter(), []
     for _ in range(num_epoch):
@@ -161,6 +162,8 @@ def screen_branchy(net, x, y, base_ts, batchsize=1, enumerate_ts=True, verbose=F
         accuracies as test gives them; seconds of the released clock, composed from the stages' times.
     """
     ts = generate_thresholds(base_ts, net.numexits()) if enumerate_ts else base_ts
+    for setting in ts:
+        check_per_exit('threshold setting', setting, net.numexits() - 1)
     result = sweep.sweep(sweep.profile(net, x, y, batchsize), np.reshape(ts, (len(ts), -1)))
     if verbose:
         for setting, accuracy, seconds, exits in zip(ts, result.accuracy, result.released, result.exits):
@@ -217,7 +220,8 @@ def compute_branch_times(net, x, y, batchsize=1, num_samples=200):
 
 def get_SM(net, x, batchsize=10000):
     """Softmax of every exit for x (N, ...): a list of NumPy arrays (N, C)."""
-    parts = [net.get_SM(x[part]) for part in batches(len(x), batchsize)]
+    check_pairs(x, x)
+    parts = [net.get_SM(x[part]) for part in progress(batches(len(x), batchsize), 'softmax')]
     return [np.concatenate([to_cpu(a) for a in arrays]) for arrays in zip(*parts)]
 
 

@@ -1,7 +1,10 @@
 """The data folder: where files are found, checked before use, and downloaded."""
 import gzip
 import hashlib
+import http.client
 import os
+import shutil
+import sys
 import urllib.request
 
 from branchynet.training import progress
@@ -19,6 +22,12 @@ def root():
         return checkout
     cache = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
     return os.path.join(cache, 'branchynet')
+
+
+def command():
+    """The branchynet command as it can be typed here: by its name where it is on the PATH."""
+    beside = os.path.join(os.path.dirname(sys.executable), 'branchynet')
+    return 'branchynet' if shutil.which('branchynet') or not os.path.exists(beside) else beside
 
 
 def read_gzip(path, sha256):
@@ -46,15 +55,15 @@ def download_gzip(path, sha256, mirrors):
     Raises:
         OSError: no mirror gave the expected content; one line with every mirror's failure.
     """
-    os.makedirs(os.path.dirname(path), exist_ok=True)
     part, failures = path + '.part', []
     try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         for mirror in mirrors:
             url = mirror + os.path.basename(path)
             try:
                 _fetch(url, part)
                 read_gzip(part, sha256)
-            except OSError as e:
+            except (OSError, http.client.HTTPException) as e:
                 failures.append('%s: %s' % (url, e))
             else:
                 os.replace(part, path)
@@ -62,7 +71,8 @@ def download_gzip(path, sha256, mirrors):
     finally:
         if os.path.exists(part):
             os.remove(part)
-    raise OSError('%s cannot be downloaded: %s' % (path, '; '.join(failures)))
+    raise OSError('%s is missing and cannot be downloaded: expected content of SHA-256 %s (%s)' % (
+        path, sha256, '; '.join(failures)))
 
 
 def _fetch(url, path):

@@ -62,12 +62,12 @@ def path(name):
 
 def _read(name):
     sha256, shape = FILES[name]
-    if not os.path.exists(path(name)):
-        folder.download_gzip(path(name), sha256, MIRRORS)
     try:
+        if not os.path.exists(path(name)):
+            folder.download_gzip(path(name), sha256, MIRRORS)
         content = folder.read_gzip(path(name), sha256)
     except OSError as e:
-        raise OSError("%s; mend it with 'branchynet data download mnist'" % e) from e
+        raise OSError("%s; mend it with '%s data download mnist'" % (e, folder.command())) from e
     # IDX: a header of 4 bytes and 4 more for every dimension, then the values, row by row.
     header = 4 + 4 * (3 if len(shape) > 1 else 1)
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)

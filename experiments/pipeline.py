@@ -6,7 +6,8 @@ import os
 from typing import Callable, NamedTuple, Optional
 import time
 
-from branchynet import determinism, sweep, timing, utils, visualize
+from branchynet import cpu, determinism, sweep, timing, utils, visualize
+from branchynet.inference import Compiled, is_compilable
 from branchynet.training import epochs, load_checkpoint, save_checkpoint, write_atomically
 import chainer
 import numpy as np
@@ -64,10 +65,11 @@ def expected_minutes(experiment, preset, data, device):
         return timing.now(net) - start
 
     steps = len(x) / preset.batchsize
-    training = steps * (preset.main_epochs * seconds(net.train_main, x[first], y[first])
-                        + preset.joint_epochs * seconds(net.train, x[first], y[first]))
+    with cpu.fast():
+        training = steps * (preset.main_epochs * seconds(net.train_main, x[first], y[first])
+                            + preset.joint_epochs * seconds(net.train, x[first], y[first]))
     # The baseline, the sweep's pass and the chosen settings, image by image.
-    testing = 4 * len(x_test) * seconds(net.get_SM, x_test[:1])
+    testing = 4 * len(x_test) * seconds(_for_inference(net).look, x_test[:1])
     return (training + testing) / 60
 
 
@@ -76,27 +78,56 @@ def run(experiment, preset, seed, data, device, out, resume):
 
     Args:
         data: what load_data returns.
-        out: folder of the checkpoint, the weights, the sweep and the figures.
+        out: folder of the checkpoint and the weights.
         resume: go on from the folder's checkpoint, where there is one.
 
     Returns:
-        JSON-ready dict: the result of the seed, units in its keys.
+        JSON-ready dict: the result of the seed, units in its keys. The checkpoint stays, for
+        ``finish`` to remove once the result is safe.
     """
-    x_train, y_train, x_test, y_test = data
     determinism.seed(seed)
     net = experiment.get_network()
     net.to_device(device)
-    checkpoint = os.path.join(out, 'checkpoint_%s_seed%d.npz' % (experiment.name, seed))
-    result = {'seed': seed, **preset._asdict(), 'train_samples': len(x_train), 'test_samples': len(x_test),
-              'device': str(device)}
+    checkpoint = checkpoint_path(experiment, seed, out)
+    result = {'seed': seed, **preset._asdict(), 'train_samples': len(data[0]), 'test_samples': len(data[2]),
+              'device': str(device), 'data_sha256': determinism.sha256_of_arrays(data)}
     if resume and os.path.exists(checkpoint):
         result = _resumed(result, load_checkpoint(checkpoint, net), checkpoint)
+    result['environment'] = determinism.environment()
+    with cpu.fast():
+        _train(net, preset, data, result, checkpoint)
+        _measure(experiment, net, data, result)
+    result['weights_sha256'] = _save_weights(net, weights_path(experiment, seed, out))
+    return result
+
+
+def checkpoint_path(experiment, seed, out):
+    """Where a seed's checkpoint is while it runs."""
+    return os.path.join(out, 'checkpoint_%s_seed%d.npz' % (experiment.name, seed))
+
+
+def weights_path(experiment, seed, out):
+    """Where a seed's weights are."""
+    return os.path.join(out, 'weights_%s_seed%d.npz' % (experiment.name, seed))
+
+
+def _resumed(result, saved, checkpoint):
+    different = [key for key in result if saved.get(key) != result[key]]
+    if different:
+        raise ValueError('%s has %s %s: expected %s; leave out --resume to start anew' % (
+            checkpoint, different[0], saved.get(different[0]), result[different[0]]))
+    return saved
+
+
+def _train(net, preset, data, result, checkpoint):
+    """Both trainings, with the baseline measured between them."""
+    x, y, x_test, y_test = data
 
     def train(phase, num_epoch):
         history = result.setdefault(phase, {'loss': [], 'accuracy': [], 'seconds': 0.})
         start = time.perf_counter()
-        for losses, accuracies in epochs(net, x_train, y_train, preset.batchsize, num_epoch,
-                                         main=phase == 'main_training', start=len(history['loss'])):
+        for losses, accuracies in epochs(net, x, y, preset.batchsize, num_epoch, main=phase == 'main_training',
+                                         start=len(history['loss'])):
             history['loss'].append(losses.tolist())
             history['accuracy'].append(accuracies.tolist())
             history['seconds'] += time.perf_counter() - start
@@ -106,34 +137,38 @@ def run(experiment, preset, seed, data, device, out, resume):
     train('main_training', preset.main_epochs)
     if 'baseline' not in result:
         # Before joint training moves the trunk under main's head: the independent network of the paper.
-        result['baseline'] = _measured(timing.measure(net, x_test, y_test, main=True))
+        result['baseline'] = _measured(timing.measure(_for_inference(net), x_test, y_test, main=True))
         save_checkpoint(checkpoint, net, result)
     train('joint_training', preset.joint_epochs)
-    result['baseline']['accuracy_as_released_percent'] = utils.test(
-        net, x_test, y_test, batchsize=preset.batchsize, main=True)[0] * 100
 
-    swept = sweep.sweep(sweep.profile(net, x_test, y_test),
-                        utils.generate_thresholds(experiment.base_thresholds, net.numexits()))
-    result['sweep'] = _rows(swept, result['baseline'])
-    result['knee'] = sweep.knee(swept.accuracy, swept.whole, result['baseline']['accuracy_percent'] / 100)
-    result['measured'] = [_directly(net, setting, x_test, y_test) for setting in (
+
+def _for_inference(net):
+    """The net as it is measured: compiled, where it can be."""
+    return Compiled(net) if is_compilable(net) else net
+
+
+def _measure(experiment, net, data, result):
+    """The sweep, and the published setting and the knee run by themselves."""
+    _, _, x, t = data
+    baseline = result['baseline']
+    baseline['accuracy_as_released_percent'] = utils.test(net, x, t, batchsize=1000, main=True)[0] * 100
+    net = _for_inference(net)
+    result['compiled'] = isinstance(net, Compiled)
+    profile = sweep.profile(net, x, t)
+    settings = utils.generate_thresholds(experiment.base_thresholds, net.numexits())
+    swept = sweep.sweep(profile, settings)
+    result['sweep'] = _rows(swept, sweep.percentiles(profile, settings), baseline)
+    result['knee'] = sweep.knee(swept.accuracy * 100, swept.whole, baseline['accuracy_percent'])
+    result['measured'] = [_directly(net, setting, x, t) for setting in (
         experiment.published_thresholds, result['sweep'][result['knee']]['thresholds'])]
 
-    weights = os.path.join(out, 'weights_%s_seed%d.npz' % (experiment.name, seed))
+
+def _save_weights(net, path):
+    """Writes the weights and returns the file's SHA-256."""
     buffer = io.BytesIO()
     chainer.serializers.save_npz(buffer, net)
-    write_atomically(weights, buffer.getvalue())
-    result['weights_sha256'] = determinism.sha256(weights)
-    os.remove(checkpoint)
-    return result
-
-
-def _resumed(result, saved, checkpoint):
-    different = [key for key in result if saved.get(key) != result[key]]
-    if different:
-        raise ValueError('%s has %s %s: expected %s; leave out --resume to start anew' % (
-            checkpoint, different[0], saved.get(different[0]), result[different[0]]))
-    return saved
+    write_atomically(path, buffer.getvalue())
+    return determinism.sha256(path)
 
 
 def _measured(measurement):
@@ -153,8 +188,8 @@ def _directly(net, setting, x, t):
     return {'thresholds': setting, 'exit_percent': _percent(measurement.exits), **_measured(measurement)}
 
 
-def _rows(swept, baseline):
-    """A Sweep for results.json and the CSV: a dict per setting."""
+def _rows(swept, percentiles, baseline):
+    """A Sweep and its percentiles for results.json and the CSV: a dict per setting."""
     return [{
         'thresholds': thresholds.tolist(),
         'accuracy_percent': float(accuracy * 100),
@@ -165,7 +200,7 @@ def _rows(swept, baseline):
         'whole_p95_ms': float(p95 * 1e3),
         'gain_released': float(baseline['released']['mean_ms'] / released / 1e3),
         'gain_whole': float(baseline['whole']['mean_ms'] / whole / 1e3),
-    } for thresholds, accuracy, exits, released, whole, p50, p95 in zip(*swept)]
+    } for thresholds, accuracy, exits, released, whole, p50, p95 in zip(*swept, *percentiles)]
 
 
 def _percent(exits):
@@ -184,10 +219,10 @@ def check_claims(experiment, preset_name, results):
 
 
 def write(experiment, results, out):
-    """Writes the sweep's CSV and the figures of all seeds' results."""
-    write_sweep(os.path.join(out, 'sweep_%s.csv' % experiment.name), results)
-    for result in results:
-        draw(experiment, result, os.path.join(out, 'figures'))
+    """Writes the sweep's CSV and the figures of all seeds' results; returns the paths."""
+    path = os.path.join(out, 'sweep_%s.csv' % experiment.name)
+    write_sweep(path, results)
+    return [path] + [figure for result in results for figure in draw(experiment, result, os.path.join(out, 'figures'))]
 
 
 def write_sweep(path, results):
@@ -204,21 +239,27 @@ def write_sweep(path, results):
 
 
 def draw(experiment, result, folder):
-    """Loss and accuracy of both trainings, and the trade-off, as PNG and PDF."""
+    """Loss and accuracy of both trainings, and the trade-off, as PNG and PDF; returns the paths."""
     rows = result['sweep']
     points = [[row['accuracy_percent'] / 100 for row in rows], [row['whole_ms'] for row in rows],
               [row['thresholds'] for row in rows], [row['exit_percent'] for row in rows]]
+    baseline = result['baseline']
     _, _, kept, _ = utils.get_inc_points(*points)
-    name = '%s_seed%d' % (experiment.name, result['seed'])
+    paths = []
+
+    def path(what, suffix):
+        paths.append(os.path.join(folder, '%s_seed%d_%s.%s' % (experiment.name, result['seed'], what, suffix)))
+        return paths[-1]
+
     for suffix in 'png', 'pdf':
         for phase in 'main', 'joint':
             history = result[phase + '_training']
-            visualize.plot_curves(history['loss'], history['accuracy'],
-                                  output_path=os.path.join(folder, '%s_%s.%s' % (name, phase, suffix)))
+            visualize.plot_curves(history['loss'], history['accuracy'], output_path=path(phase, suffix))
         visualize.plot_line_tradeoff(
-            *points, result['baseline']['accuracy_percent'] / 100, result['baseline']['whole']['mean_ms'],
+            *points, baseline['accuracy_percent'] / 100, baseline['whole']['mean_ms'],
             orig_label=experiment.network, our_label='B-' + experiment.network, all_samples=True,
-            knee_idx=kept.index(rows[result['knee']]['thresholds']), output_path=os.path.join(folder, '%s_tradeoff.%s' % (name, suffix)))
+            knee_idx=kept.index(rows[result['knee']]['thresholds']), output_path=path('tradeoff', suffix))
+    return paths
 
 
 def read_results(path):
@@ -234,7 +275,7 @@ def read_results(path):
         raise FileNotFoundError('%s is missing: expected the results of a run' % path) from None
     except ValueError as e:
         raise OSError('%s is damaged (%s): expected the results of a run' % (path, e)) from e
-    if not isinstance(results, dict) or results.get('format') != FORMAT:
+    if not isinstance(results, dict) or results.get('format') != FORMAT or not {'preset', 'experiments'} <= set(results):
         raise OSError('%s is not of format %d: expected the results of a run of this version' % (path, FORMAT))
     return results
 

@@ -24,7 +24,8 @@ def markdown(results):
         parts += ['%s: %s: %.2f, expected %.2f or more' % (
             'PASS' if claim['holds'] else 'FAIL', claim['claim'], claim['measured'], claim['at_least'])
             for claim in experiment['claims']]
-    parts.append('Measured on: %s.' % _machine(results['environment']))
+        machines = dict.fromkeys(_machine(seed['environment']) for seed in seeds)
+        parts.append('Measured on: %s.' % '; '.join(machines))
     return '\n\n'.join(parts) + '\n'
 
 
@@ -50,7 +51,7 @@ def measured_rows(experiment):
         settings = [seed['measured'][i] for seed in seeds]
         rows.append([
             'B-%s, %s' % (network, label), _mean([s['accuracy_percent'] for s in settings], 2),
-            ', '.join(sorted({_numbers(s['thresholds'], '%g') for s in settings})),
+            ' or '.join(dict.fromkeys(_numbers(s['thresholds'], '%g') for s in settings)),
             _numbers(np.mean([s['exit_percent'] for s in settings], axis=0), '%.2f'), *_times(settings, baselines)])
     return rows
 

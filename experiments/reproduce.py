@@ -21,21 +21,25 @@ def reproduce(names, preset_name, seeds, device, out, resume):
     ready = list(_ready(names, preset_name))
     if not ready:
         return 2
-    os.makedirs(out, exist_ok=True)
+    try:
+        os.makedirs(out, exist_ok=True)
+    except OSError as e:
+        raise OSError('--out %s: expected a folder that can be written (%s)' % (out, e)) from e
     path = os.path.join(out, 'results.json')
-    results = {'format': pipeline.FORMAT, 'preset': preset_name, 'environment': determinism.environment(),
-               'experiments': {}}
-    if resume and os.path.exists(path):
-        results['experiments'] = _earlier(path, preset_name)
+    earlier = _earlier(path, preset_name) if resume and os.path.exists(path) else {}
+    results = {'format': pipeline.FORMAT, 'preset': preset_name, 'experiments': earlier}
     minutes = sum(pipeline.expected_minutes(experiment, experiment.presets[preset_name], data, device)
                   for experiment, data in ready)
-    print('Preset %s on %s: about %.0f minutes%s.' % (
-        preset_name, device, minutes * seeds, ', unless resumed midway' if resume else ''), flush=True)
+    print('Preset %s on %s: about %.0f min%s.' % (
+        preset_name, determinism.device_name(device), max(1, minutes * seeds), ', less what is done' if resume else ''),
+        flush=True)
+    written = [path]
     for experiment, data in ready:
-        _run_seeds(experiment, preset_name, seeds, data, device, out, resume, results)
-    pipeline.write_json(os.path.join(out, 'manifest.json'), _manifest(results, out))
+        written += _run_seeds(experiment, preset_name, seeds, data, device, out, resume, results)
     text = report.markdown(results)
-    write_atomically(os.path.join(out, 'report.md'), text.encode())
+    written.append(os.path.join(out, 'report.md'))
+    write_atomically(written[-1], text.encode())
+    pipeline.write_json(os.path.join(out, 'manifest.json'), _manifest(results, written, out))
     print('\n%s\nWritten to %s' % (text, out))
     if preset_name == 'smoke':
         print('The smoke preset shows that everything runs; it claims no result.')
@@ -62,22 +66,29 @@ def _earlier(path, preset_name):
 
 
 def _run_seeds(experiment, preset_name, seeds, data, device, out, resume, results):
+    """Runs the seeds that are not done; returns the paths of what was written for all of them."""
     entry = results['experiments'].setdefault(
         experiment.name, {'network': experiment.network, 'seeds': [], 'claims': []})
     done = {result['seed'] for result in entry['seeds']}
     for seed in range(seeds):
-        if seed in done:
-            continue
-        print('%s, seed %d ...' % (experiment.name, seed), flush=True)
-        entry['seeds'].append(
-            pipeline.run(experiment, experiment.presets[preset_name], seed, data, device, out, resume))
-        entry['claims'] = pipeline.check_claims(experiment, preset_name, entry['seeds'])
-        pipeline.write_json(os.path.join(out, 'results.json'), results)
-    pipeline.write(experiment, entry['seeds'], out)
+        checkpoint = pipeline.checkpoint_path(experiment, seed, out)
+        if seed not in done:
+            print('%s, seed %d ...' % (experiment.name, seed), flush=True)
+            entry['seeds'].append(
+                pipeline.run(experiment, experiment.presets[preset_name], seed, data, device, out, resume))
+            entry['claims'] = pipeline.check_claims(experiment, preset_name, entry['seeds'])
+            pipeline.write_json(os.path.join(out, 'results.json'), results)
+        if os.path.exists(checkpoint):
+            os.remove(checkpoint)
+    return pipeline.write(experiment, entry['seeds'], out) + [
+        pipeline.weights_path(experiment, result['seed'], out) for result in entry['seeds']]
 
 
-def _manifest(results, out):
-    """Where and from what the results came, and the hashes of what else was written."""
-    files = sorted(name for name in os.listdir(out) if name.startswith(('weights_', 'sweep_', 'results.json')))
-    return {'environment': results['environment'],
-            'sha256': {name: determinism.sha256(os.path.join(out, name)) for name in files}}
+def _manifest(results, written, out):
+    """What every run came from, and the hashes of all that was written."""
+    return {
+        'preset': results['preset'],
+        'runs': [{'experiment': name, **{key: result[key] for key in ('seed', 'data_sha256', 'environment')}}
+                 for name, experiment in results['experiments'].items() for result in experiment['seeds']],
+        'sha256': {os.path.relpath(path, out): determinism.sha256(path) for path in sorted(written)},
+    }

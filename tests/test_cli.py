@@ -31,7 +31,7 @@ def test_data_says_what_is_there(capsys, tmp_path, monkeypatch):
     assert cli.main(['data']) == 2
     out = capsys.readouterr().out
     assert out.count(' is missing: expected') == len(mnist.FILES)
-    assert "'branchynet data download mnist' gets" in out
+    assert "branchynet data download mnist' gets" in out
     assert cli.main(['data', 'download', 'mnist']) == 2
     error = capsys.readouterr().err
     assert error.startswith('branchynet: ') and error.count('\n') == 1

@@ -46,6 +46,19 @@ def test_samples_and_labels_must_match(call):
         call(small_net(), X, T, batchsize=0)
 
 
+@pytest.mark.parametrize('main', [False, True])
+@pytest.mark.parametrize('damage', [
+    lambda x, t: x.__setitem__((33, 0), np.nan), lambda x, t: t.__setitem__(33, 3), lambda x, t: t.__setitem__(33, -1)])
+def test_a_bad_sample_is_found_before_the_first_step(damage, main):
+    net = small_net()
+    before = weights(net)
+    x, t = X.copy(), T.copy()
+    damage(x, t)
+    with pytest.raises(ValueError, match='sample 33|label'):
+        utils.train(net, x, t, batchsize=4, num_epoch=1, main=main)
+    assert same(before, weights(net))
+
+
 def test_traintest_is_train_and_test_by_turns():
     net, other = small_net(), small_net()
     np.random.seed(1)
@@ -93,6 +106,14 @@ def test_screen_branchy_agrees_with_suite_b():
     assert (diffs > 0).all()
     ts, accs, _, _ = utils.screen_branchy(net, X, T, [[.3, .8]], enumerate_ts=False)
     assert ts == [[.3, .8]] and accs[0] == suite_accs[1]
+
+
+def test_screen_branchy_names_what_is_wrong():
+    net = small_net()
+    with pytest.raises(ValueError, match='threshold setting'):
+        utils.screen_branchy(net, X, T, [[.1]], enumerate_ts=False)
+    with pytest.raises(ValueError, match='t holds the label 3'):
+        utils.screen_branchy(net, X, T + 1, [.1])
 
 
 def test_get_inc_points_rise_in_time_and_accuracy():

@@ -42,8 +42,16 @@ class Branch(chainer.ChainList):
     """
 
     def __init__(self, links, weight=1.):
+        check_links('links', links)
         super().__init__(*links)
         self.weight = weight
+
+
+def check_links(name, links):
+    """Raises TypeError unless every element of a list is a link."""
+    for i, link in enumerate(links):
+        if not isinstance(link, chainer.Link):
+            raise TypeError('%s[%d] is %r: expected a link (FL makes one of a function)' % (name, i, link))
 
 
 class Net(chainer.ChainList):
@@ -86,9 +94,10 @@ class Net(chainer.ChainList):
 def _call(link, i, x):
     try:
         return link(x)
-    except InvalidType as e:
-        raise ValueError('link %d (%s) cannot take an array of shape %s and dtype %s: expected %s, got %s' % (
-            i, type(link).__name__, x.shape, x.dtype, e.expect, e.actual)) from e
+    except (InvalidType, AssertionError) as e:  # Chainer asserts that an output has pixels
+        why = 'expected %s, got %s' % (e.expect, e.actual) if isinstance(e, InvalidType) else e
+        raise ValueError('link %d (%s) cannot take an array of shape %s and dtype %s: %s' % (
+            i, type(link).__name__, x.shape, x.dtype, why)) from e
 
 
 class X(chainer.ChainList):

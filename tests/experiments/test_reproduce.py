@@ -59,11 +59,16 @@ def test_a_results_folder_is_whole_and_true(tiny, tmp_path, capsys):
         rows = list(csv.DictReader(f))
     assert len(rows) == 2 * 17
     assert [float(row['accuracy_percent']) for row in rows[17:]] == pytest.approx(list(accs * 100))
-    for name, sha256 in read(out, 'manifest.json')['sha256'].items():
+    manifest = read(out, 'manifest.json')
+    assert {'results.json', 'report.md', 'sweep_lenet_mnist.csv', 'weights_lenet_mnist_seed0.npz',
+            'figures/lenet_mnist_seed1_tradeoff.pdf'} <= manifest['sha256'].keys()
+    for name, sha256 in manifest['sha256'].items():
         assert determinism.sha256(str(out / name)) == sha256
+    assert [run['seed'] for run in manifest['runs']] == [0, 1]
+    assert len({run['data_sha256'] for run in manifest['runs']}) == 1
 
     printed = capsys.readouterr().out
-    assert printed.startswith('Preset smoke on @numpy: about ')
+    assert printed.startswith('Preset smoke on cpu: about ')
     text = (out / 'report.md').read_text()
     assert text in printed
     assert '| 99.25 ' in text and '94.3 5.63' in text  # Table I beside
@@ -124,7 +129,8 @@ def test_bad_usage_is_status_2(words, message, capsys):
     with pytest.raises(SystemExit) as info:
         cli.main(['reproduce', *words])
     assert info.value.code == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error and error.count('\n') == 1
 
 
 @pytest.mark.parametrize('device', ['gpu:99', 'tpu', 'gpu:x'])
@@ -142,8 +148,8 @@ def example():
         **measured, 'accuracy_as_released_percent': 97.25, 'released': timed(2.), 'whole': timed(3.)},
         'measured': settings}
     claim = {'claim': 'accuracy', 'at_least': 98., 'measured': 98.5, 'holds': True}
-    environment = {**determinism.environment(), 'cpu': 'a processor', 'cores': 2}
-    return {'format': pipeline.FORMAT, 'preset': 'smoke', 'environment': environment,
+    seed['environment'] = {**determinism.environment(), 'cpu': 'a processor', 'cores': 2}
+    return {'format': pipeline.FORMAT, 'preset': 'smoke',
             'experiments': {'lenet_mnist': {'network': 'LeNet', 'seeds': [seed], 'claims': [claim]}}}
 
 
@@ -163,7 +169,7 @@ def test_every_number_of_the_report_comes_from_the_results():
             lambda: seed['measured'][0]['released'].update(mean_ms=33.33),
             lambda: seed['measured'][1]['whole'].update(p95_ms=44.44),
             lambda: seed['measured'][1].update(thresholds=[.55]),
-            lambda: results['environment'].update(cpu='another processor')]:
+            lambda: seed['environment'].update(cpu='another processor')]:
         change()
         changed = report.markdown(results)
         assert changed != page
@@ -185,7 +191,7 @@ def test_report_goes_between_the_markers_of_a_page(tmp_path, capsys):
 
 @pytest.mark.parametrize('content, words', [
     (None, 'is missing'), ('{"format": 1', 'is damaged'), ('{"format": 99}', 'is not of format 1'),
-    ('[]', 'is not of format 1')])
+    ('[]', 'is not of format 1'), ('{"format": 1}', 'is not of format 1')])
 def test_results_that_cannot_be_read_are_named(tmp_path, capsys, content, words):
     if content is not None:
         (tmp_path / 'results.json').write_text(content)
