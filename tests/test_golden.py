@@ -1,14 +1,14 @@
 """Runs of the original (Chainer 1.17), repeated by the port; see golden/README.md for the cases and tolerances."""
+import contextlib
 import json
 import os
 
 import branchynet  # noqa: F401
-import chainer
 import chainer.links as L
 import numpy as np
 import pytest
 
-from branchynet import utils
+from branchynet import cpu, utils
 from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
 
 GOLDEN = os.path.join(os.path.dirname(__file__), 'golden')
@@ -139,8 +139,14 @@ def check_movement(case, report):
         report('weights of ' + group, float(np.sqrt(error / moved)), limit)
 
 
+@pytest.mark.parametrize('kernels', [contextlib.nullcontext, cpu.fast], ids=['stock', 'fast'])
 @pytest.mark.parametrize('name', ['lenet', 'alexnet', 'resnet110'])
-def test_golden(name, record_property):
+def test_golden(name, kernels, record_property):
+    with kernels():
+        check_case(name, record_property)
+
+
+def check_case(name, record_property):
     case = Golden(name)
     worst = {}
 
@@ -165,4 +171,3 @@ def test_golden(name, record_property):
         record_property(what, error)
         print('%s: %s: %.2g (limit %.2g)' % (name, what, error, limit))
     assert not [what for what, (error, limit) in worst.items() if error > limit], worst
-    chainer.config.train = True
