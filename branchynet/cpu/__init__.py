@@ -35,7 +35,7 @@ def fast():
     """enable() for the length of a block; afterwards it is as it was before."""
     from branchynet.cpu import functions
     before = functions.installed()
-    functions.install()
+    functions.install(stacklevel=4)  # contextlib calls this
     try:
         yield
     finally:

@@ -37,7 +37,7 @@ class _Convolution:
 
     def forward_cpu(self, inputs):
         x, w, b = inputs if len(inputs) == 3 else (*inputs, None)
-        if not (_takes(x, w, b) and _is_simple_convolution(self)):
+        if not (_takes(x, w, b) and _is_simple_convolution(self) and _fits(self, x, w)):
             return _stock(Convolution2DFunction, 'forward_cpu')(self, inputs)
         self._check_input_layouts_all_standard()
         y_shape = (len(x), len(w)) + self._get_out_size(x.shape, w.shape)
@@ -62,7 +62,15 @@ class _Convolution:
 
 
 def _is_simple_convolution(function):
-    return (function.groups, function.dy, function.dx, function.cover_all) == (1, 1, 1, False)
+    return ((function.groups, function.dy, function.dx, function.cover_all, function.cudnn_fast)
+            == (1, 1, 1, False, False) and min(function.sy, function.sx) > 0 and min(function.ph, function.pw) >= 0)
+
+
+def _fits(function, x, w):
+    """Whether the shapes are those of a convolution; where not, Chainer says so."""
+    return x.shape[1] == w.shape[1] and all(
+        get_conv_outsize(size, k, s, p) > 0 for size, k, s, p in zip(
+            x.shape[2:], w.shape[2:], (function.sy, function.sx), (function.ph, function.pw)))
 
 
 class _MaxPooling:
@@ -75,11 +83,14 @@ class _MaxPooling:
         y_shape = x.shape[:2] + tuple(
             get_conv_outsize(size, k, s, p, self.cover_all)
             for size, k, s, p in zip(x.shape[2:], self.ksize, self.stride, self.pad))
-        if min(y_shape) <= 0:
-            return _stock(MaxPoolingND, 'forward_cpu')(self, inputs)  # raises
+        geometry = self.ksize, self.stride, self.pad
+        if min(y_shape) <= 0 or not kernels.covers(x.shape, y_shape, *geometry):
+            return _stock(MaxPoolingND, 'forward_cpu')(self, inputs)
         self._in_shape, self._in_dtype = x.shape, x.dtype
         x, = _plain(x)
-        y, self.indexes = kernels.max_pooling(x, y_shape, self.ksize, self.stride, self.pad)
+        y, self.indexes = kernels.max_pooling(x, y_shape, *geometry)
+        if self.indexes is None:
+            return _stock(MaxPoolingND, 'forward_cpu')(self, inputs)
         return y,
 
 
@@ -132,7 +143,7 @@ class _BatchNormalization:
         x, = _plain(x)
         mean, var = kernels.mean_and_variance(x)
         inv_std = np.reciprocal(np.sqrt(var + np.float32(eps)))
-        y = kernels.scale_and_shift(x, gamma * inv_std, beta - gamma * inv_std * mean)
+        y = kernels.scale_and_shift(x, gamma * inv_std, beta, mean)
         if running_mean is not None:
             m = x.size // gamma.size
             running_mean *= decay
@@ -175,7 +186,7 @@ class _Linear:
 
     def forward(self, inputs):
         x, w, b = inputs if len(inputs) == 3 else (*inputs, None)
-        if not _takes(x, w, b):
+        if not (_takes(x, w, b) and x.shape[1] == w.shape[1]):
             return _stock(LinearFunction, 'forward')(self, inputs)
         self._config_use_ideep = chainer.config.use_ideep
         self.retain_inputs((0, 1))
@@ -217,6 +228,7 @@ _ONEDNN = {
     LinearGradData: _LinearGradientOfX,
     LinearGradWeight: _LinearGradientOfW,
 }
+_warned = False
 _swapped = {}  # (class, name of the method): Chainer's own
 
 
@@ -230,8 +242,9 @@ def installed():
     return bool(_swapped)
 
 
-def install():
+def install(stacklevel=3):
     """Puts the kernels in place."""
+    global _warned
     if installed():
         return
     replacements = dict(_NUMPY)
@@ -239,8 +252,10 @@ def install():
         onednn.library()
         replacements.update(_ONEDNN)
     except (OSError, ImportError) as e:
-        warnings.warn('oneDNN does not load (%s): convolution, pooling and linear layers stay as slow as '
-                      "Chainer's own; pip install onednn-cpu-gomp" % e, stacklevel=3)
+        if not _warned:
+            _warned = True
+            warnings.warn('oneDNN does not load (%s): convolution, pooling and linear layers stay as slow as '
+                          "Chainer's own; pip install onednn-cpu-gomp" % e, stacklevel=stacklevel)
     for cls, methods in replacements.items():
         for name in ('forward', 'forward_cpu', 'backward'):
             if name in vars(methods):

@@ -159,19 +159,32 @@ def _pooling(algorithm, x_shape, y_shape, kernel, stride, pad):
     return forward, onednn.Primitive(descriptor, {DIFF_SRC: formats[0], DIFF_DST: formats[1], **workspace})
 
 
+def covers(x_shape, y_shape, kernel, stride, pad):
+    """Whether every window has pixels in it: Chainer's maximum of padding alone is -inf, oneDNN's is not."""
+    return all(0 <= p < k and (n - 1) * s - p < size for size, n, k, s, p in zip(
+        x_shape[2:], y_shape[2:], kernel, stride, pad))
+
+
 def max_pooling(x, y_shape, kernel, stride, pad):
-    """y, and uint8 of y's shape: where in its window each maximum is, row by row."""
+    """y, and uint8 of y's shape: where in its window each maximum is, row by row.
+
+    The latter is None where x has infinities or NaN, which are not for oneDNN.
+    """
     y = np.empty(y_shape, np.float32)
     indexes = np.empty(y_shape, np.uint8)
     parts = _image_blocks(x, y)
+    ordinary = [True] * len(parts)
 
     def task(i):
         part = parts[i]
+        # oneDNN passes over NaN, and its maximum of nothing is the lowest number instead of -inf. Any of them
+        # makes the sum NaN or infinite (so do numbers near the largest, at no cost but time).
+        ordinary[i] = bool(np.isfinite(x[part].sum()))
         forward, _ = _pooling(onednn.POOLING_MAX, _sizes(part, x), _sizes(part, y), kernel, stride, pad)
         forward({SRC: x[part], DST: y[part], WORKSPACE: indexes[part]})
 
     _run_primitives(task, len(parts))
-    return y, indexes
+    return y, indexes if all(ordinary) else None
 
 
 def max_pooling_gx(gy, indexes, x_shape, kernel, stride, pad):
@@ -283,13 +296,14 @@ def mean_and_variance(x):
     return mean, _sum_of_parts(squares, x) / count
 
 
-def scale_and_shift(x, scale, shift):
-    """x * scale + shift, (C,) both."""
+def scale_and_shift(x, scale, shift, mean):
+    """(x - mean) * scale + shift, (C,) all; in this order, or far from zero little of x would be left."""
     y = np.empty_like(x)
     parts = _image_blocks(x, y)
 
     def task(i):
-        np.multiply(x[parts[i]], _each(scale), out=y[parts[i]])
+        np.subtract(x[parts[i]], _each(mean), out=y[parts[i]])
+        y[parts[i]] *= _each(scale)
         y[parts[i]] += _each(shift)
 
     run(task, len(parts))

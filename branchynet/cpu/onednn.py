@@ -250,12 +250,17 @@ class Reorder(Primitive):
         super().__init__(descriptor, {SRC: None, DST: None})
 
 
-def matmul(a, b, out, transpose_a=False, transpose_b=False, accumulate=False):
-    """out (M, N) = a (M, K) b (K, N), or its sum with out; matrices whose rows are contiguous, in this thread."""
+def _row_length(a):
+    """Elements from row to row; NumPy has any stride, even 0, where there is one row."""
+    return a.strides[0] // 4 if len(a) > 1 else a.shape[1]
+
+
+def matmul(a, b, out, transpose_a=False, transpose_b=False):
+    """out (M, N) = a (M, K) b (K, N); matrices whose rows are contiguous, in this thread."""
     m, n = out.shape
     k = a.shape[0] if transpose_a else a.shape[1]
     library().call(
         'sgemm', c_char(b'T' if transpose_a else b'N'), c_char(b'T' if transpose_b else b'N'),
-        c_int64(m), c_int64(n), c_int64(k), c_float(1), c_void_p(a.ctypes.data), c_int64(a.strides[0] // 4),
-        c_void_p(b.ctypes.data), c_int64(b.strides[0] // 4), c_float(accumulate), c_void_p(out.ctypes.data),
-        c_int64(out.strides[0] // 4))
+        c_int64(m), c_int64(n), c_int64(k), c_float(1), c_void_p(a.ctypes.data), c_int64(_row_length(a)),
+        c_void_p(b.ctypes.data), c_int64(_row_length(b)), c_float(0), c_void_p(out.ctypes.data),
+        c_int64(_row_length(out)))

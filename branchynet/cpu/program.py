@@ -8,6 +8,7 @@ from chainer.utils.conv import get_conv_outsize
 import numpy as np
 
 from branchynet.cpu import onednn
+from branchynet.cpu.kernels import covers
 from branchynet.cpu.onednn import ANY, BIAS, DST, MATRIX, NCHW, SRC, VECTOR, WEIGHTS, describe, integers
 from branchynet.links.links import FL, SL, shortcut
 from branchynet.links.resnet import ResBlock
@@ -117,18 +118,24 @@ class Program:
         self._value = y
 
     def _max_pooling(self, ksize, stride, pad, cover_all, return_indices):
-        self._pooling(onednn.POOLING_MAX, ksize, stride, pad, cover_all)
+        self._pooling(onednn.POOLING_MAX, ksize, stride, pad, cover_all,
+                      lambda x: F.max_pooling_2d(x, ksize, stride, pad, cover_all))
 
     def _average_pooling(self, ksize, stride, pad):
-        self._pooling(onednn.POOLING_AVERAGE_INCLUDE_PADDING, ksize, stride, pad, False)
+        self._pooling(onednn.POOLING_AVERAGE_INCLUDE_PADDING, ksize, stride, pad, False,
+                      lambda x: F.average_pooling_2d(x, ksize, stride, pad))
 
-    def _pooling(self, algorithm, ksize, stride, pad, cover_all):
+    def _pooling(self, algorithm, ksize, stride, pad, cover_all, otherwise):
+        """A pooling; where windows lie in the padding, ``otherwise``, Chainer's own."""
         value = self._value
         ksize, pad = _pair(ksize), _pair(pad)
         stride = ksize if stride is None else _pair(stride)
         y_shape = value.shape[:2] + tuple(
             get_conv_outsize(size, k, s, p, cover_all)
             for size, k, s, p in zip(value.shape[2:], ksize, stride, pad))
+        if not covers(value.shape, y_shape, ksize, stride, pad):
+            self._apply(otherwise)
+            return
         behind = [(n - 1) * s + k - size - p for n, s, k, size, p in zip(
             y_shape[2:], stride, ksize, value.shape[2:], pad)]
         descriptor = onednn.create_descriptor(

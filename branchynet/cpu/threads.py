@@ -33,7 +33,7 @@ def set_num_threads(count):
 
 
 def _checked(count):
-    if not str(count).isdigit() or int(count) < 1:
+    if not str(count).isdecimal() or int(count) < 1:
         raise ValueError('number of threads is %s: expected 1 or more' % count)
     return int(count)
 
@@ -50,8 +50,13 @@ def run(task, count):
             task(i)
         return
     remaining = iter(range(count))  # next() is atomic
-    futures = [_get_pool().submit(_work, task, remaining) for _ in range(workers)]
+    futures = []
     try:
+        try:
+            for _ in range(workers):
+                futures.append(_get_pool().submit(_work, task, remaining))
+        except RuntimeError:  # the pool was closed meanwhile, by set_num_threads or by Python, which ends
+            _work(task, remaining)
         for future in futures:
             future.result()
     except BaseException:

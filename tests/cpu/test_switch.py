@@ -1,0 +1,383 @@
+"""Chainer takes the kernels only while it is told to, and is its old self afterwards."""
+import importlib.metadata
+import os
+import subprocess
+import sys
+import textwrap
+import warnings
+
+from branchynet import cpu
+import chainer
+import chainer.functions as F
+import chainer.links as L
+import numpy as np
+import pytest
+
+X = np.random.RandomState(0).randn(4, 3, 9, 9).astype(np.float32)
+
+
+def chainers_methods():
+    """{(class, name): method} of every class in Chainer."""
+    return {(cls, name): value
+            for module_name, module in list(sys.modules.items()) if module_name.split('.')[0] == 'chainer'
+            for cls in list(vars(module).values()) if isinstance(cls, type) and cls.__module__.startswith('chainer.')
+            for name, value in list(vars(cls).items())
+            if callable(value) or isinstance(value, (staticmethod, property))}
+
+
+def chainers_functions():
+    return {(module_name, name): value
+            for module_name, module in list(sys.modules.items()) if module_name.split('.')[0] == 'chainer'
+            for name, value in list(vars(module).items()) if callable(value)}
+
+
+BEFORE = {**chainers_methods(), **chainers_functions()}
+
+
+def changed():
+    now = {**chainers_methods(), **chainers_functions()}
+    return {key for key, value in BEFORE.items() if now.get(key) is not value}
+
+
+def is_on():
+    return bool(changed())
+
+
+@pytest.fixture(autouse=True)
+def off():
+    assert not changed()
+    yield
+    cpu.disable()
+    assert not changed()
+
+
+def run(code, *options, env=None, errors=''):
+    """What the code prints, in a Python of its own."""
+    done = subprocess.run([sys.executable, *options, '-c', textwrap.dedent(code)], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, universal_newlines=True, timeout=100,
+                          env={**os.environ, **(env or {})})
+    assert done.returncode == 0, done.stderr
+    assert (done.stderr == '') == (errors == ''), done.stderr
+    return done
+
+
+def test_it_is_off_by_default():
+    assert not is_on()
+    run('''
+        import branchynet, chainer.functions.connection.convolution_2d as c
+        before = dict(vars(c.Convolution2DFunction))
+        import branchynet.cpu
+        branchynet.cpu.disable()
+        assert dict(vars(c.Convolution2DFunction)) == before
+    ''')
+
+
+def test_enable_and_disable():
+    cpu.enable()
+    assert is_on()
+    cpu.enable()
+    cpu.disable()
+    assert not changed()
+    cpu.disable()
+    assert not changed()
+
+
+def test_fast_and_nested():
+    with cpu.fast():
+        assert is_on()
+        with cpu.fast():
+            assert is_on()
+        assert is_on()
+    assert not changed()
+
+
+def test_fast_within_enable_leaves_it_on():
+    cpu.enable()
+    with cpu.fast():
+        assert is_on()
+    assert is_on()
+    cpu.disable()
+    assert not changed()
+
+
+def test_disable_within_fast_turns_off():
+    with cpu.fast():
+        cpu.disable()
+        assert not changed()
+        with cpu.fast():
+            assert is_on()
+        assert not changed()
+    assert not changed()
+
+
+def test_an_exception_puts_back():
+    with pytest.raises(KeyError, match='mine'):
+        with cpu.fast():
+            raise KeyError('mine')
+    assert not changed()
+    with pytest.raises(chainer.utils.type_check.InvalidType):
+        with cpu.fast():
+            F.linear(np.zeros((2, 3), np.float32), np.zeros((4, 5), np.float32))
+    assert not changed()
+
+
+def test_a_generator_closed_early_puts_back():
+    def steps():
+        with cpu.fast():
+            yield is_on()
+
+    generator = steps()
+    assert next(generator)
+    generator.close()
+    assert not changed()
+
+
+def test_fast_as_a_decorator():
+    @cpu.fast()
+    def step():
+        return is_on()
+
+    assert [step(), step()] == [True, True]
+    assert not changed()
+
+
+def test_on_and_off_many_times():
+    for _ in range(50):
+        with cpu.fast():
+            y = F.relu(X).array
+    np.testing.assert_array_equal(y, np.maximum(X, 0))
+    assert not changed()
+
+
+def test_methods_of_others_stay():
+    """Who had a method of Chainer's replaced before gets that back."""
+    function = chainer.functions.activation.relu.ReLU
+    chainers = function.forward_cpu
+
+    def theirs(self, inputs):
+        return chainers(self, inputs)
+
+    function.forward_cpu = theirs
+    try:
+        with cpu.fast():
+            np.testing.assert_array_equal(F.relu(X).array, np.maximum(X, 0))
+            np.testing.assert_array_equal(F.relu(X.astype(np.float64)).array, np.maximum(X, 0))
+        assert function.forward_cpu is theirs
+    finally:
+        function.forward_cpu = chainers
+
+
+class Model(chainer.Chain):
+    """Nothing of this project in it."""
+
+    def __init__(self):
+        super().__init__()
+        with self.init_scope():
+            self.conv1 = L.Convolution2D(None, 8, 3, pad=1)
+            self.bn1 = L.BatchNormalization(8)
+            self.conv2 = L.Convolution2D(8, 8, 3, stride=2, nobias=True)
+            self.fc = L.Linear(None, 5)
+
+    def forward(self, x):
+        h = F.max_pooling_2d(F.relu(self.bn1(self.conv1(x))), 2)
+        h = F.local_response_normalization(F.relu(self.conv2(h)))
+        return self.fc(F.dropout(F.average_pooling_2d(h, 1), .2))
+
+
+def train(optimizer, steps=3):
+    np.random.seed(0)
+    model = L.Classifier(Model())
+    optimizer.setup(model)
+    optimizer.add_hook(chainer.optimizer_hooks.WeightDecay(1e-3))
+    t = np.arange(len(X), dtype=np.int32)
+    losses = []
+    for _ in range(steps):
+        optimizer.update(model, X, t)
+        losses.append(float(chainer.as_array(model.loss)))
+    state = {path: param.array.copy() for path, param in model.namedparams()}
+    state.update(avg_mean=model.predictor.bn1.avg_mean.copy(), avg_var=model.predictor.bn1.avg_var.copy())
+    return losses, state
+
+
+@pytest.mark.parametrize('make', [
+    lambda: chainer.optimizers.MomentumSGD(.01), lambda: chainer.optimizers.SGD(.01),
+    # A large eps: where a gradient is next to nothing Adam's step is a matter of rounding.
+    lambda: chainer.optimizers.Adam(1e-3, eps=1e-2)], ids=['momentum', 'sgd', 'adam'])
+def test_training_of_a_plain_chainer_model(make):
+    losses, state = train(make())
+    with cpu.fast():
+        fast_losses, fast_state = train(make())
+    np.testing.assert_allclose(fast_losses, losses, rtol=1e-4)
+    assert fast_state.keys() == state.keys()
+    for path in state:
+        scale = np.abs(state[path]).max()
+        np.testing.assert_allclose(fast_state[path], state[path], rtol=1e-3, atol=max(1e-4 * scale, 1e-6), err_msg=path)
+
+
+def test_chainers_trainer_and_serializers(tmp_path):
+    def extend(epochs):
+        np.random.seed(0)
+        data = chainer.datasets.TupleDataset(X, np.arange(len(X), dtype=np.int32))
+        model = L.Classifier(Model())
+        optimizer = chainer.optimizers.SGD(.01).setup(model)
+        updater = chainer.training.StandardUpdater(
+            chainer.iterators.SerialIterator(data, 2, shuffle=False), optimizer)
+        chainer.training.Trainer(updater, (epochs, 'epoch'), out=str(tmp_path)).run()
+        return model
+
+    expected = extend(2)
+    with cpu.fast():
+        found = extend(2)
+    chainer.serializers.save_npz(str(tmp_path / 'model.npz'), found)
+    loaded = L.Classifier(Model())
+    chainer.serializers.load_npz(str(tmp_path / 'model.npz'), loaded)
+    with chainer.using_config('train', False):
+        np.testing.assert_allclose(loaded.predictor(X).array, expected.predictor(X).array, rtol=1e-3, atol=1e-5)
+
+
+def test_a_loss_made_outside_is_differentiated_inside_and_the_reverse():
+    np.random.seed(0)
+    model = Model()
+    with chainer.using_config('train', False):
+        model(X)
+        model.cleargrads()
+        F.sum(model(X) ** 2).backward()
+        expected = [param.grad.copy() for param in model.params()]
+        for inside in (True, False):
+            model.cleargrads()
+            if inside:
+                loss = F.sum(model(X) ** 2)
+                with cpu.fast():
+                    loss.backward()
+            else:
+                with cpu.fast():
+                    loss = F.sum(model(X) ** 2)
+                loss.backward()
+            for param, gradient in zip(model.params(), expected):
+                np.testing.assert_allclose(param.grad, gradient, rtol=1e-3, atol=1e-4 * np.abs(gradient).max())
+
+
+def test_chainers_hooks_and_debug_mode_see_the_functions():
+    with cpu.fast(), chainer.using_config('debug', True), chainer.function_hooks.TimerHook() as hook:
+        F.sum(Model()(X)).backward()
+    assert {'Convolution2DFunction', 'ReLU', 'LinearFunction'} <= set(hook.summary())
+
+
+def test_debug_mode_finds_nan():
+    with cpu.fast(), chainer.using_config('debug', True):
+        with pytest.raises(RuntimeError, match='NaN'):
+            F.convolution_2d(X * np.float32(np.nan), np.ones((2, 3, 3, 3), np.float32))
+
+
+# Without the wheel
+
+STEP = '''
+    import numpy as np
+    import branchynet, chainer, chainer.functions as F
+    from branchynet import cpu
+
+    x, w, b = (np.random.RandomState(0).randn(*s).astype(np.float32) for s in ((4, 3, 9, 9), (4, 3, 3, 3), (4,)))
+
+    def step():
+        variables = [chainer.Variable(a) for a in (x, w, b)]
+        h = F.relu(F.convolution_2d(*variables, pad=1))
+        h = F.local_response_normalization(F.max_pooling_2d(h, 3, 2))
+        h = F.batch_normalization(F.average_pooling_2d(h, 2), np.ones(4, 'f'), np.zeros(4, 'f'))
+        y = F.sum(F.linear(h, np.random.RandomState(1).randn(5, h.size // 4).astype('f')) ** 2)
+        y.backward()
+        return [y.array] + [v.grad for v in variables]
+
+    expected = step()
+'''
+MISSING = {
+    'no files listed': 'lambda name: None if name == NAME else files(name)',
+    'files without the library': 'lambda name: [] if name == NAME else files(name)',
+    'not installed': 'lambda name: not_found(name) if name == NAME else files(name)',
+}
+
+
+def without(how):
+    return '''
+    import importlib.metadata, warnings
+    NAME, files = 'onednn-cpu-gomp', importlib.metadata.files
+    def not_found(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+    importlib.metadata.files = %s
+    ''' % MISSING[how]
+
+
+CHECK = '''
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        for _ in range(3):
+            with cpu.fast():
+                found = step()
+        cpu.enable()
+        step()
+        cpu.disable()
+    for a, e in zip(found, expected):
+        np.testing.assert_allclose(a, e, rtol=1e-3, atol=1e-3 * np.abs(e).max())
+    mine = [w for w in caught if 'oneDNN' in str(w.message) or 'onednn' in str(w.message)]
+    print(len(mine), len(caught), mine and 'onednn-cpu-gomp' in str(mine[0].message))
+'''
+
+
+def has_wheel():
+    try:
+        return bool(importlib.metadata.files('onednn-cpu-gomp'))
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize('how', MISSING)
+def test_without_the_wheel_it_works_with_one_warning(how):
+    assert run(without(how) + STEP + CHECK).stdout.split() == ['1', '1', 'True']
+
+
+@pytest.mark.parametrize('how', ['no files listed', 'not installed'])
+def test_the_warning_is_shown_at_the_callers_line(how):
+    done = run(without(how) + STEP + '''
+    cpu.enable()  # here
+    cpu.disable()
+    with cpu.fast():
+        pass
+    ''', errors='one')
+    assert done.stderr.count('Warning') == 1, done.stderr
+    assert 'pip install onednn-cpu-gomp' in done.stderr
+    # Shown as the caller's own line, not as one of contextlib's or this package's.
+    assert done.stderr.startswith('<string>:'), done.stderr
+
+
+def test_the_warning_of_fast_is_shown_at_the_callers_line():
+    done = run(without('not installed') + STEP + '''
+    with cpu.fast():
+        pass
+    ''', errors='one')
+    assert done.stderr.startswith('<string>:'), done.stderr
+
+
+def test_a_library_that_does_not_load_is_a_missing_one(tmp_path):
+    (tmp_path / 'libdnnl.so.3').write_text('not a library')
+    done = run('''
+    import importlib.metadata, pathlib, warnings
+    class File:
+        name = 'libdnnl.so.3'
+        def locate(self):
+            return pathlib.Path(%r)
+    files = importlib.metadata.files
+    importlib.metadata.files = lambda name: [File()] if name == 'onednn-cpu-gomp' else files(name)
+    ''' % str(tmp_path / 'libdnnl.so.3') + STEP + CHECK)
+    assert done.stdout.split() == ['1', '1', 'True']
+
+
+@pytest.mark.skipif(not has_wheel(), reason='needs the wheel')
+def test_with_the_wheel_there_is_no_warning():
+    assert run('import warnings\n' + textwrap.dedent(STEP + CHECK)).stdout.split() == ['0', '0', '[]']
+
+
+@pytest.mark.skipif(not has_wheel(), reason='needs the wheel')
+def test_switching_on_is_silent_where_warnings_are_errors():
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        with cpu.fast():
+            F.sum(Model()(X)).backward()
