@@ -1,0 +1,75 @@
+"""Figures of what was measured."""
+from benchmarks.measuring import grouped, spread
+
+import matplotlib
+matplotlib.use('Agg')
+from matplotlib import pyplot as plt  # noqa: E402
+
+LABELS = {'branchynet': 'BranchyNet, cpu.fast', 'chainer': 'Chainer 7.8.1', 'pytorch': 'PyTorch eager',
+          'onnxruntime': 'ONNX Runtime', 'limit': 'FLOP / sgemm peak'}
+COLOURS = {'branchynet': 'C3', 'chainer': 'C7', 'pytorch': 'C0', 'onnxruntime': 'C2', 'limit': 'k'}
+
+
+def bars(rows, path):
+    """A panel per task: all contenders at every network and batch, at the most threads."""
+    threads = max(row.threads for row in rows)
+    groups = grouped(row for row in rows if row.threads == threads)
+    tasks = list(dict.fromkeys(task for _, task, _, _ in groups))
+    figure, axes = plt.subplots(1, len(tasks), figsize=(1 + 4 * len(tasks), 4), squeeze=False)
+    for task, ax in zip(tasks, axes[0]):
+        _bars(ax, {key: values for key, values in groups.items() if key[1] == task})
+        ax.set(title='%s, %d threads' % (task, threads), yscale='log', ylabel=_unit(task))
+    _save(figure, path)
+
+
+def _bars(ax, groups):
+    names = list(dict.fromkeys(name for values in groups.values() for name in values))
+    width = .8 / len(names)
+    for i, name in enumerate(names):
+        places = [g + i * width for g, values in enumerate(groups.values()) if name in values]
+        middle, least, greatest = zip(*(spread(values[name]) for values in groups.values() if name in values))
+        errors = [[m - v for m, v in zip(middle, least)], [v - m for m, v in zip(middle, greatest)]]
+        ax.bar(places, middle, width, yerr=errors, label=LABELS[name], color=COLOURS[name])
+    ax.set_xticks([g + .4 - width / 2 for g in range(len(groups))])
+    ax.set_xticklabels(['%s\n%d' % (network, batch) for network, _, batch, _ in groups], fontsize='small')
+
+
+def scaling(rows, path):
+    """A row per task but inference, a panel per network: value against batch; one thread is dashed."""
+    groups = grouped(row for row in rows if row.task != 'inference')
+    tasks, networks = (list(dict.fromkeys(key[i] for key in groups)) for i in (1, 0))
+    figure, axes = plt.subplots(
+        len(tasks), len(networks), figsize=(1 + 4 * len(networks), 3.5 * len(tasks)), squeeze=False)
+    for task, line in zip(tasks, axes):
+        for network, ax in zip(networks, line):
+            _lines(ax, {key[2:]: values for key, values in groups.items() if key[:2] == (network, task)})
+            ax.set(title='%s, %s' % (network, task), xscale='log', yscale='log', xlabel='batch', ylabel=_unit(task))
+    _save(figure, path)
+
+
+def _lines(ax, groups):
+    """groups: {(batch, threads): {contender: values}}."""
+    for name, threads in dict.fromkeys((name, key[1]) for key, values in groups.items() for name in values):
+        points = sorted((batch, *spread(values[name])) for (batch, n), values in groups.items()
+                        if n == threads and name in values)
+        batches, middle, least, greatest = zip(*points)
+        ax.plot(batches, middle, '--' if threads == 1 else '-', marker='.', color=COLOURS[name],
+                label='%s, %d threads' % (LABELS[name], threads))
+        ax.fill_between(batches, least, greatest, color=COLOURS[name], alpha=.2)
+
+
+def _unit(task):
+    return 'MB' if task == 'memory' else 'seconds per batch'
+
+
+def _save(figure, path):
+    handles = {}
+    for ax in figure.axes:
+        for handle, label in zip(*ax.get_legend_handles_labels()):
+            handles.setdefault(label, handle)
+    columns = max(1, int(figure.get_figwidth() // 2.2))
+    height = .25 * (1 + -(-len(handles) // columns)) / figure.get_figheight()
+    figure.legend(handles.values(), handles.keys(), loc='lower center', ncol=columns, fontsize='small')
+    figure.tight_layout(rect=(0, height, 1, 1))
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

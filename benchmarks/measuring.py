@@ -1,0 +1,149 @@
+"""How the benchmarks measure: contenders in turn in one process, which has as many threads as it is told."""
+from concurrent.futures import ProcessPoolExecutor
+import contextlib
+import csv
+import multiprocessing
+import os
+import resource
+import statistics
+import sys
+import time
+from typing import NamedTuple
+
+from branchynet import cpu, determinism
+import numpy as np
+import torch
+
+_THREAD_VARIABLES = ['OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS', 'BRANCHYNET_NUM_THREADS']
+
+TURN = .2  # seconds
+
+
+class Row(NamedTuple):
+    """One measured value.
+
+    Attributes:
+        network: or layer.
+        task: what was done, or 'memory'.
+        batch: images.
+        threads: of every contender.
+        contender: who did it.
+        pair: number of the round; the same round's values were taken one after the other.
+        value: seconds per batch, or MB.
+    """
+    network: str
+    task: str
+    batch: int
+    threads: int
+    contender: str
+    pair: int
+    value: float
+
+
+def context(contender):
+    """What a contender runs in: 'branchynet' with this project's CPU kernels."""
+    return cpu.fast() if contender == 'branchynet' else contextlib.nullcontext()
+
+
+def in_child(threads, function, *args):
+    """function(*args) in a fresh process, in which everything that has threads has so many."""
+    before = dict(os.environ)
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
+    try:
+        with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+            return pool.submit(function, *args).result()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def timed(contender, call, count=1):
+    """Seconds of call(), the mean of `count` in a row."""
+    with context(contender):
+        start = time.perf_counter()
+        for _ in range(count):
+            call()
+        return (time.perf_counter() - start) / count
+
+
+def interleaved(calls, pairs):
+    """Times every call in turn, in every round: noise of the machine hits all alike.
+
+    Args:
+        calls: dict from a contender's name to a function.
+        pairs: rounds, after two calls to warm up. Where a call is short, a turn is as many as take TURN.
+
+    Yields:
+        (contender, pair, seconds of a call)
+    """
+    counts = {}
+    for name, call in calls.items():
+        timed(name, call)
+        counts[name] = max(1, int(TURN / timed(name, call)))
+    for pair in range(pairs):
+        for name, call in calls.items():
+            yield name, pair, timed(name, call, counts[name])
+
+
+def peak_memory(name, warm_up, call):
+    """MB by which call() raises this process's peak. Makes sense in a fresh process only."""
+    with context(name):
+        warm_up()
+        before = _peak()
+        call()
+        return _peak() - before
+
+
+def _peak():
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2 ** 20 if sys.platform == 'darwin' else peak / 2 ** 10
+
+
+def sgemm_peak(size=2048, repeats=20):
+    """FLOP per second of the faster of NumPy's and PyTorch's matrix product in float32."""
+    a = np.random.RandomState(0).rand(size, size).astype(np.float32)
+    b = torch.from_numpy(a)
+    seconds = [s for _, _, s in interleaved({'numpy': lambda: a @ a, 'torch': lambda: b @ b}, repeats)]
+    return 2 * size ** 3 / min(seconds)
+
+
+def environment():
+    """What the times depend on, as this process has it: a JSON-ready dict."""
+    return {**determinism.environment(), 'torch': torch.__version__, 'torch_threads': torch.get_num_threads(),
+            'sgemm_flop_per_s': sgemm_peak()}
+
+
+def describe(environment):
+    """The environment in a line."""
+    blas = ', '.join('%s %s (%s, %s threads)' % (b['internal_api'], b['version'], b['architecture'], b['num_threads'])
+                     for b in environment['blas'] if b['version'])
+    return '%s; Python %s, NumPy %s, Chainer %s, PyTorch %s (%s threads); %s; sgemm %.0f GFLOP/s' % (
+        environment['cpu'], *(environment[name] for name in ['python', 'numpy', 'chainer', 'torch', 'torch_threads']),
+        blas, environment['sgemm_flop_per_s'] / 1e9)
+
+
+def write_csv(path, rows):
+    with open(path, 'w', newline='') as f:
+        writer = csv.writer(f)
+        writer.writerow(Row._fields)
+        writer.writerows(rows)
+
+
+# What rows say
+
+def grouped(rows):
+    """{(network, task, batch, threads): {contender: values in the order of the rounds}}."""
+    result = {}
+    for row in rows:
+        result.setdefault(row[:4], {}).setdefault(row.contender, []).append(row.value)
+    return result
+
+
+def spread(values):
+    """(median, least, greatest)."""
+    return statistics.median(values), min(values), max(values)
+
+
+def ratios(values, base):
+    """Spread of values / base, round by round."""
+    return spread([v / b for v, b in zip(values, base)])

@@ -1,0 +1,301 @@
+"""The same networks in plain PyTorch, built from a BranchyNet link by link, with its weights copied over.
+
+Eager PyTorch as its users write it: one trunk, modules in sequence, autograd, torch.optim.Adam.
+"""
+import io
+import warnings
+
+import branchynet
+import chainer
+import chainer.functions as F
+import chainer.links as L
+from branchynet.links.resnet import ResBlock
+import numpy as np
+import torch
+from torch import nn
+import torch.nn.functional as T
+
+
+class Peer(nn.Module):
+    """A BranchyNet in PyTorch.
+
+    Methods take NumPy arrays, x (B, ...) and t (B,), as BranchyNet's do, and return what those return.
+
+    Args:
+        net: a BranchyNet that trains with Adam and drops no samples in training.
+
+    Attributes:
+        thresholdExits: entropy (nats) below which a sample leaves at an exit, one for every exit but the last.
+    """
+
+    def __init__(self, net):
+        super().__init__()
+        if net.opt != 'Adam' or not net.joint:
+            raise ValueError('opt is %r and joint is %r: the peer has Adam and joint training only' % (
+                net.opt, net.joint))
+        self.stages = nn.ModuleList(sequence(model[model.starti:model.endi]) for model in net.models)
+        self.exits = nn.ModuleList(sequence(model[model.endi:]) for model in net.models)
+        self.head = sequence(net.main[net.models[-1].endi:])
+        self.weights = [model.weight for model in net.models]
+        self.thresholdExits = None
+        self.main_adam = adam([*self.stages.parameters(), *self.head.parameters()], net.optimizer)
+        self.exits_adam = adam(self.exits.parameters(), net.optimizers[0])
+
+    def train_joint(self, x, t):
+        """One joint step: (losses, accuracies) per exit."""
+        self.train()
+        h, t = torch.from_numpy(x), torch.from_numpy(t).long()
+        losses, accuracies = [], []
+        for stage, exit in zip(self.stages, self.exits):
+            h = stage(h)
+            logits = exit(h)
+            losses.append(T.cross_entropy(logits, t))
+            accuracies.append(_accuracy(logits, t))
+        self._step(sum(w * loss for w, loss in zip(self.weights, losses)), [self.main_adam, self.exits_adam])
+        return [float(loss.detach()) for loss in losses], accuracies
+
+    def train_main(self, x, t):
+        """One step of the baseline: (loss, accuracy)."""
+        self.train()
+        h, t = torch.from_numpy(x), torch.from_numpy(t).long()
+        for stage in self.stages:
+            h = stage(h)
+        logits = self.head(h)
+        loss = T.cross_entropy(logits, t)
+        self._step(loss, [self.main_adam])
+        return float(loss.detach()), _accuracy(logits, t)
+
+    def _step(self, loss, optimizers):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        # Chainer's Adam moves main's head by its moments in joint training too, where it has no gradient.
+        for param in self.head.parameters():
+            param.grad = torch.zeros_like(param)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+    @torch.inference_mode()
+    def softmax(self, x):
+        """Softmax of every exit for every sample: a list of (B, C)."""
+        self.eval()
+        h = torch.from_numpy(x)
+        result = []
+        for stage, exit in zip(self.stages, self.exits):
+            h = stage(h)
+            result.append(T.softmax(exit(h), 1).numpy())
+        return result
+
+    @torch.inference_mode()
+    def classify(self, x):
+        """Early exit: (label, exit) of every sample; those that left at an exit are not carried on."""
+        self.eval()
+        h, left = torch.from_numpy(x), torch.arange(len(x))
+        labels, exits = torch.empty(len(x), dtype=torch.long), torch.empty(len(x), dtype=torch.long)
+        for k, (stage, exit) in enumerate(zip(self.stages, self.exits)):
+            h = stage(h)
+            prob = T.softmax(exit(h), 1)
+            if k == len(self.exits) - 1:
+                leaves = torch.ones(len(h), dtype=torch.bool)
+            else:
+                leaves = torch.special.entr(prob).sum(1) < self.thresholdExits[k]
+            labels[left[leaves]] = prob[leaves].argmax(1)
+            exits[left[leaves]] = k
+            if leaves.all():
+                break
+            h, left = h[~leaves], left[~leaves]
+        return labels.numpy(), exits.numpy()
+
+    def pairs(self):
+        """Every parameter beside the Chainer Parameter that it was copied from."""
+        for module in self.modules():
+            for name, other in _COPIED.get(type(module), ()):
+                ours = getattr(module.link, name)
+                if isinstance(ours, chainer.Parameter):
+                    yield ours, getattr(module, other)
+
+
+def _accuracy(logits, t):
+    return float((logits.argmax(1) == t).float().mean())
+
+
+def adam(params, optimizer):
+    """torch.optim.Adam with the settings of Chainer's, and its place of epsilon."""
+    hyper = optimizer.hyperparam
+    result = torch.optim.Adam(params, hyper.alpha, (hyper.beta1, hyper.beta2), fused=True)
+    steps = 0
+
+    def set_epsilon(*_):
+        # PyTorch corrects the second moment's bias before epsilon is added, Chainer after.
+        nonlocal steps
+        steps += 1
+        result.param_groups[0]['eps'] = hyper.eps / (1 - hyper.beta2 ** steps) ** .5
+
+    result.register_step_pre_hook(set_epsilon)
+    return result
+
+
+# Links
+
+def convert(link):
+    """The module that computes what a link does, with copies of its weights.
+
+    Raises:
+        TypeError: a link or a function that the three networks do not have.
+    """
+    if isinstance(link, branchynet.FL):
+        if link.fn not in _FUNCTIONS:
+            raise TypeError('%s has no peer: expected one of %s' % (
+                link.fn.__name__, ', '.join(fn.__name__ for fn in _FUNCTIONS)))
+        return _FUNCTIONS[link.fn](*link.args, **link.kwargs)
+    if type(link) not in LINKS:
+        raise TypeError('%s has no peer: expected one of %s' % (
+            type(link).__name__, ', '.join(kind.__name__ for kind in [branchynet.FL, *LINKS])))
+    return LINKS[type(link)](link)
+
+
+def sequence(links):
+    """nn.Sequential of the converted links."""
+    return nn.Sequential(*(convert(link) for link in links))
+
+
+# Names in Chainer and in PyTorch of what a module copies.
+_WEIGHTS = [('W', 'weight'), ('b', 'bias')]
+_COPIED = {
+    nn.Conv2d: _WEIGHTS,
+    nn.Linear: _WEIGHTS,
+    nn.BatchNorm2d: [('gamma', 'weight'), ('beta', 'bias'), ('avg_mean', 'running_mean'), ('avg_var', 'running_var')],
+}
+
+
+def _copied(module, link):
+    module.link = link
+    for name, other in _COPIED[type(module)]:
+        value = getattr(link, name)
+        if value is not None:
+            getattr(module, other).data = torch.tensor(chainer.as_array(value))
+    return module
+
+
+def _conv(link):
+    out_size, in_size, *ksize = link.W.shape
+    return _copied(nn.Conv2d(in_size * link.groups, out_size, ksize, link.stride, link.pad, link.dilate, link.groups,
+                             bias=link.b is not None), link)
+
+
+def _linear(link):
+    out_size, in_size = link.W.shape
+    return nn.Sequential(nn.Flatten(), _copied(nn.Linear(in_size, out_size, link.b is not None), link))
+
+
+def _batch_norm(link):
+    return _copied(nn.BatchNorm2d(link.gamma.size, link.eps, 1 - link.decay), link)
+
+
+class _ResBlock(nn.Module):
+
+    def __init__(self, block):
+        super().__init__()
+        self.stride = block.stride
+        self.extra = block.out_size - block.in_size
+        self.conv1, self.bn1 = convert(block.conv1), convert(block.bn1)
+        self.conv2, self.bn2 = convert(block.conv2), convert(block.bn2)
+
+    def forward(self, x):
+        h = T.relu(self.bn1(self.conv1(x)))
+        h = self.bn2(self.conv2(h))
+        if self.extra:
+            x = T.pad(x, (0, 0, 0, 0, self.extra, 0))
+        return T.relu(h + x[:, :, ::self.stride, ::self.stride])
+
+
+LINKS = {
+    L.Convolution2D: _conv,
+    L.Linear: _linear,
+    L.BatchNormalization: _batch_norm,
+    ResBlock: _ResBlock,
+}
+
+
+# Functions, with Chainer's arguments and defaults
+
+def _max_pool(ksize, stride=None, pad=0, cover_all=True):
+    return nn.MaxPool2d(ksize, stride, pad, ceil_mode=cover_all)
+
+
+def _average_pool(ksize, stride=None, pad=0):
+    return nn.AvgPool2d(ksize, stride, pad)
+
+
+def _local_response_norm(n=5, k=2, alpha=1e-4, beta=.75):
+    return nn.LocalResponseNorm(n, alpha * n, beta, k)  # PyTorch divides alpha by n
+
+
+def _dropout(ratio=.5):
+    return nn.Dropout(ratio)
+
+
+_FUNCTIONS = {
+    F.relu: nn.ReLU,
+    F.max_pooling_2d: _max_pool,
+    F.average_pooling_2d: _average_pool,
+    F.local_response_normalization: _local_response_norm,
+    F.dropout: _dropout,
+}
+
+
+# A net to be compared with
+
+def settle(net, x):
+    """Sets the running statistics of batch normalisation to those of x (B, ...), for an untrained net to be
+    evaluated: its running variances are 0, and activations would grow without bound.
+    """
+    norms = [link for link in net.links() if isinstance(link, L.BatchNormalization)]
+    decays = [norm.decay for norm in norms]
+    for norm in norms:
+        norm.decay = 0.
+    with chainer.using_config('train', True), chainer.no_backprop_mode():
+        for k in range(net.numexits()):
+            x = net.stage(k, x)
+            net.exit(k, x)
+    for norm, decay in zip(norms, decays):
+        norm.decay = decay
+
+
+def assert_same_outputs(net, peer, x, rtol=1e-4):
+    """Raises AssertionError unless every exit's softmax for x (B, ...) equals Chainer's."""
+    for ours, theirs in zip(net.get_SM(x), peer.softmax(x)):
+        np.testing.assert_allclose(theirs, ours, rtol, atol=rtol * ours.max())
+
+
+# ONNX Runtime, for inference
+
+class _Session(nn.Module):
+    """A module as ONNX Runtime runs it, for batches of any size like x (B, ...)."""
+
+    def __init__(self, module, x):
+        super().__init__()
+        import onnxruntime
+        model = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # that this exporter is the old one: it needs no more packages
+            torch.onnx.export(module, (x,), model, input_names=['x'], output_names=['y'],
+                              dynamic_axes={'x': {0: 'batch'}, 'y': {0: 'batch'}}, dynamo=False)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self.session = onnxruntime.InferenceSession(model.getvalue(), options, providers=['CPUExecutionProvider'])
+
+    def forward(self, x):
+        return torch.from_numpy(self.session.run(['y'], {'x': x.numpy()})[0])
+
+
+def to_onnx(peer, x):
+    """Lets ONNX Runtime run a Peer's stages and exits, for softmax and classify; x (B, ...) is an example."""
+    peer.eval()
+    h = torch.from_numpy(x)
+    for k, (stage, exit) in enumerate(zip(peer.stages, peer.exits)):
+        with torch.no_grad():
+            features = stage(h)
+        peer.stages[k], peer.exits[k] = _Session(stage, h), _Session(exit, features)
+        h = features
+    return peer

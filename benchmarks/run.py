@@ -1,0 +1,273 @@
+"""This project beside stock Chainer and PyTorch, on the CPU.
+
+    python benchmarks/run.py [--only joint,inference] [--networks lenet] [--pairs 5] [--out DIR]
+
+Needs the extra 'bench' (PyTorch), and for ONNX Runtime the packages onnx and onnxruntime. Everything takes
+about 40 minutes on 2 idle cores, most of them stock Chainer's; a task of one network half a minute to some minutes.
+
+Every task runs in a process of its own, in which the contenders take turns (A B C A B C ...) after a round to
+warm up. A ratio is the median of the rounds' ratios. Writes benchmark.csv (every single value), benchmark.png,
+scaling.png (where --batches asks for more than one) and environment.json.
+"""
+import argparse
+from concurrent.futures.process import BrokenProcessPool
+import csv
+from functools import partial
+import importlib.util
+import json
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # `benchmarks`, for a script in it
+import branchynet  # noqa: E402,F401  (before chainer)
+import chainer  # noqa: E402
+import numpy as np  # noqa: E402
+
+from benchmarks import measuring, peers  # noqa: E402
+from benchmarks.measuring import Row  # noqa: E402
+from branchynet import cpu, experiments, inference  # noqa: E402
+from branchynet.cost import cost  # noqa: E402
+from branchynet.datasets import folder, mnist  # noqa: E402
+from branchynet.functions import entropy  # noqa: E402
+from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10  # noqa: E402
+
+NETWORKS = {'lenet': lenet_mnist, 'alexnet': alex_cifar10, 'resnet': resnet_cifar10}
+PUBLISHED = {'lenet': 'B-LeNet', 'alexnet': 'B-AlexNet', 'resnet': 'B-ResNet'}
+SHAPES = {'lenet': (1, 28, 28), 'alexnet': (3, 32, 32), 'resnet': (3, 32, 32)}
+BATCHES = {'lenet': 512, 'alexnet': 512, 'resnet': 64}
+TASKS = ['joint', 'main', 'evaluate', 'inference', 'memory']
+INFERENCE_BATCHES = [1, 256]
+INFERENCE_IMAGES = 256
+CONTENDERS = ['branchynet', 'chainer', 'pytorch', 'onnxruntime']  # cpu.fast(), stock, eager, inference only
+CHECKED_IMAGES = 8
+
+
+# Contenders
+
+def build(network, weights=None):
+    """The same net at every call; untrained, with running statistics, or with weights from a folder of results."""
+    np.random.seed(0)
+    net = NETWORKS[network].get_network()
+    if weights:
+        name = 'weights_%s_seed0.npz' % NETWORKS[network].__name__.split('.')[-1]
+        chainer.serializers.load_npz(os.path.join(weights, name), net)
+    else:
+        with cpu.fast():
+            peers.settle(net, images(network, BATCHES[network])[0])
+    return net
+
+
+def images(network, count):
+    """x (count, C, H, W) and t (count,): test images of MNIST; of CIFAR-10 where its file is there, else noise."""
+    rng = np.random.RandomState(0)
+    cifar = os.path.join(folder.root(), 'pcifar10', 'data.npz')
+    if network == 'lenet':
+        _, _, x, t = mnist.get_data()
+    elif os.path.exists(cifar):
+        with np.load(cifar, allow_pickle=False) as data:
+            x, t = data['test_x'], data['test_y']
+    else:
+        x, t = rng.randn(count, *SHAPES[network]), rng.randint(0, 10, count)
+    return np.ascontiguousarray(x[:count], np.float32), t[:count].astype(np.int32)
+
+
+def make(contender, network, weights=None):
+    """A contender's network, ready for `call`."""
+    net = build(network, weights)
+    if contender == 'pytorch':
+        return peers.Peer(net)
+    if contender == 'onnxruntime':
+        return peers.to_onnx(peers.Peer(net), images(network, 2)[0])
+    return net
+
+
+def call(contender, model, task, x, t, batch):
+    """A function that does a task once: a step on x, or inference of x batch by batch."""
+    if task == 'inference':
+        classify = _classifier(contender, model)
+        return lambda: [classify(x[i:i + batch]) for i in range(0, len(x), batch)]
+    if contender == 'pytorch':
+        steps = {'joint': model.train_joint, 'main': model.train_main}
+        return partial(model.softmax, x) if task == 'evaluate' else partial(steps[task], x, t)
+    steps = {'joint': model.train, 'main': model.train_main}
+    return partial(model.get_SM, x) if task == 'evaluate' else partial(steps[task], x, t)
+
+
+def _classifier(contender, model):
+    if contender in ('pytorch', 'onnxruntime'):
+        return model.classify
+    if contender == 'chainer':
+        return model.run
+    net = inference.Compiled(model) if inference.is_compilable(model) else model
+    return lambda x: inference.classify(net, x, model.thresholdExits)
+
+
+# What one process does
+
+def time_task(network, task, batch, contenders, pairs, weights):
+    """Returns ([(contender, pair, seconds per batch)], floating-point operations per batch)."""
+    count = INFERENCE_IMAGES if task == 'inference' else batch
+    x, t = images(network, max(count, CHECKED_IMAGES))
+    net = build(network, weights)
+    peers.assert_same_outputs(net, peers.Peer(net), x[:CHECKED_IMAGES])
+    shares = published_shares(network)
+    thresholds = leaving_thresholds(net, x, shares)
+    x, t = x[:count], t[:count]
+    calls = {}
+    for contender in contenders:
+        model = make(contender, network, weights)
+        if task == 'inference':
+            model.thresholdExits = thresholds  # in training they would drop samples
+        calls[contender] = call(contender, model, task, x, t, batch)
+    batches = -(-count // batch) if task == 'inference' else 1
+    values = [(name, pair, seconds / batches) for name, pair, seconds in measuring.interleaved(calls, pairs)]
+    return values, batch * flops(net, task, x[:1], shares)
+
+
+def published_shares(network):
+    """Shares of images that leave at every exit, at the knee of the paper's Table I."""
+    with open(os.path.join(os.path.dirname(experiments.__file__), 'published', 'table1.csv')) as f:
+        row = next(row for row in csv.DictReader(f) if row['network'] == PUBLISHED[network])
+    shares = np.array(row['exit_percent'].split(), float)
+    return shares / shares.sum()
+
+
+def leaving_thresholds(net, x, shares):
+    """Thresholds (nats) at which these shares of x leave at the exits, whatever the net has learned."""
+    thresholds, remaining = [], np.ones(len(x), bool)
+    for prob, share in zip(net.get_SM(x)[:-1], shares):
+        ent = entropy(prob)
+        order = np.sort(ent[remaining])
+        cut = min(int(round(share * len(x))), len(order) - 1)
+        # Between two images, so that no contender's rounding lets another image leave.
+        thresholds.append(float(order[max(cut - 1, 0):cut + 1].mean()))
+        remaining &= ent >= thresholds[-1]
+    return thresholds
+
+
+def flops(net, task, x, shares):
+    """Floating-point operations per image, of convolutions and linear layers: two for a multiply-add."""
+    costs = cost(net, x.shape[1:])
+    everything = costs.main.macs if task == 'main' else costs.exits[-1].leaving.macs
+    if task == 'inference':
+        return 2 * sum(share * exit.leaving.macs for share, exit in zip(shares, costs.exits))
+    if task == 'evaluate':
+        return 2 * everything
+    # Backward computes two gradients of the same cost, but none of the image.
+    first = net.main[0]
+    return 2 * (3 * everything - first(x).size * first.W.array[0].size)
+
+
+def step_memory(network, batch, contender):
+    """MB that a joint step adds to the process's peak."""
+    # Noise: reading MNIST would raise the peak before the step.
+    rng = np.random.RandomState(0)
+    x, t = rng.randn(batch, *SHAPES[network]).astype(np.float32), rng.randint(0, 10, batch).astype(np.int32)
+    np.random.seed(0)
+    net = NETWORKS[network].get_network()
+    model = peers.Peer(net) if contender == 'pytorch' else net
+
+    def step(count):
+        call(contender, model, 'joint', x[:count], t[:count], count)()
+
+    return measuring.peak_memory(contender, partial(step, 2), lambda: [step(batch), step(batch)])
+
+
+# All processes
+
+def measure(args, threads, peak):
+    """Yields the Rows of one network's task and batch after the other; peak is of sgemm, FLOP per second."""
+    for network in args.networks:
+        for task in args.only:
+            for batch in INFERENCE_BATCHES if task == 'inference' else args.batches or [BATCHES[network]]:
+                row = partial(Row, network, task, batch, threads)
+                contenders = [name for name in args.contenders if name != 'onnxruntime' or task == 'inference']
+                try:
+                    if task == 'memory':
+                        yield [row(name, 0, measuring.in_child(threads, step_memory, network, batch, name))
+                               for name in contenders]
+                        continue
+                    values, flop = measuring.in_child(
+                        threads, time_task, network, task, batch, contenders, args.pairs, args.weights)
+                    yield [row(*value) for value in values] + [row('limit', 0, flop / peak)]
+                except BrokenProcessPool:
+                    print('%s, %s, batch %d: the process died, most likely for want of memory' % (
+                        network, task, batch))
+
+
+# What is shown
+
+HEADER = '%-8s %-9s %5s %7s  %-30s %s' % (
+    'network', 'task', 'batch', 'threads', 'ours: median (min ... max)', 'others / ours')
+
+
+def lines(rows):
+    """This project's values, and every other's ratio to them with the least and the greatest of all rounds."""
+    for (network, task, batch, threads), values in measuring.grouped(rows).items():
+        name = 'branchynet' if 'branchynet' in values else 'chainer'
+        ours, limit = values.pop(name), values.pop('limit', None)
+        unit, scale = ('MB', 1) if task == 'memory' else ('ms', 1e3)
+        columns = ['%s %.2f (%.2f ... %.2f)' % (name, *measuring.ratios(theirs, ours))
+                   for name, theirs in values.items()]
+        if limit:
+            columns.append('limit %.3f' % (limit[0] / measuring.spread(ours)[0]))
+        yield '%-8s %-9s %5d %7d  %-30s %s' % (
+            network, task, batch, threads,
+            '%.2f (%.2f ... %.2f) %s' % (*(scale * v for v in measuring.spread(ours)), unit), ', '.join(columns))
+
+
+def draw(out, rows, scaling):
+    """The figures."""
+    from benchmarks import figures
+    figures.bars(rows, os.path.join(out, 'benchmark.png'))
+    if scaling:
+        figures.scaling(rows, os.path.join(out, 'scaling.png'))
+
+
+def main():
+    args = _parse()
+    if 'onnxruntime' in args.contenders and not all(map(importlib.util.find_spec, ['onnx', 'onnxruntime'])):
+        print('onnxruntime is not measured: expected the packages onnx and onnxruntime')
+        args.contenders.remove('onnxruntime')
+    os.makedirs(args.out, exist_ok=True)
+    rows, environments = [], {}
+    for threads in args.threads:
+        environments[threads] = environment = measuring.in_child(threads, measuring.environment)
+        print('%d threads: %s\n%s' % (threads, measuring.describe(environment), HEADER), flush=True)
+        for new in measure(args, threads, environment['sgemm_flop_per_s']):
+            rows += new
+            print('\n'.join(lines(new)), flush=True)
+            measuring.write_csv(os.path.join(args.out, 'benchmark.csv'), rows)
+    with open(os.path.join(args.out, 'environment.json'), 'w') as f:
+        json.dump(environments, f, indent=1)
+    draw(args.out, rows, args.batches)
+    print('Written to ' + args.out)
+
+
+def _parse():
+    def some_of(names):
+        def parse(text):
+            for name in text.split(','):
+                if name not in names:
+                    raise argparse.ArgumentTypeError('%r: expected some of %s' % (name, ','.join(names)))
+            return text.split(',')
+        return parse
+
+    def numbers(text):
+        return [int(number) for number in text.split(',')]
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--only', type=some_of(TASKS), default=TASKS, help=','.join(TASKS))
+    parser.add_argument('--networks', type=some_of(NETWORKS), default=list(NETWORKS), help=','.join(NETWORKS))
+    parser.add_argument('--contenders', type=some_of(CONTENDERS), default=list(CONTENDERS), help=','.join(CONTENDERS))
+    parser.add_argument('--pairs', type=int, default=5, help='rounds (5)')
+    parser.add_argument('--threads', type=numbers, default=sorted({1, min(2, cores)}), help='1,2')
+    parser.add_argument('--batches', type=numbers, help='of steps, evaluation and memory, as 1,16,256,2048')
+    parser.add_argument('--weights', help="folder of a run's results, to time inference with trained weights")
+    parser.add_argument('--out', default=os.path.join('results', 'local', 'benchmarks'), help='folder to write to')
+    return parser.parse_args()
+
+
+if __name__ == '__main__':
+    main()
