@@ -52,12 +52,8 @@ class _Convolution:
         if chainer.config.enable_backprop or not (_takes(x, w, gy) and _is_simple_convolution(self)):
             return _stock(Convolution2DFunction, 'backward')(self, indexes, grad_outputs)
         x, w, gy = _plain(x, w, gy)
-        geometry = (self.sy, self.sx), (self.ph, self.pw)
-        gradients = {}
-        if 0 in indexes:
-            gradients[0] = kernels.convolution_gx(w, gy, x.shape, *geometry)
-        if 1 in indexes or 2 in indexes:
-            gradients[1], gradients[2] = kernels.convolution_gw(x, gy, w.shape, *geometry)
+        gradients = kernels.convolution_gradients(
+            x, w, gy, (self.sy, self.sx), (self.ph, self.pw), of_x=0 in indexes, of_w=1 in indexes or 2 in indexes)
         return _variables(gradients[i] for i in indexes)
 
 

@@ -11,8 +11,9 @@ from branchynet.cpu.onednn import (ANY, BIAS, DIFF_BIAS, DIFF_DST, DIFF_SRC, DIF
                                    WEIGHTS, WORKSPACE, create_descriptor, describe, integers)
 from branchynet.cpu.threads import blocks, run, scratch
 
-# A sum over the batch is the sum of this many parts, in order, whoever computed them.
-_PARTS = 8
+# A sum over the batch is the sum of at most this many parts, in order, whoever computed them; fewer where an
+# array is small, so that a part is worth a call.
+_PARTS, _BYTES_OF_PART = 8, 1 << 18
 _ELEMENTS = 1 << 15  # of a block of an elementwise kernel
 
 
@@ -21,10 +22,10 @@ def _image_blocks(*arrays):
     return blocks(len(arrays[0]), sum(array[:1].nbytes for array in arrays))
 
 
-def _parts(count):
-    """The slices that a sum over the batch is made of."""
-    step = -(-count // _PARTS)
-    return [slice(i, min(i + step, count)) for i in range(0, count, step)]
+def _parts(array):
+    """The slices of images that a sum over the batch is made of."""
+    step = -(-len(array) // max(2, min(_PARTS, array.nbytes // _BYTES_OF_PART)))
+    return [slice(i, min(i + step, len(array))) for i in range(0, len(array), step)]
 
 
 def _run_primitives(task, count):
@@ -115,33 +116,34 @@ def _pack(w, primitives):
         return {primitive: primitive.pack(w) for primitive in set(primitives)}
 
 
-def convolution_gx(w, gy, x_shape, stride, pad):
-    """Gradient of x."""
-    gx = np.empty(x_shape, np.float32)
+def convolution_gradients(x, w, gy, stride, pad, of_x, of_w):
+    """Gradients of x, w and b; None for x unless ``of_x``, for w and b unless ``of_w``."""
+    x_tasks, gx = _gradient_of_x(x, w, gy, stride, pad) if of_x else ([], None)
+    w_tasks, gw, gb = _gradient_of_w(x, w, gy, stride, pad) if of_w else ([], None, None)
+    tasks = w_tasks + x_tasks  # the larger ones first, or a thread would wait for the last of them
+    _run_primitives(lambda i: tasks[i](), len(tasks))
+    return (gx, *(None if parts is None else parts.sum(axis=0) for parts in (gw, gb)))
+
+
+def _gradient_of_x(x, w, gy, stride, pad):
+    """(tasks, the array that they fill)."""
+    gx = np.empty_like(x)
     parts = _image_blocks(gx, gy)
     primitives = [_convolution_gx(_sizes(part, gx), w.shape, _sizes(part, gy), stride, pad) for part in parts]
     packed = _pack(w, primitives)
-
-    def task(i):
-        primitives[i]({DIFF_SRC: gx[parts[i]], WEIGHTS: packed[primitives[i]], DIFF_DST: gy[parts[i]]})
-
-    _run_primitives(task, len(parts))
-    return gx
+    return [functools.partial(primitive, {DIFF_SRC: gx[part], WEIGHTS: packed[primitive], DIFF_DST: gy[part]})
+            for part, primitive in zip(parts, primitives)], gx
 
 
-def convolution_gw(x, gy, w_shape, stride, pad):
-    """Gradients of w and b."""
-    parts = _parts(len(x))
-    gw = np.empty((len(parts),) + w_shape, np.float32)
-    gb = np.empty((len(parts), w_shape[0]), np.float32)
-
-    def task(i):
-        part = parts[i]
-        primitive = _convolution_gw(_sizes(part, x), w_shape, _sizes(part, gy), stride, pad)
-        primitive({SRC: x[part], DIFF_WEIGHTS: gw[i], DIFF_BIAS: gb[i], DIFF_DST: gy[part]})
-
-    _run_primitives(task, len(parts))
-    return gw.sum(axis=0), gb.sum(axis=0)
+def _gradient_of_w(x, w, gy, stride, pad):
+    """(tasks, the arrays whose sums over the first axis are the gradients of w and b)."""
+    parts = _parts(x)
+    gw = np.empty((len(parts),) + w.shape, np.float32)
+    gb = np.empty((len(parts), len(w)), np.float32)
+    return [functools.partial(
+        _convolution_gw(_sizes(part, x), w.shape, _sizes(part, gy), stride, pad),
+        {SRC: x[part], DIFF_WEIGHTS: gw[i], DIFF_BIAS: gb[i], DIFF_DST: gy[part]})
+        for i, part in enumerate(parts)], gw, gb
 
 
 # Pooling
@@ -264,17 +266,9 @@ def local_response_gx(x, y, gy, s, scale, n, alpha, beta):
 
 # Batch normalisation over (B, H, W)
 
-def _sum_of_parts(term, x):
-    """Sum over (B, H, W) of ``term(part)``, (b, C, H, W) arrays."""
-    parts = _parts(len(x))
-    sums = np.empty((len(parts), x.shape[1]), np.float32)
-
-    def task(i):
-        values = term(parts[i])
-        sums[i] = values.reshape(values.shape[:2] + (-1,)).sum(axis=2).sum(axis=0)
-
-    run(task, len(parts))
-    return sums.sum(axis=0)
+def _sum(values):
+    """Sum over (b, H, W) of an array (b, C, H, W)."""
+    return values.reshape(values.shape[:2] + (-1,)).sum(axis=2).sum(axis=0)
 
 
 def _each(vector):
@@ -284,16 +278,25 @@ def _each(vector):
 
 def mean_and_variance(x):
     """Mean and (biased) variance of every channel."""
-    count = np.float32(x.size // x.shape[1])
-    mean = _sum_of_parts(lambda part: x[part], x) / count
+    parts, pixels = _parts(x), x[0, 0].size
+    means, squares = (np.empty((len(parts), x.shape[1])) for _ in range(2))
+    counts = np.array([(part.stop - part.start) * pixels for part in parts])[:, None]
 
-    def squares(part):
-        d = scratch('difference', x[part].shape)
-        np.subtract(x[part], _each(mean), out=d)
+    def task(i):
+        part = x[parts[i]]
+        mean = _sum(part) / np.float32(counts[i])
+        d = scratch('difference', part.shape)
+        np.subtract(part, _each(mean), out=d)
+        rest = _sum(d) / counts[i]  # what rounding left out of the first sum
+        means[i] = mean + rest
         d *= d
-        return d
+        squares[i] = _sum(d) - counts[i] * rest ** 2
 
-    return mean, _sum_of_parts(squares, x) / count
+    run(task, len(parts))
+    # Of parts (Chan, Golub, LeVeque 1979): each part's squares are about its own mean.
+    mean = (means * counts).sum(axis=0) / counts.sum()
+    variance = (squares + counts * (means - mean) ** 2).sum(axis=0) / counts.sum()
+    return mean.astype(np.float32), variance.astype(np.float32)
 
 
 def scale_and_shift(x, scale, shift, mean):
@@ -312,14 +315,18 @@ def scale_and_shift(x, scale, shift, mean):
 
 def batch_normalization_gradients(x, gamma, gy, mean, inv_std):
     """Gradients of x, gamma and beta."""
-    def products(part):
+    parts = _parts(x)
+    gbetas, ggammas = (np.empty((len(parts), x.shape[1]), np.float32) for _ in range(2))
+
+    def sums(i):
+        part = parts[i]
         d = scratch('difference', x[part].shape)
         np.subtract(x[part], _each(mean), out=d)
         d *= gy[part]
-        return d
+        gbetas[i], ggammas[i] = _sum(gy[part]), _sum(d)
 
-    gbeta = _sum_of_parts(lambda part: gy[part], gy)
-    ggamma = _sum_of_parts(products, x) * inv_std
+    run(sums, len(parts))
+    gbeta, ggamma = gbetas.sum(axis=0), ggammas.sum(axis=0) * inv_std
     count = np.float32(x.size // x.shape[1])
     scale = gamma * inv_std
     slope, shift = -scale * inv_std * ggamma / count, -scale * gbeta / count

@@ -53,10 +53,11 @@ def run(task, count):
     futures = []
     try:
         try:
-            for _ in range(workers):
+            for _ in range(workers - 1):
                 futures.append(_get_pool().submit(_work, task, remaining))
         except RuntimeError:  # the pool was closed meanwhile, by set_num_threads or by Python, which ends
-            _work(task, remaining)
+            pass
+        _work(task, remaining)
         for future in futures:
             future.result()
     except BaseException:
@@ -68,23 +69,23 @@ def run(task, count):
 
 
 def _work(task, remaining):
-    for i in remaining:
-        task(i)
+    _local.works = True
+    try:
+        for i in remaining:
+            task(i)
+    finally:
+        _local.works = False
 
 
 def _get_pool():
     global _pool
     if _pool is None:
-        _pool = ThreadPoolExecutor(num_threads(), 'branchynet', initializer=_start)
+        _pool = ThreadPoolExecutor(num_threads(), 'branchynet')
     return _pool
 
 
-def _start():
-    _local.works = True
-
-
 def _forget_pool():
-    global _pool, _local
+    global _pool
     if _pool is not None:
         _pool.shutdown()
     _pool = None

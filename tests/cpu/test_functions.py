@@ -362,11 +362,13 @@ def test_fixed_batch_normalization(shape):
 
 @pytest.mark.parametrize('mean,deviation', [(10, 1), (100, 1), (1, .01), (1000, 1), (-3, 1e-3), (0, 1e3)])
 def test_batch_normalization_far_from_zero(mean, deviation):
+    """Float32 leaves little of such data, in stock Chainer as well: nearer to the truth than that is near enough."""
     x, gamma, beta = arrays_of_normalization(8, 5, 6, 6)
-    check_same_as_stock(F.batch_normalization, x * np.float32(deviation) + np.float32(mean), gamma, beta)
-    found, = fast_outcome(lambda x: F.batch_normalization(x, gamma, beta * 0),
-                          [x * np.float32(deviation) + np.float32(mean)])[:1]
-    np.testing.assert_allclose(found.mean((0, 2, 3)), 0, atol=np.abs(mean / deviation) * 1e-6 + 1e-6)
+    arrays = [x * np.float32(deviation) + np.float32(mean), gamma, beta]
+    truth = outcome(F.batch_normalization, [a.astype(np.float64) for a in arrays])
+    fast, stock = fast_outcome(F.batch_normalization, arrays), outcome(F.batch_normalization, arrays)
+    for found, expected, true in zip(fast, stock, truth):
+        assert np.abs(found - true).max() <= 1.5 * np.abs(expected - true).max() + 1e-6 * np.abs(true).max()
 
 
 @pytest.mark.parametrize('x', [array(1, 5, 1, 1), np.full((4, 5, 3, 3), 3, np.float32)], ids=['one', 'constant'])
