@@ -20,7 +20,7 @@ EXTRAS = {
     ],
     'mpi': ['mpi4py>=3.1'],
     'onnx': ['onnx<=1.18.0'],  # later versions lack onnx.mapping, which onnx_chainer imports
-    'bench': ['torch'],
+    'bench': ['torch', 'onnx<=1.18.0', 'onnxruntime'],
     'dev': ['pytest>=7', 'hypothesis>=6'],
 }
 
@@ -37,7 +37,8 @@ setup(
         'dill>=0.3.5',
         'tqdm>=4.60',
         'threadpoolctl>=3.1',
-        # The last build for the CPU alone: later ones bring the SYCL runtime. branchynet.cpu does without where it is missing.
+        # The last build for the CPU alone: later ones bring the SYCL runtime. branchynet.cpu does without
+        # where it is missing.
         'onednn-cpu-gomp==2023.2.0; sys_platform == "linux" and platform_machine == "x86_64"',
     ],
     extras_require=EXTRAS,

@@ -69,7 +69,7 @@ def environment():
         'blas': [{key: pool.get(key) for key in ('internal_api', 'version', 'architecture', 'num_threads')}
                  for pool in threadpoolctl.threadpool_info()],
         'gpus': [_gpu_name(i) for i in range(count_gpus())],
-        'command': ' '.join(sys.argv),
+        'command': ' '.join([os.path.basename(sys.argv[0])] + sys.argv[1:]),
     }
 
 

@@ -157,10 +157,10 @@ class Compiled:
         """BranchyNet.test."""
         x, t = self._net.checked(x, t)
         result, seconds = self._classify(x, self.thresholdExits)
-        exits = np.bincount(result.exit, minlength=self.numexits())
+        exits = np.bincount(result.exit, minlength=self.numexits()).tolist()
         right = np.full(len(x), math.nan) if t is None else result.label == t
-        correct = np.bincount(result.exit, right, self.numexits())
-        return right.mean(), (correct / np.maximum(exits, 1)).tolist(), exits.tolist(), seconds
+        correct = np.bincount(result.exit, right, self.numexits()).tolist()
+        return sum(correct) / len(x), [c / n if n else 0. for c, n in zip(correct, exits)], exits, seconds
 
     def test_main(self, x, t=None):
         """BranchyNet.test_main."""
@@ -197,19 +197,20 @@ class Compiled:
         """(Classification, seconds in the trunk's stages)."""
         exits = self.numexits() - 1
         thresholds = [thresholds] * exits if isinstance(thresholds, Real) else thresholds
-        results, parts = {}, _chunks(len(x))
+        parts = _chunks(len(x))
+        chunks = [None] * len(parts)
 
         def task(i):
-            results[i] = self._classify_chunk(x[parts[i]], thresholds)
+            chunks[i] = self._classify_chunk(x[parts[i]], thresholds)
 
         run(task, len(parts))
-        chunks = [results[i] for i in range(len(parts))]
-        exit_, ent, prob = (np.concatenate([c[j] for c in chunks]) if len(chunks) > 1 else chunks[0][j]
-                            for j in range(3))
-        return Classification(prob.argmax(axis=1), exit_, ent, prob), sum(c[3] for c in chunks)
+        exits, ent, prob, seconds = chunks[0] if len(chunks) == 1 else _joined(chunks)
+        return Classification(prob.argmax(axis=1), exits, ent, prob), seconds
 
     def _classify_chunk(self, x, thresholds):
         """(exit, entropy, prob, seconds in the trunk's stages)."""
+        if len(x) == 1:
+            return self._classify_one(x, thresholds)
         seconds, rows = 0., None  # rows: whose samples are still under way; None: all
         programs = self._programs(x)
         for k in range(len(programs)):
@@ -233,6 +234,18 @@ class Compiled:
                 rows = np.flatnonzero(stays) if rows is None else rows[stays]
                 programs = self._carried_on(programs, k, stays, len(rows), x.shape[1:])
         return exits, entropies, probs, seconds
+
+    def _classify_one(self, x, thresholds):
+        """_classify_chunk without arrays to say which samples: for a small network half of the time."""
+        seconds = 0.
+        for k, (stage, head) in enumerate(self._programs(x)):
+            start = time.perf_counter()
+            stage.run()
+            seconds += time.perf_counter() - start
+            head.run()
+            prob, ent = _softmax_and_entropy(head.y[0])
+            if k == len(thresholds) or ent < thresholds[k]:
+                return np.array([k]), np.float32([ent]), np.float32([prob]), seconds
 
     def _carried_on(self, programs, k, stays, count, shape):
         """Programs for the samples that stay after exit k, their features in place."""
@@ -273,9 +286,32 @@ def _chunks(count):
     return [slice(i, min(i + _CHUNK, count)) for i in range(0, count, _CHUNK)]
 
 
+def _joined(chunks):
+    """What _classify_chunk returned for every chunk, as for one."""
+    *arrays, seconds = zip(*chunks)
+    return (*map(np.concatenate, arrays), sum(seconds))
+
+
 def _padded(count):
     """The size of program for so many samples: a power of two, so that there are few."""
     return 1 << (count - 1).bit_length()
+
+
+_FEW = 64  # numbers that Python adds up sooner than NumPy is called
+
+
+def _softmax_and_entropy(score):
+    """prob (C,) and entropy (nats) of one sample's score (C,)."""
+    if len(score) > _FEW:
+        prob = _softmax(score[None])
+        return prob[0], float(entropy(prob)[0])
+    score = score.tolist()
+    top = max(score)
+    powers = [math.exp(s - top) for s in score]
+    total = sum(powers)
+    # -sum p log p with log p = s - top - log total; no term is negative.
+    ent = math.log(total) + sum(p * (top - s) for p, s in zip(powers, score)) / total
+    return [p / total for p in powers], ent
 
 
 def _softmax(score):

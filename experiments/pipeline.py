@@ -275,7 +275,8 @@ def read_results(path):
         raise FileNotFoundError('%s is missing: expected the results of a run' % path) from None
     except ValueError as e:
         raise OSError('%s is damaged (%s): expected the results of a run' % (path, e)) from e
-    if not isinstance(results, dict) or results.get('format') != FORMAT or not {'preset', 'experiments'} <= set(results):
+    whole = isinstance(results, dict) and {'preset', 'experiments'} <= set(results)
+    if not whole or results.get('format') != FORMAT:
         raise OSError('%s is not of format %d: expected the results of a run of this version' % (path, FORMAT))
     return results
 

@@ -117,5 +117,6 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r'^link 0 \(Linear\) cannot take an array of shape \(1, 5\)'):
         cost(small_net(), (5,))
     lazy = branchynet.BranchyNet([branchynet.Branch([L.Linear(None, 3)])])
-    with pytest.raises(ValueError, match='^parameter /main/0/W has no shape yet: expected a net that has seen a batch$'):
+    words = '^parameter /main/0/W has no shape yet: expected a net that has seen a batch$'
+    with pytest.raises(ValueError, match=words):
         cost(lazy, (5,))

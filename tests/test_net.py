@@ -383,7 +383,8 @@ def test_images_that_are_too_small_are_named():
 
 
 def test_layers_sized_by_their_first_input_work():
-    net = branchynet.BranchyNet([L.Linear(None, 4), branchynet.Branch([L.Linear(None, 3)]), branchynet.Branch([L.Linear(4, 3)])])
+    net = branchynet.BranchyNet([
+        L.Linear(None, 4), branchynet.Branch([L.Linear(None, 3)]), branchynet.Branch([L.Linear(4, 3)])])
     assert len(net.train(X, T)[0]) == 2
 
 
@@ -396,7 +397,8 @@ def test_an_exit_without_links_of_its_own_works():
 # As a Chain
 
 @pytest.mark.parametrize('duplicate', [
-    copy.deepcopy, lambda n: n.copy('copy'), lambda n: dill.loads(dill.dumps(n)), lambda n: pickle.loads(pickle.dumps(n))],
+    copy.deepcopy, lambda n: n.copy('copy'), lambda n: dill.loads(dill.dumps(n)),
+    lambda n: pickle.loads(pickle.dumps(n))],
     ids=['deepcopy', 'copy', 'dill', 'pickle'])
 def test_copies_are_whole_and_independent(duplicate):
     net = small_net(thresholdExits=[.5, .5])

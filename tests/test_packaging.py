@@ -55,7 +55,8 @@ def test_the_documented_line_installs_into_a_fresh_environment(copy, tmp_path):
 
     checked([python, '-m', 'pip', 'wheel', '--no-deps', '--wheel-dir', tmp_path, '.'], cwd=str(copy))
     wheel, = tmp_path.glob('branchynet-*.whl')
-    assert {name.partition('/')[0].partition('-')[0] for name in zipfile.ZipFile(str(wheel)).namelist()} == {'branchynet'}
+    names = zipfile.ZipFile(str(wheel)).namelist()
+    assert {name.partition('/')[0].partition('-')[0] for name in names} == {'branchynet'}
 
 
 def test_installed_names(tmp_path):
@@ -96,7 +97,8 @@ def test_install_refuses_a_python_that_does_not_fit(tmp_path):
     python = tmp_path / 'python3'
     done = call([INSTALL, '--venv', tmp_path / 'venv'], env={**os.environ, 'PYTHON': str(python)})
     assert done.returncode == 2
-    assert done.stderr == 'docker/install.sh: PYTHON={} is not to be found, expected Python 3.9-3.13 with venv\n'.format(python)
+    assert done.stderr == (
+        'docker/install.sh: PYTHON=%s is not to be found, expected Python 3.9-3.13 with venv\n' % python)
 
 
 def test_install_help():

@@ -6,7 +6,7 @@ import chainer
 from chainer.functions.activation.relu import ReLU, ReLUGrad2
 from chainer.functions.connection.convolution_2d import Convolution2DFunction
 from chainer.functions.connection.linear import LinearFunction, LinearGradData, LinearGradWeight
-from chainer.functions.normalization.batch_normalization import FixedBatchNormalization, GeneralBatchNormalizationImpl
+from chainer.functions.normalization.batch_normalization import GeneralBatchNormalizationImpl
 from chainer.functions.normalization.local_response_normalization import (
     LocalResponseNormalization, LocalResponseNormalizationGrad)
 from chainer.functions.pooling.max_pooling_nd import MaxPoolingND, MaxPoolingNDGrad

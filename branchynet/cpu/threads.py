@@ -44,7 +44,7 @@ def run(task, count):
     Raises:
         What a task raised (the first of them), once no thread works on them any more.
     """
-    workers = min(num_threads(), count)
+    workers = min(num_threads(), count) if count > 1 else 1
     if workers <= 1 or getattr(_local, 'works', False):
         for i in range(count):
             task(i)
