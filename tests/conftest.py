@@ -7,14 +7,22 @@ import numpy as np
 import pytest
 
 from branchynet import determinism
+from branchynet.cpu import onednn
 from branchynet.datasets import mnist
 
 
 def pytest_collection_modifyitems(items):
+    missing = {}
     if not determinism.count_gpus():
-        for item in items:
-            if item.get_closest_marker('gpu'):
-                item.add_marker(pytest.mark.skip(reason='needs a GPU'))
+        missing['gpu'] = 'needs a GPU'
+    try:
+        onednn.library()
+    except (OSError, ImportError) as e:
+        missing['onednn'] = 'oneDNN does not load: %s' % e
+    for item in items:
+        for name, reason in missing.items():
+            if item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,7 @@ from branchynet.links.resnet import BottleNeckA, ResBlock
 from branchynet.networks import alex_cifar10, lenet_mnist
 from conftest import small_data, small_net
 
-pytestmark = pytest.mark.skipif(
-    not inference.is_compilable(small_net()), reason='oneDNN does not load here (is libgomp1 installed?)')
+pytestmark = pytest.mark.onednn
 WEIGHTS = os.path.join(os.path.dirname(__file__), '..', 'results', 'lenet_mnist_quick',
                        'weights_lenet_mnist_seed0.npz')
 

@@ -205,6 +205,7 @@ def test_gradients_accumulate():
         check_close(gradients(), expected, TOLERANCE)
 
 
+@pytest.mark.onednn
 def test_no_column_matrix_is_made(monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError('im2col')

@@ -106,6 +106,7 @@ def test_bits_do_not_depend_on_the_threads_of_the_pool(name, count):
     assert same(found, expected)
 
 
+@pytest.mark.onednn
 @pytest.mark.parametrize('variables', [
     dict(OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1', BRANCHYNET_NUM_THREADS='3'),
     dict(OMP_NUM_THREADS='2', OPENBLAS_NUM_THREADS='1', BRANCHYNET_NUM_THREADS='8'),
@@ -132,6 +133,7 @@ def run(code, timeout=100, **variables):
     return done.stdout
 
 
+@pytest.mark.onednn
 def test_one_core_gives_the_same_bits():
     if not hasattr(os, 'sched_setaffinity'):
         pytest.skip('no affinity here')
