@@ -3,10 +3,9 @@ import argparse
 import os
 import sys
 
-from branchynet.experiments import NAMES
+from branchynet.experiments import NAMES, PRESETS, VARIANTS
 
 DATASETS = ['mnist']
-PRESETS = ['smoke', 'quick', 'paper']
 
 
 def main(argv=None):
@@ -41,6 +40,8 @@ def _parser():
     command.add_argument('--preset', choices=PRESETS, help='default: paper on a GPU, quick on a CPU')
     command.add_argument('--only', type=_experiments, default=NAMES, metavar='NAME,...',
                          help='experiments to run, of: ' + ', '.join(NAMES))
+    command.add_argument('--variant', choices=VARIANTS, default=VARIANTS[0],
+                         help='where the released code and the paper disagree (default: %(default)s)')
     command.add_argument('--seeds', type=_positive, default=1, metavar='N', help='seeds 0 to N - 1 (default: 1)')
     command.add_argument('--device', default='auto', help='auto (default), cpu or gpu:N')
     command.add_argument('--out', default=os.path.join('results', 'local'), metavar='DIR',
@@ -79,10 +80,11 @@ def _positive(text):
 
 def _reproduce(args):
     from branchynet import determinism
+    from branchynet.experiments.pipeline import Setup
     from branchynet.experiments.reproduce import reproduce
     device = determinism.find_device(args.device)
     preset = args.preset or ('paper' if args.device != 'cpu' and determinism.count_gpus() else 'quick')
-    return reproduce(args.only, preset, args.seeds, device, args.out, args.resume)
+    return reproduce(args.only, args.seeds, Setup(preset, args.variant, device, args.out, args.resume))
 
 
 def _report(args):

@@ -21,10 +21,12 @@ class Measurement(NamedTuple):
 
     Attributes:
         accuracy: a share.
+        correct: int, samples of every batch that were classified correctly.
         exits: int (E,), samples that left at each exit; zeros for main.
         released, whole: seconds per sample of every batch, on either clock.
     """
     accuracy: float
+    correct: np.ndarray
     exits: np.ndarray
     released: np.ndarray
     whole: np.ndarray
@@ -45,7 +47,8 @@ def measure(net, x, t, batchsize=1, main=False):
         _timed(net, x[part], t[part], main)
     correct, exits, released, whole = zip(
         *(_timed(net, x[part], t[part], main) for part in progress(parts, 'timing')))
-    return Measurement(sum(correct) / len(x), np.sum(exits, axis=0), np.array(released), np.array(whole))
+    return Measurement(sum(correct) / len(x), np.array(correct), np.sum(exits, axis=0), np.array(released),
+                       np.array(whole))
 
 
 def _timed(net, x, t, main):

@@ -1,3 +1,6 @@
 """What the paper reports, run again: each module named below holds an EXPERIMENT."""
 
-NAMES = ['lenet_mnist']
+NETWORKS = ['lenet_mnist', 'alex_cifar10', 'resnet_cifar10']
+NAMES = NETWORKS
+PRESETS = ['smoke', 'quick', 'paper']  # each has to reach what those before it have to
+VARIANTS = ['code', 'paper']

@@ -23,7 +23,7 @@ def markdown(results):
         parts.append(_table([COLUMNS] + published_rows(experiment['network']) + measured_rows(experiment)))
         parts += ['%s: %s: %.2f, expected %.2f or more' % (
             'PASS' if claim['holds'] else 'FAIL', claim['claim'], claim['measured'], claim['at_least'])
-            for claim in experiment['claims']]
+            for claim in experiment.get('claims', [])]
         machines = dict.fromkeys(_machine(seed['environment']) for seed in seeds)
         parts.append('Measured on: %s.' % '; '.join(machines))
     return '\n\n'.join(parts) + '\n'

@@ -1,12 +1,18 @@
 """B-LeNet for MNIST: two exits (figure 2 of the paper), layers as released."""
 from branchynet.links.links import FL, Branch
 from branchynet.net import BranchyNet
+from branchynet.networks import variants
 import chainer.functions as F
 import chainer.links as L
 
 
-def get_network(percentTrainKeeps=1, **kwargs):
-    """BranchyNet for images (B, 1, 28, 28); ``kwargs`` are BranchyNet's."""
+def get_network(percentTrainKeeps=1, variant='code', **kwargs):
+    """BranchyNet for images (B, 1, 28, 28); ``kwargs`` are BranchyNet's.
+
+    Args:
+        variant: 'code', as released, or 'paper', with the paper's Adam.
+    """
+    variants.check(variant)
     branch1 = [
         FL(F.max_pooling_2d, 2, 2), FL(F.relu),
         L.Convolution2D(5, 10, 3, pad=1),
@@ -24,4 +30,4 @@ def get_network(percentTrainKeeps=1, **kwargs):
         L.Linear(720, 84),
         Branch([L.Linear(84, 10)]),
     ]
-    return BranchyNet(network, percentTrainKeeps=percentTrainKeeps, **kwargs)
+    return variants.as_described(BranchyNet(network, percentTrainKeeps=percentTrainKeeps, **kwargs), variant)

@@ -2,12 +2,19 @@
 from branchynet.links.links import FL, Branch
 from branchynet.links.resnet import ResBlock, batch_norm, conv
 from branchynet.net import BranchyNet
+from branchynet.networks import variants
 import chainer.functions as F
 import chainer.links as L
 
 
-def get_network(percentTrainKeeps=1, **kwargs):
-    """BranchyNet for images (B, 3, 32, 32); ``kwargs`` are BranchyNet's."""
+def get_network(percentTrainKeeps=1, variant='code', **kwargs):
+    """BranchyNet for images (B, 3, 32, 32); ``kwargs`` are BranchyNet's.
+
+    Args:
+        variant: 'code', as released: the first branch after the first convolution; 'paper': after the first
+            block (the paper says the second convolution, which is that block's first), and the paper's Adam.
+    """
+    variants.check(variant)
     branch1 = [
         L.Convolution2D(16, 64, 5, pad=2), FL(F.relu),
         FL(F.local_response_normalization, n=3, alpha=5e-5, beta=.75, k=2),
@@ -16,17 +23,21 @@ def get_network(percentTrainKeeps=1, **kwargs):
         L.Linear(28800, 10),
     ]
     branch2 = [ResBlock(16, 16), L.Linear(14400, 10)]
+    stem = [conv(3, 16, 3), batch_norm(16), FL(F.relu)]
+    blocks = _blocks(18, 16, 16, 1)
+    before = 0 if variant == 'code' else 1  # blocks ahead of the first branch
     network = [
-        conv(3, 16, 3), batch_norm(16), FL(F.relu),
+        *stem,
+        *blocks[:before],
         Branch(branch1),
-        *_blocks(18, 16, 16, 1),
+        *blocks[before:],
         Branch(branch2),
         *_blocks(18, 16, 32, 2),
         *_blocks(18, 32, 64, 2),
         FL(F.average_pooling_2d, 6, 1),
         Branch([L.Linear(576, 10)]),
     ]
-    return BranchyNet(network, percentTrainKeeps=percentTrainKeeps, **kwargs)
+    return variants.as_described(BranchyNet(network, percentTrainKeeps=percentTrainKeeps, **kwargs), variant)
 
 
 def _blocks(count, in_size, out_size, stride):

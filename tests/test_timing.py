@@ -13,6 +13,7 @@ def test_measure_is_a_timed_test():
     measured = timing.measure(net, X, T, batchsize=1)
     accuracy, _, exits, _ = utils.test(net, X, T, batchsize=1)
     assert measured.accuracy == accuracy
+    np.testing.assert_array_equal(measured.correct, net.run(X).argmax(axis=1) == T)
     np.testing.assert_array_equal(measured.exits, exits)
     assert measured.released.shape == measured.whole.shape == (40,)
     assert (0 < measured.released).all() and (measured.released < measured.whole).all()

@@ -10,7 +10,7 @@ import pytest
 import branchynet  # noqa: F401
 from branchynet import cli, determinism, utils
 from branchynet.datasets import mnist
-from branchynet.experiments import lenet_mnist, pipeline, report
+from branchynet.experiments import PRESETS, lenet_mnist, pipeline, report
 from branchynet.networks import lenet_mnist as network
 
 TINY = pipeline.Preset(main_epochs=2, joint_epochs=2, batchsize=64, train_samples=256, test_samples=40)
@@ -18,14 +18,14 @@ TINY = pipeline.Preset(main_epochs=2, joint_epochs=2, batchsize=64, train_sample
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """The LeNet experiment whose presets are all tiny; smoke claims nothing, quick what no run can reach."""
-    claim = pipeline.Claim('impossible accuracy (%)', lenet_mnist.baseline_accuracy, 101., ('quick',))
+    """The LeNet experiment, its presets all tiny."""
     monkeypatch.setattr(lenet_mnist, 'EXPERIMENT', lenet_mnist.EXPERIMENT._replace(
-        presets={name: TINY for name in cli.PRESETS}, claims=[claim]))
+        presets={name: TINY for name in PRESETS}))
 
 
 def reproduce(out, *options):
-    return cli.main(['reproduce', '--preset', 'smoke', '--device', 'cpu', '--out', str(out), *options])
+    return cli.main(['reproduce', '--only', 'lenet_mnist', '--preset', 'smoke', '--device', 'cpu', '--out', str(out),
+                     *options])
 
 
 def read(out, name='results.json'):
@@ -51,7 +51,7 @@ def test_a_results_folder_is_whole_and_true(tiny, tmp_path, capsys):
     net = network.get_network()
     chainer.serializers.load_npz(str(out / 'weights_lenet_mnist_seed1.npz'), net)
     _, _, x, y = mnist.get_data()
-    ts, accs, _, exits = utils.screen_branchy(net, x[:40], y[:40], lenet_mnist.THRESHOLDS)
+    ts, accs, _, exits = utils.screen_branchy(net, x[:40], y[:40], lenet_mnist.EXPERIMENT.base_thresholds)
     assert [row['thresholds'] for row in results[1]['sweep']] == ts
     np.testing.assert_allclose([row['accuracy_percent'] for row in results[1]['sweep']], accs * 100)
     np.testing.assert_allclose([row['exit_percent'] for row in results[1]['sweep']], exits / 40 * 100)
@@ -101,14 +101,9 @@ def test_a_run_that_was_interrupted_resumes_to_the_same_bits(tiny, tmp_path, mon
     saved.clear()
     assert reproduce(out, '--resume') == 0  # nothing is left to do
     assert not saved and (out / 'results.json').read_bytes() == before
-    assert cli.main(['reproduce', '--preset', 'quick', '--device', 'cpu', '--out', str(out), '--resume']) == 2
+    assert reproduce(out, '--preset', 'quick', '--resume') == 2
     assert 'is of preset smoke: expected quick' in capsys.readouterr().err
     assert (out / 'results.json').read_bytes() == before
-
-
-def test_a_claim_that_falls_short_is_the_status(tiny, tmp_path, capsys):
-    assert cli.main(['reproduce', '--preset', 'quick', '--device', 'cpu', '--out', str(tmp_path)]) == 1
-    assert 'FAIL: impossible accuracy (%): ' in capsys.readouterr().out
 
 
 def test_without_data_nothing_runs(tmp_path, monkeypatch, capsys):
