@@ -42,6 +42,7 @@ setup(
         'dill>=0.3.5',
         'tqdm>=4.60',
         'threadpoolctl>=3.1',
+        'tomli>=1.1; python_version < "3.11"',  # Python 3.11 has it as tomllib
         # The last build for the CPU alone: later ones bring the SYCL runtime. branchynet.cpu does without
         # where it is missing.
         'onednn-cpu-gomp==2023.2.0; sys_platform == "linux" and platform_machine == "x86_64"',
