@@ -1,10 +1,13 @@
 """The data folder: where files are found, checked before use, and downloaded."""
+import contextlib
 import gzip
 import hashlib
 import http.client
 import os
 import shutil
 import sys
+import tarfile
+import urllib.error
 import urllib.request
 
 from branchynet.training import progress
@@ -75,9 +78,146 @@ def download_gzip(path, sha256, mirrors):
         path, sha256, '; '.join(failures)))
 
 
-def _fetch(url, path):
-    with urllib.request.urlopen(url, timeout=_TIMEOUT) as response, open(path, 'wb') as f:
-        size = int(response.headers.get('Content-Length') or 0)
-        for _ in progress(range(-(-size // _BLOCK) or 1), os.path.basename(path)):
-            f.write(response.read(_BLOCK))
-        f.write(response.read())
+def digest(path, algorithm):
+    """Hexadecimal digest of a file, which is read block by block."""
+    found = hashlib.new(algorithm)
+    with open(path, 'rb') as f:
+        for block in iter(lambda: f.read(_BLOCK), b''):
+            found.update(block)
+    return found.hexdigest()
+
+
+def read(path, expected):
+    """Content of a file, whose digest (MD5 or SHA-256, by its length) must be the one expected.
+
+    Raises:
+        OSError: the file is missing or another; one line with the file and what was expected.
+    """
+    try:
+        with open(path, 'rb') as f:
+            content = f.read()
+    except FileNotFoundError:
+        raise FileNotFoundError('%s is missing: expected one of %s' % (path, _named(expected))) from None
+    _check(path, hashlib.new(_algorithm(expected), content).hexdigest(), expected)
+    return content
+
+
+def read_archive(path, md5, members):
+    """Contents of some members of a .tar.gz file whose MD5 must be the one expected.
+
+    Nothing is written: members are taken by name and must be plain files, so that no path or link in the
+    archive is followed.
+
+    Returns:
+        dict: content by member.
+
+    Raises:
+        OSError: the archive is missing or another, or lacks a member.
+    """
+    check_file(path, md5)
+    found = {}
+    with tarfile.open(path, 'r:gz') as archive:
+        for member in archive:
+            if member.name in members and member.isreg():
+                found[member.name] = archive.extractfile(member).read()
+    for name in members:
+        if name not in found:
+            raise OSError('%s holds no file %s: expected %s' % (path, name, ', '.join(members)))
+    return found
+
+
+def check_file(path, expected):
+    """Raises OSError unless a file has the digest (MD5 or SHA-256, by its length) expected."""
+    if not os.path.exists(path):
+        raise FileNotFoundError('%s is missing: expected one of %s' % (path, _named(expected)))
+    _check(path, digest(path, _algorithm(expected)), expected)
+
+
+def download(url, path, expected):
+    """Downloads a file, going on with what an interrupted download left in `path`.part.
+
+    `path` appears only once the file has the digest (MD5 or SHA-256, by its length) expected.
+
+    Raises:
+        OSError: the file is not to be had, is another, or was cut off; in the last case the part stays.
+    """
+    part = path + '.part'
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        _fetch_checked(url, part, expected)
+    except (OSError, http.client.HTTPException) as e:
+        raise OSError('%s is missing and cannot be downloaded: expected one of %s (%s: %s)' % (
+            path, _named(expected), url, e)) from e
+    os.replace(part, path)
+
+
+def _fetch_checked(url, part, expected):
+    """Fetches from where `part` ends; what turns out to be another file is removed, and fetched anew once."""
+    begun = os.path.getsize(part) if os.path.exists(part) else 0
+    for start in [begun, 0] if begun else [0]:
+        try:
+            _fetch(url, part, start)
+        except urllib.error.HTTPError as e:
+            if e.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+                raise
+        try:
+            return check_file(part, expected)
+        except OSError as e:
+            os.remove(part)
+            wrong = e
+    raise wrong
+
+
+def _fetch(url, path, start=0):
+    """Writes what a URL holds to a file, whose first `start` bytes are kept if the server can go on from there."""
+    request = urllib.request.Request(url, headers={'Range': 'bytes=%d-' % start} if start else {})
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+        if not response.headers.get('Content-Range', '').startswith('bytes %d-' % start):
+            start = 0
+        left = int(response.headers.get('Content-Length') or 0)
+        with open(path, 'ab' if start else 'wb') as f, progress(
+                label=os.path.basename(path), total=start + left or None, initial=start, unit='B', unit_scale=True,
+                ) as bar:
+            for block in iter(lambda: response.read(_BLOCK), b''):
+                bar.update(f.write(block))
+            size = f.tell()
+    if size < start + left:
+        raise OSError('it ended after %d of %d bytes; what is there is kept, and the next download goes on from it' % (
+            size, start + left))
+
+
+@contextlib.contextmanager
+def written_whole(path):
+    """A binary file to write to, which appears at `path` only once it is whole."""
+    part = path + '.part'
+    try:
+        with open(part, 'wb') as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    finally:
+        if os.path.exists(part):
+            os.remove(part)
+
+
+@contextlib.contextmanager
+def mended_by_download(name):
+    """An OSError inside says how it is mended: by downloading the data set of that name."""
+    try:
+        yield
+    except OSError as e:
+        raise type(e)("%s; mend it with '%s data download %s'" % (e, command(), name)) from e
+
+
+def _check(path, found, expected):
+    if found != expected:
+        raise OSError('%s has %s: expected %s' % (path, _named(found), expected))
+
+
+def _named(hexdigest):
+    return '%s %s' % ({'md5': 'MD5', 'sha256': 'SHA-256'}[_algorithm(hexdigest)], hexdigest)
+
+
+def _algorithm(hexdigest):
+    return {32: 'md5', 64: 'sha256'}[len(hexdigest)]
