@@ -5,7 +5,7 @@ import sys
 
 from branchynet.experiments import NAMES, PRESETS, VARIANTS
 
-DATASETS = ['mnist']
+DATASETS = {'mnist': 'mnist', 'cifar10': 'cifar10', 'cifar100': 'cifar100gcn', 'pcifar10': 'pcifar10'}  # name: module
 
 
 def main(argv=None):
@@ -54,9 +54,11 @@ def _parser():
     command.add_argument('--update', metavar='FILE', help='put it between the markers of a Markdown file instead')
     command.set_defaults(run=_report)
 
-    command = commands.add_parser('data', help='say which data is there, or download it')
-    command.add_argument('action', nargs='?', choices=['info', 'download'], default='info')
-    command.add_argument('name', nargs='?', choices=DATASETS, default=DATASETS[0])
+    command = commands.add_parser('data', help='say which data is there, download it, or build pcifar10')
+    command.add_argument('action', nargs='?', choices=['info', 'download', 'build'], default='info')
+    command.add_argument('name', nargs='?', choices=list(DATASETS),
+                         help='default: all for info, mnist for download, pcifar10 for build')
+    command.add_argument('--recipe', choices=['gcn', 'zca'], help='what to build pcifar10 by (default: gcn)')
     command.set_defaults(run=_data)
 
     command = commands.add_parser('info', help='say what the results depend on here')
@@ -101,21 +103,49 @@ def _report(args):
 
 
 def _data(args):
-    from branchynet.datasets import folder, mnist
+    from branchynet.datasets import folder
+    if args.recipe and args.action != 'build':
+        raise ValueError("--recipe is %s: expected with 'branchynet data build' only" % args.recipe)
     if args.action == 'download':
-        mnist.download()
+        _download(args.name or 'mnist')
+    if args.action == 'build':
+        _build(args.name or 'pcifar10', args.recipe)
     print('Data folder: %s' % folder.root())
-    status = 0
-    for name, (sha256, _) in mnist.FILES.items():
-        try:
-            folder.read_gzip(mnist.path(name), sha256)
-            print('mnist: %s is whole' % mnist.path(name))
-        except OSError as e:
-            print('mnist: %s' % e)
-            status = 2
-    if status:
-        print("'%s data download mnist' gets what is missing or damaged" % folder.command())
-    return status
+    names = {'info': list(DATASETS), 'download': ['mnist'], 'build': ['pcifar10']}[args.action]
+    return _inspect([args.name] if args.name else names)
+
+
+def _download(name):
+    if name == 'pcifar10':
+        raise ValueError("pcifar10 is nowhere to be had: expected mnist, cifar10 or cifar100, or 'data build pcifar10'")
+    _dataset(name).download()
+
+
+def _build(name, recipe):
+    if name != 'pcifar10':
+        raise ValueError("%s is not built: expected pcifar10, or 'data download %s'" % (name, name))
+    _dataset(name).build(recipe or 'gcn')
+
+
+def _inspect(names):
+    """Says what is there; status 2 where a data set is not whole, or none is there."""
+    from branchynet.datasets import folder
+    whole, damaged = 0, 0
+    for name in names:
+        found = list(_dataset(name).inspect())
+        for line, error in found:
+            print('%s: %s' % (name, error or line))
+        errors = [error for _, error in found if error]
+        if errors and name != 'pcifar10':
+            print("'%s data download %s' gets what is missing or damaged" % (folder.command(), name))
+        whole += not errors
+        damaged += bool(errors) and not all(isinstance(error, FileNotFoundError) for _, error in found)
+    return 0 if whole and not damaged else 2
+
+
+def _dataset(name):
+    from importlib import import_module
+    return import_module('branchynet.datasets.' + DATASETS[name])
 
 
 def _info(args):

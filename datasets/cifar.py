@@ -66,16 +66,13 @@ def download(name, versions):
 
 
 def inspect(name, versions):
-    """Yields (path, None) for a data set that is whole, else ('', the error)."""
+    """Yields (what is there, None) for a data set that is whole, else ('', the error)."""
     version, path = find(name, versions)
-    if path is None:
-        places = [archive_path(name, version) for version in versions]
-        yield '', FileNotFoundError('there is no %s' % ' or '.join(places))
-        return
     try:
-        with folder.mended_by_download(name):
-            list(_contents(version, path))
-        yield path, None
+        if path is None:
+            raise FileNotFoundError('there is no %s' % ' or '.join(archive_path(name, v) for v in versions))
+        list(_contents(version, path))
+        yield path + ' holds all of it', None
     except OSError as e:
         yield '', e
 

@@ -87,5 +87,5 @@ def download():
 
 
 def inspect():
-    """Yields (path, None) where the data set is whole, else ('', the error)."""
+    """Yields (what is there, None) where the data set is whole, else ('', the error)."""
     return cifar.inspect(NAME, VERSIONS)

@@ -97,7 +97,7 @@ def read(path, expected):
         with open(path, 'rb') as f:
             content = f.read()
     except FileNotFoundError:
-        raise FileNotFoundError('%s is missing: expected one of %s' % (path, _named(expected))) from None
+        raise OSError('%s is missing: expected one of %s' % (path, _named(expected))) from None
     _check(path, hashlib.new(_algorithm(expected), content).hexdigest(), expected)
     return content
 
@@ -128,8 +128,6 @@ def read_archive(path, md5, members):
 
 def check_file(path, expected):
     """Raises OSError unless a file has the digest (MD5 or SHA-256, by its length) expected."""
-    if not os.path.exists(path):
-        raise FileNotFoundError('%s is missing: expected one of %s' % (path, _named(expected)))
     _check(path, digest(path, _algorithm(expected)), expected)
 
 
@@ -146,8 +144,8 @@ def download(url, path, expected):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         _fetch_checked(url, part, expected)
     except (OSError, http.client.HTTPException) as e:
-        raise OSError('%s is missing and cannot be downloaded: expected one of %s (%s: %s)' % (
-            path, _named(expected), url, e)) from e
+        raise OSError('%s cannot be downloaded (%s: %s): put one of %s there' % (
+            path, url, e, _named(expected))) from e
     os.replace(part, path)
 
 
@@ -207,7 +205,7 @@ def mended_by_download(name):
     try:
         yield
     except OSError as e:
-        raise type(e)("%s; mend it with '%s data download %s'" % (e, command(), name)) from e
+        raise OSError("%s; mend it with '%s data download %s'" % (e, command(), name)) from e
 
 
 def _check(path, found, expected):

@@ -55,6 +55,16 @@ def download():
             folder.download_gzip(path(name), sha256, MIRRORS)
 
 
+def inspect():
+    """Yields (what is there, None) or ('', the error) for every file."""
+    for name, (sha256, _) in FILES.items():
+        try:
+            folder.read_gzip(path(name), sha256)
+            yield path(name) + ' is whole', None
+        except OSError as e:
+            yield '', e
+
+
 def path(name):
     """Where the data folder holds a file."""
     return os.path.join(folder.root(), 'mnist', name)
@@ -62,12 +72,10 @@ def path(name):
 
 def _read(name):
     sha256, shape = FILES[name]
-    try:
+    with folder.mended_by_download('mnist'):
         if not os.path.exists(path(name)):
             folder.download_gzip(path(name), sha256, MIRRORS)
         content = folder.read_gzip(path(name), sha256)
-    except OSError as e:
-        raise OSError("%s; mend it with '%s data download mnist'" % (e, folder.command())) from e
     # IDX: a header of 4 bytes and 4 more for every dimension, then the values, row by row.
     header = 4 + 4 * (3 if len(shape) > 1 else 1)
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)

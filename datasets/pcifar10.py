@@ -91,7 +91,8 @@ def inspect():
     """Yields (where data.npz is and its recipe, None) where it is whole, else ('', the error)."""
     try:
         if not os.path.exists(path()):
-            raise FileNotFoundError('%s is missing; CIFAR-10 by recipe %s stands in for it' % (path(), DEFAULT))
+            raise FileNotFoundError("%s is missing: CIFAR-10 by recipe %s stands in for it; '%s data build pcifar10' "
+                                    "writes it" % (path(), DEFAULT, folder.command()))
         data, recipe = _read()
         yield '%s, %s' % (path(), 'recipe ' + recipe if recipe else _looks_like(data[0])), None
     except OSError as e:
