@@ -17,7 +17,7 @@ COUNTS = 50000, 10000
 # SHA-256 of the data.npz that build writes with a recipe, on every machine.
 SHA256 = {
     'gcn': '5c1f5e7d0201ccc774c3409a858bbb6f574e52e6c30ed217789769415ebdd2cb',
-    'zca': '',
+    'zca': 'ec5822933a326c762d857bc020d4b7efad1ee43723223fb9c22caf71430ad4e3',
 }
 DEFAULT = 'gcn'
 
@@ -115,8 +115,8 @@ def _read():
         if recipe:
             _check_built(path(), recipe)
     except (ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as e:
-        raise OSError("%s is not whole, or not this data set (%s): expected arrays %s; move it away, and '%s data build "
-                      "pcifar10' makes another" % (path(), e, ', '.join(KEYS), folder.command())) from e
+        raise OSError("%s is not whole, or not this data set (%s): expected arrays %s; move it away, and '%s data "
+                      "build pcifar10' makes another" % (path(), e, ', '.join(KEYS), folder.command())) from e
     x_train, y_train, x_test, y_test = arrays
     return (x_train.astype(np.float32, copy=False), y_train.astype(np.int32, copy=False),
             x_test.astype(np.float32, copy=False), y_test.astype(np.int32, copy=False)), recipe

@@ -88,9 +88,9 @@ def _covariance(pixels, total):
 def _inverse_root(matrix):
     """matrix^(-1/2), up to a factor, of a symmetric matrix with eigenvalues of EPSILON or more.
 
-    Newton-Schulz iteration: root and inverse approach matrix^(1/2) and matrix^(-1/2). Each step's factor is the one that
-    lifts the smallest eigenvalue of their product most, for it to be in [low^2, 1] (Chen and Chow 2014). LAPACK's
-    eigenvectors would differ from one machine to the next.
+    Newton-Schulz iteration: root and inverse approach matrix^(1/2) and matrix^(-1/2), while the eigenvalues of their
+    product, which lie in [low^2, 1], approach 1; stretched by as much as keeps them there (Chen and Chow 2014).
+    LAPACK's eigenvectors would differ from one machine to the next.
     """
     # No eigenvalue is above the largest sum of a row. Its bits may depend on the order, so it is rounded up.
     bound = 2. ** math.frexp(abs(matrix).sum(axis=1).max())[1]
