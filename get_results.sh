@@ -13,4 +13,4 @@ if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
     options=(--gpu)
 fi
 docker/install.sh ${options[@]+"${options[@]}"}
-exec .venv/bin/branchynet reproduce "$@"
+exec "${BRANCHYNET_VENV:-.venv}/bin/branchynet" reproduce "$@"

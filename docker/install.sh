@@ -12,7 +12,7 @@ usage: docker/install.sh [--venv DIR] [--gpu] [--dev]
 Installs the package (editable) and its pinned, hash-checked dependencies into a virtual environment.
 Takes seconds when nothing changed. What was asked for once (--gpu, --dev) stays.
 
-  --venv DIR  the virtual environment (default: .venv of the checkout)
+  --venv DIR  the virtual environment (default: what BRANCHYNET_VENV names, else .venv of the checkout)
   --gpu       with CuPy and the CUDA 12 libraries (Linux x86-64; the driver is the machine's)
   --dev       with what the tests need
 
@@ -25,7 +25,7 @@ fail() {
     exit 2
 }
 
-venv=$root/.venv
+venv=${BRANCHYNET_VENV:-$root/.venv}
 options=""
 while [ $# -gt 0 ]; do
     case $1 in
@@ -117,6 +117,9 @@ fi
 
 if [ -e "$venv" ] && [ ! -e "$venv/pyvenv.cfg" ] && [ -n "$(ls -A "$venv")" ]; then
     fail "$venv is neither empty nor a virtual environment"
+fi
+if [ -e "$venv" ] && [ ! -w "$venv" ]; then
+    fail "$venv is not what this checkout's lock files say and cannot be written; if it is an image's, build the image again: docker/build.sh"
 fi
 echo "Installing into $venv (Python $version${installed_options:+, $installed_options}): minutes the first time, seconds later"
 

@@ -6,4 +6,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 docker/install.sh --dev
 [ $# -gt 0 ] || set -- -m "not slow"
-exec .venv/bin/python -m pytest "$@"
+exec "${BRANCHYNET_VENV:-.venv}/bin/python" -m pytest "$@"

@@ -1,0 +1,24 @@
+"""Shows, with or without a GPU, that CUDA's libraries load from the locked wheels and that a kernel compiles."""
+import branchynet  # noqa: F401  before CuPy: it loads CUDA's libraries
+from chainer.backends import cuda
+import cupy
+from cupy.cuda import compiler
+from cupy_backends.cuda.libs import cudnn, nvrtc
+
+from branchynet import determinism
+
+KERNEL = '#include <cuda_fp16.h>\nextern "C" __global__ void halve(__half* x) { *x = __hmul(*x, __half(.5f)); }'
+
+version = cudnn.getVersion()
+if not 8900 <= version < 9000 or not cuda.cudnn_enabled:
+    raise SystemExit('cuDNN is %d, taken by Chainer: %s; expected 8.9, True' % (version, cuda.cudnn_enabled))
+with open('/proc/self/maps') as f:
+    path, = {line.split()[-1] for line in f if line.rstrip().endswith('/libcudnn.so.8')}
+print('CuPy %s, cuDNN %d from %s' % (cupy.__version__, version, path))
+
+# CuPy itself asks a GPU which architecture to compile for.
+program = nvrtc.createProgram(KERNEL, 'halve.cu', (), ())
+nvrtc.compileProgram(program, ('-arch=sm_90', *compiler._get_extra_include_dir_opts()))
+print('NVRTC %d.%d, a kernel for sm_90 compiled with CUDA\'s headers: %d bytes' % (
+    *nvrtc.getVersion(), len(nvrtc.getCUBIN(program))))
+print('GPUs that the driver has: %d' % determinism.count_gpus())

@@ -1,0 +1,278 @@
+"""Replays the Dockerfile without Docker, in a folder by chroot (docker/check.sh runs this in mount and pid namespaces).
+
+It knows the instructions that the Dockerfile uses, written as it writes them, and refuses others.
+"""
+import argparse
+import contextlib
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+
+CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def parse(text):
+    """(instruction, rest of the line) pairs of a Dockerfile: comments gone, continued lines joined."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith('#')]
+    joined = re.sub(r'\\\n\s*', '', '\n'.join(lines))
+    return [tuple(line.split(None, 1)) for line in joined.splitlines()]
+
+
+def global_arguments(instructions, given):
+    """Values of the ARGs before the first FROM; ``given`` values go before defaults."""
+    values = {}
+    for name, rest in instructions:
+        if name == 'FROM':
+            break
+        key, _, value = rest.partition('=')
+        values[key] = given.get(key, expand(value, values))
+    return values
+
+
+def steps_of(instructions, target):
+    """The instructions of a target and of the stages that it is built on, the base's FROM first.
+
+    Raises:
+        ValueError: the Dockerfile has no such target.
+    """
+    stages, stage = {}, None
+    for name, rest in instructions:
+        if name == 'FROM':
+            image, _, stage = rest.split()
+            stages[stage] = list(stages[image]) if image in stages else [(name, image)]
+        elif stage:
+            stages[stage].append((name, rest))
+    if target not in stages:
+        raise ValueError('target is %s: expected one of %s' % (target, ', '.join(stages)))
+    return stages[target]
+
+
+def expand(text, values):
+    """text with $NAME and ${NAME} replaced."""
+    return re.sub(r'\$\{?(\w+)\}?', lambda match: values.get(match.group(1), ''), text)
+
+
+def split_options(rest):
+    """({'--mount=...', ...}, what follows) of an instruction's line."""
+    options = []
+    while rest.startswith('--'):
+        option, rest = rest.split(None, 1)
+        options.append(option)
+    return options, rest
+
+
+def is_ignored(path, patterns):
+    """Whether .dockerignore's patterns leave a path of the checkout out; the last that fits decides."""
+    ignored = False
+    for pattern in patterns:
+        keep, pattern = pattern.startswith('!'), pattern.lstrip('!')
+        expression = re.escape(pattern).replace(r'\*\*/', '(.*/)?').replace(r'\*', '[^/]*')
+        if re.fullmatch(expression + '(/.*)?', path):
+            ignored = not keep
+    return ignored
+
+
+class Image:
+    """What the steps have made so far: a root folder, its environment, user and working folder."""
+
+    def __init__(self, root, cache, arguments):
+        self.root, self.cache = pathlib.Path(root), pathlib.Path(cache)
+        self.global_arguments = arguments
+        self.arguments = {}
+        self.env = {'PATH': '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'}
+        self.user = '0'
+        self.folder = '/'
+        self.host = {}
+
+    def step(self, name, rest):
+        """Does one instruction.
+
+        Raises:
+            ValueError: an instruction or an option that is not known here.
+            subprocess.CalledProcessError: a command that failed.
+        """
+        steps = {'FROM': self._from, 'ARG': self._arg, 'ENV': self._env, 'WORKDIR': self._workdir,
+                 'USER': self._user, 'COPY': self._copy, 'RUN': self._run, 'CMD': lambda rest: None}
+        if name not in steps:
+            raise ValueError('%s %s: expected one of %s' % (name, rest, ', '.join(steps)))
+        steps[name](rest)
+
+    def command(self, command, env=()):
+        """The words that run a shell command in the root as the image's user, with the image's environment."""
+        _, _, uid, gid, _, home, _ = self._account()
+        environment = {'HOME': home, **dict(env), **self.env}
+        return ['chroot', '--groups=', '--userspec=%s:%s' % (uid, gid), str(self.root),
+                '/usr/bin/env', '-i', '--chdir=' + self.folder, *('%s=%s' % pair for pair in environment.items()),
+                '/bin/sh', '-c', command]
+
+    def _from(self, image):
+        suite = re.fullmatch(r'debian:(\w+)-slim@.*', image)
+        if suite is None:
+            raise ValueError('FROM %s: expected debian:SUITE-slim@DIGEST' % image)
+        debs = self.cache / 'debootstrap'
+        debs.mkdir(exist_ok=True)
+        logged(['debootstrap', '--variant=minbase', '--cache-dir=%s' % debs, suite.group(1), str(self.root),
+                self.global_arguments['DEBIAN']])
+        for kind, folder in [('proc', 'proc'), ('tmpfs', 'dev/shm')]:
+            subprocess.run(['mount', '-t', kind, kind, str(self.root / folder)], check=True)
+        for path in ['etc/resolv.conf', 'etc/hosts']:  # Docker's own are the host's too
+            shutil.copyfile('/' + path, str(self.root / path))
+        self.host = host_settings(self.root)
+
+    def _arg(self, rest):
+        self.arguments[rest] = self.global_arguments[rest]
+
+    def _env(self, rest):
+        for word in shlex.split(rest):
+            key, _, value = word.partition('=')
+            self.env[key] = expand(value, {**self.arguments, **self.env})
+
+    def _workdir(self, rest):
+        self.folder = rest
+        (self.root / rest.lstrip('/')).mkdir(parents=True, exist_ok=True)
+
+    def _user(self, rest):
+        self.user = rest
+
+    def _copy(self, rest):
+        options, rest = split_options(rest)
+        if rest != '. .' or not all(option.startswith('--chown=') for option in options):
+            raise ValueError("COPY %s: expected '[--chown=USER:GROUP] . .'" % rest)
+        for path in files_of_checkout():
+            copy = self.root / self.folder.lstrip('/') / path
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(str(CHECKOUT / path), str(copy), follow_symlinks=False)
+        for option in options:
+            subprocess.run(['chroot', str(self.root), 'chown', '-R', option.split('=')[1], self.folder], check=True)
+
+    def _run(self, rest):
+        options, command = split_options(rest)
+        with contextlib.ExitStack() as mounts:
+            for option in options:
+                mounts.enter_context(self._cache_mount(option))
+            logged(self.command(command, {**self.arguments, **self.host}))
+
+    @contextlib.contextmanager
+    def _cache_mount(self, option):
+        mount = re.fullmatch(r'--mount=type=cache,target=([^,]+)(,sharing=locked)?', option)
+        if mount is None:
+            raise ValueError('%s: expected --mount=type=cache,target=FOLDER[,sharing=locked]' % option)
+        inside = self.root / mount.group(1).lstrip('/')
+        kept = self.cache / 'mounts' / mount.group(1).lstrip('/')
+        for folder in (inside, kept):
+            folder.mkdir(parents=True, exist_ok=True)
+        subprocess.run(['mount', '--bind', str(kept), str(inside)], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run(['umount', str(inside)], check=True)
+
+    def _account(self):
+        accounts = [line.split(':') for line in (self.root / 'etc' / 'passwd').read_text().splitlines()]
+        return next(account for account in accounts if self.user in (account[0], account[2]))
+
+
+def logged(command):
+    """Runs a command whose output is shown only if it fails."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if done.returncode:
+        sys.stdout.buffer.write(done.stdout)
+    done.check_returncode()
+
+
+def files_of_checkout():
+    """Paths, relative to the checkout, of the files that .dockerignore leaves in."""
+    patterns = [line for line in (CHECKOUT / '.dockerignore').read_text().splitlines()
+                if line and not line.startswith('#')]
+    for parent, folders, files in os.walk(str(CHECKOUT)):
+        inside = os.path.relpath(parent, str(CHECKOUT))
+        paths = {name: os.path.normpath(os.path.join(inside, name)) for name in folders + files}
+        folders[:] = [name for name in folders if not is_ignored(paths[name], patterns)]
+        yield from (paths[name] for name in files if not is_ignored(paths[name], patterns))
+
+
+def host_settings(root):
+    """How this machine reaches package registries, as environment variables for the steps.
+
+    Proxies, pip's settings but for those that name files of this machine, and the certificates that pip trusts,
+    which are copied into the root.
+    """
+    settings = {name: value for name, value in os.environ.items() if name.lower() in PROXIES}
+    apt = subprocess.run('eval "$(apt-config shell proxy Acquire::http::Proxy)" && echo "$proxy"', shell=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, universal_newlines=True).stdout.strip()
+    if apt:
+        settings.setdefault('http_proxy', apt)
+    listed = subprocess.run([sys.executable, '-m', 'pip', 'config', 'list'], stdout=subprocess.PIPE,
+                            stderr=subprocess.DEVNULL, universal_newlines=True).stdout
+    certificates = os.environ.get('REQUESTS_CA_BUNDLE')
+    for key, value in re.findall(r"^[\w:]+\.([\w-]+)='(.*)'$", listed, re.MULTILINE):
+        if key == 'cert':
+            certificates = value
+        elif not value.startswith(('/', 'file:')):
+            settings['PIP_' + key.upper().replace('-', '_')] = value
+    if certificates:
+        shutil.copyfile(certificates, str(root / 'etc' / 'host-certificates.crt'))
+        settings['PIP_CERT'] = '/etc/host-certificates.crt'
+    return settings
+
+
+PROXIES = {'http_proxy', 'https_proxy', 'ftp_proxy', 'no_proxy', 'all_proxy'}
+
+
+def replay(args):
+    """Makes the target's root, then runs the commands in it without network."""
+    given = dict(argument.split('=', 1) for argument in args.argument)
+    instructions = parse((CHECKOUT / 'Dockerfile').read_text())
+    steps = steps_of(instructions, args.target)
+    image = Image(args.root, args.cache, global_arguments(instructions, given))
+    for name, rest in steps:
+        with announced('%s %s' % (name, split_options(rest)[1])):
+            image.step(name, rest)
+    for command in args.commands:
+        with announced('as user %s, without network: %s' % (image.user, command)):
+            subprocess.run(['unshare', '--net', *image.command(command)], check=True)
+
+
+@contextlib.contextmanager
+def announced(what):
+    """Says what is done and, if it took a while, how long."""
+    print('--', what[:110], flush=True)
+    start = time.monotonic()
+    yield
+    if time.monotonic() - start > 1:
+        print('   %.0f s' % (time.monotonic() - start), flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    commands = parser.add_subparsers(required=True, metavar='COMMAND')
+    command = commands.add_parser('argument', help="print the default of one of the Dockerfile's arguments")
+    command.add_argument('name')
+    command.set_defaults(do=lambda args: print(
+        global_arguments(parse((CHECKOUT / 'Dockerfile').read_text()), {})[args.name]))
+    command = commands.add_parser('replay', help='make a root folder as the Dockerfile says and run commands in it')
+    command.add_argument('target')
+    command.add_argument('root')
+    command.add_argument('--cache', required=True)
+    command.add_argument('--run', dest='commands', action='append', default=[], metavar='COMMAND')
+    command.add_argument('--argument', action='append', default=[], metavar='NAME=VALUE')
+    command.set_defaults(do=replay)
+    args = parser.parse_args()
+    try:
+        args.do(args)
+    except ValueError as e:
+        print('docker/replay.py: %s' % e, file=sys.stderr)
+        return 2
+    except subprocess.CalledProcessError as e:
+        print('docker/replay.py: %s: status %d, expected 0' % (e.cmd[-1], e.returncode), file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
