@@ -27,7 +27,7 @@ fail() {
 }
 
 target=cpu
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/branchynet-check
+cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/branchynet-check
 mirror=""
 while [ $# -gt 0 ]; do
     case $1 in

@@ -125,6 +125,8 @@ class Image:
         self.host = host_settings(self.root)
 
     def _arg(self, rest):
+        if rest not in self.global_arguments:
+            raise ValueError('ARG %s: expected a name that an ARG before the first FROM gives a value' % rest)
         self.arguments[rest] = self.global_arguments[rest]
 
     def _env(self, rest):

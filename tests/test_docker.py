@@ -93,6 +93,13 @@ def test_data_folder_that_is_not_there(tools, tmp_path):
     assert done.stderr == 'docker/shell.sh: BRANCHYNET_DATA is %s, expected a folder\n' % (tmp_path / 'no')
 
 
+def test_the_variable_names_the_environment():
+    """As in the image, whose environment lies outside the checkout."""
+    done = call([ROOT / 'get_results.sh'], env={**os.environ, 'BRANCHYNET_VENV': str(ROOT / 'docker')})
+    assert done.returncode == 2
+    assert done.stderr == 'docker/install.sh: %s is neither empty nor a virtual environment\n' % (ROOT / 'docker')
+
+
 @pytest.mark.parametrize('gpu', [False, True])
 def test_what_docker_is_asked_for(gpu, tools, tmp_path):
     stand_in(tools, 'docker', '[ "$1" = info ] || echo "$@"\n[ "$1" != image ]\n')  # no image yet
@@ -142,7 +149,8 @@ def test_parse():
 
 
 @pytest.mark.parametrize('name, rest', [
-    ('ADD', '. /x'), ('COPY', 'a b'), ('COPY', '--link . .'), ('RUN', '--mount=type=ssh true'), ('FROM', 'alpine'),
+    ('ADD', '. /x'), ('ARG', 'A=1'), ('COPY', 'a b'), ('COPY', '--link . .'), ('RUN', '--mount=type=ssh true'),
+    ('FROM', 'alpine'),
 ])
 def test_what_the_replay_does_not_know_it_refuses(name, rest, tmp_path):
     image = replay.Image(tmp_path, tmp_path, {})
