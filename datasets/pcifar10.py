@@ -144,8 +144,8 @@ def _looks_like(x):
     rows = x.reshape(len(x), -1)
     if np.allclose(rows.std(axis=1, ddof=1), 1, atol=1e-3) and abs(rows.mean(axis=1)).max() > .1:
         return 'looks like recipe gcn (every image has standard deviation 1, around a mean of its own)'
-    x -= x.mean(axis=(2, 3), keepdims=True)
-    neighbours = (x[..., 1:] * x[..., :-1]).sum() / (x ** 2).sum()
+    centred = x - x.mean(axis=(2, 3), keepdims=True)
+    neighbours = (centred[..., 1:] * centred[..., :-1]).sum() / (centred ** 2).sum()
     if np.allclose(rows.min(axis=1), 0, atol=1e-3) and np.allclose(rows.max(axis=1), 1, atol=1e-3) and neighbours < .5:
         return 'looks like recipe zca (every image spans 0 to 1, its neighbouring pixels hardly correlated)'
     return 'recipe unknown'
