@@ -153,8 +153,8 @@ if not hasattr(chainer.utils.meta, 'base_metaclass'):
     chainer.utils.meta.base_metaclass = type(chainer.Link)
 
 
-def swap_method(cls, name, method):
-    """Replaces a method of one of Chainer's classes and returns the one that was there."""
-    before = getattr(cls, name)
-    setattr(cls, name, method)
+def swap_method(owner, name, method):
+    """Replaces a function of one of Chainer's classes or modules and returns the one that was there."""
+    before = getattr(owner, name)
+    setattr(owner, name, method)
     return before

@@ -1,4 +1,5 @@
 """Chainer's functions on the fast kernels: which calls they take, and how they are put in place."""
+import types
 import warnings
 
 from branchynet import _chainer
@@ -6,10 +7,13 @@ import chainer
 from chainer.functions.activation.relu import ReLU, ReLUGrad2
 from chainer.functions.connection.convolution_2d import Convolution2DFunction
 from chainer.functions.connection.linear import LinearFunction, LinearGradData, LinearGradWeight
+from chainer.functions.normalization import batch_normalization
 from chainer.functions.normalization.batch_normalization import GeneralBatchNormalizationImpl
 from chainer.functions.normalization.local_response_normalization import (
     LocalResponseNormalization, LocalResponseNormalizationGrad)
+from chainer.functions.pooling.average_pooling_2d import AveragePooling2D, AveragePooling2DGrad
 from chainer.functions.pooling.max_pooling_nd import MaxPoolingND, MaxPoolingNDGrad
+from chainer.optimizers.adam import AdamRule
 from chainer.utils.conv import get_conv_outsize
 import numpy as np
 
@@ -21,6 +25,11 @@ _LARGEST_WINDOW = 255  # of a pooling: its indexes are uint8
 def _takes(*arrays):
     """Whether the kernels take these arrays: float32, on the CPU, with something in them."""
     return all(type(a) is np.ndarray and a.dtype == np.float32 and a.size for a in arrays if a is not None)
+
+
+def _dense(*arrays):
+    """The arrays without gaps: as they are where their channels lie last, else C-contiguous."""
+    return [a if a is None or kernels.is_channels_last(a) else np.ascontiguousarray(a) for a in arrays]
 
 
 def _plain(*arrays):
@@ -42,7 +51,8 @@ class _Convolution:
         self._check_input_layouts_all_standard()
         y_shape = (len(x), len(w)) + self._get_out_size(x.shape, w.shape)
         self.retain_inputs((0, 1))
-        x, w, b = _plain(x, w, b)
+        x, = _dense(x)
+        w, b = _plain(w, b)
         return kernels.convolution(x, w, b, y_shape, (self.sy, self.sx), (self.ph, self.pw)),
 
     def backward(self, indexes, grad_outputs):
@@ -51,7 +61,8 @@ class _Convolution:
         # With a graph of the gradients asked for, Chainer's own backward makes it.
         if chainer.config.enable_backprop or not (_takes(x, w, gy) and _is_simple_convolution(self)):
             return _stock(Convolution2DFunction, 'backward')(self, indexes, grad_outputs)
-        x, w, gy = _plain(x, w, gy)
+        x, gy = _dense(x, gy)
+        w, = _plain(w)
         gradients = kernels.convolution_gradients(
             x, w, gy, (self.sy, self.sx), (self.ph, self.pw), of_x=0 in indexes, of_w=1 in indexes or 2 in indexes)
         return _variables(gradients[i] for i in indexes)
@@ -83,7 +94,7 @@ class _MaxPooling:
         if min(y_shape) <= 0 or not kernels.covers(x.shape, y_shape, *geometry):
             return _stock(MaxPoolingND, 'forward_cpu')(self, inputs)
         self._in_shape, self._in_dtype = x.shape, x.dtype
-        x, = _plain(x)
+        x, = _dense(x)
         y, self.indexes = kernels.max_pooling(x, y_shape, *geometry)
         if self.indexes is None:
             return _stock(MaxPoolingND, 'forward_cpu')(self, inputs)
@@ -98,9 +109,44 @@ class _MaxPoolingGradient:
         function = self.func
         if not (_takes(gy) and function.ndim == 2 and function.indexes.dtype == np.uint8):
             return _stock(MaxPoolingNDGrad, 'forward_cpu')(self, inputs)
-        gy, = _plain(gy)
+        gy, = _dense(gy)
         return kernels.max_pooling_gx(
-            gy, function.indexes, function._in_shape, function.ksize, function.stride, function.pad),
+            gy, function.indexes, function.ksize, function.stride, function.pad, function._in_shape),
+
+
+class _AveragePooling:
+    """AveragePooling2D's method."""
+
+    def forward_cpu(self, inputs):
+        x, = inputs
+        if not _takes(x):
+            return _stock(AveragePooling2D, 'forward_cpu')(self, inputs)
+        y_shape = x.shape[:2] + tuple(
+            get_conv_outsize(size, k, s, p)
+            for size, k, s, p in zip(x.shape[2:], (self.kh, self.kw), (self.sy, self.sx), (self.ph, self.pw)))
+        geometry = _geometry(self)
+        if min(y_shape) <= 0 or not kernels.covers(x.shape, y_shape, *geometry):
+            return _stock(AveragePooling2D, 'forward_cpu')(self, inputs)
+        self._in_shape, self._in_dtype = x.shape, x.dtype
+        x, = _dense(x)
+        return kernels.average_pooling(x, y_shape, *geometry),
+
+
+class _AveragePoolingGradient:
+    """AveragePooling2DGrad's method."""
+
+    def forward_cpu(self, inputs):
+        gy, = inputs
+        geometry = _geometry(self)
+        if not (_takes(gy) and kernels.covers(self._in_shape, gy.shape, *geometry)):
+            return _stock(AveragePooling2DGrad, 'forward_cpu')(self, inputs)
+        gy, = _dense(gy)
+        return kernels.average_pooling_gx(gy, *geometry, self._in_shape),
+
+
+def _geometry(function):
+    """Kernel, stride and padding of a pooling."""
+    return (function.kh, function.kw), (function.sy, function.sx), (function.ph, function.pw)
 
 
 class _LocalResponse:
@@ -112,7 +158,7 @@ class _LocalResponse:
             return _stock(LocalResponseNormalization, 'forward_cpu')(self, inputs)
         self.retain_inputs((0,))
         self.retain_outputs((0,))
-        x, = _plain(x)
+        x, = _dense(x)
         y, self.unit_scale, self.scale = kernels.local_response(x, self.n, self.k, self.alpha, self.beta)
         return y,
 
@@ -125,7 +171,8 @@ class _LocalResponseGradient:
         if not (_takes(x, y, gy, self.scale) and x.ndim == 4 and self.n // 2 < x.shape[1]):
             return _stock(LocalResponseNormalizationGrad, 'forward_cpu')(self, inputs)
         self.retain_inputs((0, 1, 2))
-        x, y, gy = _plain(x, y, gy)
+        x, = _dense(x)
+        y, gy = kernels.like(y, x), kernels.like(gy, x)
         return kernels.local_response_gx(x, y, gy, self.unit_scale, self.scale, self.n, self.alpha, self.beta),
 
 
@@ -136,7 +183,7 @@ class _BatchNormalization:
         if not (_takes(x, gamma, beta) and x.ndim == 4 and tuple(axis) == (0, 2, 3)):
             return _stock(GeneralBatchNormalizationImpl, 'forward')(
                 self, axis, gamma, x, x_layout, xp, expander, beta, eps, decay, running_mean, running_var)
-        x, = _plain(x)
+        x, = _dense(x)
         mean, var = kernels.mean_and_variance(x)
         inv_std = np.reciprocal(np.sqrt(var + np.float32(eps)))
         y = kernels.scale_and_shift(x, gamma * inv_std, beta, mean)
@@ -152,9 +199,18 @@ class _BatchNormalization:
         if not (_takes(x, gamma, gy) and x.ndim == 4 and tuple(axis) == (0, 2, 3)):
             return _stock(GeneralBatchNormalizationImpl, 'backward')(
                 self, axis, gamma, gy, x, x_layout, xp, expander, mean, inv_std, eps, var, forward_data)
-        x, gy = _plain(x, gy)
+        x, = _dense(x)
+        gy = kernels.like(gy, x)
         gx, ggamma, gbeta = kernels.batch_normalization_gradients(x, gamma, gy, mean, inv_std)
         return gx, None, ggamma, gbeta
+
+
+def _apply_bn_fwd(xp, x, mean, inv_std, gamma, beta):
+    """batch_normalization's function of this name: the formula with statistics that are given."""
+    if not (_takes(x, mean, inv_std, gamma, beta) and x.ndim == 4 and mean.shape == (1, x.shape[1], 1, 1)):
+        return _stock(batch_normalization, '_apply_bn_fwd')(xp, x, mean, inv_std, gamma, beta)
+    x, = _dense(x)
+    return kernels.scale_and_shift(x, (gamma * inv_std).ravel(), beta.ravel(), mean.ravel())
 
 
 class _ReLU:
@@ -164,7 +220,7 @@ class _ReLU:
         if not _takes(x):
             return _stock(ReLU, 'forward_cpu')(self, inputs)
         self.retain_outputs((0,))
-        x, = _plain(x)
+        x, = _dense(x)
         return kernels.relu(x),
 
 
@@ -174,7 +230,8 @@ class _ReLUGradient:
         gy, = inputs
         if not _takes(gy, self.b):
             return _stock(ReLUGrad2, 'forward_cpu')(self, inputs)
-        y, gy = _plain(self.b, gy)
+        y, = _dense(self.b)
+        gy = kernels.like(gy, y)
         return kernels.relu_gx(y, gy),
 
 
@@ -209,15 +266,32 @@ class _LinearGradientOfW:
         return kernels.linear_gw(*_plain(*inputs)),
 
 
+class _Adam:
+    """AdamRule's method."""
+
+    def update_core_cpu(self, param):
+        hp = self.hyperparam
+        if not (_takes(param.array, param.grad, *self.state.values()) and param.grad is not None
+                and param.array.flags.c_contiguous and not (hp.amsgrad or hp.adabound or hp.weight_decay_rate)):
+            return _stock(AdamRule, 'update_core_cpu')(self, param)
+        self._check_eps(np.float32)
+        m, v = self.state['m'], self.state['v']
+        kernels.adam(param.array, *_plain(param.grad), m, v, self.alpha_t, hp)
+
+
 _NUMPY = {
+    AdamRule: _Adam,
     LocalResponseNormalization: _LocalResponse,
     LocalResponseNormalizationGrad: _LocalResponseGradient,
-    GeneralBatchNormalizationImpl: _BatchNormalization,
     ReLU: _ReLU,
     ReLUGrad2: _ReLUGradient,
 }
 _ONEDNN = {
+    batch_normalization: types.SimpleNamespace(_apply_bn_fwd=_apply_bn_fwd),
+    AveragePooling2D: _AveragePooling,
+    AveragePooling2DGrad: _AveragePoolingGradient,
     Convolution2DFunction: _Convolution,
+    GeneralBatchNormalizationImpl: _BatchNormalization,
     MaxPoolingND: _MaxPooling,
     MaxPoolingNDGrad: _MaxPoolingGradient,
     LinearFunction: _Linear,
@@ -225,12 +299,12 @@ _ONEDNN = {
     LinearGradWeight: _LinearGradientOfW,
 }
 _warned = False
-_swapped = {}  # (class, name of the method): Chainer's own
+_swapped = {}  # (class or module, name of the function): Chainer's own
 
 
-def _stock(cls, name):
-    """Chainer's own method."""
-    return _swapped[cls, name]
+def _stock(owner, name):
+    """Chainer's own function."""
+    return _swapped[owner, name]
 
 
 def installed():
@@ -252,14 +326,14 @@ def install(stacklevel=3):
             _warned = True
             warnings.warn('oneDNN does not load (%s): convolution, pooling and linear layers stay as slow as '
                           "Chainer's own; pip install onednn-cpu-gomp" % e, stacklevel=stacklevel)
-    for cls, methods in replacements.items():
-        for name in ('forward', 'forward_cpu', 'backward'):
-            if name in vars(methods):
-                _swapped[cls, name] = _chainer.swap_method(cls, name, vars(methods)[name])
+    for owner, methods in replacements.items():
+        for name, method in vars(methods).items():
+            if not name.startswith('__'):
+                _swapped[owner, name] = _chainer.swap_method(owner, name, method)
 
 
 def uninstall():
     """Puts Chainer's own methods back."""
     while _swapped:
-        (cls, name), stock = _swapped.popitem()
-        _chainer.swap_method(cls, name, stock)
+        (owner, name), stock = _swapped.popitem()
+        _chainer.swap_method(owner, name, stock)

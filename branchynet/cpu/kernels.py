@@ -1,20 +1,57 @@
-"""Kernels on float32 C-contiguous NumPy arrays, in blocks whose sizes depend on the shapes alone.
+"""Kernels on float32 NumPy arrays, in blocks whose sizes depend on the shapes alone.
 
-Shapes: x (B, C, H, W), y and gy (B, O, H', W'), w (O, C, KH, KW), b (O,).
+Shapes: x (B, C, H, W), y and gy (B, O, H', W'), w (O, C, KH, KW), b (O,). Images are C-contiguous, or lie in
+memory with their channels last, as a convolution leaves them: then its neighbours need no copy, and what is
+done per channel runs over long rows. The shape is the same; whoever wants another order copies.
 """
 import functools
 
 import numpy as np
 
 from branchynet.cpu import onednn
-from branchynet.cpu.onednn import (ANY, BIAS, DIFF_BIAS, DIFF_DST, DIFF_SRC, DIFF_WEIGHTS, DST, NCHW, SRC, VECTOR,
-                                   WEIGHTS, WORKSPACE, create_descriptor, describe, integers)
-from branchynet.cpu.threads import blocks, run, scratch
+from branchynet.cpu.onednn import (
+    ANY, BIAS, DIFF_BIAS, DIFF_DST, DIFF_SCALE, DIFF_SHIFT, DIFF_SRC, DIFF_WEIGHTS, DST, MEAN, NCHW, NHWC, SCALE,
+    SHIFT, SRC, VARIANCE, VECTOR, WEIGHTS, WORKSPACE, create_descriptor, describe, integers)
+from branchynet.cpu.threads import blocks, equal_blocks, run, scratch
 
 # A sum over the batch is the sum of at most this many parts, in order, whoever computed them; fewer where an
 # array is small, so that a part is worth a call.
-_PARTS, _BYTES_OF_PART = 8, 1 << 18
-_ELEMENTS = 1 << 15  # of a block of an elementwise kernel
+_PARTS, _BYTES_OF_PART = 8, 1 << 19
+_BYTES_OF_BLOCK, _WORK_OF_BLOCK = 1 << 20, 1 << 23  # multiplications and additions
+_ELEMENTS = 1 << 17  # of a block of an elementwise kernel
+
+
+def is_channels_last(x):
+    """Whether the images lie in memory as (B, H, W, C), and not as (B, C, H, W) too."""
+    return x.ndim == 4 and not x.flags.c_contiguous and x.transpose(0, 2, 3, 1).flags.c_contiguous
+
+
+def channels_last(shape):
+    """An uninitialised array of a shape (B, C, H, W) that lies in memory as (B, H, W, C)."""
+    b, c, h, w = shape
+    return np.empty((b, h, w, c), np.float32).transpose(0, 3, 1, 2)
+
+
+def like(a, model):
+    """The array in the memory order of another of its shape, copied if need be."""
+    if a.strides == model.strides:
+        return a
+    copied = np.empty_like(model)
+    np.copyto(copied, a)
+    return copied
+
+
+def _form(x):
+    """oneDNN's name for the memory order of images."""
+    return NHWC if is_channels_last(x) else NCHW
+
+
+def _scratch_like(slot, x):
+    """scratch in the memory order of x."""
+    if is_channels_last(x):
+        b, c, h, w = x.shape
+        return scratch(slot, (b, h, w, c)).transpose(0, 3, 1, 2)
+    return scratch(slot, x.shape)
 
 
 def _image_blocks(*arrays):
@@ -24,16 +61,18 @@ def _image_blocks(*arrays):
 
 def _parts(array):
     """The slices of images that a sum over the batch is made of."""
-    step = -(-len(array) // max(2, min(_PARTS, array.nbytes // _BYTES_OF_PART)))
-    return [slice(i, min(i + step, len(array))) for i in range(0, len(array), step)]
+    return equal_blocks(len(array), max(2, min(_PARTS, array.nbytes // _BYTES_OF_PART)))
 
 
 def _run_primitives(task, count):
     """run(task, count), each call of oneDNN by one thread."""
-    def single(i):
-        with onednn.single_threaded():
-            task(i)
-    run(single, count)
+    run(task, count, around=onednn.single_threaded)
+
+
+def _addresses(array, parts):
+    """Where the parts of an array begin in memory."""
+    first, step = array.ctypes.data, array.strides[0]
+    return [first + part.start * step for part in parts]
 
 
 def _cached(create):
@@ -59,52 +98,61 @@ def _geometry(x_shape, kernel, y_shape, stride, pad):
     return integers(stride), integers((0, 0)), integers(pad), integers(behind)
 
 
+def _convolution_blocks(x, w, y):
+    """Blocks of images that fit the cache, and more of them where their work is worth a call."""
+    work = 2 * w.size * y.size // w.shape[0]
+    parts = max(-(-(x.nbytes + y.nbytes) // _BYTES_OF_BLOCK), min(_PARTS, work // _WORK_OF_BLOCK))
+    return equal_blocks(len(x), parts)
+
+
 def _convolution_hint(x_shape, w_shape, y_shape, stride, pad):
     return create_descriptor(
-        'convolution_forward', onednn.FORWARD_TRAINING, onednn.CONVOLUTION_DIRECT, describe(x_shape, ANY),
-        describe(w_shape, ANY), describe(w_shape[:1], VECTOR), describe(y_shape, ANY),
+        'convolution_forward', onednn.FORWARD_TRAINING, onednn.CONVOLUTION_DIRECT, describe(x_shape, NHWC),
+        describe(w_shape, ANY), describe(w_shape[:1], VECTOR), describe(y_shape, NHWC),
         *_geometry(x_shape, w_shape[2:], y_shape, stride, pad))
 
 
 @_cached
-def _convolution(x_shape, w_shape, y_shape, stride, pad):
+def _convolution(x_shape, x_form, w_shape, y_shape, stride, pad):
     return onednn.Primitive(_convolution_hint(x_shape, w_shape, y_shape, stride, pad), {
-        SRC: describe(x_shape, NCHW), WEIGHTS: describe(w_shape, NCHW), BIAS: describe(w_shape[:1], VECTOR),
-        DST: describe(y_shape, NCHW)})
+        SRC: describe(x_shape, x_form), WEIGHTS: describe(w_shape, NCHW), BIAS: describe(w_shape[:1], VECTOR),
+        DST: describe(y_shape, NHWC)})
 
 
 @_cached
-def _convolution_gx(x_shape, w_shape, y_shape, stride, pad):
+def _convolution_gx(x_shape, x_form, w_shape, y_shape, y_form, stride, pad):
     descriptor = create_descriptor(
-        'convolution_backward_data', onednn.CONVOLUTION_DIRECT, describe(x_shape, ANY), describe(w_shape, ANY),
-        describe(y_shape, ANY), *_geometry(x_shape, w_shape[2:], y_shape, stride, pad),
+        'convolution_backward_data', onednn.CONVOLUTION_DIRECT, describe(x_shape, NHWC), describe(w_shape, ANY),
+        describe(y_shape, NHWC), *_geometry(x_shape, w_shape[2:], y_shape, stride, pad),
         _convolution_hint(x_shape, w_shape, y_shape, stride, pad))
     return onednn.Primitive(descriptor, {
-        DIFF_SRC: describe(x_shape, NCHW), WEIGHTS: describe(w_shape, NCHW), DIFF_DST: describe(y_shape, NCHW)})
+        DIFF_SRC: describe(x_shape, x_form), WEIGHTS: describe(w_shape, NCHW), DIFF_DST: describe(y_shape, y_form)})
 
 
 @_cached
-def _convolution_gw(x_shape, w_shape, y_shape, stride, pad):
+def _convolution_gw(x_shape, x_form, w_shape, y_shape, y_form, stride, pad):
     descriptor = create_descriptor(
-        'convolution_backward_weights', onednn.CONVOLUTION_DIRECT, describe(x_shape, ANY), describe(w_shape, ANY),
-        describe(w_shape[:1], VECTOR), describe(y_shape, ANY),
+        'convolution_backward_weights', onednn.CONVOLUTION_DIRECT, describe(x_shape, NHWC), describe(w_shape, ANY),
+        describe(w_shape[:1], VECTOR), describe(y_shape, NHWC),
         *_geometry(x_shape, w_shape[2:], y_shape, stride, pad),
         _convolution_hint(x_shape, w_shape, y_shape, stride, pad))
     return onednn.Primitive(descriptor, {
-        SRC: describe(x_shape, NCHW), DIFF_WEIGHTS: describe(w_shape, NCHW),
-        DIFF_BIAS: describe(w_shape[:1], VECTOR), DIFF_DST: describe(y_shape, NCHW)})
+        SRC: describe(x_shape, x_form), DIFF_WEIGHTS: describe(w_shape, NCHW),
+        DIFF_BIAS: describe(w_shape[:1], VECTOR), DIFF_DST: describe(y_shape, y_form)})
 
 
 def convolution(x, w, b, y_shape, stride, pad):
-    """y of the convolution; b may be None."""
-    y = np.empty(y_shape, np.float32)
+    """y of the convolution, channels last; b may be None."""
+    y = channels_last(y_shape)
     b = np.zeros(len(w), np.float32) if b is None else b
-    parts = _image_blocks(x, y)
-    primitives = [_convolution(_sizes(part, x), w.shape, _sizes(part, y), stride, pad) for part in parts]
+    parts = _convolution_blocks(x, w, y)
+    primitives = [_convolution(_sizes(part, x), _form(x), w.shape, _sizes(part, y), stride, pad) for part in parts]
     packed = _pack(w, primitives)
+    xs, ys, bias = _addresses(x, parts), _addresses(y, parts), b.ctypes.data
 
     def task(i):
-        primitives[i]({SRC: x[parts[i]], WEIGHTS: packed[primitives[i]], BIAS: b, DST: y[parts[i]]})
+        weights = packed[primitives[i]].ctypes.data
+        primitives[i]({SRC: xs[i], WEIGHTS: weights, BIAS: bias, DST: ys[i]})
 
     _run_primitives(task, len(parts))
     return y
@@ -118,21 +166,25 @@ def _pack(w, primitives):
 
 def convolution_gradients(x, w, gy, stride, pad, of_x, of_w):
     """Gradients of x, w and b; None for x unless ``of_x``, for w and b unless ``of_w``."""
-    x_tasks, gx = _gradient_of_x(x, w, gy, stride, pad) if of_x else ([], None)
+    x_tasks, gx, packed = _gradient_of_x(x, w, gy, stride, pad) if of_x else ([], None, None)
     w_tasks, gw, gb = _gradient_of_w(x, w, gy, stride, pad) if of_w else ([], None, None)
     tasks = w_tasks + x_tasks  # the larger ones first, or a thread would wait for the last of them
     _run_primitives(lambda i: tasks[i](), len(tasks))
+    del packed  # oneDNN knew its address only
     return (gx, *(None if parts is None else parts.sum(axis=0) for parts in (gw, gb)))
 
 
 def _gradient_of_x(x, w, gy, stride, pad):
-    """(tasks, the array that they fill)."""
+    """(tasks, the array that they fill, the weights that they read)."""
     gx = np.empty_like(x)
-    parts = _image_blocks(gx, gy)
-    primitives = [_convolution_gx(_sizes(part, gx), w.shape, _sizes(part, gy), stride, pad) for part in parts]
+    parts = _convolution_blocks(gx, w, gy)
+    primitives = [_convolution_gx(_sizes(part, gx), _form(gx), w.shape, _sizes(part, gy), _form(gy), stride, pad)
+                  for part in parts]
     packed = _pack(w, primitives)
-    return [functools.partial(primitive, {DIFF_SRC: gx[part], WEIGHTS: packed[primitive], DIFF_DST: gy[part]})
-            for part, primitive in zip(parts, primitives)], gx
+    return [functools.partial(primitive, {DIFF_SRC: part_of_gx, WEIGHTS: packed[primitive].ctypes.data,
+                                          DIFF_DST: part_of_gy})
+            for primitive, part_of_gx, part_of_gy in zip(primitives, _addresses(gx, parts), _addresses(gy, parts))
+            ], gx, packed
 
 
 def _gradient_of_w(x, w, gy, stride, pad):
@@ -141,24 +193,30 @@ def _gradient_of_w(x, w, gy, stride, pad):
     gw = np.empty((len(parts),) + w.shape, np.float32)
     gb = np.empty((len(parts), len(w)), np.float32)
     return [functools.partial(
-        _convolution_gw(_sizes(part, x), w.shape, _sizes(part, gy), stride, pad),
-        {SRC: x[part], DIFF_WEIGHTS: gw[i], DIFF_BIAS: gb[i], DIFF_DST: gy[part]})
-        for i, part in enumerate(parts)], gw, gb
+        _convolution_gw(_sizes(part, x), _form(x), w.shape, _sizes(part, gy), _form(gy), stride, pad),
+        dict(zip((SRC, DIFF_DST, DIFF_WEIGHTS, DIFF_BIAS), addresses)))
+        for part, *addresses in zip(parts, _addresses(x, parts), _addresses(gy, parts), _rows(gw), _rows(gb))], gw, gb
+
+
+def _rows(array):
+    """Where the elements of the first axis begin in memory."""
+    return _addresses(array, [slice(i, i + 1) for i in range(len(array))])
 
 
 # Pooling
 
 @_cached
-def _pooling(algorithm, x_shape, y_shape, kernel, stride, pad):
-    """(forward, backward) primitives."""
+def _pooling(algorithm, x_shape, form, y_shape, y_form, kernel, stride, pad):
+    """(forward, backward) primitives; y_form: of y's gradient, all else is in ``form``."""
     strides, dilation, before, behind = _geometry(x_shape, kernel, y_shape, stride, pad)
-    formats = describe(x_shape, NCHW), describe(y_shape, NCHW)
+    formats = describe(x_shape, form), describe(y_shape, form)
     geometry = strides, integers(kernel), dilation, before, behind
     hint = create_descriptor('pooling_forward', onednn.FORWARD_TRAINING, algorithm, *formats, *geometry)
     workspace = {WORKSPACE: None} if algorithm == onednn.POOLING_MAX else {}
     forward = onednn.Primitive(hint, {SRC: formats[0], DST: formats[1], **workspace})
     descriptor = create_descriptor('pooling_backward', algorithm, *formats, *geometry, hint)
-    return forward, onednn.Primitive(descriptor, {DIFF_SRC: formats[0], DIFF_DST: formats[1], **workspace})
+    return forward, onednn.Primitive(
+        descriptor, {DIFF_SRC: formats[0], DIFF_DST: describe(y_shape, y_form), **workspace})
 
 
 def covers(x_shape, y_shape, kernel, stride, pad):
@@ -172,35 +230,71 @@ def max_pooling(x, y_shape, kernel, stride, pad):
 
     The latter is None where x has infinities or NaN, which are not for oneDNN.
     """
-    y = np.empty(y_shape, np.float32)
-    indexes = np.empty(y_shape, np.uint8)
+    y = _pooled(x, y_shape)
+    indexes = np.empty_like(y, np.uint8)
     parts = _image_blocks(x, y)
     ordinary = [True] * len(parts)
+    xs, ys, workspaces = (_addresses(array, parts) for array in (x, y, indexes))
 
     def task(i):
         part = parts[i]
         # oneDNN passes over NaN, and its maximum of nothing is the lowest number instead of -inf. Any of them
         # makes the sum NaN or infinite (so do numbers near the largest, at no cost but time).
         ordinary[i] = bool(np.isfinite(x[part].sum()))
-        forward, _ = _pooling(onednn.POOLING_MAX, _sizes(part, x), _sizes(part, y), kernel, stride, pad)
-        forward({SRC: x[part], DST: y[part], WORKSPACE: indexes[part]})
+        forward, _ = _pooling_of(onednn.POOLING_MAX, x[part], y[part], kernel, stride, pad)
+        forward({SRC: xs[i], DST: ys[i], WORKSPACE: workspaces[i]})
 
     _run_primitives(task, len(parts))
     return y, indexes if all(ordinary) else None
 
 
-def max_pooling_gx(gy, indexes, x_shape, kernel, stride, pad):
+def max_pooling_gx(gy, indexes, kernel, stride, pad, x_shape):
     """Gradient of x, from max_pooling's indexes."""
-    gx = np.empty(x_shape, np.float32)
-    parts = _image_blocks(gx, gy)
+    return _pooling_gx(onednn.POOLING_MAX, gy, _pooled(indexes, x_shape), kernel, stride, pad, indexes)
+
+
+def average_pooling(x, y_shape, kernel, stride, pad):
+    """y: the mean of every window, in which padding counts as zeros."""
+    y = _pooled(x, y_shape)
+    parts = _image_blocks(x, y)
+    xs, ys = _addresses(x, parts), _addresses(y, parts)
 
     def task(i):
-        part = parts[i]
-        _, backward = _pooling(onednn.POOLING_MAX, _sizes(part, gx), _sizes(part, gy), kernel, stride, pad)
-        backward({DIFF_SRC: gx[part], DIFF_DST: gy[part], WORKSPACE: indexes[part]})
+        forward, _ = _pooling_of(
+            onednn.POOLING_AVERAGE_INCLUDE_PADDING, x[parts[i]], y[parts[i]], kernel, stride, pad)
+        forward({SRC: xs[i], DST: ys[i]})
+
+    _run_primitives(task, len(parts))
+    return y
+
+
+def average_pooling_gx(gy, kernel, stride, pad, x_shape):
+    """Gradient of x."""
+    return _pooling_gx(
+        onednn.POOLING_AVERAGE_INCLUDE_PADDING, gy, channels_last(x_shape), kernel, stride, pad, None)
+
+
+def _pooling_gx(algorithm, gy, gx, kernel, stride, pad, indexes):
+    """Fills gx and returns it; the indexes, if any, are in its memory order."""
+    parts = _image_blocks(gx, gy)
+    arrays = {DIFF_SRC: gx, DIFF_DST: gy, **({} if indexes is None else {WORKSPACE: indexes})}
+    addresses = {kind: _addresses(array, parts) for kind, array in arrays.items()}
+
+    def task(i):
+        _, backward = _pooling_of(algorithm, gx[parts[i]], gy[parts[i]], kernel, stride, pad)
+        backward({kind: starts[i] for kind, starts in addresses.items()})
 
     _run_primitives(task, len(parts))
     return gx
+
+
+def _pooling_of(algorithm, x, y, kernel, stride, pad):
+    return _pooling(algorithm, x.shape, _form(x), y.shape, _form(y), kernel, stride, pad)
+
+
+def _pooled(x, y_shape):
+    """An uninitialised float32 array of y's shape, in the memory order of x."""
+    return channels_last(y_shape) if is_channels_last(x) else np.empty(y_shape, np.float32)
 
 
 # Local response normalisation: y = x s**-beta, s = k + alpha * (sum of x**2 over n channels)
@@ -219,7 +313,7 @@ def _negative_power(s, beta, out):
         np.power(s, np.float32(-beta), out=out)
         return
     np.sqrt(s, out=out)
-    root = scratch('root', s.shape)
+    root = _scratch_like('root', s)
     np.sqrt(out, out=root)
     out *= root
     np.reciprocal(out, out=out)
@@ -232,7 +326,7 @@ def local_response(x, n, k, alpha, beta):
 
     def task(i):
         part = parts[i]
-        square = scratch('square', x[part].shape)
+        square = _scratch_like('square', x[part])
         np.multiply(x[part], x[part], out=square)
         _window_sum(square, n, s[part])
         s[part] *= np.float32(alpha)
@@ -251,7 +345,7 @@ def local_response_gx(x, y, gy, s, scale, n, alpha, beta):
 
     def task(i):
         part = parts[i]
-        ratio, total = scratch('square', x[part].shape), scratch('root', x[part].shape)
+        ratio, total = _scratch_like('square', x[part]), _scratch_like('root', x[part])
         np.multiply(gy[part], y[part], out=ratio)
         ratio /= s[part]
         _window_sum(ratio, n, total)
@@ -266,111 +360,157 @@ def local_response_gx(x, y, gy, s, scale, n, alpha, beta):
 
 # Batch normalisation over (B, H, W)
 
-def _sum(values):
-    """Sum over (b, H, W) of an array (b, C, H, W)."""
-    return values.reshape(values.shape[:2] + (-1,)).sum(axis=2).sum(axis=0)
-
-
-def _each(vector):
-    """(C,) to go with (b, C, H, W)."""
-    return vector[:, None, None]
+@_cached
+def _batch_normalization(shape, form):
+    """Primitives: statistics and what they make of x; normalisation by given ones; gradients of the latter."""
+    x, vector = describe(shape, form), describe(shape[1:2], VECTOR)
+    plain = create_descriptor('batch_normalization_forward', onednn.FORWARD_TRAINING, x, x, onednn.real(0),
+                              onednn.flags(0))
+    given = onednn.flags(onednn.GIVEN_STATISTICS | onednn.SCALED | onednn.SHIFTED)
+    forward = create_descriptor('batch_normalization_forward', onednn.FORWARD_TRAINING, x, x, onednn.real(0), given)
+    backward = create_descriptor('batch_normalization_backward', onednn.BACKWARD, x, x, x, onednn.real(0), given,
+                                 forward)
+    statistics = {MEAN: vector, VARIANCE: vector}
+    return (onednn.Primitive(plain, {SRC: x, DST: x, **statistics}),
+            onednn.Primitive(forward, {SRC: x, DST: x, SCALE: vector, SHIFT: vector, **statistics}),
+            onednn.Primitive(backward, {SRC: x, DIFF_DST: x, SCALE: vector, DIFF_SRC: x, DIFF_SCALE: vector,
+                                        DIFF_SHIFT: vector, **statistics}))
 
 
 def mean_and_variance(x):
-    """Mean and (biased) variance of every channel."""
+    """Mean and (biased) variance of every channel, float32."""
     parts, pixels = _parts(x), x[0, 0].size
-    means, squares = (np.empty((len(parts), x.shape[1])) for _ in range(2))
+    means, variances = (np.empty((len(parts), x.shape[1])) for _ in range(2))
     counts = np.array([(part.stop - part.start) * pixels for part in parts])[:, None]
+    xs, form = _addresses(x, parts), _form(x)
 
     def task(i):
-        part = x[parts[i]]
-        mean = _sum(part) / np.float32(counts[i])
-        d = scratch('difference', part.shape)
-        np.subtract(part, _each(mean), out=d)
-        rest = _sum(d) / counts[i]  # what rounding left out of the first sum
-        means[i] = mean + rest
-        d *= d
-        squares[i] = _sum(d) - counts[i] * rest ** 2
+        mean, variance = statistics = np.empty((2, x.shape[1]), np.float32)
+        y = _scratch_like('difference', x[parts[i]])
+        forward, _, _ = _batch_normalization(y.shape, form)
+        forward({SRC: xs[i], DST: y.ctypes.data, **dict(zip((MEAN, VARIANCE), _rows(statistics)))})
+        # A sum of large numbers leaves something out of the mean: what is left as the mean of y.
+        deviation = np.sqrt(variance.astype(np.float64))
+        rest = np.where(deviation > 0, _sum(y) / counts[i], 0) * deviation
+        means[i], variances[i] = mean + rest, variance - rest ** 2
 
-    run(task, len(parts))
-    # Of parts (Chan, Golub, LeVeque 1979): each part's squares are about its own mean.
+    _run_primitives(task, len(parts))
     mean = (means * counts).sum(axis=0) / counts.sum()
-    variance = (squares + counts * (means - mean) ** 2).sum(axis=0) / counts.sum()
+    variance = ((variances + (means - mean) ** 2) * counts).sum(axis=0) / counts.sum()
     return mean.astype(np.float32), variance.astype(np.float32)
+
+
+def _sum(x):
+    """(C,) float64: sums over all but the channels."""
+    if is_channels_last(x):
+        # Long rows first: NumPy adds those fast.
+        rows = x.transpose(0, 2, 3, 1).reshape(len(x), -1).sum(axis=0).reshape(x.shape[2], -1).sum(axis=0)
+        return rows.reshape(-1, x.shape[1]).sum(axis=0, dtype=np.float64)
+    return x.reshape(x.shape[:2] + (-1,)).sum(axis=2).sum(axis=0, dtype=np.float64)
 
 
 def scale_and_shift(x, scale, shift, mean):
     """(x - mean) * scale + shift, (C,) all; in this order, or far from zero little of x would be left."""
     y = np.empty_like(x)
-    parts = _image_blocks(x, y)
+    parts = _parts(x)
+    xs, ys, form = _addresses(x, parts), _addresses(y, parts), _form(x)
+    vectors = np.array([mean, np.ones_like(mean), scale, shift], np.float32)
+    given = dict(zip((MEAN, VARIANCE, SCALE, SHIFT), _rows(vectors)))
 
     def task(i):
-        np.subtract(x[parts[i]], _each(mean), out=y[parts[i]])
-        y[parts[i]] *= _each(scale)
-        y[parts[i]] += _each(shift)
+        _, forward, _ = _batch_normalization(_sizes(parts[i], x), form)
+        forward({SRC: xs[i], DST: ys[i], **given})
 
-    run(task, len(parts))
+    _run_primitives(task, len(parts))
     return y
 
 
 def batch_normalization_gradients(x, gamma, gy, mean, inv_std):
-    """Gradients of x, gamma and beta."""
-    parts = _parts(x)
-    gbetas, ggammas = (np.empty((len(parts), x.shape[1]), np.float32) for _ in range(2))
-
-    def sums(i):
-        part = parts[i]
-        d = scratch('difference', x[part].shape)
-        np.subtract(x[part], _each(mean), out=d)
-        d *= gy[part]
-        gbetas[i], ggammas[i] = _sum(gy[part]), _sum(d)
-
-    run(sums, len(parts))
-    gbeta, ggamma = gbetas.sum(axis=0), ggammas.sum(axis=0) * inv_std
-    count = np.float32(x.size // x.shape[1])
-    scale = gamma * inv_std
-    slope, shift = -scale * inv_std * ggamma / count, -scale * gbeta / count
+    """Gradients of x, gamma and beta; x and gy in one memory order."""
+    parts, form = _parts(x), _form(x)
     gx = np.empty_like(x)
-    parts = _image_blocks(x, gy, gx)
+    sums = ggammas, gbetas = np.empty((2, len(parts), x.shape[1]), np.float32)
+    vectors = np.array([mean, inv_std ** -2, gamma], np.float32)
+    given = dict(zip((MEAN, VARIANCE, SCALE), _rows(vectors)))
+    own = [dict(zip((SRC, DIFF_DST, DIFF_SRC, DIFF_SCALE, DIFF_SHIFT), addresses)) for addresses in zip(
+        *(_addresses(array, parts) for array in (x, gy, gx)), *(_rows(array) for array in sums))]
 
-    def task(i):
-        part = parts[i]
-        d = scratch('difference', x[part].shape)
-        np.subtract(x[part], _each(mean), out=d)
-        d *= _each(slope)
-        np.multiply(gy[part], _each(scale), out=gx[part])
-        gx[part] += d
-        gx[part] += _each(shift)
+    def through_values(i):
+        _, _, backward = _batch_normalization(_sizes(parts[i], x), form)
+        backward({**own[i], **given})
 
-    run(task, len(parts))
+    _run_primitives(through_values, len(parts))
+    ggamma, gbeta = ggammas.sum(axis=0), gbetas.sum(axis=0)
+    count = np.float32(x.size // x.shape[1])
+    through_statistics = scale_and_shift(
+        x, -gamma * inv_std ** 2 * ggamma / count, -gamma * inv_std * gbeta / count, mean)
+    add(gx, through_statistics, out=gx)
     return gx, ggamma, gbeta
 
 
 # Elementwise
 
-def _flat_blocks(array):
-    return blocks(array.size, 1, _ELEMENTS)
+_ZEROS = np.zeros(_ELEMENTS, np.float32)  # NumPy's maximum of two arrays is faster than of an array and a number
+
+
+def _lines(x):
+    """A view of all elements in the order of memory."""
+    return (x.transpose(0, 2, 3, 1) if is_channels_last(x) else x).reshape(-1)
+
+
+def add(x, y, out):
+    """x + y, all in one memory order."""
+    first, second, target, parts = _lines(x), _lines(y), _lines(out), blocks(x.size, 1, _ELEMENTS)
+    run(lambda i: np.add(first[parts[i]], second[parts[i]], out=target[parts[i]]), len(parts))
+    return out
 
 
 def relu(x):
     """max(x, 0)."""
     y = np.empty_like(x)
-    flat_x, flat_y, parts = x.reshape(-1), y.reshape(-1), _flat_blocks(x)
-    run(lambda i: np.maximum(flat_x[parts[i]], 0, out=flat_y[parts[i]]), len(parts))
+    source, target, parts = _lines(x), _lines(y), blocks(x.size, 1, _ELEMENTS)
+    run(lambda i: np.maximum(source[parts[i]], _ZEROS[:len(source[parts[i]])], out=target[parts[i]]), len(parts))
     return y
 
 
 def relu_gx(y, gy):
-    """gy where y is positive, else 0."""
+    """gy where y is positive, else 0; y and gy in one memory order."""
     gx = np.empty_like(gy)
-    flat_y, flat_gy, flat_gx, parts = y.reshape(-1), gy.reshape(-1), gx.reshape(-1), _flat_blocks(y)
+    outputs, gradients, target, parts = _lines(y), _lines(gy), _lines(gx), blocks(y.size, 1, _ELEMENTS)
 
     def task(i):
-        np.greater(flat_y[parts[i]], 0, out=flat_gx[parts[i]])
-        flat_gx[parts[i]] *= flat_gy[parts[i]]
+        np.greater(outputs[parts[i]], 0, out=target[parts[i]])
+        target[parts[i]] *= gradients[parts[i]]
 
     run(task, len(parts))
     return gx
+
+
+# Adam (Kingma, Ba, 2014)
+
+def adam(w, grad, m, v, alpha_t, hyperparam):
+    """Chainer's update of w, m and v, number by number, in its order of operations."""
+    w, grad, m, v = (a.reshape(-1) for a in (w, grad, m, v))
+    parts = blocks(w.size, 1, _ELEMENTS)
+
+    def task(i):
+        part = parts[i]
+        d = scratch('difference', grad[part].shape)
+        np.subtract(grad[part], m[part], out=d)
+        d *= 1 - hyperparam.beta1
+        m[part] += d
+        np.multiply(grad[part], grad[part], out=d)
+        d -= v[part]
+        d *= 1 - hyperparam.beta2
+        v[part] += d
+        np.sqrt(v[part], out=d)
+        d += hyperparam.eps
+        np.divide(alpha_t, d, out=d)
+        d *= m[part]
+        d *= -hyperparam.eta
+        w[part] += d
+
+    run(task, len(parts))
 
 
 # Linear layer: x (B, I), w (O, I), gy (B, O)

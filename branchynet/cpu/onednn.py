@@ -1,23 +1,26 @@
 """oneDNN's C API, as far as the kernels need it: primitives on float32, each run by the thread that calls it."""
 import ctypes
-from ctypes import byref, c_char, c_float, c_int, c_int64, c_size_t, c_void_p
+from ctypes import byref, c_char, c_float, c_int, c_int64, c_size_t, c_uint, c_void_p
 import functools
 import importlib.metadata
 import threading
 
 import numpy as np
 
-from branchynet.cpu.threads import scratch
+from branchynet.cpu.threads import scratch_address
 
 # Values of the enumerations in dnnl_types.h that are used.
-FORWARD_TRAINING, FORWARD_INFERENCE = 64, 96
+FORWARD_TRAINING, FORWARD_INFERENCE, BACKWARD = 64, 96, 128
 CONVOLUTION_DIRECT = 1
 POOLING_MAX, POOLING_AVERAGE_INCLUDE_PADDING = 511, 767
 _FLOAT32 = 3
 RELU = 32
-ANY, VECTOR, MATRIX, NCHW = 1, 2, 3, 5  # formats: the primitive's choice, (C,), (B, C), (B, C, H, W)
+GIVEN_STATISTICS, SCALED, SHIFTED = 1, 2, 4
+# Formats: the primitive's choice, (C,), (B, C), (B, C, H, W) in that order and with the channels last.
+ANY, VECTOR, MATRIX, NCHW, NHWC = 1, 2, 3, 5, 22
 SRC, DST, WEIGHTS, BIAS, WORKSPACE, _SCRATCHPAD = 1, 17, 33, 41, 64, 80
 DIFF_SRC, DIFF_DST, DIFF_WEIGHTS, DIFF_BIAS = 129, 145, 161, 169
+MEAN, VARIANCE, SCALE, SHIFT, DIFF_SCALE, DIFF_SHIFT = 49, 50, 51, 52, 255, 256
 _QUERIES = {SRC: 129, DIFF_SRC: 130, WEIGHTS: 131, DIFF_WEIGHTS: 132, DST: 133, DIFF_DST: 134,
             WORKSPACE: 135, _SCRATCHPAD: 136}
 _MAX_DIMS = 12
@@ -31,8 +34,16 @@ class _Library:
     """The loaded library, its engine and the attribute that leaves scratch memory to the caller."""
 
     def __init__(self):
-        self.dnnl = ctypes.CDLL(_find())
-        self.gomp = ctypes.CDLL('libgomp.so.1')
+        # Calls that work let other threads run meanwhile. Those that only set something keep Python's lock:
+        # to take it again would cost more than they do.
+        working = ctypes.CDLL(_find())
+        self.dnnl = ctypes.PyDLL(_find())
+        self.gomp = ctypes.PyDLL('libgomp.so.1')
+        self.dnnl.dnnl_sgemm = working.dnnl_sgemm
+        self.execute = working.dnnl_primitive_execute
+        self.execute.argtypes = c_void_p, c_void_p, c_int, c_void_p
+        self.set_address = self.dnnl.dnnl_memory_set_data_handle
+        self.set_address.argtypes = c_void_p, c_void_p
         self.dnnl.dnnl_memory_desc_get_size.restype = c_size_t
         self.dnnl.dnnl_primitive_desc_query_md.restype = c_void_p
         self.engine, self.attribute = c_void_p(), c_void_p()
@@ -127,7 +138,7 @@ def equal(form, other):
     return bool(library().dnnl.dnnl_memory_desc_equal(form, other))
 
 
-real = c_float
+real, flags = c_float, c_uint
 
 
 class Primitive:
@@ -178,12 +189,11 @@ class Primitive:
         self._pack.run({SRC: weights.ctypes.data, DST: packed.ctypes.data})
         return packed
 
-    def __call__(self, arrays):
-        """Runs on the arrays (or addresses) of all arguments, in the calling thread."""
-        addresses = {kind: array if isinstance(array, int) else array.ctypes.data for kind, array in arrays.items()}
+    def __call__(self, addresses):
+        """Runs on the addresses of all arguments, in the calling thread."""
         inner = dict(addresses)
         for kind, reorder in self._reorders.items():
-            inner[kind] = scratch(kind, self.sizes[kind], np.uint8).ctypes.data
+            inner[kind] = scratch_address(kind, self.sizes[kind])
             if kind not in _OUTPUTS:
                 reorder.run({SRC: addresses[kind], DST: inner[kind]})
         self.run(inner)
@@ -195,13 +205,14 @@ class Primitive:
         """Runs on addresses of arguments in the primitive's own layouts."""
         local, library = self._local, self._library
         if not hasattr(local, 'arguments'):
-            self._bind()
+            local.memories, local.arguments = self._make_arguments({})
+        memories, set_address = local.memories, library.set_address
         if self._scratchpad:
-            addresses[_SCRATCHPAD] = scratch(_SCRATCHPAD, self._scratchpad, np.uint8).ctypes.data
-        set_handle = library.dnnl.dnnl_memory_set_data_handle
+            set_address(memories[_SCRATCHPAD], scratch_address(_SCRATCHPAD, self._scratchpad))
         for kind, address in addresses.items():
-            set_handle(local.memories[kind], c_void_p(address))
-        library.call('primitive_execute', self._handle, library.stream(), len(local.arguments), local.arguments)
+            set_address(memories[kind], address)
+        if library.execute(self._handle, library.stream(), len(memories), local.arguments):
+            raise RuntimeError('oneDNN: primitive_execute failed')
 
     def bound(self, arrays):
         """A function of no arguments that runs on these arrays, in the primitive's own layouts, and returns a status.
@@ -215,14 +226,9 @@ class Primitive:
         _, arguments = self._make_arguments(addresses)
         stream = c_void_p()
         self._library.call('stream_create', byref(stream), self._library.engine, 1)
-        execute = functools.partial(self._library.dnnl.dnnl_primitive_execute, self._handle, stream, len(arguments),
-                                    arguments)
+        execute = functools.partial(self._library.execute, self._handle, stream, len(arguments), arguments)
         execute.keeps = self, memory
         return execute
-
-    def _bind(self):
-        """Makes this thread's memory objects."""
-        self._local.memories, self._local.arguments = self._make_arguments({})
 
     def _make_arguments(self, addresses):
         """(memory object of every argument, the array that oneDNN takes)."""

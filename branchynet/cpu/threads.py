@@ -1,5 +1,7 @@
 """The threads that share blocks of work, and their scratch memory."""
 from concurrent.futures import ThreadPoolExecutor
+import contextlib
+import math
 import os
 import threading
 
@@ -38,26 +40,30 @@ def _checked(count):
     return int(count)
 
 
-def run(task, count):
+def run(task, count, around=contextlib.nullcontext):
     """Calls ``task(i)`` for i in range(count), shared among the threads; returns when all are done.
+
+    Args:
+        around: makes the context in which a thread does its share.
 
     Raises:
         What a task raised (the first of them), once no thread works on them any more.
     """
     workers = min(num_threads(), count) if count > 1 else 1
     if workers <= 1 or getattr(_local, 'works', False):
-        for i in range(count):
-            task(i)
+        with around():
+            for i in range(count):
+                task(i)
         return
     remaining = iter(range(count))  # next() is atomic
     futures = []
     try:
         try:
             for _ in range(workers - 1):
-                futures.append(_get_pool().submit(_work, task, remaining))
+                futures.append(_get_pool().submit(_work, task, remaining, around))
         except RuntimeError:  # the pool was closed meanwhile, by set_num_threads or by Python, which ends
             pass
-        _work(task, remaining)
+        _work(task, remaining, around)
         for future in futures:
             future.result()
     except BaseException:
@@ -68,11 +74,12 @@ def run(task, count):
         raise
 
 
-def _work(task, remaining):
+def _work(task, remaining, around):
     _local.works = True
     try:
-        for i in remaining:
-            task(i)
+        with around():
+            for i in remaining:
+                task(i)
     finally:
         _local.works = False
 
@@ -101,17 +108,38 @@ if hasattr(os, 'register_at_fork'):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def scratch(slot, shape, dtype=np.float32):
-    """An uninitialised array that this thread reuses: whoever asks for the slot next overwrites it."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    buffers = _local.__dict__.setdefault('buffers', {})
-    if slot not in buffers or buffers[slot].size < size:
+def scratch(slot, shape):
+    """An uninitialised float32 array that this thread reuses: whoever asks for the slot next overwrites it."""
+    size = math.prod(shape) * 4
+    return _buffer(slot, size)[0][:size].view(np.float32).reshape(shape)
+
+
+def scratch_address(slot, size):
+    """The same as an address of so many bytes."""
+    return _buffer(slot, size)[1]
+
+
+def _buffer(slot, size):
+    """(bytes, their address), at least as many as asked for."""
+    try:
+        buffers = _local.buffers
+    except AttributeError:
+        buffers = _local.buffers = {}
+    if slot not in buffers or len(buffers[slot][0]) < size:
         memory = np.empty(size + _ALIGNMENT, np.uint8)
-        buffers[slot] = memory[-memory.ctypes.data % _ALIGNMENT:][:size]
-    return buffers[slot][:size].view(dtype).reshape(shape)
+        aligned = memory[-memory.ctypes.data % _ALIGNMENT:][:size]
+        buffers[slot] = aligned, aligned.ctypes.data
+    return buffers[slot]
 
 
 def blocks(count, size_of_one, most=1 << 20):
-    """Slices of ``count`` items in equal parts of about ``most`` bytes, at least one item each."""
-    step = max(1, most // max(1, size_of_one))
+    """Slices of ``count`` items in equal parts of ``most`` bytes or less, at least one item each."""
+    parts = -(-count * size_of_one // most)
+    return equal_blocks(count, parts)
+
+
+def equal_blocks(count, parts):
+    """Slices of ``count`` items in about as many parts, an even number where there is more than one."""
+    parts += parts % 2 if parts > 1 else 0
+    step = max(1, -(-count // max(1, parts)))
     return [slice(i, min(i + step, count)) for i in range(0, count, step)]
