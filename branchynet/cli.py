@@ -3,7 +3,7 @@ import argparse
 import os
 import sys
 
-from branchynet.experiments import NAMES, PRESETS, VARIANTS
+from branchynet.experiments import NAMES, NETWORKS, PRESETS, VARIANTS
 
 DATASETS = {'mnist': 'mnist', 'cifar10': 'cifar10', 'cifar100': 'cifar100gcn', 'pcifar10': 'pcifar10'}  # name: module
 
@@ -38,8 +38,9 @@ def _parser():
 
     command = commands.add_parser('reproduce', help='train, sweep, and compare with the published numbers')
     command.add_argument('--preset', choices=PRESETS, help='default: paper on a GPU, quick on a CPU')
-    command.add_argument('--only', type=_experiments, default=NAMES, metavar='NAME,...',
-                         help='experiments to run, of: ' + ', '.join(NAMES))
+    command.add_argument('--only', type=_experiments, metavar='NAME,...',
+                         help='experiments to run, of: %s (default: all with preset paper, else %s)' % (
+                             ', '.join(NAMES), ', '.join(NETWORKS)))
     command.add_argument('--variant', choices=VARIANTS, default=VARIANTS[0],
                          help='where the released code and the paper disagree (default: %(default)s)')
     command.add_argument('--seeds', type=_positive, default=1, metavar='N', help='seeds 0 to N - 1 (default: 1)')
@@ -49,9 +50,11 @@ def _parser():
     command.add_argument('--resume', action='store_true', help='go on with a run that was interrupted')
     command.set_defaults(run=_reproduce)
 
-    command = commands.add_parser('report', help='print the report of a results folder')
-    command.add_argument('dir', metavar='DIR')
-    command.add_argument('--update', metavar='FILE', help='put it between the markers of a Markdown file instead')
+    command = commands.add_parser('report', help='check the claims against results folders (status 1: one fell short)')
+    command.add_argument('dirs', nargs='+', metavar='DIR')
+    command.add_argument('--write', action='store_true', help='write their tables, figures and reports anew')
+    command.add_argument('--update', metavar='FILE',
+                         help='put the tables between the markers of a Markdown file, and check nothing')
     command.set_defaults(run=_report)
 
     command = commands.add_parser('data', help='say which data is there, download it, or build pcifar10')
@@ -86,20 +89,27 @@ def _reproduce(args):
     from branchynet.experiments.reproduce import reproduce
     device = determinism.find_device(args.device)
     preset = args.preset or ('paper' if args.device != 'cpu' and determinism.count_gpus() else 'quick')
-    return reproduce(args.only, args.seeds, Setup(preset, args.variant, device, args.out, args.resume))
+    only = args.only or (NAMES if preset == 'paper' else NETWORKS)
+    return reproduce(only, args.seeds, Setup(preset, args.variant, device, args.out, args.resume))
 
 
 def _report(args):
-    from branchynet.experiments import pipeline, report
+    from branchynet.experiments import pipeline, report, reproduce
     from branchynet.training import write_atomically
-    text = report.markdown(pipeline.read_results(os.path.join(args.dir, 'results.json')))
-    if args.update is None:
-        print(text, end='')
+    results = [pipeline.read_results(os.path.join(folder, 'results.json')) for folder in args.dirs]
+    if args.update is not None:
+        with open(args.update, encoding='utf-8') as f:
+            page = f.read()
+        tables = '\n'.join(report.for_readme(one) for one in results)
+        write_atomically(args.update, report.between_markers(page, tables).encode())
         return 0
-    with open(args.update, encoding='utf-8') as f:
-        page = f.read()
-    write_atomically(args.update, report.between_markers(page, text).encode())
-    return 0
+    status = 0
+    for folder, one in zip(args.dirs, results):
+        if args.write:
+            reproduce.write(one, folder)
+        print(report.tables(one))
+        status = max(status, reproduce.verdict(one))
+    return status
 
 
 def _data(args):

@@ -23,7 +23,7 @@ from branchynet.training import write_atomically
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9'
 COLORS = [BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY]
-GREY = '#777777'
+GREY, BLACK = '#777777', '#000000'
 LINES = ['-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1))]  # and these tell them apart in print
 
 STYLE = {
@@ -232,6 +232,103 @@ def plot_runtimes(labels, times, xlabel='Runtime (ms)', output_path=None):
         axes.grid(axis='y', visible=False)
         axes.tick_params(axis='y', length=0)
         axes.margins(x=.12)
+    return figure
+
+
+def plot_relative_tradeoff(curves, base_accuracy, knee, published=(), network='Network', output_path=None):
+    """Accuracy against the share of the baseline's time, one line per clock (figure 3 of the paper).
+
+    Args:
+        curves: {label: (shares of the baseline's time, accuracies)} of every setting; a line joins those that no
+            other beats.
+        base_accuracy: of the baseline.
+        knee: index of the setting that is marked.
+        published: (share of its baseline's time, accuracy) points of the paper.
+        network: the baseline's name.
+    """
+    with _figure(output_path) as figure:
+        axes = figure.add_subplot(xlabel="Time, in units of the baseline's", ylabel='Accuracy')
+        for k, (label, (times, accuracies)) in enumerate(curves.items()):
+            times, accuracies = np.asarray(times), np.asarray(accuracies)
+            best = _front(1 / times, accuracies)
+            axes.plot(times, accuracies, 'o', color=COLORS[k], alpha=.15, markersize=3, markeredgewidth=0)
+            axes.plot(times[best], accuracies[best], marker='o', markersize=3, label='B-%s, %s' % (network, label),
+                      **_line(k))
+            axes.plot(times[knee], accuracies[knee], '*', color=ORANGE, markersize=12, markeredgecolor='black',
+                      markeredgewidth=.6, zorder=3, label='Knee' if k == 0 else None)
+        if len(published):
+            axes.plot(*np.transpose(sorted(published)), 's--', color=GREY, markersize=4, linewidth=1,
+                      label='B-%s, published' % network)
+        axes.plot(1, base_accuracy, 'D', color=BLACK, markersize=6, label=network)
+        axes.set_xlim(left=0)
+        _percent(axes.yaxis)
+        axes.legend(loc='best')
+    return figure
+
+
+def plot_exit1(share, accuracy, entropy, published_accuracy=(), published_entropy=(), output_path=None):
+    """Accuracy and the highest entropy that leaves against the share that leaves at exit 1 (figure 4 of the paper).
+
+    Args:
+        share, accuracy: shares in [0, 1]; entropy: nats. One each per setting.
+        published_accuracy, published_entropy: (share, value) points of the paper.
+    """
+    with _figure(output_path, columns=2) as figure:
+        left = figure.add_subplot(1, 2, 1, xlabel='Samples leaving at exit 1', ylabel='Accuracy')
+        right = figure.add_subplot(1, 2, 2, xlabel='Samples leaving at exit 1', ylabel='Highest entropy (nat)')
+        for axes, values, points in (left, accuracy, published_accuracy), (right, entropy, published_entropy):
+            axes.plot(share, values, color=BLUE, label='Measured')
+            if len(points):
+                axes.plot(*np.transpose(points), 's--', color=GREY, markersize=4, linewidth=1, label='Published')
+            _percent(axes.xaxis)
+            _legend(axes)
+        _percent(left.yaxis)
+    return figure
+
+
+def plot_comparison(names, accuracies, published, xlabel='', output_path=None):
+    """Accuracy of variants of a network: a dot per run, a line through the means.
+
+    Args:
+        names: of the variants.
+        accuracies: per variant its runs' accuracies.
+        published: {name: accuracy}.
+    """
+    with _figure(output_path) as figure:
+        axes = figure.add_subplot(xlabel=xlabel, ylabel='Accuracy of the final exit')
+        places = range(len(names))
+        axes.plot(places, [np.mean(values) for values in accuracies], '-', color=BLUE, label='Measured')
+        for place, values in zip(places, accuracies):
+            axes.plot([place] * len(values), values, 'o', color=BLUE)
+        known = [(place, published[name]) for place, name in zip(places, names) if name in published]
+        if known:
+            axes.plot(*np.transpose(known), 's--', color=GREY, markersize=4, linewidth=1, label='Published')
+        axes.set_xticks(places, names)
+        axes.margins(x=.1)
+        _percent(axes.yaxis)
+        _legend(axes)
+    return figure
+
+
+def plot_cache_misses(times, rates, base_time, base_rate, published=(), published_base=(), output_path=None):
+    """Cache miss rate against runtime (figure 6 of the paper): measured beside published, each on axes of its own.
+
+    Args:
+        times, rates: ms and shares of every setting. base_time, base_rate: of the baseline.
+        published: (ms, share) points of the paper. published_base: one, of its baseline.
+    """
+    with _figure(output_path, columns=1 + bool(len(published))) as figure:
+        panels = [('Measured', list(zip(times, rates)), (base_time, base_rate))]
+        if len(published):
+            panels.append(('Published', published, published_base))
+        for k, (title, points, base) in enumerate(panels):
+            axes = figure.add_subplot(1, len(panels), k + 1, title=title, xlabel='Runtime (ms)',
+                                      ylabel='Cache miss rate')
+            axes.plot(*np.transpose(sorted(points)), 'o-', color=BLUE, label='With exits')
+            axes.plot(*base, 'D', color=BLACK, markersize=6, label='Baseline')
+            axes.set(xlim=(0, None), ylim=(0, None))
+            _percent(axes.yaxis)
+            _legend(axes)
     return figure
 
 

@@ -6,7 +6,7 @@ import os
 from typing import Callable, NamedTuple
 
 from branchynet import cpu, sweep, timing, utils, visualize
-from branchynet.experiments import pipeline
+from branchynet.experiments import claims, pipeline
 from branchynet.inference import Compiled
 from branchynet.training import save_checkpoint, write_atomically
 import numpy as np
@@ -174,24 +174,42 @@ def write_sweep(path, results):
 
 
 def draw(experiment, result, folder):
-    """Loss and accuracy of both trainings, and the trade-off, as PNG and PDF; returns the paths."""
-    rows = result['sweep']
-    points = [[row['accuracy_percent'] / 100 for row in rows], [row['whole_ms'] for row in rows],
-              [row['thresholds'] for row in rows], [row['exit_percent'] for row in rows]]
-    baseline = result['baseline']
-    _, _, kept, _ = utils.get_inc_points(*points)
+    """Both trainings, the trade-off (figure 3) and exit 1 (figure 4), as PNG and PDF; returns the paths."""
     paths = []
 
-    def path(what, suffix):
-        paths.append(os.path.join(folder, '%s_seed%d_%s.%s' % (experiment.name, result['seed'], what, suffix)))
+    def path(what):
+        name = '%s_%s.%s' % (pipeline.stem(experiment.name, '', result['seed']), what, suffix)
+        paths.append(os.path.join(folder, name))
         return paths[-1]
 
     for suffix in 'png', 'pdf':
         for phase in 'main', 'joint':
             history = result[phase + '_training']
-            visualize.plot_curves(history['loss'], history['accuracy'], output_path=path(phase, suffix))
-        visualize.plot_line_tradeoff(
-            *points, baseline['accuracy_percent'] / 100, baseline['whole']['mean_ms'],
-            orig_label=experiment.network, our_label='B-' + experiment.network, all_samples=True,
-            knee_idx=kept.index(rows[result['knee']]['thresholds']), output_path=path('tradeoff', suffix))
+            visualize.plot_curves(history['loss'], history['accuracy'], output_path=path(phase))
+        _draw_figure3(experiment, result, path('figure3'))
+        _draw_figure4(experiment, result, path('figure4'))
     return paths
+
+
+def _draw_figure3(experiment, result, path):
+    rows, baseline = result['sweep'], result['baseline']
+    accuracies = [row['accuracy_percent'] / 100 for row in rows]
+    curves = {clock + ' clock': ([row[clock + '_ms'] / baseline[clock]['mean_ms'] for row in rows], accuracies)
+              for clock in ('released', 'whole')}
+    points = {series: [(float(row['x']), float(row['y']) / 100) for row in claims.published('figures.csv')
+                       if row['figure'] == '3' and row['series'].split()[0] == series]
+              for series in (experiment.network, 'B-' + experiment.network)}
+    base, _ = points[experiment.network][0]
+    visualize.plot_relative_tradeoff(
+        curves, baseline['accuracy_percent'] / 100, result['knee'],
+        [(x / base, y) for x, y in points['B-' + experiment.network]], experiment.network, output_path=path)
+
+
+def _draw_figure4(experiment, result, path):
+    curve = result['exit1_curve']
+    points = {what: [(float(row['x']) / 100, float(row['y'])) for row in claims.published('figures.csv')
+                     if row['figure'] == '4' and row['series'] == 'B-%s %s' % (experiment.network, what)]
+              for what in ('accuracy', 'max entropy')}
+    visualize.plot_exit1(
+        np.divide(curve['exit1_percent'], 100), np.divide(curve['accuracy_percent'], 100), curve['max_entropy_nat'],
+        [(x, y / 100) for x, y in points['accuracy']], points['max entropy'], output_path=path)

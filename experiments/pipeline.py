@@ -13,6 +13,10 @@ import chainer
 FORMAT = 1  # of results.json
 
 
+class CannotRun(Exception):
+    """An experiment lacks something that only it needs; the message says what, and how to get it."""
+
+
 class Preset(NamedTuple):
     """How much is trained, and on how much (None: on all samples)."""
     main_epochs: int

@@ -1,59 +1,177 @@
-"""Tables of measured beside published numbers, computed from results.json."""
-import csv
-import os
+"""The report of a run: what was measured beside what was published, computed from results.json and claims.toml."""
+from collections import Counter
+import importlib
 
+from branchynet.experiments import claims, pages, statistics
 import numpy as np
 
-PUBLISHED = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'published')
 BEGIN, END = '<!-- results: begin -->', '<!-- results: end -->'
-COLUMNS = ['', 'Accuracy (%)', 'T', 'Exits (%)', 'Released clock (ms)', 'Gain',
+COLUMNS = ['', 'Accuracy (%)', '95 % interval', "McNemar's p", 'T', 'Exits (%)', 'Released clock (ms)', 'Gain',
            'Whole clock (ms): mean / median / p95', 'Gain']
+CLOCKS = ("Times are at batch size 1. The released clock is the original's: it runs in the trunk's stages only. The "
+          "whole clock takes in the exits' own links, softmax, entropy and the decision. A gain is the baseline's mean "
+          "time over the setting's, on the same machine. The knee is the fastest setting that is at least as accurate "
+          "as the baseline, chosen on the test images, as in the paper. McNemar's p is that of B-net and baseline "
+          "being right equally often.")
 
 
-def markdown(results):
-    """The report of a run (a dict, as in results.json) as Markdown."""
-    parts = []
-    for name, experiment in results['experiments'].items():
-        seeds = experiment['seeds']
-        first = seeds[0]
-        parts.append('**%s**, preset %s: %d + %d epochs, batch %d, %d training images, %s; times at batch size 1 '
-                     'over %d test images.' % (
-                         name, results['preset'], first['main_epochs'], first['joint_epochs'], first['batchsize'],
-                         first['train_samples'], _seeds(seeds), first['test_samples']))
-        parts.append(_table([COLUMNS] + published_rows(experiment['network']) + measured_rows(experiment)))
-        parts += ['%s: %s: %.2f, expected %.2f or more' % (
-            'PASS' if claim['holds'] else 'FAIL', claim['claim'], claim['measured'], claim['at_least'])
-            for claim in experiment.get('claims', [])]
-        machines = dict.fromkeys(_machine(seed['environment']) for seed in seeds)
-        parts.append('Measured on: %s.' % '; '.join(machines))
-    return '\n\n'.join(parts) + '\n'
+def load(name):
+    """The EXPERIMENT of that name."""
+    return importlib.import_module('branchynet.experiments.' + name).EXPERIMENT
+
+
+def tables(results):
+    """The tables of all experiments, as Markdown."""
+    return pages.markdown([block for name, entry in results['experiments'].items() if entry['seeds']
+                           for block in _tables(name, entry, results)])
+
+
+def for_readme(results):
+    """The tables and the claims that were checked, as Markdown."""
+    checked = [line(v) for v in claims.check(results) if v.status != claims.NOT_RUN]
+    return tables(results) + '\n' + pages.markdown([pages.Lines(checked)]) if checked else tables(results)
+
+
+def lines(verdicts):
+    """A line per claim that was checked, failures last; one for all that are not for the same reason; the counts."""
+    not_run = Counter((v.claim.source, v.reason) for v in verdicts if v.status == claims.NOT_RUN)
+    text = ['%s: %s, %d %s: %s' % (claims.NOT_RUN, source, count, 'claim' if count == 1 else 'claims', reason)
+            for (source, reason), count in not_run.items()]
+    text += [line(v) for status in (claims.PASS, claims.FAIL) for v in verdicts if v.status == status]
+    return text + [counts(verdicts)]
+
+
+def line(verdict):
+    """A verdict in words."""
+    claim, measured = verdict.claim, verdict.measured
+    if verdict.status == claims.NOT_RUN:
+        return '%s: %s: %s' % (verdict.status, claim.id, verdict.reason)
+    return '%s: %s: %s: %s, expected %s' % (verdict.status, claim.id, claim.text, _mean(measured, 2), bounds(claim))
+
+
+def bounds(claim):
+    """What a claim admits, in words."""
+    least, most = claim.bounds()
+    if most == np.inf:
+        return '%.4g or more' % least
+    return '%.4g or less' % most if least == -np.inf else '%.4g to %.4g' % (least, most)
+
+
+def counts(verdicts):
+    """How many claims passed, fell short and were not checked."""
+    found = Counter(v.status for v in verdicts)
+    return 'Claims: ' + ', '.join('%d %s' % (found[s], s) for s in (claims.PASS, claims.FAIL, claims.NOT_RUN))
+
+
+def blocks(results, figures):
+    """The whole report as a list of pages' blocks.
+
+    Args:
+        results: a results.json. figures: paths of PNG files by the experiment's name.
+    """
+    verdicts, experiments = claims.check(results), results['experiments']
+    networks = {name: entry for name, entry in experiments.items() if 'network' in entry}
+    page = [pages.Heading(1, 'BranchyNet: measured beside published'), pages.Text(_about(results))]
+    if networks:
+        page.append(pages.Table(_summary(networks)))
+    page.append(pages.Text(counts(verdicts) + '.'))
+    for name, entry in experiments.items():
+        if not entry['seeds']:
+            continue
+        page.append(pages.Heading(2, entry.get('title') or '%s and B-%s' % (entry['network'], entry['network'])))
+        page += _tables(name, entry, results)
+        page.append(pages.Figures(figures.get(name, [])))
+    return page + [pages.Text(CLOCKS)] * bool(networks) + _claims(verdicts) + _environment(experiments)
+
+
+def _about(results):
+    seeds = [run for entry in results['experiments'].values() for run in entry['seeds']]
+    device = ', '.join(dict.fromkeys('GPU' if 'cupy' in run['device'] else 'CPU' for run in seeds))
+    text = 'Preset %s, variant %s, %s.' % (results['preset'], results['variant'], device)
+    if results['preset'] == 'smoke':
+        text += ' The smoke preset shows that everything runs; it claims no result.'
+    return text
+
+
+def _summary(networks):
+    """A row per network: what was measured, the published number in parentheses."""
+    rows = [['Network', 'Baseline accuracy (%)', 'B-net accuracy (%)', 'T', 'Leaving at exit 1 (%)',
+             'Gain, released clock', 'Gain, whole clock']]
+    for entry in networks.values():
+        if entry['seeds']:
+            base, branchy = (_published(name)[0] for name in (entry['network'], 'B-' + entry['network']))
+            settings = [run['measured'][0] for run in entry['seeds']]
+            baselines = [run['baseline'] for run in entry['seeds']]
+
+            def gains(clock):
+                return _mean([b[clock]['mean_ms'] / s[clock]['mean_ms'] for b, s in zip(baselines, settings)], 2)
+
+            rows.append([
+                entry['network'],
+                '%s (%s)' % (_mean([b['accuracy_percent'] for b in baselines], 2), base['accuracy_percent']),
+                '%s (%s)' % (_mean([s['accuracy_percent'] for s in settings], 2), branchy['accuracy_percent']),
+                branchy['thresholds'],
+                '%s (%s)' % (_mean([s['exit_percent'][0] for s in settings], 1), branchy['exit_percent'].split()[0]),
+                '%s (%s)' % (gains('released'), branchy['gain']), gains('whole')])
+    return rows
+
+
+def _tables(name, entry, results):
+    return (_network if 'network' in entry else _analysis)(name, entry, results)
+
+
+def _network(name, entry, results):
+    runs = entry['seeds']
+    first = runs[0]
+    text = '**%s**, preset %s: %d + %d epochs, batch %d, %d training images, %s; %d test images.' % (
+        name, results['preset'], first['main_epochs'], first['joint_epochs'], first['batchsize'],
+        first['train_samples'], _seeds(runs), first['test_samples'])
+    machines = dict.fromkeys(_machine(run['environment']) for run in runs)
+    return [pages.Text(text), pages.Table([COLUMNS] + published_rows(entry['network']) + measured_rows(entry)),
+            pages.Text('Measured on: %s.' % '; '.join(machines))]
+
+
+def _published(network, device='CPU'):
+    return [row for row in claims.published('table1.csv') if row['device'] == device and row['network'] == network]
 
 
 def published_rows(network):
     """Table I's rows (CPU) of a network and its B-net; its clock is the released one."""
-    with open(os.path.join(PUBLISHED, 'table1.csv')) as f:
-        rows = [row for row in csv.DictReader(f)
-                if row['device'] == 'CPU' and row['network'] in (network, 'B-' + network)]
-    return [['%s, published' % row['network'], row['accuracy_percent'], row['thresholds'] or '-',
-             row['exit_percent'] or '-', row['time_ms'], row['gain'] or '-', '-', '-'] for row in rows]
+    return [['%s, published' % row['network'], row['accuracy_percent'], '', '', row['thresholds'], row['exit_percent'],
+             row['time_ms'], row['gain'], '', ''] for row in _published(network) + _published('B-' + network)]
 
 
-def measured_rows(experiment):
+def measured_rows(entry):
     """The baseline before and after joint training, and the settings that were run by themselves."""
-    network, seeds = experiment['network'], experiment['seeds']
-    baselines = [seed['baseline'] for seed in seeds]
+    network, runs = entry['network'], entry['seeds']
+    baselines, images = [run['baseline'] for run in runs], runs[0]['test_samples']
+    after = [b['accuracy_as_released_percent'] for b in baselines]
     rows = [
-        [network, _mean([b['accuracy_percent'] for b in baselines], 2), '-', '-', *_times(baselines, baselines)],
-        [network + ' after joint training, as released',
-         _mean([b['accuracy_as_released_percent'] for b in baselines], 2), *['-'] * 6],
+        [network, *_accuracy([b['accuracy_percent'] for b in baselines], images), '', '', '',
+         *_times(baselines, baselines)],
+        [network + ' after joint training, as released', *_accuracy(after, images), *[''] * 7],
     ]
     for label, i in ('published threshold', 0), ('knee', 1):
-        settings = [seed['measured'][i] for seed in seeds]
+        settings = [run['measured'][i] for run in runs]
         rows.append([
-            'B-%s, %s' % (network, label), _mean([s['accuracy_percent'] for s in settings], 2),
+            'B-%s, %s' % (network, label), *_accuracy([s['accuracy_percent'] for s in settings], images),
+            ', '.join(_p_value(s['images']) for s in settings if 'images' in s),
             ' or '.join(dict.fromkeys(_numbers(s['thresholds'], '%g') for s in settings)),
             _numbers(np.mean([s['exit_percent'] for s in settings], axis=0), '%.2f'), *_times(settings, baselines)])
     return rows
+
+
+def _accuracy(percents, images):
+    """The mean, and its interval for so many images."""
+    return [_mean(percents, 2), _interval(np.mean(percents), images)]
+
+
+def _interval(percent, images):
+    return '%.2f to %.2f' % tuple(100 * limit for limit in statistics.wilson(percent / 100, images))
+
+
+def _p_value(images):
+    return '%.2g' % statistics.mcnemar(images['only_branchy_right'], images['only_baseline_right'])
 
 
 def _times(settings, baselines):
@@ -61,22 +179,87 @@ def _times(settings, baselines):
     for clock in 'released', 'whole':
         mean = [s[clock]['mean_ms'] for s in settings]
         gains = [b[clock]['mean_ms'] / m for b, m in zip(baselines, mean)]
-        cells += [_mean(mean, 3), '-' if settings is baselines else _mean(gains, 2)]
+        cells += [_mean(mean, 3), '' if settings is baselines else _mean(gains, 2)]
     cells[2] += ''.join(' / ' + _mean([s['whole'][key] for s in settings], 3) for key in ('median_ms', 'p95_ms'))
     return cells
 
 
+def _analysis(name, entry, results):
+    """An experiment that is no network of the paper."""
+    runs = entry['seeds']
+    text = pages.Text('**%s**, preset %s, %s; %d test images.' % (
+        name, results['preset'], _seeds(runs), runs[0]['test_samples']))
+    return [text, pages.Table(_cache_rows(runs) if 'cache' in runs[0] else _comparison_rows(name, runs))]
+
+
+def _comparison_rows(name, runs):
+    experiment = load(name)
+    rows = [[experiment.xlabel, 'Final exit (%)', '95 % interval', 'Published (%)', 'Epochs', 'Training images']]
+    for part in experiment.parts:
+        mine = [run for run in runs if run['part'] == part]
+        if mine:
+            published = experiment.published.get(part)
+            rows.append([part, *_accuracy([run['exit_accuracy_percent'][-1] for run in mine], mine[0]['test_samples']),
+                         '' if published is None else '%.2f' % (100 * published),
+                         '%d + %d' % (mine[0]['main_epochs'], mine[0]['joint_epochs']), str(mine[0]['train_samples'])])
+    return rows
+
+
+def _cache_rows(runs):
+    rows = [['Seed', 'T', 'Whole clock (ms)', 'Loads and stores', 'Last-level misses', 'Cache misses (%)', 'Tool']]
+    return rows + [[str(run['seed']), _numbers(point['thresholds'], '%g') or 'baseline', '%.3f' % point['runtime_ms'],
+                    str(point['references']), str(point['misses']), '%.4f' % point['cache_miss_percent'], run['tool']]
+                   for run in runs for point in run['cache']]
+
+
+def _claims(verdicts):
+    """The checked claims, then the others under each reason."""
+    checked = [v for v in verdicts if v.status != claims.NOT_RUN]
+    page = [pages.Heading(2, 'Claims'), pages.Text(counts(verdicts) + '.')]
+    if checked:
+        header = ['', 'Claim', 'Source', 'Measured', 'Published or stated', 'Holds for', 'Why this tolerance', 'Id']
+        page.append(pages.Table([header] + [
+            [v.status, v.claim.text, v.claim.source, _mean(v.measured, 2), '%g' % v.claim.expected, bounds(v.claim),
+             v.claim.entry['why'], v.claim.id] for v in checked]))
+    for reason in dict.fromkeys(v.reason for v in verdicts if v.status == claims.NOT_RUN):
+        rows = [[v.claim.text, v.claim.source, str(v.claim.expected), v.claim.command() or '',
+                 _minutes(v.claim), v.claim.id] for v in verdicts if v.reason == reason]
+        page.append(pages.Folded('%s: %s (%d)' % (claims.NOT_RUN, reason, len(rows)), [pages.Table(
+            [['Claim', 'Source', 'Published or stated', 'Command', 'Minutes on 2 cores', 'Id']] + rows)]))
+    return page
+
+
+def _minutes(claim):
+    if 'measure' not in claim.entry:
+        return ''
+    return 'not measured' if claim.minutes() is None else '%g' % claim.minutes()
+
+
+def _environment(experiments):
+    runs = [(name, run) for name, entry in experiments.items() for run in entry['seeds']]
+    rows = [['Run', 'Commit', 'Machine', 'Training (min)', 'Inference', 'SHA-256 of the data']]
+    for name, run in runs:
+        environment = run['environment']
+        commit = (environment['commit'] or 'unknown')[:12] + {'dirty': ', changed'}.get(environment['tree'], '')
+        trained = sum(run.get(phase + '_training', {}).get('seconds', 0) for phase in ('main', 'joint')) / 60
+        rows.append([' '.join([name, run.get('part', ''), 'seed %d' % run['seed']]), commit, _machine(environment),
+                     '%.1f' % trained, {True: 'compiled', False: 'Chainer', None: ''}[run.get('compiled')],
+                     run['data_sha256'][:12]])
+    return [pages.Heading(2, 'Environment'), pages.Table(rows)]
+
+
 def _mean(values, digits):
     text = '%.*f' % (digits, np.mean(values))
-    return text if len(values) == 1 else '%s ± %.*f' % (text, digits, np.std(values, ddof=1))
+    return text if len(values) == 1 else '%s ± %.*f (%d)' % (text, digits, np.std(values, ddof=1), len(values))
 
 
 def _numbers(values, form):
     return ' '.join(form % v for v in values)
 
 
-def _seeds(seeds):
-    return 'seed %d' % seeds[0]['seed'] if len(seeds) == 1 else 'mean ± std of %d seeds' % len(seeds)
+def _seeds(runs):
+    seeds = list(dict.fromkeys(run['seed'] for run in runs))
+    return 'seed %d' % seeds[0] if len(seeds) == 1 else 'mean ± std (count) of %d seeds' % len(seeds)
 
 
 def _machine(environment):
@@ -84,13 +267,6 @@ def _machine(environment):
                      for b in environment['blas'] if b['internal_api'] != 'openmp')
     return ', '.join([environment['cpu'], '%d cores' % environment['cores'], *environment['gpus'],
                       'Python ' + environment['python'], 'NumPy ' + environment['numpy'], blas])
-
-
-def _table(rows):
-    """Rows of cells, the first of them the header, as a Markdown table with aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ['| ' + ' | '.join(cell.ljust(width) for cell, width in zip(row, widths)) + ' |' for row in rows]
-    return '\n'.join([lines[0], '|' + '|'.join('-' * (width + 2) for width in widths) + '|'] + lines[1:])
 
 
 def between_markers(text, report):

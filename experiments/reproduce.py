@@ -1,10 +1,10 @@
 """Runs experiments and writes a results folder; what `branchynet reproduce` and get_results.sh do."""
-import importlib
+import itertools
 import os
 import sys
 
 from branchynet import determinism
-from branchynet.experiments import pipeline, report
+from branchynet.experiments import claims, pages, pipeline, report
 from branchynet.training import write_atomically
 
 
@@ -32,17 +32,20 @@ def reproduce(names, seeds, setup):
     print('Preset %s on %s: about %.0f min%s.' % (
         setup.preset, determinism.device_name(setup.device), max(1, minutes * seeds),
         ', less what is done' if setup.resume else ''), flush=True)
-    written = [path]
     for experiment, data in ready:
-        written += _run(experiment, seeds, data, setup, results)
-    return _report(results, written, setup)
+        _run(experiment, seeds, data, setup, results)
+    write(results, setup.out)
+    print('\n%s\nWritten to %s' % (report.tables(results), setup.out))
+    if setup.preset == 'smoke':
+        print('The smoke preset shows that everything runs; it claims no result.')
+    return verdict(results)
 
 
 def _ready(names, preset_name):
     """Yields (experiment, its data) where the data is there, and says what is skipped."""
     loaded = {}
     for name in names:
-        experiment = importlib.import_module('branchynet.experiments.' + name).EXPERIMENT
+        experiment = report.load(name)
         try:
             if experiment.get_data not in loaded:
                 loaded[experiment.get_data] = experiment.get_data()
@@ -62,34 +65,44 @@ def _earlier(path, results):
 
 
 def _run(experiment, seeds, data, setup, results):
-    """Runs the seeds that are not done; returns the paths of what was written for all of them."""
+    """Runs the seeds that are not done and adds them to the results, also on disk."""
     entry = results['experiments'].setdefault(experiment.name, {**experiment.about(), 'seeds': []})
     done = [(result.get('part', ''), result['seed']) for result in entry['seeds']]
-    for seed in range(seeds):
-        for part in experiment.parts:
-            run = experiment.name, part, seed
-            checkpoint = pipeline.checkpoint_path(setup.out, *run)
-            if (part, seed) not in done:
-                print('%s ...' % pipeline.stem(*run), flush=True)
+    for seed, part in itertools.product(range(seeds), experiment.parts):
+        checkpoint = pipeline.checkpoint_path(setup.out, experiment.name, part, seed)
+        if (part, seed) not in done:
+            print('%s ...' % pipeline.stem(experiment.name, part, seed), flush=True)
+            try:
                 entry['seeds'].append(experiment.run(part, seed, data, setup))
-                pipeline.write_json(os.path.join(setup.out, 'results.json'), results)
-            if os.path.exists(checkpoint):
-                os.remove(checkpoint)
-    weights = [pipeline.weights_path(setup.out, experiment.name, result.get('part', ''), result['seed'])
-               for result in entry['seeds']]
-    return weights + experiment.write(entry['seeds'], setup.out)
+            except pipeline.CannotRun as e:
+                print('%s is skipped: %s' % (experiment.name, e), file=sys.stderr)
+                continue
+            pipeline.write_json(os.path.join(setup.out, 'results.json'), results)
+        if os.path.exists(checkpoint):
+            os.remove(checkpoint)
 
 
-def _report(results, written, setup):
-    """Writes and prints the report; returns the exit status."""
-    text = report.markdown(results)
-    written.append(os.path.join(setup.out, 'report.md'))
-    write_atomically(written[-1], text.encode())
-    pipeline.write_json(os.path.join(setup.out, 'manifest.json'), _manifest(results, written, setup.out))
-    print('\n%s\nWritten to %s' % (text, setup.out))
-    if setup.preset == 'smoke':
-        print('The smoke preset shows that everything runs; it claims no result.')
-    return 0
+def write(results, out):
+    """Writes all that results.json determines: tables, figures, the report as HTML and Markdown, the manifest."""
+    written, figures = [os.path.join(out, 'results.json')], {}
+    for name, entry in results['experiments'].items():
+        if entry['seeds']:
+            paths = report.load(name).write(entry['seeds'], out)
+            figures[name] = [path for path in paths if path.endswith('.png')]
+            written += paths + [pipeline.weights_path(out, name, result.get('part', ''), result['seed'])
+                                for result in entry['seeds'] if 'weights_sha256' in result]
+    blocks = report.blocks(results, figures)
+    for name, text in ('report.md', pages.markdown(blocks)), ('report.html', pages.html('BranchyNet', blocks)):
+        written.append(os.path.join(out, name))
+        write_atomically(written[-1], text.encode())
+    pipeline.write_json(os.path.join(out, 'manifest.json'), _manifest(results, written, out))
+
+
+def verdict(results):
+    """Prints what came of the claims; returns the exit status: 1 if one fell short, else 0."""
+    verdicts = claims.check(results)
+    print('\n'.join(report.lines(verdicts)))
+    return int(any(v.status == claims.FAIL for v in verdicts))
 
 
 def _manifest(results, written, out):

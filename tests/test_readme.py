@@ -11,4 +11,4 @@ def test_table_is_generated():
     results = pipeline.read_results(os.path.join(ROOT, 'results', 'lenet_mnist_quick', 'results.json'))
     with open(os.path.join(ROOT, 'README.md'), encoding='utf-8') as f:
         page = f.read()
-    assert report.between_markers(page, report.markdown(results)) == page
+    assert report.between_markers(page, report.for_readme(results)) == page

@@ -10,7 +10,7 @@ import pytest
 import branchynet  # noqa: F401
 from branchynet import cli, determinism, utils
 from branchynet.datasets import mnist
-from branchynet.experiments import PRESETS, lenet_mnist, pipeline, report
+from branchynet.experiments import PRESETS, claims, lenet_mnist, pipeline, report
 from branchynet.networks import lenet_mnist as network
 
 TINY = pipeline.Preset(main_epochs=2, joint_epochs=2, batchsize=64, train_samples=256, test_samples=40)
@@ -37,11 +37,11 @@ def test_a_results_folder_is_whole_and_true(tiny, tmp_path, capsys):
     out = tmp_path / 'out'
     assert reproduce(out, '--seeds', '2') == 0
     assert sorted(os.listdir(str(out))) == [
-        'figures', 'manifest.json', 'report.md', 'results.json', 'sweep_lenet_mnist.csv',
+        'figures', 'manifest.json', 'report.html', 'report.md', 'results.json', 'sweep_lenet_mnist.csv',
         'weights_lenet_mnist_seed0.npz', 'weights_lenet_mnist_seed1.npz']
     figures = os.listdir(str(out / 'figures'))
     assert sorted(figures) == sorted('lenet_mnist_seed%d_%s.%s' % (seed, what, suffix) for seed in (0, 1)
-                                     for what in ('main', 'joint', 'tradeoff') for suffix in ('png', 'pdf'))
+                                     for what in ('main', 'joint', 'figure3', 'figure4') for suffix in ('png', 'pdf'))
     results = read(out)['experiments']['lenet_mnist']['seeds']
     assert [r['seed'] for r in results] == [0, 1]
     assert results[0]['weights_sha256'] != results[1]['weights_sha256']
@@ -61,7 +61,7 @@ def test_a_results_folder_is_whole_and_true(tiny, tmp_path, capsys):
     assert [float(row['accuracy_percent']) for row in rows[17:]] == pytest.approx(list(accs * 100))
     manifest = read(out, 'manifest.json')
     assert {'results.json', 'report.md', 'sweep_lenet_mnist.csv', 'weights_lenet_mnist_seed0.npz',
-            'figures/lenet_mnist_seed1_tradeoff.pdf'} <= manifest['sha256'].keys()
+            'figures/lenet_mnist_seed1_figure3.pdf'} <= manifest['sha256'].keys()
     for name, sha256 in manifest['sha256'].items():
         assert determinism.sha256(str(out / name)) == sha256
     assert [run['seed'] for run in manifest['runs']] == [0, 1]
@@ -70,7 +70,8 @@ def test_a_results_folder_is_whole_and_true(tiny, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.startswith('Preset smoke on cpu: about ')
     text = (out / 'report.md').read_text()
-    assert text in printed
+    assert report.tables(read(out)) in printed
+    assert printed.endswith('Claims: 0 PASS, 0 FAIL, %d NOT RUN\n' % len(claims.claims()))
     assert '| 99.25 ' in text and '94.3 5.63' in text  # Table I beside
     baseline = np.mean([r['baseline']['accuracy_percent'] for r in results])
     assert '| %.2f ± ' % baseline in text
@@ -133,55 +134,6 @@ def test_a_device_that_is_not_there_is_status_2(device, capsys):
     assert cli.main(['reproduce', '--preset', 'smoke', '--device', device]) == 2
     error = capsys.readouterr().err
     assert device in error and 'expected' in error and error.count('\n') == 1
-
-
-def example():
-    """A results.json made by hand."""
-    measured = {'accuracy_percent': 98.5, 'released': timed(.5), 'whole': timed(1.)}
-    settings = [{**measured, 'thresholds': [t], 'exit_percent': [90., 10.]} for t in (.025, .1)]
-    seed = {'seed': 0, **TINY._asdict(), 'baseline': {
-        **measured, 'accuracy_as_released_percent': 97.25, 'released': timed(2.), 'whole': timed(3.)},
-        'measured': settings}
-    claim = {'claim': 'accuracy', 'at_least': 98., 'measured': 98.5, 'holds': True}
-    seed['environment'] = {**determinism.environment(), 'cpu': 'a processor', 'cores': 2}
-    return {'format': pipeline.FORMAT, 'preset': 'smoke',
-            'experiments': {'lenet_mnist': {'network': 'LeNet', 'seeds': [seed], 'claims': [claim]}}}
-
-
-def timed(ms):
-    return {'mean_ms': ms, 'median_ms': ms, 'p95_ms': ms}
-
-
-def test_every_number_of_the_report_comes_from_the_results():
-    results = example()
-    page = report.markdown(results)
-    assert 'PASS: accuracy: 98.50, expected 98.00 or more' in page
-    assert '| 4.00 ' in page and '| 3.00 |' in page  # the gains on both clocks
-    seed = results['experiments']['lenet_mnist']['seeds'][0]
-    for change in [
-            lambda: seed['baseline'].update(accuracy_percent=11.11),
-            lambda: seed['baseline'].update(accuracy_as_released_percent=22.22),
-            lambda: seed['measured'][0]['released'].update(mean_ms=33.33),
-            lambda: seed['measured'][1]['whole'].update(p95_ms=44.44),
-            lambda: seed['measured'][1].update(thresholds=[.55]),
-            lambda: seed['environment'].update(cpu='another processor')]:
-        change()
-        changed = report.markdown(results)
-        assert changed != page
-        page = changed
-
-
-def test_report_goes_between_the_markers_of_a_page(tmp_path, capsys):
-    pipeline.write_json(str(tmp_path / 'results.json'), example())
-    page = tmp_path / 'page.md'
-    page.write_text('before\n%s\nold\n%s\nafter\n' % (report.BEGIN, report.END))
-    assert cli.main(['report', str(tmp_path)]) == 0
-    text = capsys.readouterr().out
-    assert cli.main(['report', str(tmp_path), '--update', str(page)]) == 0
-    assert page.read_text() == 'before\n%s\n%s%s\nafter\n' % (report.BEGIN, text, report.END)
-    page.write_text('no markers')
-    assert cli.main(['report', str(tmp_path), '--update', str(page)]) == 2
-    assert page.read_text() == 'no markers'
 
 
 @pytest.mark.parametrize('content, words', [

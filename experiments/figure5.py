@@ -1,0 +1,31 @@
+"""Figure 5: accuracy of the final exit against the convolutions in B-AlexNet's first branch, its only one here.
+
+    ./get_results.sh --only figure5 --preset paper
+
+paper trains five networks as published, about 15 hours on 2 cores (on a GPU: not measured); expect the
+published accuracies, 76.6 to 78.0 %, within the tolerances of claims.toml. quick trains them for a few epochs
+on a fifth of the images, about 12 minutes; it claims nothing. smoke only shows that everything runs.
+"""
+from functools import partial
+
+from branchynet.datasets import pcifar10
+from branchynet.experiments.claims import published
+from branchynet.experiments.comparison import Comparison, Part
+from branchynet.experiments.pipeline import Preset
+from branchynet.networks import alex_cifar10
+
+PRESETS = {
+    'smoke': Preset(main_epochs=1, joint_epochs=1, batchsize=64, train_samples=256, test_samples=100),
+    'quick': Preset(main_epochs=4, joint_epochs=8, batchsize=128, train_samples=10000),
+    'paper': Preset(main_epochs=50, joint_epochs=100, batchsize=512),
+}
+
+EXPERIMENT = Comparison(
+    name='figure5',
+    title='Figure 5: convolutions in the only branch of B-AlexNet',
+    xlabel='Convolutions in the branch',
+    parts={str(k): Part(partial(alex_cifar10.get_one_branch_network, conv_layers=k)) for k in range(5)},
+    get_data=pcifar10.get_data,
+    presets=PRESETS,
+    published={row['x']: float(row['y']) / 100 for row in published('figures.csv') if row['figure'] == '5'},
+)

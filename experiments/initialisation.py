@@ -1,0 +1,22 @@
+"""Section IV: joint training that starts from the trained baseline, against one from random weights.
+
+    ./get_results.sh --only initialisation --preset paper
+
+paper trains B-AlexNet both ways for as many joint epochs, about 6 hours on 2 cores (on a GPU: not measured);
+the paper claims "several percent" for the trained start. quick trains for a few epochs on a fifth of the
+images, about 5 minutes; it claims nothing. smoke only shows that everything runs.
+"""
+from branchynet.datasets import pcifar10
+from branchynet.experiments.comparison import Comparison, Part
+from branchynet.experiments.figure5 import PRESETS
+from branchynet.networks import alex_cifar10
+
+EXPERIMENT = Comparison(
+    name='initialisation',
+    title='Start of the joint training',
+    xlabel='Start',
+    parts={'random': Part(alex_cifar10.get_network, trained=False), 'trained': Part(alex_cifar10.get_network)},
+    get_data=pcifar10.get_data,
+    presets=PRESETS,
+    published={},
+)

@@ -1,0 +1,27 @@
+"""Section V-A: weights 1.0 and 0.3 of the first and the last exit against equal ones, in B-AlexNet with these two.
+
+    ./get_results.sh --only loss_weights --preset paper
+
+paper trains both as published, about 6 hours on 2 cores (on a GPU: not measured); the paper claims 1 point of
+accuracy. quick trains them for a few epochs on a fifth of the images, about 5 minutes; it claims nothing.
+smoke only shows that everything runs.
+"""
+from functools import partial
+
+from branchynet.datasets import pcifar10
+from branchynet.experiments.comparison import Comparison, Part
+from branchynet.experiments.figure5 import PRESETS
+from branchynet.networks import alex_cifar10
+
+EXPERIMENT = Comparison(
+    name='loss_weights',
+    title='Weights of the exits in the joint loss',
+    xlabel='Weights',
+    parts={
+        'equal': Part(alex_cifar10.get_one_branch_network),
+        'first': Part(partial(alex_cifar10.get_one_branch_network, weights=(1., .3))),
+    },
+    get_data=pcifar10.get_data,
+    presets=PRESETS,
+    published={},
+)

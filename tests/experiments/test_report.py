@@ -1,0 +1,184 @@
+"""The report and its claims: every number from results.json and claims.toml."""
+import copy
+import math
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+
+import branchynet  # noqa: F401
+from branchynet import cli
+from branchynet.experiments import claims, pages, pipeline, report, reproduce, statistics
+
+
+def page_of(results):
+    return pages.markdown(report.blocks(results, {})), pages.html('title', report.blocks(results, {}))
+
+
+def run_of(results):
+    return results['experiments']['lenet_mnist']['seeds'][0]
+
+
+CHANGES = [
+    lambda run: run['baseline'].update(accuracy_percent=11.11),
+    lambda run: run['baseline'].update(accuracy_as_released_percent=22.22),
+    lambda run: run['measured'][0]['released'].update(mean_ms=33.33),
+    lambda run: run['measured'][1]['whole'].update(p95_ms=44.44),
+    lambda run: run['measured'][1].update(thresholds=[.55]),
+    lambda run: run['measured'][1].update(exit_percent=[66., 34.]),
+    lambda run: run['measured'][0]['images'].update(only_branchy_right=11),
+    lambda run: run['sweep'][1].update(accuracy_percent=77.),
+    lambda run: run.update(test_samples=999),
+    lambda run: run.update(batchsize=65),
+    lambda run: run.update(data_sha256='0123456789abcdef'),
+    lambda run: run['joint_training'].update(seconds=1234.),
+    lambda run: run['environment'].update(cpu='another processor'),
+]
+
+
+@pytest.mark.parametrize('change', CHANGES)
+def test_a_changed_result_changes_the_page(example, change):
+    before = page_of(example)
+    change(run_of(example))
+    for old, new in zip(before, page_of(example)):
+        assert old != new
+
+
+@pytest.mark.parametrize('change', [
+    {'expected': 98.123}, {'tolerance': .321}, {'text': 'another text'}, {'why': 'another reason'},
+    {'preset': 'paper'}, {'source': 'another source'}])
+def test_a_changed_claim_changes_the_page(example, monkeypatch, change):
+    before = page_of(example)
+    changed = copy.deepcopy(claims._file())
+    next(entry for entry in changed['claim'] if entry['id'] == 'quick/lenet_mnist').update(change)
+    monkeypatch.setattr(claims, '_file', lambda: changed)
+    for old, new in zip(before, page_of(example)):
+        assert old != new
+
+
+def test_numbers_by_hand(example):
+    text, html = page_of(example)
+    assert '| 4.00 ' in text and '| 3.00 |' in text  # the gains on both clocks
+    low, high = statistics.wilson(.985, 1000)
+    assert '%.2f to %.2f' % (100 * low, 100 * high) in text
+    assert '%.2g' % statistics.mcnemar(25, 10) in text
+    assert 'quick/lenet_mnist' in text and '98.6 or more' in text
+    assert '<td>PASS</td>' in html
+
+
+def test_several_seeds_are_mean_std_and_count(example):
+    runs = example['experiments']['lenet_mnist']['seeds']
+    runs.append(copy.deepcopy(runs[0]))
+    runs[1].update(seed=1)
+    runs[1]['baseline']['accuracy_percent'] = 98.
+    assert '97.50 ± %.2f (2)' % math.sqrt(.5) in page_of(example)[0]
+
+
+def test_wilson_interval_of_the_literature():
+    assert statistics.wilson(.5, 10) == pytest.approx((.2366, .7634), abs=1e-4)
+    assert statistics.wilson(0., 10) == pytest.approx((0, .2775), abs=1e-4)
+    assert statistics.wilson(1., 10)[1] == pytest.approx(1)
+
+
+def test_mcnemar_is_the_exact_binomial_test():
+    for first, second in (0, 0), (3, 3), (1, 9), (10, 2), (120, 170):
+        count = first + second
+        tail = sum(math.comb(count, k) for k in range(min(first, second) + 1)) / 2 ** count
+        assert statistics.mcnemar(first, second) == pytest.approx(min(1, 2 * tail))
+
+
+def test_every_published_number_is_a_claim():
+    found = {}
+    for claim in claims.claims():
+        found.setdefault(claim.source, []).append(claim)
+    assert len({claim.id for claim in claims.claims()}) == len(claims.claims())
+    table = claims.published('table1.csv')
+    cells = sum(len(text.split()) if column == 'exit_percent' else bool(text)
+                for row in table for column, text in row.items() if column not in ('device', 'network'))
+    gains = sum(bool(row['gain']) for row in table)  # claimed on either clock
+    assert len(found['Table I']) == cells + gains
+    for figure in '3456':
+        points = [row for row in claims.published('figures.csv') if row['figure'] == figure]
+        assert len(found['figure ' + figure]) >= len(points)
+    for name in 'notebook_lenet_mnist.csv', 'notebook_alex_cifar10.csv':
+        for row in claims.published(name):
+            assert any(claim.expected == float(row['accuracy_percent']) for claim in found["authors' notebooks"])
+
+
+def test_every_claim_can_be_understood():
+    for claim in claims.claims():
+        if 'measure' in claim.entry:
+            least, most = claim.bounds()
+            assert least <= claim.expected <= most or claim.entry.get('floor', 0) > claim.expected
+            assert claim.entry['measure'] in claims.MEASURES and claim.entry['why'] and claim.command()
+        else:
+            assert claim.entry['not_checked'] and claim.command() is None
+
+
+def verdict_of(results, name):
+    return next(v for v in claims.check(results) if v.claim.id == name)
+
+
+@pytest.mark.parametrize('accuracy, status', [(98.75, 'PASS'), (98.59, 'FAIL')])
+def test_a_claim_holds_or_falls_short(example, capsys, accuracy, status):
+    for row in run_of(example)['sweep']:
+        row['accuracy_percent'] = min(accuracy, row['accuracy_percent'])
+    assert verdict_of(example, 'quick/lenet_mnist').status == status
+    assert reproduce.verdict(example) == (status == 'FAIL')
+    assert '\n%s: quick/lenet_mnist: ' % status in capsys.readouterr().out
+
+
+def test_what_is_not_run_says_why(example):
+    assert verdict_of(example, 'quick/alex_cifar10').reason == 'alex_cifar10 was not run'
+    assert verdict_of(example, 'table1/CPU/LeNet/accuracy').reason == 'needs preset paper'
+    example['preset'] = 'paper'
+    assert verdict_of(example, 'table1/GPU/LeNet/accuracy').reason == 'needs a GPU'
+    assert 'machine' in verdict_of(example, 'table1/CPU/LeNet/time').reason
+    assert verdict_of(example, 'table1/CPU/LeNet/accuracy').status == 'FAIL'
+    assert verdict_of(example, 'table1/CPU/B-LeNet/exit 2').measured == [10.]
+    assert verdict_of(example, 'table1/CPU/B-LeNet/gain/whole').measured == [3.]
+    assert verdict_of(example, 'notebook/B-LeNet/0.1/gain').measured == [5.]
+    example['preset'] = 'smoke'
+    assert {v.status for v in claims.check(example)} == {'NOT RUN'}
+
+
+def test_report_goes_between_the_markers_of_a_page(example, tmp_path, capsys):
+    pipeline.write_json(str(tmp_path / 'results.json'), example)
+    page = tmp_path / 'page.md'
+    page.write_text('before\n%s\nold\n%s\nafter\n' % (report.BEGIN, report.END))
+    assert cli.main(['report', str(tmp_path)]) == 0
+    assert report.tables(example) in capsys.readouterr().out
+    assert cli.main(['report', str(tmp_path), '--update', str(page)]) == 0
+    assert page.read_text() == 'before\n%s\n%s%s\nafter\n' % (report.BEGIN, report.for_readme(example), report.END)
+    page.write_text('no markers')
+    assert cli.main(['report', str(tmp_path), '--update', str(page)]) == 2
+    assert page.read_text() == 'no markers'
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason='no Chromium is installed')
+def test_the_page_renders_whole_in_a_browser(example, tmp_path):
+    for name in 'figures', 'weights_lenet_mnist_seed0.npz', 'results.json':
+        (tmp_path / name).write_bytes(b'') if '.' in name else (tmp_path / name).mkdir()
+    reproduce.write(example, str(tmp_path))
+    page = (tmp_path / 'report.html').read_text()
+    figures = [name for name in os.listdir(str(tmp_path / 'figures')) if name.endswith('.png')]
+    assert page.count('<img ') == len(figures) == 4
+    # What a script within says of the images once they are loaded stands in the dumped page.
+    probe = tmp_path / 'probe.html'
+    probe.write_text(page.replace('</body>', '''<p id="probe"></p><script>onload = () => {
+        const whole = [...document.images].filter(i => i.complete && i.naturalWidth > 100).length;
+        const wide = document.documentElement.scrollWidth > innerWidth;
+        document.getElementById('probe').textContent = `whole ${whole} wide ${wide}`; }</script></body>'''))
+    for width in 1280, 400:
+        run = subprocess.run(
+            [CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--enable-logging=stderr', '--v=0',
+             '--user-data-dir=%s' % (tmp_path / 'profile'), '--window-size=%d,900' % width,
+             '--virtual-time-budget=5000', '--dump-dom', probe.as_uri()],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=120)
+        assert re.search(r'whole 4 wide false', run.stdout), run.stderr[-2000:]
+        assert 'CONSOLE' not in run.stderr
