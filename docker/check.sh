@@ -83,7 +83,6 @@ fi
 mkdir -p "$cache"
 cache=$(cd "$cache" && pwd)
 image=$(mktemp -d "$cache/image.XXXXXX")
-trap 'rm -rf --one-file-system "$image"' EXIT
 chmod 755 "$image"
 
 commands=(--run './get_results.sh --preset smoke --only lenet_mnist')
@@ -91,7 +90,10 @@ if [ "$target" = gpu ]; then
     commands+=(--run 'python docker/check_cuda.py')
 fi
 
-# Mounts and processes live in namespaces of their own and end with them, however this ends.
+# Mounts and processes live in namespaces of their own and end with unshare, however it ends.
 unshare --mount --pid --fork --kill-child python3 "$here/replay.py" replay "$target" "$image" --cache "$cache" \
-    ${arguments[@]+"${arguments[@]}"} "${commands[@]}"
+    ${arguments[@]+"${arguments[@]}"} "${commands[@]}" &
+replay=$!
+trap '{ kill -KILL "$replay" || true; wait; } 2>/dev/null; rm -rf --one-file-system "$image"' EXIT
+wait "$replay"
 echo "docker/check.sh: $target passed in $SECONDS s"
