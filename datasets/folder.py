@@ -186,7 +186,11 @@ def _fetch(url, path, start=0):
 
 @contextlib.contextmanager
 def written_whole(path):
-    """A binary file to write to, which appears at `path` only once it is whole."""
+    """A binary file to write to, which appears at `path` only once it is whole.
+
+    Raises:
+        OSError: it cannot be written; one line with the file and why.
+    """
     part = path + '.part'
     try:
         with open(part, 'wb') as f:
@@ -194,6 +198,8 @@ def written_whole(path):
             f.flush()
             os.fsync(f.fileno())
         os.replace(part, path)
+    except OSError as e:
+        raise OSError('%s cannot be written (%s)' % (path, e)) from e
     finally:
         if os.path.exists(part):
             os.remove(part)
