@@ -382,8 +382,9 @@ def _epochs(axes, values, labels=None):
     values = np.array([np.atleast_1d(value) for value in values])
     if labels is None:
         labels = ['Exit %d' % (k + 1) for k in range(values.shape[1])]
+    marker = 'o' if len(values) == 1 else None  # a line needs two
     for k, (line, label) in enumerate(zip(values.T, labels)):
-        axes.plot(range(1, len(line) + 1), line, label=label, **_line(k))
+        axes.plot(range(1, len(line) + 1), line, marker=marker, label=label, **_line(k))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
 

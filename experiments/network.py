@@ -183,11 +183,12 @@ def draw(experiment, result, folder):
         return paths[-1]
 
     for suffix in 'png', 'pdf':
+        _draw_figure3(experiment, result, path('figure3'))
+        if 'exit1_curve' in result:
+            _draw_figure4(experiment, result, path('figure4'))
         for phase in 'main', 'joint':
             history = result[phase + '_training']
             visualize.plot_curves(history['loss'], history['accuracy'], output_path=path(phase))
-        _draw_figure3(experiment, result, path('figure3'))
-        _draw_figure4(experiment, result, path('figure4'))
     return paths
 
 

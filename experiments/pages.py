@@ -3,6 +3,7 @@ import base64
 from html import escape
 import os
 import re
+import struct
 from typing import NamedTuple
 
 STYLE = '''
@@ -16,13 +17,15 @@ p { margin: .6rem 0; max-width: 60rem; overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; text-align: left; vertical-align: top; border-bottom: 1px solid #e4e4e4; }
 th { border-bottom: 2px solid #999; vertical-align: bottom; }
-td:first-child { min-width: 5rem; }
-td { max-width: 24rem; }
+td { white-space: nowrap; }
+td.long { white-space: normal; min-width: 12rem; max-width: 26rem; }
 tr.PASS td:first-child { color: #00694d; font-weight: 600; }
 tr.FAIL td:first-child { color: #a83b00; font-weight: 600; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1rem; }
-figure { margin: 0; }
+.figures { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1rem 0; }
+figure { margin: 0; flex: 1 1 20rem; max-width: 30rem; overflow-x: auto; }
+figure.wide { flex: 2 1 34rem; max-width: 44rem; }
 figure img { width: 100%; height: auto; }
+figure.wide img { min-width: 32rem; }
 figcaption { font-size: .8rem; color: #555; }
 details { margin: .5rem 0; }
 summary { cursor: pointer; }
@@ -77,21 +80,21 @@ class Table(NamedTuple):
         head, *body = self.rows
         text = ['<tr>%s</tr>' % ''.join('<th>%s</th>' % escape(cell) for cell in head)]
         text += ['<tr class="%s">%s</tr>' % (row[0] if row[0] in ('PASS', 'FAIL') else '', ''.join(
-            '<td>%s</td>' % escape(cell) for cell in row)) for row in body]
+            _cell(cell) for cell in row)) for row in body]
         return '<div class="scroll"><table>\n%s\n</table></div>' % '\n'.join(text)
 
 
 class Figures(NamedTuple):
-    """PNG files side by side, where there is room."""
-    paths: list
+    """PNG files, by their captions, side by side where there is room."""
+    paths: dict
 
     def markdown(self):
-        return '\n'.join('![%s](figures/%s)' % (_stem(path), os.path.basename(path)) for path in self.paths)
+        return '\n'.join('![%s](figures/%s)' % (caption, os.path.basename(path))
+                         for caption, path in self.paths.items())
 
     def html(self):
         return '<div class="figures">\n%s\n</div>' % '\n'.join(
-            '<figure><img alt="%s" src="data:image/png;base64,%s"><figcaption>%s</figcaption></figure>' % (
-                _stem(path), _base64(path), _stem(path)) for path in self.paths)
+            _figure(caption, path) for caption, path in self.paths.items())
 
 
 class Folded(NamedTuple):
@@ -134,10 +137,14 @@ def _no_bar(text):
     return text.replace('|', '\\|')
 
 
-def _stem(path):
-    return os.path.splitext(os.path.basename(path))[0]
+def _cell(text):
+    return '<td%s>%s</td>' % (' class="long"' if len(text) > 32 else '', escape(text))
 
 
-def _base64(path):
+def _figure(caption, path):
     with open(path, 'rb') as f:
-        return base64.b64encode(f.read()).decode()
+        image = f.read()
+    width, height = struct.unpack('>II', image[16:24])  # as the format of PNG has it
+    return '<figure%s><img alt="%s" src="data:image/png;base64,%s"><figcaption>%s</figcaption></figure>' % (
+        ' class="wide"' if width > 2 * height else '', escape(caption), base64.b64encode(image).decode(),
+        escape(caption))

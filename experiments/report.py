@@ -1,6 +1,7 @@
 """The report of a run: what was measured beside what was published, computed from results.json and claims.toml."""
 from collections import Counter
 import importlib
+import os
 
 from branchynet.experiments import claims, pages, statistics
 import numpy as np
@@ -9,10 +10,18 @@ BEGIN, END = '<!-- results: begin -->', '<!-- results: end -->'
 COLUMNS = ['', 'Accuracy (%)', '95 % interval', "McNemar's p", 'T', 'Exits (%)', 'Released clock (ms)', 'Gain',
            'Whole clock (ms): mean / median / p95', 'Gain']
 CLOCKS = ("Times are at batch size 1. The released clock is the original's: it runs in the trunk's stages only. The "
-          "whole clock takes in the exits' own links, softmax, entropy and the decision. A gain is the baseline's mean "
+          "whole clock takes in the exits' own links, softmax, entropy and the decision. In the tables a setting was "
+          "run by itself; in figure 3 its time is composed from the stages'. A gain is the baseline's mean "
           "time over the setting's, on the same machine. The knee is the fastest setting that is at least as accurate "
           "as the baseline, chosen on the test images, as in the paper. McNemar's p is that of B-net and baseline "
           "being right equally often.")
+
+CAPTIONS = {
+    '_figure3': "Figure 3: accuracy against time, in units of the baseline's",
+    '_figure4': 'Figure 4: accuracy and highest entropy against the share leaving at exit 1',
+    '_main': 'Training of the baseline',
+    '_joint': 'Joint training',
+}
 
 
 def load(name):
@@ -73,15 +82,22 @@ def blocks(results, figures):
     networks = {name: entry for name, entry in experiments.items() if 'network' in entry}
     page = [pages.Heading(1, 'BranchyNet: measured beside published'), pages.Text(_about(results))]
     if networks:
-        page.append(pages.Table(_summary(networks)))
+        page += [pages.Table(_summary(networks)), pages.Text('In parentheses: published (Table I, CPU).')]
     page.append(pages.Text(counts(verdicts) + '.'))
     for name, entry in experiments.items():
         if not entry['seeds']:
             continue
         page.append(pages.Heading(2, entry.get('title') or '%s and B-%s' % (entry['network'], entry['network'])))
         page += _tables(name, entry, results)
-        page.append(pages.Figures(figures.get(name, [])))
+        page.append(pages.Figures({caption(path): path for path in figures.get(name, [])}))
     return page + [pages.Text(CLOCKS)] * bool(networks) + _claims(verdicts) + _environment(experiments)
+
+
+def caption(path):
+    """What a figure's file shows."""
+    stem = os.path.splitext(os.path.basename(path))[0]
+    found = next((text for what, text in CAPTIONS.items() if stem.endswith(what)), None)
+    return '%s (%s)' % (found, stem) if found else stem
 
 
 def _about(results):
