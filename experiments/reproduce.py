@@ -15,9 +15,11 @@ def reproduce(names, seeds, setup):
         names: of the experiments. seeds: how many. setup: a pipeline.Setup.
 
     Returns:
-        The exit status: 0 all checked claims hold, 1 one fell short, 2 no data.
+        The exit status: 0 all checked claims hold, 1 one fell short, 2 nothing can run.
     """
-    ready = list(_ready(names, setup.preset))
+    ready, skipped = _ready(names, setup.preset)
+    for line in skipped:
+        print(line, file=sys.stderr)
     if not ready:
         return 2
     try:
@@ -33,26 +35,37 @@ def reproduce(names, seeds, setup):
         setup.preset, determinism.device_name(setup.device), max(1, minutes * seeds),
         ', less what is done' if setup.resume else ''), flush=True)
     for experiment, data in ready:
-        _run(experiment, seeds, data, setup, results)
+        skipped += _run(experiment, seeds, data, setup, results)
+    if not any(entry['seeds'] for entry in results['experiments'].values()):
+        print(*skipped, sep='\n', file=sys.stderr)
+        return 2
     write(results, setup.out)
-    print('\n%s\nWritten to %s' % (report.tables(results), setup.out))
+    print('\n%s\nWritten to %s' % (report.tables(results), setup.out), *skipped, sep='\n')
     if setup.preset == 'smoke':
         print('The smoke preset shows that everything runs; it claims no result.')
     return verdict(results)
 
 
 def _ready(names, preset_name):
-    """Yields (experiment, its data) where the data is there, and says what is skipped."""
-    loaded = {}
+    """([(experiment, its data)] where the data is there, a line on each where it is not)."""
+    ready, skipped, found = [], [], {}
     for name in names:
         experiment = report.load(name)
-        try:
-            if experiment.get_data not in loaded:
-                loaded[experiment.get_data] = experiment.get_data()
-        except OSError as e:
-            print('%s is skipped: %s' % (name, e), file=sys.stderr)
+        get_data = experiment.get_data
+        if get_data not in found:
+            found[get_data] = _data_or_error(get_data)
+        if isinstance(found[get_data], OSError):
+            skipped.append('%s is skipped: %s' % (name, found[get_data]))
         else:
-            yield experiment, pipeline.cut(loaded[experiment.get_data], experiment.presets[preset_name])
+            ready.append((experiment, pipeline.cut(found[get_data], experiment.presets[preset_name])))
+    return ready, skipped
+
+
+def _data_or_error(get_data):
+    try:
+        return get_data()
+    except OSError as e:
+        return e
 
 
 def _earlier(path, results):
@@ -65,7 +78,7 @@ def _earlier(path, results):
 
 
 def _run(experiment, seeds, data, setup, results):
-    """Runs the seeds that are not done and adds them to the results, also on disk."""
+    """Runs the seeds that are not done and adds them to the results, also on disk; returns lines on what it cannot."""
     entry = results['experiments'].setdefault(experiment.name, {**experiment.about(), 'seeds': []})
     done = [(result.get('part', ''), result['seed']) for result in entry['seeds']]
     for seed, part in itertools.product(range(seeds), experiment.parts):
@@ -75,11 +88,11 @@ def _run(experiment, seeds, data, setup, results):
             try:
                 entry['seeds'].append(experiment.run(part, seed, data, setup))
             except pipeline.CannotRun as e:
-                print('%s is skipped: %s' % (experiment.name, e), file=sys.stderr)
-                continue
+                return ['%s is skipped: %s' % (experiment.name, e)]
             pipeline.write_json(os.path.join(setup.out, 'results.json'), results)
         if os.path.exists(checkpoint):
             os.remove(checkpoint)
+    return []
 
 
 def write(results, out):
