@@ -58,7 +58,7 @@ def expand(text, values):
 
 
 def split_options(rest):
-    """({'--mount=...', ...}, what follows) of an instruction's line."""
+    """(['--mount=...', ...], what follows) of an instruction's line."""
     options = []
     while rest.startswith('--'):
         option, rest = rest.split(None, 1)
@@ -114,15 +114,19 @@ class Image:
         suite = re.fullmatch(r'debian:(\w+)-slim@.*', image)
         if suite is None:
             raise ValueError('FROM %s: expected debian:SUITE-slim@DIGEST' % image)
+        print('   debootstrap makes %s in its place' % suite.group(1), flush=True)
+        self.host = host_settings()
         debs = self.cache / 'debootstrap'
         debs.mkdir(exist_ok=True)
         logged(['debootstrap', '--variant=minbase', '--cache-dir=%s' % debs, suite.group(1), str(self.root),
-                self.global_arguments['DEBIAN']])
+                self.global_arguments['DEBIAN']], env={**os.environ, **self.host})
         for kind, folder in [('proc', 'proc'), ('tmpfs', 'dev/shm')]:
             subprocess.run(['mount', '-t', kind, kind, str(self.root / folder)], check=True)
         for path in ['etc/resolv.conf', 'etc/hosts']:  # Docker's own are the host's too
             shutil.copyfile('/' + path, str(self.root / path))
-        self.host = host_settings(self.root)
+        if 'PIP_CERT' in self.host:
+            shutil.copyfile(self.host['PIP_CERT'], str(self.root / 'etc' / 'host-certificates.crt'))
+            self.host['PIP_CERT'] = '/etc/host-certificates.crt'
 
     def _arg(self, rest):
         if rest not in self.global_arguments:
@@ -179,9 +183,9 @@ class Image:
         return next(account for account in accounts if self.user in (account[0], account[2]))
 
 
-def logged(command):
+def logged(command, env=None):
     """Runs a command whose output is shown only if it fails."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode:
         sys.stdout.buffer.write(done.stdout)
     done.check_returncode()
@@ -198,29 +202,27 @@ def files_of_checkout():
         yield from (paths[name] for name in files if not is_ignored(paths[name], patterns))
 
 
-def host_settings(root):
+def host_settings():
     """How this machine reaches package registries, as environment variables for the steps.
 
-    Proxies, pip's settings but for those that name files of this machine, and the certificates that pip trusts,
-    which are copied into the root.
+    Proxies, the certificates that pip trusts, and pip's other settings but for those that name files of this machine.
     """
     settings = {name: value for name, value in os.environ.items() if name.lower() in PROXIES}
-    apt = subprocess.run('eval "$(apt-config shell proxy Acquire::http::Proxy)" && echo "$proxy"', shell=True,
-                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, universal_newlines=True).stdout.strip()
-    if apt:
-        settings.setdefault('http_proxy', apt)
-    listed = subprocess.run([sys.executable, '-m', 'pip', 'config', 'list'], stdout=subprocess.PIPE,
-                            stderr=subprocess.DEVNULL, universal_newlines=True).stdout
-    certificates = os.environ.get('REQUESTS_CA_BUNDLE')
+    proxy = output_of(['sh', '-c', 'eval "$(apt-config shell proxy Acquire::http::Proxy)" && echo "$proxy"']).strip()
+    if proxy:
+        settings.setdefault('http_proxy', proxy)
+    listed = output_of([sys.executable, '-m', 'pip', 'config', 'list'])  # the environment's, before files'
     for key, value in re.findall(r"^[\w:]+\.([\w-]+)='(.*)'$", listed, re.MULTILINE):
-        if key == 'cert':
-            certificates = value
-        elif not value.startswith(('/', 'file:')):
-            settings['PIP_' + key.upper().replace('-', '_')] = value
-    if certificates:
-        shutil.copyfile(certificates, str(root / 'etc' / 'host-certificates.crt'))
-        settings['PIP_CERT'] = '/etc/host-certificates.crt'
+        if key == 'cert' or not value.startswith(('/', 'file:')):
+            settings.setdefault('PIP_' + key.upper().replace('-', '_'), value)
+    if os.environ.get('REQUESTS_CA_BUNDLE'):
+        settings.setdefault('PIP_CERT', os.environ['REQUESTS_CA_BUNDLE'])
     return settings
+
+
+def output_of(command):
+    """What a command prints; nothing where it fails."""
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, universal_newlines=True).stdout
 
 
 PROXIES = {'http_proxy', 'https_proxy', 'ftp_proxy', 'no_proxy', 'all_proxy'}
@@ -267,7 +269,7 @@ def main():
     args = parser.parse_args()
     try:
         args.do(args)
-    except ValueError as e:
+    except (OSError, ValueError) as e:
         print('docker/replay.py: %s' % e, file=sys.stderr)
         return 2
     except subprocess.CalledProcessError as e:

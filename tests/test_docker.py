@@ -166,6 +166,14 @@ def test_environment_of_the_image(tmp_path):
     assert (image.env['B'], image.env['C']) == ('x y', '7')
 
 
+def test_the_steps_reach_registries_as_this_machine_does(monkeypatch):
+    settings = {'https_proxy': 'http://a:1', 'PIP_PROXY': 'http://b:2', 'PIP_CERT': '/c', 'PIP_FIND_LINKS': '/x'}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    found = replay.host_settings()
+    assert {name: found.get(name) for name in settings} == {**settings, 'PIP_FIND_LINKS': None}
+
+
 @pytest.mark.parametrize('path, ignored', [
     ('setup.py', False), ('.git', True), ('.git/HEAD', True), ('.gitignore', False), ('a/b/__pycache__/c.pyc', True),
     ('__pycache__', True), ('results/local/results.json', True), ('results/lenet_mnist_quick/report.md', False),
