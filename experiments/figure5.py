@@ -2,9 +2,9 @@
 
     ./get_results.sh --only figure5 --preset paper
 
-paper trains five networks as published, about 15 hours on 2 cores (on a GPU: not measured); expect the
+paper trains five networks as published, about 13 hours on 2 cores (on a GPU: not measured); expect the
 published accuracies, 76.6 to 78.0 %, within the tolerances of claims.toml. quick trains them for a few epochs
-on a fifth of the images, about 12 minutes; it claims nothing. smoke only shows that everything runs.
+on a fifth of the images, about 15 minutes; it claims nothing. smoke only shows that everything runs.
 """
 from functools import partial
 

@@ -2,9 +2,9 @@
 
     ./get_results.sh --only initialisation --preset paper
 
-paper trains B-AlexNet both ways for as many joint epochs, about 6 hours on 2 cores (on a GPU: not measured);
+paper trains B-AlexNet both ways for as many joint epochs, about 5 hours on 2 cores (on a GPU: not measured);
 the paper claims "several percent" for the trained start. quick trains for a few epochs on a fifth of the
-images, about 5 minutes; it claims nothing. smoke only shows that everything runs.
+images, about 6 minutes; it claims nothing. smoke only shows that everything runs.
 """
 from branchynet.datasets import pcifar10
 from branchynet.experiments.comparison import Comparison, Part

@@ -2,8 +2,8 @@
 
     ./get_results.sh --only loss_weights --preset paper
 
-paper trains both as published, about 6 hours on 2 cores (on a GPU: not measured); the paper claims 1 point of
-accuracy. quick trains them for a few epochs on a fifth of the images, about 5 minutes; it claims nothing.
+paper trains both as published, about 5 hours on 2 cores (on a GPU: not measured); the paper claims 1 point of
+accuracy. quick trains them for a few epochs on a fifth of the images, about 6 minutes; it claims nothing.
 smoke only shows that everything runs.
 """
 from functools import partial

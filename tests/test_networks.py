@@ -51,3 +51,33 @@ def test_sizes_and_places_of_the_exits(builder, shape, sizes, ends):
 def test_get_network_passes_arguments_on():
     net = lenet_mnist.get_network(.5, opt='MomentumSGD', lr=.05, thresholdExits=.1)
     assert (net.percentTrainKeeps, net.opt, net.lr, net.thresholdExits) == (.5, 'MomentumSGD', .05, .1)
+
+
+@pytest.mark.parametrize('module', [lenet_mnist, alex_cifar10, resnet_cifar10])
+def test_variants(module):
+    code, paper = module.get_network(), module.get_network(variant='paper')
+    assert {o.beta1 for o in [code.optimizer, *code.optimizers]} == {.9}
+    assert {o.beta1 for o in [paper.optimizer, *paper.optimizers]} == {.99}
+    with pytest.raises(ValueError, match="variant is 'book': expected 'code' or 'paper'"):
+        module.get_network(variant='book')
+
+
+@pytest.mark.parametrize('module, convolutions', [(alex_cifar10, [1, 2]), (resnet_cifar10, [3, 37])])
+def test_branches_of_the_paper(module, convolutions):
+    """Convolutions ahead of each branch; ResNet's second lies within a block, which ends with its third."""
+    net = module.get_network(variant='paper')
+    assert [count_convolutions(model[:model.endi]) for model in net.models[:-1]] == convolutions
+    x = np.random.RandomState(0).randn(2, 3, 32, 32).astype(np.float32)
+    losses, _ = net.train(x, np.array([3, 4], np.int32))
+    assert np.isfinite(losses).all()
+
+
+def count_convolutions(links):
+    return sum(link.__class__.__name__ == 'Convolution2D' for part in links for link in part.links())
+
+
+def test_one_branch_network_weighs_its_exits():
+    net = alex_cifar10.get_one_branch_network(conv_layers=0, weights=(1., .3), variant='paper')
+    assert [model.weight for model in net.models] == [1., .3]
+    x = np.random.RandomState(0).randn(2, 3, 32, 32).astype(np.float32)
+    assert len(net.train(x, np.array([3, 4], np.int32))[0]) == 2

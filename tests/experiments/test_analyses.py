@@ -1,0 +1,154 @@
+"""The experiments on CIFAR-10 and the analyses, on a few images of noise: what they run, write and claim."""
+import json
+import os
+
+import numpy as np
+import pytest
+
+import branchynet  # noqa: F401
+from branchynet import cli
+from branchynet.datasets import mnist
+from branchynet.experiments import (
+    ANALYSES, NAMES, NETWORKS, PRESETS, alex_cifar10, claims, figure5, figure6, initialisation, loss_weights, pipeline,
+    report)
+
+
+@pytest.fixture
+def noise(monkeypatch):
+    """AlexNet's experiments on noise, tiny."""
+    rng = np.random.RandomState(0)
+    x = rng.randn(48, 3, 32, 32).astype(np.float32)
+    t = rng.randint(0, 10, 48).astype(np.int32)
+    tiny = pipeline.Preset(main_epochs=1, joint_epochs=1, batchsize=8, train_samples=16, test_samples=8)
+    for module in alex_cifar10, figure5, loss_weights, initialisation, figure6:
+        monkeypatch.setattr(module, 'EXPERIMENT', module.EXPERIMENT._replace(
+            get_data=lambda: (x, t, x, t), presets={name: tiny for name in PRESETS}))
+
+
+def reproduce(out, *options):
+    return cli.main(['reproduce', '--preset', 'smoke', '--device', 'cpu', '--out', str(out), *options])
+
+
+def results_of(out):
+    with open(os.path.join(str(out), 'results.json')) as f:
+        return json.load(f)['experiments']
+
+
+def test_every_experiment_has_all_presets():
+    assert NAMES == NETWORKS + ANALYSES
+    for name in NAMES:
+        experiment = report.load(name)
+        assert experiment.name == name and list(experiment.presets) == PRESETS
+
+
+def test_comparisons_train_every_part_alike(noise, tmp_path):
+    assert reproduce(tmp_path, '--only', 'loss_weights,initialisation') == 0
+    results = results_of(tmp_path)
+    assert [run['part'] for run in results['loss_weights']['seeds']] == ['equal', 'first']
+    random, trained = results['initialisation']['seeds']
+    assert (random['main_epochs'], random['joint_epochs']) == (0, 1) and trained['main_epochs'] == 1
+    assert len(trained['exit_accuracy_percent']) == 3
+    figures = os.listdir(str(tmp_path / 'figures'))
+    assert sorted(figures) == ['initialisation.pdf', 'initialisation.png', 'loss_weights.pdf', 'loss_weights.png']
+    claimed = {v.claim.id: v for v in claims.check({'preset': 'paper', 'experiments': results})}
+    equal, first = (run['exit_accuracy_percent'][-1] for run in results['loss_weights']['seeds'])
+    assert claimed['text/loss weights'].measured == [first - equal]
+
+
+def test_a_comparison_resumes_in_the_middle_of_a_part(noise, tmp_path, monkeypatch):
+    assert reproduce(tmp_path / 'whole', '--only', 'loss_weights') == 0
+    save, saved = pipeline.save_checkpoint, []
+
+    def interrupt(*args):
+        save(*args)
+        saved.append(args)
+        if len(saved) == 3:  # main's epoch of the second part is done
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, 'save_checkpoint', interrupt)
+    out = tmp_path / 'out'
+    assert reproduce(out, '--only', 'loss_weights') == 130
+    assert 'checkpoint_loss_weights_first_seed0.npz' in os.listdir(str(out))
+    assert reproduce(out, '--only', 'loss_weights', '--resume') == 0
+    assert len(saved) == 4
+    whole, resumed = ([run['weights_sha256'] for run in results_of(path)['loss_weights']['seeds']]
+                      for path in (tmp_path / 'whole', out))
+    assert whole == resumed
+
+
+def test_figure5_has_its_published_points(noise):
+    experiment = figure5.EXPERIMENT
+    assert list(experiment.parts) == list(experiment.published) == list('01234')
+    for k in range(5):
+        net = experiment.parts[str(k)].get_network(variant='code')
+        assert net.numexits() == 2
+        assert sum('Convolution' in type(link).__name__ for link in net.models[0][net.models[0].endi:]) == k
+
+
+def test_a_results_folder_is_of_one_variant(noise, tmp_path, capsys):
+    assert reproduce(tmp_path, '--only', 'alex_cifar10', '--variant', 'paper') == 0
+    run, = results_of(tmp_path)['alex_cifar10']['seeds']
+    assert run['variant'] == 'paper' and len(run['sweep']) == 121
+    assert sum(run['measured'][0]['images'].values()) == run['test_samples'] == 8
+    assert run['exit1_curve']['exit1_percent'][0] == 0 and run['exit1_curve']['exit1_percent'][-1] == 100
+    assert run['exit1_curve']['accuracy_percent'][-1] == pytest.approx(run['exit_accuracy_percent'][0])
+    assert reproduce(tmp_path, '--only', 'alex_cifar10', '--resume') == 2
+    assert 'is of variant paper: expected code' in capsys.readouterr().err
+
+
+def counter(commands):
+    """In place of the process that counts: 1000 loads and 2 misses an image, half of that with exits."""
+    def count(tool, variant, weights, images, count, setting):
+        commands.append(setting)
+        share = .5 if setting == [10., 10.] else 1
+        return 10 ** 6 + 1000 * count, 500 + 2 * count * share
+    return count
+
+
+def test_figure6_counts_what_images_add(noise, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(figure6, '_tool', lambda: ['a tool'])
+    assert reproduce(tmp_path, '--only', 'figure6') == 2
+    assert 'weights_alex_cifar10_seed0.npz is missing: run it with --only alex_cifar10' in capsys.readouterr().err
+    commands = []
+    monkeypatch.setattr(figure6, '_count', counter(commands))
+    assert reproduce(tmp_path, '--only', 'alex_cifar10,figure6') == 0
+    run, = results_of(tmp_path)['figure6']['seeds']
+    assert len(commands) == 5 and [point['cache_miss_percent'] for point in run['cache']] == [.1, .2, .2, .2]
+    assert run['cache'][-1]['thresholds'] == []
+    assert os.path.exists(str(tmp_path / 'figures' / 'figure6_seed0.pdf'))
+    claimed = next(v for v in claims.check({'preset': 'quick', 'experiments': results_of(tmp_path)})
+                   if v.claim.id == 'figure6/direction')
+    assert claimed.measured == [.5] and claimed.status == 'PASS'
+
+
+def test_without_counters_figure6_says_so(noise, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(figure6.shutil, 'which', lambda name: None)
+    (tmp_path / 'weights_alex_cifar10_seed0.npz').write_bytes(b'')
+    assert reproduce(tmp_path, '--only', 'figure6') == 2
+    assert 'this machine has no cache counters: expected' in capsys.readouterr().err
+
+
+def test_counts_are_read():
+    perf = '120,,cache-misses:u,1,100.00,,\n30000,,L1-dcache-loads:u,1,100.00,,\n10000,,L1-dcache-stores:u,1,100.00,,\n'
+    assert figure6._perf_counts(perf) == (40000, 120)
+    grind = '==1== D   refs:      751,412,577  (5 rd   + 2 wr)\n==1== LL misses:          743,467  (1 rd + 2 wr)\n'
+    assert figure6._cachegrind_counts(grind) == (751412577, 743467)
+
+
+def test_without_cifar_lenet_runs_and_the_rest_is_named(tmp_path, monkeypatch, capsys):
+    def missing():
+        raise FileNotFoundError('cifar10 is missing: get it so')
+
+    tiny = pipeline.Preset(main_epochs=1, joint_epochs=1, batchsize=64, train_samples=64, test_samples=8)
+    lenet, alexnet, resnet = map(report.load, NETWORKS)
+    small = {
+        'lenet_mnist': lenet._replace(get_data=mnist.get_data, presets={'smoke': tiny}),
+        'alex_cifar10': alexnet._replace(get_data=missing), 'resnet_cifar10': resnet._replace(get_data=missing)}
+    monkeypatch.setattr(report, 'load', small.get)
+    assert reproduce(tmp_path) == 0
+    captured = capsys.readouterr()
+    for text in captured.err, captured.out:
+        assert 'alex_cifar10 is skipped: cifar10 is missing: get it so\n' in text
+        assert 'resnet_cifar10 is skipped: ' in text
+    assert 'alex_cifar10 was not run' in captured.out
+    assert list(results_of(tmp_path)) == ['lenet_mnist']
