@@ -7,6 +7,7 @@ import chainer
 from chainer.functions.activation.relu import ReLU, ReLUGrad2
 from chainer.functions.connection.convolution_2d import Convolution2DFunction
 from chainer.functions.connection.linear import LinearFunction, LinearGradData, LinearGradWeight
+from chainer.functions.math.basic_math import Add
 from chainer.functions.normalization import batch_normalization
 from chainer.functions.normalization.batch_normalization import GeneralBatchNormalizationImpl
 from chainer.functions.normalization.local_response_normalization import (
@@ -184,9 +185,8 @@ class _BatchNormalization:
             return _stock(GeneralBatchNormalizationImpl, 'forward')(
                 self, axis, gamma, x, x_layout, xp, expander, beta, eps, decay, running_mean, running_var)
         x, = _dense(x)
-        mean, var = kernels.mean_and_variance(x)
+        y, mean, var = kernels.batch_normalization(x, gamma, beta, eps)
         inv_std = np.reciprocal(np.sqrt(var + np.float32(eps)))
-        y = kernels.scale_and_shift(x, gamma * inv_std, beta, mean)
         if running_mean is not None:
             m = x.size // gamma.size
             running_mean *= decay
@@ -211,6 +211,16 @@ def _apply_bn_fwd(xp, x, mean, inv_std, gamma, beta):
         return _stock(batch_normalization, '_apply_bn_fwd')(xp, x, mean, inv_std, gamma, beta)
     x, = _dense(x)
     return kernels.scale_and_shift(x, (gamma * inv_std).ravel(), beta.ravel(), mean.ravel())
+
+
+class _Add:
+
+    def forward(self, inputs):
+        x, y = inputs
+        if not (_takes(x, y) and x.shape == y.shape):
+            return _stock(Add, 'forward')(self, inputs)
+        x, = _dense(x)
+        return kernels.add(x, kernels.like(y, x), out=np.empty_like(x)),
 
 
 class _ReLU:
@@ -280,6 +290,7 @@ class _Adam:
 
 
 _NUMPY = {
+    Add: _Add,
     AdamRule: _Adam,
     LocalResponseNormalization: _LocalResponse,
     LocalResponseNormalizationGrad: _LocalResponseGradient,

@@ -14,11 +14,11 @@ from branchynet.cpu.onednn import (
     SHIFT, SRC, VARIANCE, VECTOR, WEIGHTS, WORKSPACE, create_descriptor, describe, integers)
 from branchynet.cpu.threads import blocks, equal_blocks, run, scratch
 
-# A sum over the batch is the sum of at most this many parts, in order, whoever computed them; fewer where an
-# array is small, so that a part is worth a call.
-_PARTS, _BYTES_OF_PART = 8, 1 << 19
-_BYTES_OF_BLOCK, _WORK_OF_BLOCK = 1 << 20, 1 << 23  # multiplications and additions
-_ELEMENTS = 1 << 17  # of a block of an elementwise kernel
+_PARTS = 8  # at most, of a batch whose parts' sums are added up, in order
+_BYTES_OF_BLOCK, _WORK_OF_BLOCK = 1 << 20, 1 << 23  # a block fits the cache and is worth a thread's call
+_BYTES_OF_PART = 1 << 22  # of a batch normalisation, which takes less from memory the fewer calls it is made of
+_FAR = 2  # standard deviations between zero and a mean, where sums in float32 leave too much out
+_ELEMENTS = 1 << 18  # of a block of an elementwise kernel
 
 
 def is_channels_last(x):
@@ -61,7 +61,7 @@ def _image_blocks(*arrays):
 
 def _parts(array):
     """The slices of images that a sum over the batch is made of."""
-    return equal_blocks(len(array), max(2, min(_PARTS, array.nbytes // _BYTES_OF_PART)))
+    return equal_blocks(len(array), min(_PARTS, array.nbytes // _BYTES_OF_BLOCK))
 
 
 def _run_primitives(task, count):
@@ -100,9 +100,13 @@ def _geometry(x_shape, kernel, y_shape, stride, pad):
 
 def _convolution_blocks(x, w, y):
     """Blocks of images that fit the cache, and more of them where their work is worth a call."""
-    work = 2 * w.size * y.size // w.shape[0]
-    parts = max(-(-(x.nbytes + y.nbytes) // _BYTES_OF_BLOCK), min(_PARTS, work // _WORK_OF_BLOCK))
+    parts = max(-(-(x.nbytes + y.nbytes) // _BYTES_OF_BLOCK), _parts_of_work(w, y))
     return equal_blocks(len(x), parts)
+
+
+def _parts_of_work(w, y):
+    """How many calls the multiplications and additions of a convolution are worth, up to _PARTS."""
+    return min(_PARTS, 2 * w.size * y.size // len(w) // _WORK_OF_BLOCK)
 
 
 def _convolution_hint(x_shape, w_shape, y_shape, stride, pad):
@@ -189,7 +193,7 @@ def _gradient_of_x(x, w, gy, stride, pad):
 
 def _gradient_of_w(x, w, gy, stride, pad):
     """(tasks, the arrays whose sums over the first axis are the gradients of w and b)."""
-    parts = _parts(x)
+    parts = equal_blocks(len(x), _parts_of_work(w, gy))
     gw = np.empty((len(parts),) + w.shape, np.float32)
     gb = np.empty((len(parts), len(w)), np.float32)
     return [functools.partial(
@@ -361,25 +365,68 @@ def local_response_gx(x, y, gy, s, scale, n, alpha, beta):
 # Batch normalisation over (B, H, W)
 
 @_cached
-def _batch_normalization(shape, form):
-    """Primitives: statistics and what they make of x; normalisation by given ones; gradients of the latter."""
+def _batch_normalization(shape, form, eps):
+    """(forward, backward) primitives of a whole batch."""
     x, vector = describe(shape, form), describe(shape[1:2], VECTOR)
-    plain = create_descriptor('batch_normalization_forward', onednn.FORWARD_TRAINING, x, x, onednn.real(0),
-                              onednn.flags(0))
-    given = onednn.flags(onednn.GIVEN_STATISTICS | onednn.SCALED | onednn.SHIFTED)
-    forward = create_descriptor('batch_normalization_forward', onednn.FORWARD_TRAINING, x, x, onednn.real(0), given)
-    backward = create_descriptor('batch_normalization_backward', onednn.BACKWARD, x, x, x, onednn.real(0), given,
-                                 forward)
+    flags = onednn.flags(onednn.SCALED | onednn.SHIFTED)
+    return _forward_and_backward(x, vector, flags, onednn.real(eps))
+
+
+@_cached
+def _normalization(shape, form):
+    """(forward, backward) primitives of a block, with statistics that are given."""
+    x, vector = describe(shape, form), describe(shape[1:2], VECTOR)
+    flags = onednn.flags(onednn.GIVEN_STATISTICS | onednn.SCALED | onednn.SHIFTED)
+    return _forward_and_backward(x, vector, flags, onednn.real(0))
+
+
+def _forward_and_backward(x, vector, flags, eps):
     statistics = {MEAN: vector, VARIANCE: vector}
-    return (onednn.Primitive(plain, {SRC: x, DST: x, **statistics}),
-            onednn.Primitive(forward, {SRC: x, DST: x, SCALE: vector, SHIFT: vector, **statistics}),
-            onednn.Primitive(backward, {SRC: x, DIFF_DST: x, SCALE: vector, DIFF_SRC: x, DIFF_SCALE: vector,
-                                        DIFF_SHIFT: vector, **statistics}))
+    hint = create_descriptor('batch_normalization_forward', onednn.FORWARD_TRAINING, x, x, eps, flags)
+    descriptor = create_descriptor('batch_normalization_backward', onednn.BACKWARD, x, x, x, eps, flags, hint)
+    return (onednn.Primitive(hint, {SRC: x, DST: x, SCALE: vector, SHIFT: vector, **statistics}),
+            onednn.Primitive(descriptor, {SRC: x, DIFF_DST: x, SCALE: vector, DIFF_SRC: x, DIFF_SCALE: vector,
+                                          DIFF_SHIFT: vector, **statistics}))
+
+
+@_cached
+def _statistics(shape, form):
+    """The primitive of a block's mean, variance, and x less the one and over the root of the other."""
+    x, vector = describe(shape, form), describe(shape[1:2], VECTOR)
+    descriptor = create_descriptor('batch_normalization_forward', onednn.FORWARD_TRAINING, x, x, onednn.real(0),
+                                   onednn.flags(0))
+    return onednn.Primitive(descriptor, {SRC: x, DST: x, MEAN: vector, VARIANCE: vector})
+
+
+def batch_normalization(x, gamma, beta, eps):
+    """y, and the mean and (biased) variance of every channel."""
+    if len(_batch_parts(x)) == 1:
+        y, mean, variance = _normalized_at_once(x, gamma, beta, eps)
+        if (np.abs(mean) <= _FAR * np.sqrt(variance + np.float32(eps))).all():
+            return y, mean, variance
+    mean, variance = mean_and_variance(x)
+    return scale_and_shift(x, gamma / np.sqrt(variance + np.float32(eps)), beta, mean), mean, variance
+
+
+def _batch_parts(x):
+    return equal_blocks(len(x), min(_PARTS, x.nbytes // _BYTES_OF_PART))
+
+
+def _normalized_at_once(x, gamma, beta, eps):
+    """batch_normalization in one call; the mean is the less exact the farther it is from zero."""
+    y = np.empty_like(x)
+    vectors = np.empty((4, len(gamma)), np.float32)
+    vectors[0], vectors[1] = gamma, beta
+    forward, _ = _batch_normalization(x.shape, _form(x), eps)
+    with onednn.single_threaded():
+        forward({SRC: x.ctypes.data, DST: y.ctypes.data,
+                 **dict(zip((SCALE, SHIFT, MEAN, VARIANCE), _rows(vectors)))})
+    return y, vectors[2], vectors[3]
 
 
 def mean_and_variance(x):
     """Mean and (biased) variance of every channel, float32."""
-    parts, pixels = _parts(x), x[0, 0].size
+    parts, pixels = _batch_parts(x), x[0, 0].size
     means, variances = (np.empty((len(parts), x.shape[1])) for _ in range(2))
     counts = np.array([(part.stop - part.start) * pixels for part in parts])[:, None]
     xs, form = _addresses(x, parts), _form(x)
@@ -387,8 +434,8 @@ def mean_and_variance(x):
     def task(i):
         mean, variance = statistics = np.empty((2, x.shape[1]), np.float32)
         y = _scratch_like('difference', x[parts[i]])
-        forward, _, _ = _batch_normalization(y.shape, form)
-        forward({SRC: xs[i], DST: y.ctypes.data, **dict(zip((MEAN, VARIANCE), _rows(statistics)))})
+        _statistics(y.shape, form)({
+            SRC: xs[i], DST: y.ctypes.data, **dict(zip((MEAN, VARIANCE), _rows(statistics)))})
         # A sum of large numbers leaves something out of the mean: what is left as the mean of y.
         deviation = np.sqrt(variance.astype(np.float64))
         rest = np.where(deviation > 0, _sum(y) / counts[i], 0) * deviation
@@ -418,7 +465,7 @@ def scale_and_shift(x, scale, shift, mean):
     given = dict(zip((MEAN, VARIANCE, SCALE, SHIFT), _rows(vectors)))
 
     def task(i):
-        _, forward, _ = _batch_normalization(_sizes(parts[i], x), form)
+        forward, _ = _normalization(_sizes(parts[i], x), form)
         forward({SRC: xs[i], DST: ys[i], **given})
 
     _run_primitives(task, len(parts))
@@ -427,24 +474,26 @@ def scale_and_shift(x, scale, shift, mean):
 
 def batch_normalization_gradients(x, gamma, gy, mean, inv_std):
     """Gradients of x, gamma and beta; x and gy in one memory order."""
-    parts, form = _parts(x), _form(x)
+    parts, form = _batch_parts(x), _form(x)
     gx = np.empty_like(x)
     sums = ggammas, gbetas = np.empty((2, len(parts), x.shape[1]), np.float32)
     vectors = np.array([mean, inv_std ** -2, gamma], np.float32)
     given = dict(zip((MEAN, VARIANCE, SCALE), _rows(vectors)))
     own = [dict(zip((SRC, DIFF_DST, DIFF_SRC, DIFF_SCALE, DIFF_SHIFT), addresses)) for addresses in zip(
         *(_addresses(array, parts) for array in (x, gy, gx)), *(_rows(array) for array in sums))]
+    at_once = len(parts) == 1
 
-    def through_values(i):
-        _, _, backward = _batch_normalization(_sizes(parts[i], x), form)
+    def task(i):
+        shape = _sizes(parts[i], x)
+        _, backward = _batch_normalization(shape, form, 0.) if at_once else _normalization(shape, form)
         backward({**own[i], **given})
 
-    _run_primitives(through_values, len(parts))
+    _run_primitives(task, len(parts))
     ggamma, gbeta = ggammas.sum(axis=0), gbetas.sum(axis=0)
-    count = np.float32(x.size // x.shape[1])
-    through_statistics = scale_and_shift(
-        x, -gamma * inv_std ** 2 * ggamma / count, -gamma * inv_std * gbeta / count, mean)
-    add(gx, through_statistics, out=gx)
+    if not at_once:  # what goes through the statistics of the whole batch is left to add
+        count = np.float32(x.size // x.shape[1])
+        add(gx, scale_and_shift(
+            x, -gamma * inv_std ** 2 * ggamma / count, -gamma * inv_std * gbeta / count, mean), out=gx)
     return gx, ggamma, gbeta
 
 
