@@ -235,7 +235,8 @@ def plot_runtimes(labels, times, xlabel='Runtime (ms)', output_path=None):
     return figure
 
 
-def plot_relative_tradeoff(curves, base_accuracy, knee, published=(), network='Network', output_path=None):
+def plot_relative_tradeoff(curves, base_accuracy, knee, published=(), published_base=None, network='Network',
+                           output_path=None):
     """Accuracy against the share of the baseline's time, one line per clock (figure 3 of the paper).
 
     Args:
@@ -243,7 +244,8 @@ def plot_relative_tradeoff(curves, base_accuracy, knee, published=(), network='N
             other beats.
         base_accuracy: of the baseline.
         knee: index of the setting that is marked.
-        published: (share of its baseline's time, accuracy) points of the paper.
+        published: (share of its baseline's time, accuracy) points of the paper. published_base: accuracy of its
+            baseline.
         network: the baseline's name.
     """
     with _figure(output_path) as figure:
@@ -259,6 +261,7 @@ def plot_relative_tradeoff(curves, base_accuracy, knee, published=(), network='N
         if len(published):
             axes.plot(*np.transpose(sorted(published)), 's--', color=GREY, markersize=4, linewidth=1,
                       label='B-%s, published' % network)
+            axes.plot(1, published_base, 'D', color=GREY, markersize=6, label='%s, published' % network)
         axes.plot(1, base_accuracy, 'D', color=BLACK, markersize=6, label=network)
         axes.set_xlim(left=0)
         _percent(axes.yaxis)
@@ -287,7 +290,7 @@ def plot_exit1(share, accuracy, entropy, published_accuracy=(), published_entrop
 
 
 def plot_comparison(names, accuracies, published, xlabel='', output_path=None):
-    """Accuracy of variants of a network: a dot per run, a line through the means.
+    """Accuracy of variants of a network: a dot per run, a line through the means where the names are numbers.
 
     Args:
         names: of the variants.
@@ -297,9 +300,10 @@ def plot_comparison(names, accuracies, published, xlabel='', output_path=None):
     with _figure(output_path) as figure:
         axes = figure.add_subplot(xlabel=xlabel, ylabel='Accuracy of the final exit')
         places = range(len(names))
-        axes.plot(places, [np.mean(values) for values in accuracies], '-', color=BLUE, label='Measured')
-        for place, values in zip(places, accuracies):
-            axes.plot([place] * len(values), values, 'o', color=BLUE)
+        runs = [(place, value) for place, values in zip(places, accuracies) for value in values]
+        axes.plot(*np.transpose(runs), 'o', color=BLUE, label='Measured')
+        if all(name.isdigit() for name in names):
+            axes.plot(places, [np.mean(values) for values in accuracies], '-', color=BLUE)
         known = [(place, published[name]) for place, name in zip(places, names) if name in published]
         if known:
             axes.plot(*np.transpose(known), 's--', color=GREY, markersize=4, linewidth=1, label='Published')

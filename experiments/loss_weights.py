@@ -16,7 +16,7 @@ from branchynet.networks import alex_cifar10
 EXPERIMENT = Comparison(
     name='loss_weights',
     title='Weights of the exits in the joint loss',
-    xlabel='Weights',
+    xlabel='Weights (first: 1.0 and 0.3)',
     parts={
         'equal': Part(alex_cifar10.get_one_branch_network),
         'first': Part(partial(alex_cifar10.get_one_branch_network, weights=(1., .3))),

@@ -200,10 +200,11 @@ def _draw_figure3(experiment, result, path):
     points = {series: [(float(row['x']), float(row['y']) / 100) for row in claims.published('figures.csv')
                        if row['figure'] == '3' and row['series'].split()[0] == series]
               for series in (experiment.network, 'B-' + experiment.network)}
-    base, _ = points[experiment.network][0]
+    base, base_accuracy = points[experiment.network][0]
     visualize.plot_relative_tradeoff(
         curves, baseline['accuracy_percent'] / 100, result['knee'],
-        [(x / base, y) for x, y in points['B-' + experiment.network]], experiment.network, output_path=path)
+        [(x / base, y) for x, y in points['B-' + experiment.network]], base_accuracy, experiment.network,
+        output_path=path)
 
 
 def _draw_figure4(experiment, result, path):

@@ -6,6 +6,7 @@ import time
 from typing import NamedTuple, Optional
 
 from branchynet import cpu, determinism, timing
+from branchynet.experiments import NAMES, PRESETS
 from branchynet.inference import Compiled, is_compilable
 from branchynet.training import epochs, load_checkpoint, save_checkpoint, write_atomically
 import chainer
@@ -156,9 +157,14 @@ def read_results(path):
         raise FileNotFoundError('%s is missing: expected the results of a run' % path) from None
     except ValueError as e:
         raise OSError('%s is damaged (%s): expected the results of a run' % (path, e)) from e
-    whole = isinstance(results, dict) and {'preset', 'experiments'} <= set(results)
-    if not whole or results.get('format') != FORMAT:
+    whole = (isinstance(results, dict) and results.get('format') == FORMAT and results.get('preset') in PRESETS
+             and isinstance(results.get('experiments'), dict))
+    if not whole:
         raise OSError('%s is not of format %d: expected the results of a run of this version' % (path, FORMAT))
+    for name, entry in results['experiments'].items():
+        if name not in NAMES or not isinstance(entry, dict) or not isinstance(entry.get('seeds'), list):
+            raise OSError('%s holds experiment %s, which this version does not know: expected some of %s' % (
+                path, name, ', '.join(NAMES)))
     results.setdefault('variant', 'code')  # not recorded at first
     return results
 

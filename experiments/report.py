@@ -82,7 +82,7 @@ def blocks(results, figures):
     networks = {name: entry for name, entry in experiments.items() if 'network' in entry}
     page = [pages.Heading(1, 'BranchyNet: measured beside published'), pages.Text(_about(results))]
     if networks:
-        page += [pages.Table(_summary(networks)), pages.Text('In parentheses: published (Table I, CPU).')]
+        page += [pages.Table(_summary(networks)), pages.Text('In parentheses: published (Table I, CPU). ' + CLOCKS)]
     page.append(pages.Text(counts(verdicts) + '.'))
     for name, entry in experiments.items():
         if not entry['seeds']:
@@ -90,7 +90,7 @@ def blocks(results, figures):
         page.append(pages.Heading(2, entry.get('title') or '%s and B-%s' % (entry['network'], entry['network'])))
         page += _tables(name, entry, results)
         page.append(pages.Figures({caption(path): path for path in figures.get(name, [])}))
-    return page + [pages.Text(CLOCKS)] * bool(networks) + _claims(verdicts) + _environment(experiments)
+    return page + _claims(verdicts) + _environment(experiments)
 
 
 def caption(path):

@@ -102,8 +102,9 @@ def write(results, out):
         if entry['seeds']:
             paths = report.load(name).write(entry['seeds'], out)
             figures[name] = [path for path in paths if path.endswith('.png')]
-            written += paths + [pipeline.weights_path(out, name, result.get('part', ''), result['seed'])
-                                for result in entry['seeds'] if 'weights_sha256' in result]
+            weights = [pipeline.weights_path(out, name, result.get('part', ''), result['seed'])
+                       for result in entry['seeds']]
+            written += paths + [path for path in weights if os.path.exists(path)]
     blocks = report.blocks(results, figures)
     for name, text in ('report.md', pages.markdown(blocks)), ('report.html', pages.html('BranchyNet', blocks)):
         written.append(os.path.join(out, name))

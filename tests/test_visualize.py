@@ -262,3 +262,20 @@ def test_percent_labels_have_the_decimals_they_need(ylim, expected):
     axes, = visualize.plot_line_tradeoff(ACCS, TIMES, PS, EXITS, .991, 3., ylim=ylim).axes
     texts = [t.get_text() for t in axes.get_yticklabels()]
     assert expected in texts and len({len(t.partition('.')[2]) for t in texts}) == 1
+
+
+def test_figures_of_the_experiments_are_drawn_whole(tmp_path):
+    paths = [str(tmp_path / ('%d.png' % k)) for k in range(4)]
+    curves = {'released clock': ([.2, .5, 1.1], [.7, .8, .79]), 'whole clock': ([.4, .6, 1.3], [.7, .8, .79])}
+    figure = visualize.plot_relative_tradeoff(
+        curves, .78, 1, [(.3, .75), (1., .79)], .784, 'AlexNet', output_path=paths[0])
+    labels = figure.axes[0].get_legend_handles_labels()[1]
+    assert labels == ['B-AlexNet, released clock', 'Knee', 'B-AlexNet, whole clock', 'B-AlexNet, published',
+                      'AlexNet, published', 'AlexNet']
+    figure = visualize.plot_exit1([0, .5, 1], [.8, .8, .7], [0, .1, 2], [(0, .79)], output_path=paths[1])
+    assert [axes.get_ylabel() for axes in figure.axes] == ['Accuracy', 'Highest entropy (nat)']
+    figure = visualize.plot_comparison(['0', '1'], [[.7, .72], [.75]], {'1': .77}, output_path=paths[2])
+    assert [tuple(line.get_ydata()) for line in figure.axes[0].lines] == [(.7, .72, .75), (.71, .75), (.77,)]
+    figure = visualize.plot_cache_misses([1, 2], [.1, .2], 3, .3, [(4, .4)], (5, .5), output_path=paths[3])
+    assert [axes.get_title() for axes in figure.axes] == ['Measured', 'Published']
+    assert all(os.path.getsize(path) for path in paths)

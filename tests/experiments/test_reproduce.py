@@ -138,7 +138,10 @@ def test_a_device_that_is_not_there_is_status_2(device, capsys):
 
 @pytest.mark.parametrize('content, words', [
     (None, 'is missing'), ('{"format": 1', 'is damaged'), ('{"format": 99}', 'is not of format 1'),
-    ('[]', 'is not of format 1'), ('{"format": 1}', 'is not of format 1')])
+    ('[]', 'is not of format 1'), ('{"format": 1}', 'is not of format 1'),
+    ('{"format": 1, "preset": "tiny", "experiments": {}}', 'is not of format 1'),
+    ('{"format": 1, "preset": "quick", "experiments": {"vgg": {"seeds": []}}}', 'holds experiment vgg'),
+    ('{"format": 1, "preset": "quick", "experiments": {"lenet_mnist": []}}', 'holds experiment lenet_mnist')])
 def test_results_that_cannot_be_read_are_named(tmp_path, capsys, content, words):
     if content is not None:
         (tmp_path / 'results.json').write_text(content)
