@@ -97,7 +97,7 @@ def test_a_results_folder_is_of_one_variant(noise, tmp_path, capsys):
 
 
 def counter(commands):
-    """In place of the process that counts: 1000 loads and 2 misses an image, half of that with exits."""
+    """In place of the process that counts: 1000 loads and 2 misses an image, 1 miss where all leave at exit 1."""
     def count(tool, variant, weights, images, count, setting):
         commands.append(setting)
         share = .5 if setting == [10., 10.] else 1
@@ -113,7 +113,7 @@ def test_figure6_counts_what_images_add(noise, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(figure6, '_count', counter(commands))
     assert reproduce(tmp_path, '--only', 'alex_cifar10,figure6') == 0
     run, = results_of(tmp_path)['figure6']['seeds']
-    assert len(commands) == 5 and [point['cache_miss_percent'] for point in run['cache']] == [.1, .2, .2, .2]
+    assert len(commands) == 8 and [point['cache_miss_percent'] for point in run['cache']] == [.1, .2, .2, .2]
     assert run['cache'][-1]['thresholds'] == []
     assert os.path.exists(str(tmp_path / 'figures' / 'figure6_seed0.pdf'))
     claimed = next(v for v in claims.check({'preset': 'quick', 'experiments': results_of(tmp_path)})
