@@ -103,9 +103,9 @@ def classify(net, x, thresholds):
     Raises:
         TypeError, ValueError: x or the thresholds do not fit.
     """
-    check_per_exit('thresholds', thresholds, net.numexits() - 1)
     if isinstance(net, Compiled):
         return net.classify(x, thresholds)
+    check_per_exit('thresholds', thresholds, net.numexits() - 1)
     x, _ = net.checked(x)
     exits, probs = np.empty(len(x), int), [None] * len(x)
     with inference_mode():
@@ -144,6 +144,7 @@ class Compiled:
         self.gpu = False
         self._net = net
         self._local = threading.local()
+        self._shapes = set()  # of samples that were checked before
 
     def numexits(self):
         """Number of exits, the final one counted."""
@@ -151,28 +152,52 @@ class Compiled:
 
     def classify(self, x, thresholds):
         """inference.classify."""
-        return self._classify(self._net.checked(x)[0], thresholds)[0]
+        return self._classify(self._given(x, None)[0], self._per_exit(thresholds))[0]
 
     def test(self, x, t=None):
         """BranchyNet.test."""
-        x, t = self._net.checked(x, t)
-        result, seconds = self._classify(x, self.thresholdExits)
-        exits = np.bincount(result.exit, minlength=self.numexits()).tolist()
-        right = np.full(len(x), math.nan) if t is None else result.label == t
-        correct = np.bincount(result.exit, right, self.numexits()).tolist()
+        x, t = self._given(x, t)
+        thresholds = self._per_exit(self.thresholdExits)
+        exits = [0] * self.numexits()
+        correct = [0.] * self.numexits()
+        if len(x) == 1:
+            k, score, _, _, seconds = self._leave_one(x, thresholds)
+            exits[k], correct[k] = 1, math.nan if t is None else float(score.argmax() == t[0])
+        else:
+            result, seconds = self._classify(x, thresholds)
+            exits = np.bincount(result.exit, minlength=len(exits)).tolist()
+            right = np.full(len(x), math.nan) if t is None else result.label == t
+            correct = np.bincount(result.exit, right, len(exits)).tolist()
         return sum(correct) / len(x), [c / n if n else 0. for c, n in zip(correct, exits)], exits, seconds
 
     def test_main(self, x, t=None):
         """BranchyNet.test_main."""
-        x, t = self._net.checked(x, t)
-        label, seconds = np.empty(len(x), int), 0.
+        x, t = self._given(x, t)
+        correct, seconds = 0, 0.
         for part in _chunks(len(x)):
             program = self._programs(x[part], main=True)
             start = time.perf_counter()
             program.run()
             seconds += time.perf_counter() - start
-            label[part] = program.y[:part.stop - part.start].argmax(axis=1)
-        return math.nan if t is None else (label == t).mean(), seconds
+            if t is not None:
+                correct += int((program.y[:part.stop - part.start].argmax(axis=1) == t[part]).sum())
+        return math.nan if t is None else correct / len(x), seconds
+
+    def _given(self, x, t):
+        """x and t as BranchyNet.checked has them; a look is enough at one sample like others before it."""
+        if (type(x) is np.ndarray and x.dtype == np.float32 and len(x) == 1 and x.shape[1:] in self._shapes
+                and math.isfinite(np.vdot(x, x))
+                and (t is None or type(t) is np.ndarray and t.dtype == np.int32 and t.shape == (1,) and t[0] >= 0)):
+            return x, t
+        x, t = self._net.checked(x, t)
+        self._shapes.add(x.shape[1:])
+        return x, t
+
+    def _per_exit(self, thresholds):
+        """A threshold for every exit but the last."""
+        exits = self.numexits() - 1
+        check_per_exit('thresholds', thresholds, exits)
+        return [thresholds] * exits if isinstance(thresholds, Real) else thresholds
 
     def look(self, x):
         """BranchyNet.look."""
@@ -195,8 +220,10 @@ class Compiled:
 
     def _classify(self, x, thresholds):
         """(Classification, seconds in the trunk's stages)."""
-        exits = self.numexits() - 1
-        thresholds = [thresholds] * exits if isinstance(thresholds, Real) else thresholds
+        if len(x) == 1:
+            k, score, ent, prob, seconds = self._leave_one(x, thresholds)
+            return Classification(
+                np.array([score.argmax()]), np.array([k]), np.float32([ent]), np.float32([prob])), seconds
         parts = _chunks(len(x))
         chunks = [None] * len(parts)
 
@@ -209,8 +236,6 @@ class Compiled:
 
     def _classify_chunk(self, x, thresholds):
         """(exit, entropy, prob, seconds in the trunk's stages)."""
-        if len(x) == 1:
-            return self._classify_one(x, thresholds)
         seconds, rows = 0., None  # rows: whose samples are still under way; None: all
         programs = self._programs(x)
         for k in range(len(programs)):
@@ -235,17 +260,18 @@ class Compiled:
                 programs = self._carried_on(programs, k, stays, len(rows), x.shape[1:])
         return exits, entropies, probs, seconds
 
-    def _classify_one(self, x, thresholds):
-        """_classify_chunk without arrays to say which samples: for a small network half of the time."""
+    def _leave_one(self, x, thresholds):
+        """(exit, score (C,), entropy, prob (C,), seconds in the trunk's stages) of one sample."""
         seconds = 0.
         for k, (stage, head) in enumerate(self._programs(x)):
             start = time.perf_counter()
             stage.run()
             seconds += time.perf_counter() - start
             head.run()
-            prob, ent = _softmax_and_entropy(head.y[0])
+            score = head.y[0]
+            prob, ent = _softmax_and_entropy(score)
             if k == len(thresholds) or ent < thresholds[k]:
-                return np.array([k]), np.float32([ent]), np.float32([prob]), seconds
+                return k, score, ent, prob, seconds
 
     def _carried_on(self, programs, k, stays, count, shape):
         """Programs for the samples that stay after exit k, their features in place."""
