@@ -10,8 +10,11 @@ all of it when off, is stock Chainer.
 
 Work goes in blocks of a few images, small enough for the cache, which threads share. Blocks and the order
 of every sum depend on the shapes alone, so 1, 2 or 64 threads give identical bits, whatever OpenMP or BLAS
-are told. Convolutions, pooling and matrix products are oneDNN's (the wheel onednn-cpu-gomp; without it they
-stay Chainer's, with one warning), each call run by one thread.
+are told. Convolutions, pooling, batch normalisation and matrix products are oneDNN's (the wheel
+onednn-cpu-gomp; without it they stay Chainer's, with one warning), each call run by one thread.
+
+What a convolution returns has Chainer's shape, (B, C, H, W), but lies in memory with its channels last
+(``y.array.strides``); code that needs C-contiguous arrays asks for them by np.ascontiguousarray.
 """
 import contextlib
 

@@ -30,12 +30,12 @@ def _takes(*arrays):
 
 def _dense(*arrays):
     """The arrays without gaps: as they are where their channels lie last, else C-contiguous."""
-    return [a if a is None or kernels.is_channels_last(a) else np.ascontiguousarray(a) for a in arrays]
+    return [a if a is None or kernels.is_channels_last(a) else np.asarray(a, order='C') for a in arrays]
 
 
 def _plain(*arrays):
     """The arrays, C-contiguous."""
-    return [a if a is None else np.ascontiguousarray(a) for a in arrays]
+    return [a if a is None else np.asarray(a, order='C') for a in arrays]  # ascontiguousarray has no 0 dimensions
 
 
 def _variables(arrays):
@@ -47,7 +47,7 @@ class _Convolution:
 
     def forward_cpu(self, inputs):
         x, w, b = inputs if len(inputs) == 3 else (*inputs, None)
-        if not (_takes(x, w, b) and _is_simple_convolution(self) and _fits(self, x, w)):
+        if not (_takes(x, w, b) and _is_simple_convolution(self) and _fits(self, x, w, b)):
             return _stock(Convolution2DFunction, 'forward_cpu')(self, inputs)
         self._check_input_layouts_all_standard()
         y_shape = (len(x), len(w)) + self._get_out_size(x.shape, w.shape)
@@ -74,9 +74,9 @@ def _is_simple_convolution(function):
             == (1, 1, 1, False, False) and min(function.sy, function.sx) > 0 and min(function.ph, function.pw) >= 0)
 
 
-def _fits(function, x, w):
+def _fits(function, x, w, b):
     """Whether the shapes are those of a convolution; where not, Chainer says so."""
-    return x.shape[1] == w.shape[1] and all(
+    return x.shape[1] == w.shape[1] and (b is None or b.shape == w.shape[:1]) and all(
         get_conv_outsize(size, k, s, p) > 0 for size, k, s, p in zip(
             x.shape[2:], w.shape[2:], (function.sy, function.sx), (function.ph, function.pw)))
 
@@ -181,7 +181,8 @@ class _BatchNormalization:
     """GeneralBatchNormalizationImpl's methods, for statistics per channel of images."""
 
     def forward(self, axis, gamma, x, x_layout, xp, expander, beta, eps, decay, running_mean, running_var):
-        if not (_takes(x, gamma, beta) and x.ndim == 4 and tuple(axis) == (0, 2, 3)):
+        if not (_takes(x, gamma, beta) and x.ndim == 4 and tuple(axis) == (0, 2, 3)
+                and gamma.shape == beta.shape == x.shape[1:2]):
             return _stock(GeneralBatchNormalizationImpl, 'forward')(
                 self, axis, gamma, x, x_layout, xp, expander, beta, eps, decay, running_mean, running_var)
         x, = _dense(x)
@@ -196,7 +197,7 @@ class _BatchNormalization:
         return y, x_layout, running_mean, running_var, mean, var, inv_std, None
 
     def backward(self, axis, gamma, gy, x, x_layout, xp, expander, mean, inv_std, eps, var, forward_data):
-        if not (_takes(x, gamma, gy) and x.ndim == 4 and tuple(axis) == (0, 2, 3)):
+        if not (_takes(x, gamma, gy) and x.ndim == 4 and tuple(axis) == (0, 2, 3) and gamma.shape == x.shape[1:2]):
             return _stock(GeneralBatchNormalizationImpl, 'backward')(
                 self, axis, gamma, gy, x, x_layout, xp, expander, mean, inv_std, eps, var, forward_data)
         x, = _dense(x)
@@ -207,7 +208,8 @@ class _BatchNormalization:
 
 def _apply_bn_fwd(xp, x, mean, inv_std, gamma, beta):
     """batch_normalization's function of this name: the formula with statistics that are given."""
-    if not (_takes(x, mean, inv_std, gamma, beta) and x.ndim == 4 and mean.shape == (1, x.shape[1], 1, 1)):
+    vectors = mean, inv_std, gamma, beta
+    if not (_takes(x, *vectors) and x.ndim == 4 and all(v.shape == (1, x.shape[1], 1, 1) for v in vectors)):
         return _stock(batch_normalization, '_apply_bn_fwd')(xp, x, mean, inv_std, gamma, beta)
     x, = _dense(x)
     return kernels.scale_and_shift(x, (gamma * inv_std).ravel(), beta.ravel(), mean.ravel())
@@ -281,12 +283,13 @@ class _Adam:
 
     def update_core_cpu(self, param):
         hp = self.hyperparam
-        if not (_takes(param.array, param.grad, *self.state.values()) and param.grad is not None
-                and param.array.flags.c_contiguous and not (hp.amsgrad or hp.adabound or hp.weight_decay_rate)):
+        changed = param.array, self.state['m'], self.state['v']
+        if not (param.grad is not None and _takes(param.grad, *changed) and all(a.flags.c_contiguous for a in changed)
+                and not (hp.amsgrad or hp.adabound or hp.weight_decay_rate)):
             return _stock(AdamRule, 'update_core_cpu')(self, param)
         self._check_eps(np.float32)
-        m, v = self.state['m'], self.state['v']
-        kernels.adam(param.array, *_plain(param.grad), m, v, self.alpha_t, hp)
+        w, m, v = changed
+        kernels.adam(w, *_plain(param.grad), m, v, self.alpha_t, hp)
 
 
 _NUMPY = {
@@ -335,8 +338,8 @@ def install(stacklevel=3):
     except (OSError, ImportError) as e:
         if not _warned:
             _warned = True
-            warnings.warn('oneDNN does not load (%s): convolution, pooling and linear layers stay as slow as '
-                          "Chainer's own; pip install onednn-cpu-gomp" % e, stacklevel=stacklevel)
+            warnings.warn('oneDNN does not load (%s): convolution, pooling, batch normalization and linear layers stay '
+                          "as slow as Chainer's own; pip install onednn-cpu-gomp" % e, stacklevel=stacklevel)
     for owner, methods in replacements.items():
         for name, method in vars(methods).items():
             if not name.startswith('__'):

@@ -439,7 +439,7 @@ def mean_and_variance(x):
         # A sum of large numbers leaves something out of the mean: what is left as the mean of y.
         deviation = np.sqrt(variance.astype(np.float64))
         rest = np.where(deviation > 0, _sum(y) / counts[i], 0) * deviation
-        means[i], variances[i] = mean + rest, variance - rest ** 2
+        means[i], variances[i] = mean + rest, np.maximum(variance - rest ** 2, 0)
 
     _run_primitives(task, len(parts))
     mean = (means * counts).sum(axis=0) / counts.sum()
