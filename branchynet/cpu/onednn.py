@@ -59,9 +59,30 @@ class _Library:
 
     def stream(self):
         if not hasattr(self.local, 'stream'):
-            self.local.stream = c_void_p()
+            self.local.stream = _null('stream')
             self.call('stream_create', byref(self.local.stream), self.engine, 1)
         return self.local.stream
+
+
+class _Handle(c_void_p):
+    """A pointer to what oneDNN makes, null before; oneDNN has it back when Python is done with it."""
+
+    def __del__(self):
+        if self:
+            self.destroy(self)
+
+
+@functools.lru_cache(maxsize=None)
+def _handle_type(kind):
+    """The type of pointers to a dnnl_<kind>."""
+    destroy = getattr(library().dnnl, 'dnnl_%s_destroy' % kind)
+    destroy.argtypes = c_void_p,
+    return type(kind, (_Handle,), {'destroy': destroy})
+
+
+def _null(kind):
+    """A pointer to be set."""
+    return _handle_type(kind)()
 
 
 def _find():
@@ -100,14 +121,14 @@ def integers(values):
 
 def describe(shape, form):
     """A memory descriptor of a float32 array."""
-    descriptor = c_void_p()
+    descriptor = _null('memory_desc')
     library().call('memory_desc_create_with_tag', byref(descriptor), len(shape), integers(shape), _FLOAT32, form)
     return descriptor
 
 
 def create_descriptor(name, *arguments, attribute=None):
     """A primitive descriptor, by the C function that makes it."""
-    descriptor = c_void_p()
+    descriptor = _null('primitive_desc')
     library().call(name + '_primitive_desc_create', byref(descriptor), library().engine, *arguments,
                    attribute or library().attribute)
     return descriptor
@@ -115,7 +136,7 @@ def create_descriptor(name, *arguments, attribute=None):
 
 def attribute(add=False, relu=False):
     """An attribute: the result is added to what the output holds, and ReLU follows."""
-    created, after = c_void_p(), c_void_p()
+    created, after = _null('primitive_attr'), _null('post_ops')
     call = library().call
     call('primitive_attr_create', byref(created))
     call('primitive_attr_set_scratchpad_mode', created, 1)
@@ -166,7 +187,7 @@ class Primitive:
         self._scratchpad = size(scratchpad) if scratchpad else 0
         if self._scratchpad:
             self._formats[_SCRATCHPAD] = scratchpad
-        self._handle = c_void_p()
+        self._handle = _null('primitive')
         self._library.call('primitive_create', byref(self._handle), descriptor)
         self._local = threading.local()
         self._descriptor = descriptor  # the formats belong to it
@@ -223,11 +244,11 @@ class Primitive:
         memory = np.empty(self._scratchpad, np.uint8)
         if self._scratchpad:
             addresses[_SCRATCHPAD] = memory.ctypes.data
-        _, arguments = self._make_arguments(addresses)
-        stream = c_void_p()
+        memories, arguments = self._make_arguments(addresses)
+        stream = _null('stream')
         self._library.call('stream_create', byref(stream), self._library.engine, 1)
         execute = functools.partial(self._library.execute, self._handle, stream, len(arguments), arguments)
-        execute.keeps = self, memory
+        execute.keeps = self, memory, memories
         return execute
 
     def _make_arguments(self, addresses):
@@ -235,7 +256,7 @@ class Primitive:
         memories = {}
         arguments = (_Argument * len(self._formats))()
         for i, (kind, form) in enumerate(self._formats.items()):
-            memories[kind] = c_void_p()
+            memories[kind] = _null('memory')
             self._library.call('memory_create', byref(memories[kind]), form, self._library.engine,
                                c_void_p(addresses.get(kind)))
             arguments[i] = _Argument(kind, memories[kind])
@@ -249,7 +270,7 @@ class Reorder(Primitive):
     """Copies an array from one layout to another."""
 
     def __init__(self, source, target):
-        descriptor = c_void_p()
+        descriptor = _null('primitive_desc')
         engine = library().engine
         library().call('reorder_primitive_desc_create', byref(descriptor), source, engine, target, engine,
                        library().attribute)
