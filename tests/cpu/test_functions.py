@@ -1,8 +1,10 @@
 """Chainer's functions on the fast kernels, against stock Chainer in float32 and in float64."""
+import gc
 import itertools
 import warnings
 
 from branchynet import cpu
+from branchynet.cpu import kernels, onednn
 import chainer
 import chainer.functions as F
 import chainer.links as L
@@ -171,6 +173,22 @@ def test_convolution_of_shapes_that_do_not_fit(change, type_check):
         check_error(F.convolution_2d, *change(*arrays_of_convolution()))
 
 
+@pytest.mark.parametrize('size', [1, 2, 5])
+def test_vectors_of_a_wrong_length_are_read_as_chainer_reads_them(size):
+    v, image = array(size), array(2, 4, 3, 3)
+    # Without its check of types Chainer broadcasts one number, and NumPy refuses the others.
+    with chainer.using_config('type_check', False), chainer.no_backprop_mode(), cpu.fast():
+        for f in (lambda: F.convolution_2d(image, array(4, 4, 3, 3), v),
+                  lambda: F.batch_normalization(image, v, v),
+                  lambda: F.batch_normalization(image, array(4), v),
+                  lambda: F.fixed_batch_normalization(image, v, v, array(4), array(4) ** 2)):
+            if size == 1:
+                assert f().shape[:2] == (2, 4)
+            else:
+                with pytest.raises(ValueError, match='broadcast'):
+                    f()
+
+
 def test_convolution_for_cudnn_only_is_refused():
     with chainer.using_config('compute_mode', 'cudnn_fast'):
         check_same_as_stock(L.Convolution2D(3, 4, 3), arrays_of_convolution()[0])
@@ -234,6 +252,21 @@ def test_max_pooling(pooling, kernel, stride, pad, cover_all):
                                                (1, 3, 0), ((8, 9), 1, 0), (2, 1, 3)])
 def test_average_pooling(kernel, stride, pad):
     check(lambda x: F.average_pooling_2d(x, kernel, stride, pad), array(3, 5, 8, 9))
+
+
+@pytest.mark.parametrize('kernel,stride,pad', [
+    (2, 2, 2), (2, 1, 3), ((3, 1), 2, (0, 1)), (9, 1, 1), (9, 1, 0), (10, 1, 1), ((8, 12), 2, (0, 2)), (20, 3, 8)],
+    ids=str)
+def test_average_pooling_over_padding_alone_and_beyond_the_image(kernel, stride, pad):
+    check_same_as_stock(lambda x: F.average_pooling_2d(x, kernel, stride, pad), array(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize('value', [np.nan, -np.inf, np.inf, np.finfo(np.float32).max / 4])
+@pytest.mark.parametrize('share', [.1, 1])
+def test_average_pooling_of_values_beyond_the_ordinary(value, share):
+    x = array(3, 9, 9, 9)
+    x[np.random.RandomState(0).rand(*x.shape) < share] = value
+    check_same_as_stock(lambda x: F.average_pooling_2d(x, 3, 2, 1), x)
 
 
 @pytest.mark.parametrize('b,c', [(1, 1), (1, 16), (2, 17), (9, 8), (65, 20)])
@@ -372,6 +405,48 @@ def test_batch_normalization_far_from_zero(mean, deviation):
         assert np.abs(found - true).max() <= 1.5 * np.abs(expected - true).max() + 1e-6 * np.abs(true).max()
 
 
+@pytest.mark.parametrize('shape', [(1, 3, 20, 20), (9, 5, 6, 6), (20, 16, 90, 90)], ids=['image', 'call', 'parts'])
+@pytest.mark.parametrize('mean', [0, 1, 10, 1000])
+def test_batch_normalization_on_every_path(shape, mean):
+    x, gamma, beta = arrays_of_normalization(*shape)
+    arrays = [x + np.float32(mean), gamma, beta]
+    assert isinstance(outcome(F.batch_normalization, arrays), list)
+    truth = outcome(F.batch_normalization, [a.astype(np.float64) for a in arrays])
+    fast, stock = fast_outcome(F.batch_normalization, arrays), outcome(F.batch_normalization, arrays)
+    for found, expected, true in zip(fast, stock, truth):
+        assert np.abs(found - true).max() <= 1.5 * np.abs(expected - true).max() + 3e-5 * np.abs(true).max()
+
+
+@pytest.mark.parametrize('shape', [(5, 3, 20, 16), (20, 16, 90, 90)], ids=['call', 'parts'])
+@pytest.mark.parametrize('value', [0, 1, -300, 2e5])
+def test_constant_channels_have_no_variance(shape, value):
+    x, gamma, beta = arrays_of_normalization(*shape)
+    x[:, 1:] = value
+    for order in (np.copy, lambda x: kernels.like(x, kernels.channels_last(shape))):
+        mean, variance = np.zeros(shape[1], np.float32), np.zeros(shape[1], np.float32)
+        with cpu.fast():
+            y = F.batch_normalization(order(x), gamma, beta, running_mean=mean, running_var=variance, decay=0).array
+        np.testing.assert_allclose(mean[1:], value, rtol=1e-6)
+        assert (variance[1:] >= 0).all() and (variance[1:] <= 1e-9 * value ** 2).all()
+        np.testing.assert_allclose(y[:, 1:], np.broadcast_to(beta[1:, None, None], y[:, 1:].shape), atol=1e-5)
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_batch_normalization_of_a_channel_beyond_the_ordinary(value):
+    x, gamma, beta = arrays_of_normalization(6, 4, 5, 5)
+    x[3, 2, 1, 1] = value
+    check_same_as_stock(F.batch_normalization, x, gamma, beta)
+    check_same_as_stock(F.fixed_batch_normalization, x, gamma, beta, array(4), array(4, seed=4) ** 2)
+
+
+@pytest.mark.parametrize('kwargs', [dict(use_gamma=False), dict(use_beta=False),
+                                    dict(use_gamma=False, use_beta=False)], ids=str)
+def test_batch_normalization_without_parameters(kwargs):
+    for train in (True, False):
+        with chainer.using_config('train', train):
+            check_same_as_stock(lambda x: L.BatchNormalization(5, **kwargs)(x), array(6, 5, 4, 3))
+
+
 @pytest.mark.parametrize('x', [array(1, 5, 1, 1), np.full((4, 5, 3, 3), 3, np.float32)], ids=['one', 'constant'])
 def test_batch_normalization_without_variance_gives_beta(x):
     gamma, beta = array(5, seed=1), array(5, seed=2)
@@ -423,6 +498,26 @@ def test_batch_normalization_over_other_axes(axis, c):
 @pytest.mark.parametrize('shape', [(1,), (3, 5), (2, 3, 4, 5), (70000,), (3, 2, 1, 4, 5)], ids=str)
 def test_relu(shape):
     check(F.relu, array(*shape))
+
+
+def test_numbers_have_no_dimensions():
+    x, y = chainer.Variable(np.array(2, np.float32)), chainer.Variable(np.array(3, np.float32))
+    with cpu.fast():
+        for z in (x + y, F.relu(x) + F.sum(y), sum([x, y, y])):
+            assert z.shape == () and z.dtype == np.float32
+            z.backward()
+    assert x.grad.shape == ()
+    check(F.relu, array())
+
+
+def test_additions():
+    check(lambda x, y: x + y, array(3, 4, 5, 6), array(3, 4, 5, 6, seed=1))
+    check(lambda x, y: x + y, array(700, 800), array(700, 800, seed=1))
+    check(lambda x: x + x, array(7))
+    check(lambda x, y: x + y, array(3, 4), array(4))
+    check(lambda x, y: x + y, array(3, 1, 4), array(2, 1))
+    check_error(lambda x, y: x + y, array(3, 4), array(3))
+    check_error(lambda x, y: x + y, array(3), array(3, dtype=np.float16))
 
 
 def test_relu_of_values_beyond_the_ordinary():
@@ -504,6 +599,48 @@ def test_adams_updates(kwargs):
         found = train()
     check_close(found, expected, TOLERANCE)
     check_dtypes(found, expected)
+
+
+@pytest.mark.parametrize('order', [np.copy, np.asfortranarray, lambda a: np.repeat(a, 2, axis=1)[:, ::2]],
+                         ids=['C', 'Fortran', 'gaps'])
+@pytest.mark.parametrize('dtype', ['float32', 'float16', 'float64'])
+@pytest.mark.parametrize('kwargs', [dict(), dict(weight_decay_rate=.01), dict(amsgrad=True), dict(adabound=True),
+                                    dict(eta=.5, alpha=.1)], ids=str)
+def test_adams_updates_are_chainers_to_the_bit(kwargs, dtype, order):
+    shape = (600, 500) if dtype == 'float32' and not kwargs else (20, 30)  # several blocks where there are any
+
+    def train(order_of_w):
+        link = chainer.Link()
+        with link.init_scope():
+            link.w = chainer.Parameter(order_of_w(array(*shape, dtype=dtype)))
+        optimizer = chainer.optimizers.Adam(eps=1e-4, **kwargs).setup(link)
+        for seed in range(3):
+            link.w.grad = order(array(*shape, seed=seed, dtype=dtype))
+            optimizer.update()
+            link.w.array = np.ascontiguousarray(link.w.array)  # the moments stay in the order that they began in
+        return [link.w.array] + [state for _, state in sorted(link.w.update_rule.state.items())]
+
+    for order_of_w in (np.copy, np.asfortranarray):
+        expected = train(order_of_w)
+        with cpu.fast():
+            found = train(order_of_w)
+        check_dtypes(found, expected)
+        for a, b in zip(found, expected):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_adam_passes_over_parameters_without_gradient():
+    def train():
+        link = L.Linear(7, 5, initialW=array(5, 7))
+        optimizer = chainer.optimizers.Adam().setup(link)
+        link.cleargrads()
+        link.W.grad = array(5, 7, seed=1)
+        optimizer.update()
+        return [link.W.array, link.b.array]
+
+    expected = train()
+    with cpu.fast():
+        check_close(train(), expected, TOLERANCE)
 
 
 # Gradients of gradients
@@ -606,6 +743,7 @@ LAYOUTS = {
     'backwards': lambda a: np.ascontiguousarray(a[::-1])[::-1],
     'columns first': np.asfortranarray,
     'transposed': lambda a: np.ascontiguousarray(a.swapaxes(0, -1)).swapaxes(0, -1),
+    'channels last': lambda a: kernels.like(a, kernels.channels_last(a.shape)) if a.ndim == 4 else a,
     'read only': lambda a: _read_only(a),
     'unaligned': lambda a: _unaligned(a),
     'one row of many': lambda a: np.concatenate([a, a])[len(a):],
@@ -729,3 +867,18 @@ def test_no_graph_where_none_is_asked_for():
                 y = f(*(chainer.Variable(a) for a in arrays))
             assert y.creator is None
             np.testing.assert_array_equal(y.array, expected)
+
+
+@pytest.mark.onednn
+def test_primitives_are_given_back(monkeypatch):
+    given_back = []
+    with cpu.fast():
+        primitive = kernels._convolution.__wrapped__(
+            (1, 2, 5, 5), onednn.NCHW, (3, 2, 2, 2), (1, 3, 4, 4), (1, 1), (0, 0))
+    handle = primitive._handle
+    destroy = handle.destroy
+    monkeypatch.setattr(type(handle), 'destroy', staticmethod(lambda h: (given_back.append(h.value), destroy(h))))
+    address = handle.value
+    del handle, primitive
+    gc.collect()
+    assert address in given_back

@@ -18,7 +18,7 @@ import branchynet
 from branchynet import cpu
 from branchynet.cpu import threads
 from branchynet.links.resnet import ResBlock
-from branchynet.networks import lenet_mnist
+from branchynet.networks import alex_cifar10, lenet_mnist
 import chainer
 import chainer.functions as F
 import chainer.links as L
@@ -170,6 +170,44 @@ def test_bits_of_any_shape_do_not_depend_on_the_threads(b, c, size, o, kernel):
             cpu.set_num_threads(count)
             results.append([a.tobytes() for a in step()])
     assert all(result == results[0] for result in results)
+
+
+@pytest.mark.parametrize('name,size', [('alexnet', 9), ('resblock', 2), ('resblock', 1), ('wide', 3), ('wide', 20)])
+def test_bits_of_small_and_large_batches_do_not_depend_on_the_threads(name, size):
+    make, x_shape = {'alexnet': (alex_cifar10.get_network, (3, 32, 32)), 'resblock': (small_resnet, (3, 24, 24)),
+                     'wide': (Wide, (3, 80, 80))}[name]
+    x = np.random.RandomState(1).randn(size, *x_shape).astype(np.float32)
+    t = np.arange(size, dtype=np.int32) % 4
+    results = []
+    for count in COUNTS:
+        cpu.set_num_threads(count)
+        np.random.seed(0)
+        net = make()
+        with cpu.fast():
+            losses = net.train(x, t)[0]
+        results.append((losses, digest({path: param.array for path, param in net.namedparams()})))
+    assert all(result == results[0] for result in results)
+
+
+class Wide(chainer.Chain):
+    """Batch normalisation of more than 8 MB, in parts, and a parameter of several blocks."""
+
+    def __init__(self):
+        super().__init__()
+        with self.init_scope():
+            self.convolution = L.Convolution2D(3, 20, 3, pad=1)
+            self.norm = L.BatchNormalization(20)
+            self.linear = L.Linear(20 * 40 * 40, 10)
+        self.optimizer = chainer.optimizers.Adam().setup(self)
+
+    def train(self, x, t):
+        h = self.convolution(x)
+        y = self.linear(F.average_pooling_2d(F.relu(self.norm(h) + h), 2))
+        loss = F.softmax_cross_entropy(y, t)
+        self.cleargrads()
+        loss.backward()
+        self.optimizer.update()
+        return loss.item(), None
 
 
 def test_the_threads_do_work():
