@@ -87,6 +87,13 @@ def sha256_of_arrays(arrays):
     return digest.hexdigest()
 
 
+def sha256_of_net(net):
+    """SHA-256 over a link's parameters and persistent values (BN statistics), in the order of their paths."""
+    serializer = chainer.serializers.DictionarySerializer()
+    serializer.save(net)
+    return sha256_of_arrays(np.asarray(array) for _, array in sorted(serializer.target.items()))
+
+
 def _git(*words):
     here = os.path.dirname(os.path.abspath(__file__))
     try:

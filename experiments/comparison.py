@@ -47,11 +47,11 @@ class Comparison(NamedTuple):
         """Trains one part with one seed on cut data: a JSON-ready dict, units in its keys."""
         run, preset = (self.name, part, seed), self._preset(part, self.presets[setup.preset])
         get_network = partial(self.parts[part].get_network, variant=setup.variant)
-        net, result = pipeline.begin(run, get_network, preset, data, setup)
-        checkpoint = pipeline.checkpoint_path(setup.out, *run)
+        training = pipeline.begin(run, get_network, preset, data, setup)
+        net, result = training.net, training.result
         with cpu.fast():
             for phase in 'main', 'joint':
-                pipeline.train(phase, net, preset, data, result, checkpoint)
+                training.train(phase)
             profile = sweep.profile(pipeline.for_inference(net), *data[2:], BATCHSIZE)
         result['exit_accuracy_percent'] = (profile.correct.mean(axis=1) * 100).tolist()
         result['weights_sha256'] = pipeline.save_weights(net, pipeline.weights_path(setup.out, *run))

@@ -55,8 +55,9 @@ class Figure6(NamedTuple):
         if not os.path.exists(weights):
             raise pipeline.CannotRun('%s is missing: run it with --only %s,%s' % (weights, ALEXNET.name, self.name))
         tool, setup = _tool(), setup._replace(device=chainer.get_device('@numpy'))
-        net, result = pipeline.begin((self.name, part, seed), lambda: ALEXNET.get_network(variant=setup.variant),
-                                     self.presets[setup.preset], data, setup)
+        run = pipeline.begin((self.name, part, seed), lambda: ALEXNET.get_network(variant=setup.variant),
+                             self.presets[setup.preset], data, setup)
+        net, result = run.net, run.result
         chainer.serializers.load_npz(weights, net)
         result['tool'] = tool[0]
         with tempfile.TemporaryDirectory() as folder, cpu.fast():

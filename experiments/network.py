@@ -8,7 +8,7 @@ from typing import Callable, NamedTuple
 from branchynet import cpu, sweep, timing, utils, visualize
 from branchynet.experiments import claims, pipeline
 from branchynet.inference import Compiled
-from branchynet.training import save_checkpoint, write_atomically
+from branchynet.training import write_atomically
 import numpy as np
 
 SHARES = np.linspace(0, 1, 51)  # leaving at exit 1, of figure 4
@@ -46,15 +46,15 @@ class NetworkExperiment(NamedTuple):
             once the result is safe.
         """
         run, preset = (self.name, part, seed), self.presets[setup.preset]
-        net, result = pipeline.begin(run, partial(self.get_network, variant=setup.variant), preset, data, setup)
-        checkpoint = pipeline.checkpoint_path(setup.out, *run)
+        training = pipeline.begin(run, partial(self.get_network, variant=setup.variant), preset, data, setup)
+        net, result = training.net, training.result
         with cpu.fast():
-            pipeline.train('main', net, preset, data, result, checkpoint)
+            training.train('main')
             if 'baseline' not in result:
                 # Before joint training moves the trunk under main's head: the independent network of the paper.
                 result['baseline'] = _baseline(net, data)
-                save_checkpoint(checkpoint, net, result)
-            pipeline.train('joint', net, preset, data, result, checkpoint)
+                training.save()
+            training.train('joint')
             self._measure(net, data, result)
         result['weights_sha256'] = pipeline.save_weights(net, pipeline.weights_path(setup.out, *run))
         return result

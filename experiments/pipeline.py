@@ -8,7 +8,8 @@ from typing import NamedTuple, Optional
 from branchynet import cpu, determinism, timing
 from branchynet.experiments import NAMES, PRESETS
 from branchynet.inference import Compiled, is_compilable
-from branchynet.training import epochs, load_checkpoint, save_checkpoint, write_atomically
+from branchynet.training import (
+    batches, has_checkpoint, load_checkpoint, progress_of_steps, save_checkpoint, steps, write_atomically)
 import chainer
 
 FORMAT = 1  # of results.json
@@ -82,15 +83,12 @@ def weights_path(out, *run):
 
 
 def begin(run, net, preset, data, setup):
-    """The net seeded and on its device, and the result as it is before, or at its checkpoint.
+    """A Run from its start, or from its checkpoint.
 
     Args:
         run: (name, part, seed).
         net: makes the net.
         preset: a Preset. data: cut to it. setup: a Setup.
-
-    Returns:
-        (net, result): the latter JSON-ready, units in its keys.
     """
     _, part, seed = run
     determinism.seed(seed)
@@ -102,33 +100,79 @@ def begin(run, net, preset, data, setup):
     if part:
         result['part'] = part
     path = checkpoint_path(setup.out, *run)
-    if setup.resume and os.path.exists(path):
-        result = _resumed(result, load_checkpoint(path, net), path)
-    result['environment'] = determinism.environment()
-    return net, result
+    environment, position = determinism.environment(), None
+    if setup.resume and has_checkpoint(path):
+        saved, position = load_checkpoint(path, net)
+        _check_same(path, {**result, 'commit': environment['commit']},
+                    {**saved, 'commit': saved['environment']['commit']})
+        result = saved
+    result['environment'] = environment
+    return Run(net, preset, data, result, path, position)
 
 
-def _resumed(result, saved, path):
-    different = [key for key in result if saved.get(key) != result[key]]
-    if different:
-        raise ValueError('%s has %s %s: expected %s; leave out --resume to start anew' % (
-            path, different[0], saved.get(different[0]), result[different[0]]))
-    return saved
+def _check_same(path, wanted, saved):
+    for key in wanted:
+        if saved.get(key) != wanted[key]:
+            raise ValueError('%s has %s %s: expected %s; leave out --resume to start anew' % (
+                path, key, saved.get(key), wanted[key]))
 
 
-def train(phase, net, preset, data, result, checkpoint):
-    """The epochs of ``phase``, 'main' or 'joint', that result does not have yet; a checkpoint after each."""
-    x, y, _, _ = data
-    num_epoch = {'main': preset.main_epochs, 'joint': preset.joint_epochs}[phase]
-    history = result.setdefault(phase + '_training', {'loss': [], 'accuracy': [], 'seconds': 0.})
-    start = time.perf_counter()
-    for losses, accuracies in epochs(net, x, y, preset.batchsize, num_epoch, main=phase == 'main',
-                                     start=len(history['loss'])):
-        history['loss'].append(losses.tolist())
-        history['accuracy'].append(accuracies.tolist())
-        history['seconds'] += time.perf_counter() - start
+class Run:
+    """The training of one seed, which goes on from its last checkpoint.
+
+    Attributes:
+        net: on its device.
+        result: JSON-ready, units in its keys.
+    """
+
+    INTERVAL = 30  # seconds between checkpoints within an epoch, at least
+    SHARE = .01  # of the time, which these take at most
+
+    def __init__(self, net, preset, data, result, checkpoint, position=None):
+        self.net = net
+        self.result = result
+        self._preset = preset
+        self._data = data
+        self._checkpoint = checkpoint
+        self._position = position
+        self._saved, self._cost = time.perf_counter(), 0.
+
+    def train(self, phase):
+        """The epochs of ``phase``, 'main' or 'joint', that are not done yet, with checkpoints."""
+        preset, (x, y, _, _) = self._preset, self._data
+        num_epoch = {'main': preset.main_epochs, 'joint': preset.joint_epochs}[phase]
+        history = self.result.setdefault(
+            phase + '_training', {'loss': [], 'accuracy': [], 'weights_sha256': [], 'seconds': 0.})
+        done = len(history['loss']) * len(batches(len(x), preset.batchsize))
+        with progress_of_steps(len(x), preset.batchsize, num_epoch, phase == 'main', done) as bar:
+            start = time.perf_counter()
+            for _ in range(len(history['loss']), num_epoch):
+                for position in steps(self.net, x, y, preset.batchsize, phase == 'main', self._position):
+                    bar.update()
+                    if self._is_due():
+                        history['seconds'] += time.perf_counter() - start
+                        start = time.perf_counter()
+                        self.save(position)
+                losses, accuracies = position.means()
+                history['loss'].append(losses.tolist())
+                history['accuracy'].append(accuracies.tolist())
+                history['weights_sha256'].append(determinism.sha256_of_net(self.net))
+                history['seconds'] += time.perf_counter() - start
+                start = time.perf_counter()
+                self._position = None
+                self.save()
+
+    def _is_due(self):
+        # A GPU's generators cannot be put back into the middle of an epoch.
+        waited = time.perf_counter() - self._saved
+        return not self.net.gpu and waited >= max(self.INTERVAL, self._cost / self.SHARE)
+
+    def save(self, position=None):
+        """Writes a checkpoint of what was done so far."""
         start = time.perf_counter()
-        save_checkpoint(checkpoint, net, result)
+        save_checkpoint(self._checkpoint, self.net, self.result, position)
+        self._saved = time.perf_counter()
+        self._cost = self._saved - start
 
 
 def for_inference(net):

@@ -5,7 +5,7 @@ import sys
 
 from branchynet import determinism
 from branchynet.experiments import claims, pages, pipeline, report
-from branchynet.training import write_atomically
+from branchynet.training import remove_checkpoint, write_atomically
 
 
 def reproduce(names, seeds, setup):
@@ -90,8 +90,7 @@ def _run(experiment, seeds, data, setup, results):
             except pipeline.CannotRun as e:
                 return ['%s is skipped: %s' % (experiment.name, e)]
             pipeline.write_json(os.path.join(setup.out, 'results.json'), results)
-        if os.path.exists(checkpoint):
-            os.remove(checkpoint)
+        remove_checkpoint(checkpoint)
     return []
 
 
