@@ -114,8 +114,8 @@ def test_convolution(kernel, stride, pad):
 
 @pytest.mark.parametrize('stride,kernel', [((4, 4), (1, 1)), ((5, 3), (2, 3)), ((9, 9), (3, 3))])
 def test_convolution_that_skips_pixels(stride, kernel):
-    check(lambda x, w: F.convolution_2d(x, w, stride=stride), *arrays_of_convolution(h=9, w=11, kernel=kernel,
-                                                                                    bias=False))
+    check(lambda x, w: F.convolution_2d(x, w, stride=stride),
+          *arrays_of_convolution(h=9, w=11, kernel=kernel, bias=False))
 
 
 @pytest.mark.parametrize('bias', [True, False])
@@ -137,8 +137,8 @@ def test_convolution_of_as_many_pixels_as_weights():
 @pytest.mark.parametrize('h,w', [(2, 5), (5, 2), (2, 2)])
 @pytest.mark.parametrize('pad', [0, (0, 1)])
 def test_convolution_with_kernel_larger_than_the_image(h, w, pad):
-    check_same_as_stock(lambda x, w, b: F.convolution_2d(x, w, b, pad=pad), *arrays_of_convolution(h=h, w=w,
-                                                                                                  kernel=(3, 3)))
+    check_same_as_stock(lambda x, w, b: F.convolution_2d(x, w, b, pad=pad),
+                        *arrays_of_convolution(h=h, w=w, kernel=(3, 3)))
     check_error(lambda x, w, b: F.convolution_2d(x, w, b), *arrays_of_convolution(h=h, w=w, kernel=(3, 3)))
 
 
