@@ -12,6 +12,9 @@ def main(argv=None):
     """Runs a command line; returns the exit status (2 with one line on standard error for a user's mistake)."""
     args = _parser().parse_args(argv)
     try:
+        if argv is None and hasattr(args, 'profile'):  # a call from Python keeps the environment that it has
+            from branchynet import determinism
+            determinism.fix(args.profile or determinism.default_profile())
         return args.run(args)
     except (OSError, ValueError) as e:
         if os.environ.get('BRANCHYNET_DEBUG'):
@@ -45,6 +48,9 @@ def _parser():
                          help='where the released code and the paper disagree (default: %(default)s)')
     command.add_argument('--seeds', type=_positive, default=1, metavar='N', help='seeds 0 to N - 1 (default: 1)')
     command.add_argument('--device', default='auto', help='auto (default), cpu or gpu:N')
+    command.add_argument('--profile', choices=['portable', 'fast'],
+                         help='the same bits on every x86-64 machine with AVX2 (default), or on this machine only')
+    command.add_argument('--require-clean', action='store_true', help='run only what a commit holds')
     command.add_argument('--out', default=os.path.join('results', 'local'), metavar='DIR',
                          help='results folder (default: %(default)s)')
     command.add_argument('--resume', action='store_true', help='go on with a run that was interrupted')
@@ -56,6 +62,13 @@ def _parser():
     command.add_argument('--update', metavar='FILE',
                          help='put the tables between the markers of a Markdown file, and check nothing')
     command.set_defaults(run=_report)
+
+    command = commands.add_parser('verify', help='compare two runs bit by bit (status 1: they differ)')
+    command.add_argument('a', metavar='A', help='a results folder or its manifest.json')
+    command.add_argument('b', metavar='B', help='another, or a reference manifest')
+    command.add_argument('--tolerance', type=_tolerance, default=0., metavar='T',
+                         help='pass too where losses and shares differ by T at most, above 1 relatively (default: 0)')
+    command.set_defaults(run=_verify)
 
     command = commands.add_parser('data', help='say which data is there, download it, or build pcifar10')
     command.add_argument('action', nargs='?', choices=['info', 'download', 'build'], default='info')
@@ -83,10 +96,23 @@ def _positive(text):
     return int(text)
 
 
+def _tolerance(text):
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError('%r is no tolerance: expected 0 or more, less than 1' % text)
+    return value
+
+
 def _reproduce(args):
     from branchynet import determinism
     from branchynet.experiments.pipeline import Setup
     from branchynet.experiments.reproduce import reproduce
+    if args.require_clean and determinism.tree() != 'clean':
+        raise ValueError('the tree is %s: expected a clean one, as --require-clean says' % (
+            determinism.tree() or 'no checkout'))
     device = determinism.find_device(args.device)
     preset = args.preset or ('paper' if args.device != 'cpu' and determinism.count_gpus() else 'quick')
     only = args.only or (NAMES if preset == 'paper' else NETWORKS)
@@ -110,6 +136,13 @@ def _report(args):
         print(report.tables(one))
         status = max(status, reproduce.verdict(one))
     return status
+
+
+def _verify(args):
+    from branchynet import verify
+    comparisons = verify.compare(verify.read(args.a), verify.read(args.b))
+    print('\n'.join(verify.lines(comparisons, args.tolerance)))
+    return int(any(c.difference is not None and not c.worst <= args.tolerance for c in comparisons))
 
 
 def _data(args):

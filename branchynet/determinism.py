@@ -1,15 +1,123 @@
-"""What a run depends on: its seeds and device, and a record of where it ran."""
+"""What the bits of a run depend on: its profile, seeds and device, and a record of where it ran.
+
+    from branchynet import determinism
+    determinism.fix('portable')   # first of all: it may start the script again
+    determinism.seed(0)
+"""
 import hashlib
+from importlib import metadata
 import os
 import platform
 import random
+import re
+import shlex
 import subprocess
 import sys
 
-from branchynet import _chainer  # noqa: F401
+from branchynet import _chainer, cpu  # noqa: F401
 import chainer
 from chainer.backends import cuda
 import numpy as np
+
+PROFILES = ['portable', 'fast']
+
+# Environment variables of the profiles, which libraries read when they load; None: not set. fast: the same bits
+# on the same machine.
+_FAST = {
+    'PYTHONHASHSEED': '0',
+    'CHAINER_SEED': '0',  # of cuDNN's dropout
+    'CUBLAS_WORKSPACE_CONFIG': ':4096:8',
+    'CUPY_TF32': None,
+    'NVIDIA_TF32_OVERRIDE': '0',
+}
+# portable: the same bits on every x86-64 processor with AVX2 and FMA. Kernels for AVX-512 add up in another order,
+# as do OpenBLAS's for another processor or number of threads.
+_PORTABLE = {
+    **_FAST,
+    'OPENBLAS_CORETYPE': 'Haswell',
+    'OPENBLAS_NUM_THREADS': '1',
+    'OMP_NUM_THREADS': '1',
+    'NPY_ENABLE_CPU_FEATURES': None,
+    'NPY_DISABLE_CPU_FEATURES': 'X86_V4 AVX512_ICL AVX512_SPR',
+    'ONEDNN_MAX_CPU_ISA': 'AVX2',
+    'DNNL_MAX_CPU_ISA': None,
+    'ONEDNN_DEFAULT_FPMATH_MODE': None,
+    'DNNL_DEFAULT_FPMATH_MODE': None,
+    'GLIBC_TUNABLES': None,  # they can take FMA from exp and log
+    'CHAINER_DTYPE': None,
+}
+if tuple(map(int, np.__version__.split('.')[:2])) < (2, 4):
+    _PORTABLE['NPY_DISABLE_CPU_FEATURES'] = 'AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR'
+
+
+def variables(profile):
+    """The environment variables of a profile: a dict from name to value, None for those that are not set.
+
+    Raises:
+        ValueError: there is no such profile, or this processor cannot have it.
+    """
+    if profile not in PROFILES:
+        raise ValueError('profile is %s: expected %s' % (profile, ' or '.join(PROFILES)))
+    if profile == 'portable' and not _has_avx2():
+        raise ValueError('profile is portable: expected fast on a processor that is not x86-64 with AVX2 and FMA')
+    return dict(_PORTABLE if profile == 'portable' else _FAST)
+
+
+def default_profile():
+    """'portable' where the processor can have it, else 'fast'."""
+    return 'portable' if _has_avx2() else 'fast'
+
+
+def _has_avx2():
+    core = getattr(np, '_core', None) or np.core
+    features = core._multiarray_umath.__cpu_features__
+    return platform.machine() in ('x86_64', 'AMD64') and features.get('AVX2', False) and features.get('FMA3', False)
+
+
+def fix(profile):
+    """Puts a profile in place; where the environment is another, this process starts again, once, and says so.
+
+    Raises:
+        ValueError: there is no such profile here, or an interactive session would have to start again.
+    """
+    wanted = variables(profile)
+    different = {name: value for name, value in wanted.items() if os.environ.get(name) != value}
+    if different:
+        _start_again(profile, different)
+    for config in chainer.config, chainer.global_config:
+        config.cudnn_deterministic = True
+        config.autotune = False
+
+
+def _start_again(profile, different):
+    words = ['%s=%s' % (name, shlex.quote(value)) for name, value in different.items() if value is not None]
+    words += ['no ' + name for name, value in different.items() if value is None]
+    if hasattr(sys, 'ps1') or 'ipykernel' in sys.modules:
+        raise ValueError('profile %s needs another environment: expected Python to be started with %s' % (
+            profile, ' '.join(words)))
+    given = ['%s=%s' % (name, shlex.quote(os.environ[name])) for name in different if name in os.environ]
+    print('Profile %s: starting again with %s%s' % (
+        profile, ' '.join(words), ', in place of ' + ' '.join(given) if given else ''), file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    environment = {**os.environ, **different}
+    os.execve(sys.executable, [sys.executable] + _command(),
+              {name: value for name, value in environment.items() if value is not None})
+
+
+def _command():
+    """The words that followed the interpreter's name."""
+    if hasattr(sys, 'orig_argv'):  # Python 3.10
+        return sys.orig_argv[1:]
+    spec = sys.modules['__main__'].__spec__
+    return (['-m', spec.name] if spec else sys.argv[:1]) + sys.argv[1:]
+
+
+def profile_in_place():
+    """The strictest profile whose environment this process has; None: none."""
+    for profile, wanted in ('portable', _PORTABLE), ('fast', _FAST):
+        if all(os.environ.get(name) == value for name, value in wanted.items()):
+            return profile
+    return None
 
 
 def seed(value):
@@ -56,21 +164,33 @@ def device_name(device):
 def environment():
     """What a result may depend on: versions, processor, threads, BLAS, commit. A JSON-ready dict."""
     import threadpoolctl
+    from branchynet.cpu import onednn
     return {
         'commit': _git('rev-parse', 'HEAD'),
-        'tree': {None: None, '': 'clean'}.get(_git('status', '--porcelain'), 'dirty'),
+        'tree': tree(),
         'python': platform.python_version(),
         'numpy': np.__version__,
         'chainer': chainer.__version__,
         'cupy': cuda.cupy.__version__ if cuda.available else None,
+        'packages': _packages('branchynet'),
         'platform': platform.platform(),
         'cpu': _cpu(),
         'cores': os.cpu_count(),
+        'profile': profile_in_place(),
+        'threads': cpu.threads.num_threads(),
+        'numpy_kernels': _numpy_kernels(),
+        'onednn': onednn.version(),
         'blas': [{key: pool.get(key) for key in ('internal_api', 'version', 'architecture', 'num_threads')}
                  for pool in threadpoolctl.threadpool_info()],
         'gpus': [_gpu_name(i) for i in range(count_gpus())],
+        'cuda': _cuda() if count_gpus() else None,
         'command': ' '.join([os.path.basename(sys.argv[0])] + sys.argv[1:]),
     }
+
+
+def tree():
+    """'clean', 'dirty' (the checkout differs from its commit), or None outside a checkout."""
+    return {None: None, '': 'clean'}.get(_git('status', '--porcelain'), 'dirty')
 
 
 def sha256(path):
@@ -101,6 +221,37 @@ def _git(*words):
                               check=True, universal_newlines=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _packages(name):
+    """Versions of what an installed package needs, and what that needs, by name; extras as far as installed."""
+    found, names = {}, [name]
+    while names:
+        name = re.sub('[-_.]+', '-', names.pop()).lower()
+        if name in found:
+            continue
+        try:
+            distribution = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+        found[name] = distribution.version
+        names += [re.match(r'[\w.-]+', text).group() for text in distribution.requires or ()
+                  if 'extra ==' not in text or 'cuda12' in text]
+    return dict(sorted(found.items()))
+
+
+def _numpy_kernels():
+    """The vector instructions beyond its baseline that NumPy uses here."""
+    core = getattr(np, '_core', None) or np.core
+    umath = core._multiarray_umath
+    return [name for name in umath.__cpu_dispatch__ if umath.__cpu_features__.get(name)]
+
+
+def _cuda():
+    """Versions of the driver and of CUDA's libraries."""
+    runtime = cuda.cupy.cuda.runtime
+    return {'driver': runtime.driverGetVersion(), 'runtime': runtime.runtimeGetVersion(),
+            'cudnn': cuda.cudnn.getVersion() if cuda.cudnn_enabled else None}
 
 
 def _cpu():

@@ -54,6 +54,8 @@ class Comparison(NamedTuple):
                 training.train(phase)
             profile = sweep.profile(pipeline.for_inference(net), *data[2:], BATCHSIZE)
         result['exit_accuracy_percent'] = (profile.correct.mean(axis=1) * 100).tolist()
+        result['outputs'] = {
+            'entropy': pipeline.digest(profile.entropy), 'correct': pipeline.digest(profile.correct)}
         result['weights_sha256'] = pipeline.save_weights(net, pipeline.weights_path(setup.out, *run))
         return result
 

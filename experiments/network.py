@@ -71,6 +71,10 @@ class NetworkExperiment(NamedTuple):
         settings = utils.generate_thresholds(self.base_thresholds, net.numexits())
         swept = sweep.sweep(profile, settings)
         result['exit_accuracy_percent'] = (profile.correct.mean(axis=1) * 100).tolist()
+        result['outputs'] = {
+            'main_correct': pipeline.digest(correct), 'entropy': pipeline.digest(profile.entropy),
+            'correct': pipeline.digest(profile.correct), 'sweep_accuracy': pipeline.digest(swept.accuracy),
+            'sweep_exits': pipeline.digest(swept.exits / len(x))}
         result['exit1_curve'] = _exit1_curve(profile, self.published_thresholds[1:])
         result['sweep'] = _rows(swept, sweep.percentiles(profile, settings), baseline)
         result['knee'] = sweep.knee(swept.accuracy * 100, swept.whole, baseline['accuracy_percent'])

@@ -11,6 +11,7 @@ from branchynet.inference import Compiled, is_compilable
 from branchynet.training import (
     batches, has_checkpoint, load_checkpoint, progress_of_steps, save_checkpoint, steps, write_atomically)
 import chainer
+import numpy as np
 
 FORMAT = 1  # of results.json
 
@@ -178,6 +179,11 @@ class Run:
 def for_inference(net):
     """The net as it is measured: compiled, where it can be."""
     return Compiled(net) if is_compilable(net) else net
+
+
+def digest(array):
+    """What tells an output array from another: its SHA-256, and its mean, which says how far they differ."""
+    return {'sha256': determinism.sha256_of_arrays([array]), 'mean': float(np.mean(array, dtype=float))}
 
 
 def save_weights(net, path):

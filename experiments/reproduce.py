@@ -3,7 +3,7 @@ import itertools
 import os
 import sys
 
-from branchynet import determinism
+from branchynet import determinism, verify
 from branchynet.experiments import claims, pages, pipeline, report
 from branchynet.training import remove_checkpoint, write_atomically
 
@@ -119,10 +119,26 @@ def verdict(results):
 
 
 def _manifest(results, written, out):
-    """What every run came from, and the hashes of all that was written."""
+    """What every run came from and what came of it, and the hashes of all that was written."""
     return {
+        'format': verify.FORMAT,
         'preset': results['preset'],
-        'runs': [{'experiment': name, **{key: result[key] for key in ('seed', 'data_sha256', 'environment')}}
+        'runs': [_run_of_manifest(name, result)
                  for name, experiment in results['experiments'].items() for result in experiment['seeds']],
         'sha256': {os.path.relpath(path, out): determinism.sha256(path) for path in sorted(written)},
     }
+
+
+def _run_of_manifest(name, result):
+    """One seed as `branchynet verify` compares it: settings that must agree, and steps in the order of the run."""
+    steps = [{'what': 'data', 'sha256': result['data_sha256']}]
+    for phase in 'main', 'joint':
+        history = result.get(phase + '_training', {})
+        epochs = zip(history.get('weights_sha256', ()), history.get('loss', ()), history.get('accuracy', ()))
+        steps += [{'what': 'weights after epoch %d of %s training' % (epoch, phase), 'sha256': sha256,
+                   'loss': loss, 'accuracy': accuracy} for epoch, (sha256, loss, accuracy) in enumerate(epochs, 1)]
+    steps += [{'what': 'output ' + what, **digest} for what, digest in result.get('outputs', {}).items()]
+    settings = ('seed', 'variant', 'main_epochs', 'joint_epochs', 'batchsize', 'train_samples', 'test_samples')
+    return {'name': pipeline.stem(name, result.get('part', ''), result['seed']),
+            'settings': {key: result.get(key) for key in settings}, 'device': result['device'],
+            'environment': result['environment'], 'steps': steps}

@@ -102,6 +102,20 @@ def library():
     return _Library()
 
 
+def version():
+    """Its version and the instructions that its kernels use, as 'AVX2'; None where it does not load."""
+    try:
+        dnnl = library().dnnl
+    except (OSError, ImportError):
+        return None
+    dnnl.dnnl_version.restype = ctypes.POINTER(c_int * 3)
+    isa = dnnl.dnnl_get_effective_cpu_isa()
+    return {'version': '%d.%d.%d' % tuple(dnnl.dnnl_version().contents), 'isa': _ISAS.get(isa, hex(isa))}
+
+
+_ISAS = {0x1: 'SSE41', 0x3: 'AVX', 0x7: 'AVX2', 0x27: 'AVX512_CORE', 0x67: 'AVX512_CORE_VNNI', 0xe7: 'AVX512_CORE_BF16'}
+
+
 class single_threaded:
     """Makes OpenMP use one thread for what this thread calls, and puts back what was."""
 
