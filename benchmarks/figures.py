@@ -6,8 +6,8 @@ matplotlib.use('Agg')
 from matplotlib import pyplot as plt  # noqa: E402
 
 LABELS = {'branchynet': 'BranchyNet, cpu.fast', 'chainer': 'Chainer 7.8.1', 'pytorch': 'PyTorch eager',
-          'onnxruntime': 'ONNX Runtime', 'limit': 'FLOP / sgemm peak'}
-COLOURS = {'branchynet': 'C3', 'chainer': 'C7', 'pytorch': 'C0', 'onnxruntime': 'C2', 'limit': 'k'}
+          'onnxruntime': 'ONNX Runtime', 'settings': 'each setting by itself', 'limit': 'FLOP / sgemm peak'}
+COLOURS = {'branchynet': 'C3', 'chainer': 'C7', 'pytorch': 'C0', 'onnxruntime': 'C2', 'settings': 'C1', 'limit': 'k'}
 
 
 def bars(rows, path):
@@ -35,8 +35,8 @@ def _bars(ax, groups):
 
 
 def scaling(rows, path):
-    """A row per task but inference, a panel per network: value against batch; one thread is dashed."""
-    groups = grouped(row for row in rows if row.task != 'inference')
+    """A row per task whose batch varies, a panel per network: value against batch; one thread is dashed."""
+    groups = grouped(row for row in rows if row.task not in ('inference', 'sweep'))
     tasks, networks = (list(dict.fromkeys(key[i] for key in groups)) for i in (1, 0))
     figure, axes = plt.subplots(
         len(tasks), len(networks), figsize=(1 + 4 * len(networks), 3.5 * len(tasks)), squeeze=False)

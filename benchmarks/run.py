@@ -25,20 +25,25 @@ import numpy as np  # noqa: E402
 
 from benchmarks import measuring, peers  # noqa: E402
 from benchmarks.measuring import Row  # noqa: E402
-from branchynet import cpu, experiments, inference  # noqa: E402
+from branchynet import cpu, experiments, inference, sweep, utils  # noqa: E402
 from branchynet.cost import cost  # noqa: E402
 from branchynet.datasets import folder, mnist  # noqa: E402
+from branchynet.experiments import (  # noqa: E402
+    alex_cifar10 as alex, lenet_mnist as lenet, resnet_cifar10 as resnet)
 from branchynet.functions import entropy  # noqa: E402
 from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10  # noqa: E402
 
+EXPERIMENTS = {'lenet': lenet.EXPERIMENT, 'alexnet': alex.EXPERIMENT, 'resnet': resnet.EXPERIMENT}
 NETWORKS = {'lenet': lenet_mnist, 'alexnet': alex_cifar10, 'resnet': resnet_cifar10}
 PUBLISHED = {'lenet': 'B-LeNet', 'alexnet': 'B-AlexNet', 'resnet': 'B-ResNet'}
 SHAPES = {'lenet': (1, 28, 28), 'alexnet': (3, 32, 32), 'resnet': (3, 32, 32)}
 BATCHES = {'lenet': 512, 'alexnet': 512, 'resnet': 64}
-TASKS = ['joint', 'main', 'evaluate', 'inference', 'memory']
-INFERENCE_BATCHES = [1, 256]
+TASKS = ['joint', 'main', 'evaluate', 'inference', 'sweep', 'memory']
+BATCHES_OF = {'inference': [1, 256], 'sweep': [1]}
 INFERENCE_IMAGES = 256
-CONTENDERS = ['branchynet', 'chainer', 'pytorch', 'onnxruntime']  # cpu.fast(), stock, eager, inference only
+# cpu.fast(), stock, eager, Compiled for one setting after the other
+CONTENDERS = ['branchynet', 'chainer', 'pytorch', 'onnxruntime', 'settings']
+ONLY_FOR = {'onnxruntime': 'inference', 'settings': 'sweep'}
 CHECKED_IMAGES = 8
 
 
@@ -82,7 +87,11 @@ def make(contender, network, weights=None):
 
 
 def call(contender, model, task, x, t, batch):
-    """A function that does a task once: a step on x, or inference of x batch by batch."""
+    """A function that does a task once: a step on x, inference of x batch by batch, or a sweep over it."""
+    if task == 'sweep':
+        net, settings = inference.Compiled(model), model.settings
+        each = partial(_run_each, net, settings, x, t, batch)
+        return each if contender == 'settings' else lambda: sweep.sweep(sweep.profile(net, x, t, batch), settings)
     if task == 'inference':
         classify = _classifier(contender, model)
         return lambda: [classify(x[i:i + batch]) for i in range(0, len(x), batch)]
@@ -91,6 +100,12 @@ def call(contender, model, task, x, t, batch):
         return partial(model.softmax, x) if task == 'evaluate' else partial(steps[task], x, t)
     steps = {'joint': model.train, 'main': model.train_main}
     return partial(model.get_SM, x) if task == 'evaluate' else partial(steps[task], x, t)
+
+
+def _run_each(net, settings, x, t, batch):
+    """Evaluates one setting after the other, as the released code does."""
+    for net.thresholdExits in settings:
+        utils.test(net, x, t, batch)
 
 
 def _classifier(contender, model):
@@ -102,11 +117,17 @@ def _classifier(contender, model):
     return lambda x: inference.classify(net, x, model.thresholdExits)
 
 
+def takes_part(contender, task):
+    """Whether a contender does a task; a sweep is this project's alone."""
+    return contender == 'branchynet' or ONLY_FOR.get(contender, task) == task and (
+        task != 'sweep' or contender == 'settings')
+
+
 # What one process does
 
 def time_task(network, task, batch, contenders, pairs, weights):
     """Returns ([(contender, pair, seconds per batch)], floating-point operations per batch)."""
-    count = INFERENCE_IMAGES if task == 'inference' else batch
+    count = INFERENCE_IMAGES if task in BATCHES_OF else batch
     x, t = images(network, max(count, CHECKED_IMAGES))
     net = build(network, weights)
     peers.assert_same_outputs(net, peers.Peer(net), x[:CHECKED_IMAGES])
@@ -118,8 +139,10 @@ def time_task(network, task, batch, contenders, pairs, weights):
         model = make(contender, network, weights)
         if task == 'inference':
             model.thresholdExits = thresholds  # in training they would drop samples
+        if task == 'sweep':
+            model.settings = utils.generate_thresholds(EXPERIMENTS[network].base_thresholds, net.numexits())
         calls[contender] = call(contender, model, task, x, t, batch)
-    batches = -(-count // batch) if task == 'inference' else 1
+    batches = -(-count // batch) if task in BATCHES_OF else 1
     values = [(name, pair, seconds / batches) for name, pair, seconds in measuring.interleaved(calls, pairs)]
     return values, batch * flops(net, task, x[:1], shares)
 
@@ -149,7 +172,7 @@ def flops(net, task, x, shares):
     """Floating-point operations per image, of convolutions and linear layers: two for a multiply-add."""
     costs = cost(net, x.shape[1:])
     everything = costs.main.macs if task == 'main' else costs.exits[-1].leaving.macs
-    if task == 'inference':
+    if task in BATCHES_OF:
         return 2 * sum(share * exit.leaving.macs for share, exit in zip(shares, costs.exits))
     if task == 'evaluate':
         return 2 * everything
@@ -179,9 +202,9 @@ def measure(args, threads, peak):
     """Yields the Rows of one network's task and batch after the other; peak is of sgemm, FLOP per second."""
     for network in args.networks:
         for task in args.only:
-            for batch in INFERENCE_BATCHES if task == 'inference' else args.batches or [BATCHES[network]]:
+            for batch in BATCHES_OF.get(task) or args.batches or [BATCHES[network]]:
                 row = partial(Row, network, task, batch, threads)
-                contenders = [name for name in args.contenders if name != 'onnxruntime' or task == 'inference']
+                contenders = [name for name in args.contenders if takes_part(name, task)]
                 try:
                     if task == 'memory':
                         yield [row(name, 0, measuring.in_child(threads, step_memory, network, batch, name))

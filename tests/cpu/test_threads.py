@@ -413,13 +413,15 @@ def test_a_signal_ends_training_promptly_and_leaves_the_pool_usable():
 @pytest.mark.skipif(os.name != 'posix', reason='signals of POSIX')
 def test_control_c_ends_the_program_promptly():
     tests = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    process = subprocess.Popen([sys.executable, '-c', textwrap.dedent('''
+    script = textwrap.dedent('''
         from branchynet.cpu import set_num_threads, threads
         import time
         set_num_threads(2)
         print('runs', flush=True)
         threads.run(lambda i: time.sleep(.01), 100000)
-    ''')], stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
+    ''')
+    process = subprocess.Popen(
+        [sys.executable, '-c', script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
         env={**os.environ, 'PYTHONPATH': os.path.dirname(tests)})
     try:
         assert process.stdout.readline() == 'runs\n'
