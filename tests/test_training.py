@@ -1,4 +1,10 @@
-import branchynet  # noqa: F401
+import os
+import random
+import resource
+import signal
+
+import branchynet
+import chainer.links as L
 import numpy as np
 import pytest
 
@@ -44,3 +50,110 @@ def test_a_failed_write_leaves_the_file_as_it_was(tmp_path, monkeypatch):
         training.write_atomically(str(path), b'new')
     assert path.read_bytes() == b'old'
     assert [p.name for p in tmp_path.iterdir()] == ['file']
+
+
+def stopped_within_an_epoch(path, after=5, **kwargs):
+    """A net stopped after so many steps (3 an epoch) of joint training, its last two steps in checkpoints."""
+    net = small_net(dropout=True, **kwargs)
+    np.random.seed(4)
+    random.seed(4)
+    count = 0
+    for epoch in range(3):
+        for position in training.steps(net, X, T, 16):
+            count += 1
+            training.save_checkpoint(path, net, {'epoch': epoch}, position)
+            if count == after:
+                return net
+    raise AssertionError('never stopped')
+
+
+def finish(net, epoch, position):
+    """Trains on to the end of the third epoch; what the rest of the run draws and returns."""
+    means = []
+    for _ in range(epoch, 3):
+        for position in training.steps(net, X, T, 16, position=position):
+            pass
+        means.append(np.array(position.means()))
+        position = None
+    return means, np.random.rand(), random.random(), net.getLearnedExitsThresholds()
+
+
+@pytest.mark.parametrize('kwargs', [{}, {'percentTrainKeeps': .6}, {'opt': 'MomentumSGD'}])
+@pytest.mark.parametrize('after', [1, 3, 5, 8])
+def test_training_goes_on_within_an_epoch_to_the_same_bits(tmp_path, after, kwargs):
+    path = str(tmp_path / 'checkpoint.npz')
+    whole = small_net(dropout=True, **kwargs)
+    np.random.seed(4)
+    random.seed(4)
+    expected = finish(whole, 0, None)
+
+    stopped_within_an_epoch(path, after, **kwargs)
+    resumed = small_net(seed=9, dropout=True, **kwargs)
+    notes, position = training.load_checkpoint(path, resumed)
+    assert len(position.results) == (after - 1) % 3 + 1
+    found = finish(resumed, notes['epoch'], position)
+    np.testing.assert_array_equal(found[0], expected[0][notes['epoch']:])
+    np.testing.assert_equal(found[1:], expected[1:])
+    assert same(weights(whole), weights(resumed))
+
+
+@pytest.mark.parametrize('damage', [
+    lambda b: b[:len(b) // 2], lambda b: b'', lambda b: b[:900] + bytes([b[900] ^ 1]) + b[901:]])
+def test_of_a_damaged_checkpoint_the_one_before_is_taken(tmp_path, damage, capsys):
+    path = tmp_path / 'checkpoint.npz'
+    stopped_within_an_epoch(str(path))
+    path.write_bytes(damage(path.read_bytes()))
+    for _ in range(2):  # from then on it is the last
+        _, position = training.load_checkpoint(str(path), small_net(dropout=True))
+        assert len(position.results) == 1
+    error = capsys.readouterr().err
+    assert 'checkpoint.npz is not a whole checkpoint' in error and error.count('\n') == 1
+
+
+def test_a_write_that_was_cut_off_between_two_renames_loses_nothing(tmp_path):
+    path = tmp_path / 'checkpoint.npz'
+    stopped_within_an_epoch(str(path))
+    path.rename(str(path) + '.new')
+    assert training.has_checkpoint(str(path))
+    _, position = training.load_checkpoint(str(path), small_net(dropout=True))
+    assert len(position.results) == 1
+    training.remove_checkpoint(str(path))
+    assert list(tmp_path.iterdir()) == []
+    assert not training.has_checkpoint(str(path))
+
+
+@pytest.mark.parametrize('other', [small_net(opt='MomentumSGD'), branchynet.BranchyNet([
+    L.Linear(4, 8), branchynet.Branch([L.Linear(8, 3)])])])
+def test_a_checkpoint_of_another_network_is_refused(tmp_path, other):
+    path = str(tmp_path / 'checkpoint.npz')
+    training.save_checkpoint(path, small_net(), {})
+    before = weights(other)
+    with pytest.raises(OSError, match='checkpoint.npz is a checkpoint of another network: expected'):
+        training.load_checkpoint(path, other)
+    assert same(weights(other), before)
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path, monkeypatch):
+    path = str(tmp_path / 'checkpoint.npz')
+    monkeypatch.setattr(training, '_FORMAT', 1)
+    training.save_checkpoint(path, small_net(), {})
+    monkeypatch.undo()
+    with pytest.raises(OSError, match='checkpoint of version 1: expected 2'):
+        training.load_checkpoint(path, small_net())
+
+
+def test_a_full_disk_is_named_and_leaves_the_last_good_checkpoint(tmp_path):
+    path = str(tmp_path / 'checkpoint.npz')
+    stopped_within_an_epoch(path)
+    names = sorted(os.listdir(str(tmp_path)))
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))  # files end there, as on a full disk
+    try:
+        with pytest.raises(OSError, match='checkpoint.npz'):
+            training.save_checkpoint(path, small_net(), {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert sorted(os.listdir(str(tmp_path))) == names
+    assert len(training.load_checkpoint(path, small_net(dropout=True))[1].results) == 2

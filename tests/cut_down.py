@@ -1,0 +1,59 @@
+"""A few steps of every network under a profile: what takes minutes on an emulated processor, and seconds on a real one.
+
+    python tests/cut_down.py [--profile portable] FILE
+
+writes a manifest for `branchynet verify`. The images are noise: where there is no CIFAR-10 it must run too.
+"""
+import argparse
+import json
+
+import branchynet  # noqa: F401
+import numpy as np
+
+from branchynet import cpu, determinism, verify
+from branchynet.inference import Compiled
+from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
+
+NETWORKS = {  # builder, shape of an image, images, steps of each training
+    'lenet': (lenet_mnist, (1, 28, 28), 16, 2),
+    'alexnet': (alex_cifar10, (3, 32, 32), 4, 1),
+    'resnet': (resnet_cifar10, (3, 32, 32), 2, 1),
+}
+
+
+def run(name):
+    """One network's entry of a manifest."""
+    builder, shape, count, steps = NETWORKS[name]
+    determinism.seed(0)
+    net = builder.get_network()
+    x = np.random.rand(count, *shape).astype(np.float32)
+    t = np.random.randint(0, 10, count).astype(np.int32)
+    entry = {'name': name, 'settings': {'images': count, 'steps': steps}, 'device': 'cpu',
+             'environment': determinism.environment(),
+             'steps': [{'what': 'first weights', 'sha256': determinism.sha256_of_net(net)}]}
+    with cpu.fast():
+        for phase, step in ('main', net.train_main), ('joint', net.train):
+            for i in range(steps):
+                loss, accuracy = step(x, t)
+                entry['steps'].append({'what': 'weights after step %d of %s training' % (i + 1, phase), 'loss': loss,
+                                       'accuracy': accuracy, 'sha256': determinism.sha256_of_net(net)})
+        for what, looked in ('softmax', net.look(x)), ('compiled softmax', Compiled(net).look(x[:2])):
+            prob = [prob for prob, _, _ in looked]
+            entry['steps'].append({'what': what, 'mean': float(np.max(prob)),
+                                   'sha256': determinism.sha256_of_arrays(prob)})
+    return entry
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('file', metavar='FILE')
+    parser.add_argument('--profile', choices=determinism.PROFILES, default='portable')
+    parser.add_argument('--networks', nargs='+', choices=NETWORKS, default=list(NETWORKS))
+    args = parser.parse_args()
+    determinism.fix(args.profile)
+    with open(args.file, 'w') as f:
+        json.dump({'format': verify.FORMAT, 'runs': [run(name) for name in args.networks]}, f, indent=1)
+
+
+if __name__ == '__main__':
+    main()

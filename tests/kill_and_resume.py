@@ -1,0 +1,117 @@
+"""Kills a training at random moments and resumes it: the weights must be those of an uninterrupted run, to the bit.
+
+    python tests/kill_and_resume.py [--kills 20] [--seed 0]
+
+The network has batch normalisation and dropout, and trains on real images; checkpoints come as often as they can,
+so that many a kill hits one being written. Status 1 where the bits differ.
+"""
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+
+import branchynet
+import chainer
+import chainer.functions as F
+import chainer.links as L
+
+from branchynet import cpu
+from branchynet.datasets import mnist
+from branchynet.experiments import pipeline
+
+PRESET = pipeline.Preset(main_epochs=2, joint_epochs=3, batchsize=32, train_samples=640, test_samples=1)
+
+
+def get_network():
+    """Two exits over convolutions with batch normalisation; dropout before the last."""
+    relu = branchynet.FL(F.relu)
+    return branchynet.BranchyNet([
+        L.Convolution2D(1, 8, 5), L.BatchNormalization(8), relu, branchynet.FL(F.max_pooling_2d, 2, 2),
+        branchynet.Branch([L.Linear(1152, 10)]),
+        L.Convolution2D(8, 16, 3), L.BatchNormalization(16), relu, branchynet.FL(F.max_pooling_2d, 2, 2),
+        L.Linear(400, 64), branchynet.FL(F.dropout, .5), branchynet.Branch([L.Linear(64, 10)])])
+
+
+def train(out):
+    """The whole training, on from its checkpoint where there is one; writes result.json when it is done."""
+    pipeline.Run.INTERVAL, pipeline.Run.SHARE = 0, 1
+    data = pipeline.cut(mnist.get_data(), PRESET)
+    setup = pipeline.Setup('smoke', 'code', chainer.get_device('@numpy'), out, resume=True)
+    run = pipeline.begin(('killed', '', 0), get_network, PRESET, data, setup)
+    print('begins', flush=True)
+    with cpu.fast():
+        for phase in 'main', 'joint':
+            run.train(phase)
+    pipeline.write_json(os.path.join(out, 'result.json'), run.result)
+
+
+def start(out):
+    """A process that trains, as soon as it begins to."""
+    process = subprocess.Popen([sys.executable, os.path.abspath(__file__), '--train', out], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    return process
+
+
+def finish(process, out):
+    """What the training of a process came to: epochs' losses, accuracies and weights."""
+    process.wait()
+    process.stdout.close()
+    if process.returncode:
+        raise SystemExit('the training ended with status %d' % process.returncode)
+    with open(os.path.join(out, 'result.json')) as f:
+        result = json.load(f)
+    return [[result[phase + '_training'][key] for key in ('loss', 'accuracy', 'weights_sha256')]
+            for phase in ('main', 'joint')]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--kills', type=int, default=20, metavar='N')
+    parser.add_argument('--seed', type=int, default=0, help='of the moments')
+    parser.add_argument('--train', metavar='DIR', help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.train:
+        return train(args.train)
+    generator = random.Random(args.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        whole = os.path.join(folder, 'whole')
+        os.mkdir(whole)
+        begun = time.monotonic()
+        process = start(whole)
+        expected = finish(process, whole)
+        longest = (time.monotonic() - begun) / 3
+        return kill(args.kills, generator, longest, folder, expected)
+
+
+def kill(kills, generator, longest, folder, expected):
+    """Lets trainings live for a random time, up to `longest` seconds, until so many were killed; returns the status."""
+    killed, finished = 0, 0
+    while True:
+        out = os.path.join(folder, str(finished))
+        os.makedirs(out, exist_ok=True)
+        process = start(out)
+        if killed < kills:
+            try:
+                process.wait(generator.uniform(0, longest))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                process.stdout.close()
+                killed += 1
+                print('killed %d; left: %s' % (killed, ' '.join(sorted(os.listdir(out))) or 'nothing'), flush=True)
+                continue
+        if finish(process, out) != expected:
+            print('After %d kills the bits differ' % killed)
+            return 1
+        finished += 1
+        if killed == kills:
+            print('%d kills in %d trainings, all resumed to the same bits' % (killed, finished))
+            return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

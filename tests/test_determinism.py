@@ -1,0 +1,136 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import chainer
+import numpy as np
+import pytest
+
+import branchynet  # noqa: F401
+from branchynet import cli, determinism
+from conftest import same, small_data, small_net, weights
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+PORTABLE = pytest.mark.skipif(determinism.default_profile() != 'portable', reason='needs x86-64 with AVX2')
+SCRIPT = """
+import random, sys
+from branchynet import determinism
+determinism.fix(sys.argv[1])
+print(sys.argv[1:], determinism.profile_in_place(), hash('a'))
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Runs SCRIPT with these arguments, in this environment and some variables more."""
+    path = tmp_path / 'script.py'
+    path.write_text(SCRIPT)
+
+    def run(*words, **variables):
+        done = subprocess.run([sys.executable, '-W', 'ignore', str(path), *words], env={**os.environ, **variables},
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+        return done.stdout, done.stderr
+    return run
+
+
+@PORTABLE
+def test_a_profile_starts_the_command_again_once_and_says_so(script):
+    out, error = script('portable', 'two words', OPENBLAS_CORETYPE='Sky lake', NPY_DISABLE_CPU_FEATURES='AVX512_ICL')
+    assert out.startswith("['portable', 'two words'] portable ")
+    assert error.startswith('Profile portable: starting again with ') and error.count('\n') == 1
+    assert "in place of OPENBLAS_CORETYPE='Sky lake' NPY_DISABLE_CPU_FEATURES=AVX512_ICL" in error
+    variables = {name: value for name, value in determinism.variables('portable').items() if value is not None}
+    assert script('portable', 'two words', **variables) == (out, '')  # nothing is left to change, hash seed included
+
+
+def test_fast_keeps_the_kernels_of_the_machine(script):
+    out, error = script('fast', ONEDNN_MAX_CPU_ISA='SSE41', CUPY_TF32='1')
+    assert out.startswith("['fast'] fast ")
+    assert 'ONEDNN' not in error and 'no CUPY_TF32, in place of CUPY_TF32=1' in error
+
+
+def test_profiles_that_are_not_there_are_named(monkeypatch):
+    with pytest.raises(ValueError, match='profile is exact: expected portable or fast'):
+        determinism.fix('exact')
+    monkeypatch.setattr('platform.machine', lambda: 'arm64')
+    assert determinism.default_profile() == 'fast'
+    with pytest.raises(ValueError, match='expected fast on a processor that is not'):
+        determinism.fix('portable')
+
+
+def test_an_interactive_session_does_not_start_again(monkeypatch):
+    monkeypatch.setattr(sys, 'ps1', '>>> ', raising=False)
+    monkeypatch.setenv('PYTHONHASHSEED', '1')
+    with pytest.raises(ValueError, match='expected Python to be started with .*PYTHONHASHSEED=0'):
+        determinism.fix('fast')
+
+
+def test_a_seed_fixes_every_generator():
+    import random
+    draws = []
+    for _ in range(2):
+        determinism.seed(3)
+        draws.append((random.random(), np.random.rand()))
+    assert draws[0] == draws[1]
+
+
+def test_the_hash_of_a_net_is_of_weights_and_statistics():
+    first = chainer.links.BatchNormalization(2)
+    second = first.copy('copy')
+    assert determinism.sha256_of_net(first) == determinism.sha256_of_net(second)
+    second.avg_mean[0] = 1
+    assert determinism.sha256_of_net(first) != determinism.sha256_of_net(second)
+
+
+def test_a_dirty_tree_is_refused_where_a_clean_one_is_required(monkeypatch, capsys):
+    monkeypatch.setattr(determinism, 'tree', lambda: 'dirty')
+    assert cli.main(['reproduce', '--preset', 'smoke', '--require-clean']) == 2
+    error = capsys.readouterr().err
+    assert 'the tree is dirty: expected a clean one' in error and error.count('\n') == 1
+
+
+def cut_down(path, prefix=(), **variables):
+    """Runs a few steps of all networks under the portable profile."""
+    environment = {**os.environ, **variables, **determinism.variables('portable')}
+    subprocess.run([*prefix, sys.executable, os.path.join(HERE, 'cut_down.py'), str(path)], check=True,
+                   env={name: value for name, value in environment.items() if value is not None})
+    return str(path)
+
+
+@PORTABLE
+@pytest.mark.slow
+@pytest.mark.onednn
+@pytest.mark.parametrize('model', ['Haswell', 'EPYC'])
+def test_portable_bits_are_those_of_another_processor(tmp_path, model, capsys):
+    if not shutil.which('qemu-x86_64'):
+        pytest.skip('qemu-x86_64 is not to be found (Debian: apt-get install qemu-user)')
+    here = cut_down(tmp_path / 'here.json')
+    there = cut_down(tmp_path / 'there.json', ['qemu-x86_64', '-cpu', model], BRANCHYNET_NUM_THREADS='3')
+    assert cli.main(['verify', here, there]) == 0, capsys.readouterr().out
+    kernels = [json.load(open(path))['runs'][0]['environment']['numpy_kernels'] for path in (here, there)]
+    assert kernels[0] == kernels[1]
+
+
+@pytest.mark.slow
+@pytest.mark.onednn
+def test_a_training_that_is_killed_goes_on_to_the_same_bits():
+    run = subprocess.run([sys.executable, os.path.join(HERE, 'kill_and_resume.py'), '--kills', '3'],
+                         stdout=subprocess.PIPE, universal_newlines=True)
+    assert run.returncode == 0, run.stdout
+
+
+@pytest.mark.gpu
+def test_training_on_a_gpu_repeats_to_the_bit():
+    x, t = small_data()
+    trained = []
+    for _ in range(2):
+        determinism.seed(0)
+        net = small_net()
+        net.to_gpu()
+        for _ in range(3):
+            net.train(x, t)
+        net.to_cpu()
+        trained.append(weights(net))
+    assert same(*trained)
