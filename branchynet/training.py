@@ -133,12 +133,13 @@ def load_checkpoint(path, net):
     try:
         arrays, meta = _read(path)
     except (OSError, ValueError) as e:
+        why = getattr(e, 'strerror', None) or e
         try:
             arrays, meta = _read(_before(path))
         except (OSError, ValueError):
             raise OSError('%s is not a whole checkpoint (%s), nor is the one before: expected one of them; '
-                          'leave out --resume to start anew' % (path, e)) from e
-        print('%s is not a whole checkpoint (%s): going on from the one before' % (path, e), file=sys.stderr)
+                          'leave out --resume to start anew' % (path, why)) from e
+        print('%s is not a whole checkpoint (%s): going on from the one before' % (path, why), file=sys.stderr)
         os.replace(_before(path), path)
     if meta.get('format') != _FORMAT:
         raise OSError('%s is a checkpoint of version %s: expected %d; leave out --resume to start anew' % (
