@@ -2,7 +2,7 @@
 # Trains, sweeps and compares with the published numbers; installs into .venv if need be.
 #
 #   ./get_results.sh [--preset smoke|quick|paper] [--only lenet_mnist,...] [--variant code|paper] [--seeds N]
-#                    [--device auto|cpu|gpu:0] [--out DIR] [--resume]
+#                    [--device auto|cpu|gpu:0] [--profile portable|fast] [--require-clean] [--out DIR] [--resume]
 #
 # Exit status: 0 all claims that were checked hold, 1 a claim fell short, 2 bad usage or no data.
 set -euo pipefail

@@ -1,0 +1,121 @@
+"""What the bits of profile portable cost: its joint training step beside that of profile fast.
+
+    python benchmarks/determinism.py [--networks lenet,alexnet,resnet] [--pairs 7]
+
+Two processes, one of each profile, take turns; a ratio is the median of the pairs' ratios. About 2 minutes on
+2 cores. Also printed: what a checkpoint costs, and how seldom it is therefore written within an epoch.
+"""
+import argparse
+from concurrent.futures import ProcessPoolExecutor
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+
+import branchynet  # noqa: F401
+import numpy as np
+
+from branchynet import cpu, determinism
+from branchynet.experiments.pipeline import Run
+from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
+from branchynet.training import save_checkpoint, steps
+
+NETWORKS = {  # builder, shape of an image, images of a batch, images of an epoch
+    'lenet': (lenet_mnist, (1, 28, 28), 512, 60000),
+    'alexnet': (alex_cifar10, (3, 32, 32), 512, 50000),
+    'resnet': (resnet_cifar10, (3, 32, 32), 64, 50000),
+}
+TURN = .5  # seconds of steps in a row, at least
+_net, _x, _t = None, None, None  # of a process
+
+
+def prepare(network):
+    """Makes a network and its batch; one step warms up. Returns the profile that is in place."""
+    global _net, _x, _t
+    builder, shape, count, _ = NETWORKS[network]
+    determinism.seed(0)
+    _net = builder.get_network()
+    _x = np.random.rand(count, *shape).astype(np.float32)
+    _t = np.random.randint(0, 10, count).astype(np.int32)
+    cpu.enable()
+    _net.train(_x, _t)
+    return determinism.profile_in_place()
+
+
+def step():
+    """Seconds of a joint step, the mean of a turn."""
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < TURN:
+        _net.train(_x, _t)
+        count += 1
+    return (time.perf_counter() - start) / count
+
+
+def checkpoint(network):
+    """Seconds of a checkpoint within an epoch, the median of five, and its bytes."""
+    count = NETWORKS[network][3]
+    x, t = np.broadcast_to(_x[:1], (count,) + _x.shape[1:]), np.zeros(count, np.int32)
+    position = next(steps(_net, x, t, len(_x)))
+    with tempfile.TemporaryDirectory(dir='.') as folder:
+        path = os.path.join(folder, 'checkpoint.npz')
+        seconds = []
+        for _ in range(5):
+            start = time.perf_counter()
+            save_checkpoint(path, _net, {}, position)
+            seconds.append(time.perf_counter() - start)
+        return statistics.median(seconds), os.path.getsize(path)
+
+
+def pool(profile):
+    """A process in which a profile is in place."""
+    before = dict(os.environ)
+    wanted = determinism.variables(profile)
+    unset = {name for name in determinism.variables('portable') if wanted.get(name) is None}
+    os.environ.update({name: value for name, value in wanted.items() if value is not None})
+    for name in unset:
+        os.environ.pop(name, None)
+    try:
+        executor = ProcessPoolExecutor(1, multiprocessing.get_context('spawn'))
+        executor.submit(os.getpid).result()
+        return executor
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def measure(network, pairs):
+    """One line on a network."""
+    pools = {profile: pool(profile) for profile in determinism.PROFILES}
+    for profile, executor in pools.items():
+        assert executor.submit(prepare, network).result() == profile
+    seconds = {profile: [] for profile in pools}
+    for _ in range(pairs):
+        for profile, executor in pools.items():
+            seconds[profile].append(executor.submit(step).result())
+    saving, size = pools['portable'].submit(checkpoint, network).result()
+    for executor in pools.values():
+        executor.shutdown()
+    ratios = [p / f for p, f in zip(seconds['portable'], seconds['fast'])]
+    waited = max(Run.INTERVAL, saving / Run.SHARE)
+    return '%-8s portable %.1f ms, fast %.1f ms, ratio %.2f (%.2f ... %.2f); checkpoint %.0f ms, %.1f MB, ' \
+        'every %.0f s: %.2f %%' % (
+            network, *(1e3 * statistics.median(seconds[profile]) for profile in pools), statistics.median(ratios),
+            min(ratios), max(ratios), 1e3 * saving, size / 1e6, waited, 100 * saving / waited)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--networks', type=lambda text: text.split(','), default=list(NETWORKS))
+    parser.add_argument('--pairs', type=int, default=7)
+    args = parser.parse_args()
+    unknown = set(args.networks) - set(NETWORKS)
+    if unknown:
+        parser.error('network is %s: expected some of %s' % (min(unknown), ', '.join(NETWORKS)))
+    print(determinism.environment()['cpu'], flush=True)
+    for network in args.networks:
+        print(measure(network, args.pairs), flush=True)
+
+
+if __name__ == '__main__':
+    main()
