@@ -107,6 +107,46 @@ def test_a_run_that_was_interrupted_resumes_to_the_same_bits(tiny, tmp_path, mon
     assert (out / 'results.json').read_bytes() == before
 
 
+def stop_at(monkeypatch, count):
+    """Interrupts a run at its checkpoint of this number; checkpoints then come after every step."""
+    monkeypatch.setattr(pipeline.Run, 'INTERVAL', 0)
+    monkeypatch.setattr(pipeline.Run, 'SHARE', np.inf)
+    save, saved = pipeline.save_checkpoint, []
+
+    def interrupt(*args):
+        save(*args)
+        saved.append(args)
+        if len(saved) == count:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, 'save_checkpoint', interrupt)
+
+
+def test_a_run_resumes_within_an_epoch_to_the_same_bits(tiny, tmp_path, monkeypatch, capsys):
+    assert reproduce(tmp_path / 'whole') == 0
+    out = tmp_path / 'out'
+    stop_at(monkeypatch, 14)  # of 4 steps and the end of an epoch; the 11th is of the baseline
+    assert reproduce(out) == 130
+    assert reproduce(out, '--resume') == 0
+    capsys.readouterr()
+    assert cli.main(['verify', str(tmp_path / 'whole'), str(out)]) == 0
+    assert capsys.readouterr().out == 'lenet_mnist_seed0: identical (10 steps)\n'
+    assert not [name for name in os.listdir(str(out)) if name.startswith('checkpoint')]
+
+
+def test_a_checkpoint_of_another_commit_is_refused(tiny, tmp_path, monkeypatch, capsys):
+    environment = determinism.environment()
+    stop_at(monkeypatch, 2)
+    assert reproduce(tmp_path) == 130
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(determinism, 'environment', lambda: {**environment, 'commit': 'another'})
+    capsys.readouterr()
+    assert reproduce(tmp_path, '--resume') == 2
+    error = capsys.readouterr().err
+    assert 'has commit' in error and 'expected another' in error and error.count('\n') == 1
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_without_data_nothing_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('BRANCHYNET_DATA', str(tmp_path / 'data'))
     monkeypatch.setattr(mnist, 'MIRRORS', [])
