@@ -10,7 +10,6 @@ import pytest
 
 import branchynet  # noqa: F401
 from branchynet import cli, determinism
-from conftest import same, small_data, small_net, weights
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PORTABLE = pytest.mark.skipif(determinism.default_profile() != 'portable', reason='needs x86-64 with AVX2')
@@ -119,18 +118,3 @@ def test_a_training_that_is_killed_goes_on_to_the_same_bits():
     run = subprocess.run([sys.executable, os.path.join(HERE, 'kill_and_resume.py'), '--kills', '3'],
                          stdout=subprocess.PIPE, universal_newlines=True)
     assert run.returncode == 0, run.stdout
-
-
-@pytest.mark.gpu
-def test_training_on_a_gpu_repeats_to_the_bit():
-    x, t = small_data()
-    trained = []
-    for _ in range(2):
-        determinism.seed(0)
-        net = small_net()
-        net.to_gpu()
-        for _ in range(3):
-            net.train(x, t)
-        net.to_cpu()
-        trained.append(weights(net))
-    assert same(*trained)
