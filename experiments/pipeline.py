@@ -104,11 +104,15 @@ def begin(run, net, preset, data, setup):
     environment, position = determinism.environment(), None
     if setup.resume and has_checkpoint(path):
         saved, position = load_checkpoint(path, net)
-        _check_same(path, {**result, 'commit': environment['commit']},
-                    {**saved, 'commit': saved['environment']['commit']})
+        _check_same(path, {**result, **_origin(environment)}, {**saved, **_origin(saved['environment'])})
         result = saved
     result['environment'] = environment
     return Run(net, preset, data, result, path, position)
+
+
+def _origin(environment):
+    """What has to be the same for the same bits."""
+    return {key: environment[key] for key in ('commit', 'profile', 'numpy')}
 
 
 def _check_same(path, wanted, saved):

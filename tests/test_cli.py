@@ -9,7 +9,7 @@ from branchynet import cli
 from branchynet.datasets import mnist
 
 
-@pytest.mark.parametrize('command', [[], ['reproduce'], ['report'], ['data'], ['info']])
+@pytest.mark.parametrize('command', [[], ['reproduce'], ['report'], ['verify'], ['data'], ['info']])
 def test_help_everywhere(command, capsys):
     with pytest.raises(SystemExit) as info:
         cli.main(command + ['--help'])

@@ -134,16 +134,17 @@ def test_a_run_resumes_within_an_epoch_to_the_same_bits(tiny, tmp_path, monkeypa
     assert not [name for name in os.listdir(str(out)) if name.startswith('checkpoint')]
 
 
-def test_a_checkpoint_of_another_commit_is_refused(tiny, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize('what', ['commit', 'profile'])
+def test_a_checkpoint_of_another_origin_is_refused(tiny, tmp_path, monkeypatch, capsys, what):
     environment = determinism.environment()
     stop_at(monkeypatch, 2)
     assert reproduce(tmp_path) == 130
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    monkeypatch.setattr(determinism, 'environment', lambda: {**environment, 'commit': 'another'})
+    monkeypatch.setattr(determinism, 'environment', lambda: {**environment, what: 'another'})
     capsys.readouterr()
     assert reproduce(tmp_path, '--resume') == 2
     error = capsys.readouterr().err
-    assert 'has commit' in error and 'expected another' in error and error.count('\n') == 1
+    assert 'has ' + what in error and 'expected another' in error and error.count('\n') == 1
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
