@@ -40,7 +40,7 @@ SHAPES = {'lenet': (1, 28, 28), 'alexnet': (3, 32, 32), 'resnet': (3, 32, 32)}
 BATCHES = {'lenet': 512, 'alexnet': 512, 'resnet': 64}
 TASKS = ['joint', 'main', 'evaluate', 'inference', 'sweep', 'memory']
 BATCHES_OF = {'inference': [1, 256], 'sweep': [1]}
-INFERENCE_IMAGES = 256
+INFERENCE_IMAGES, SWEEP_IMAGES = 256, 10000
 # cpu.fast(), stock, eager, Compiled for one setting after the other
 CONTENDERS = ['branchynet', 'chainer', 'pytorch', 'onnxruntime', 'settings']
 ONLY_FOR = {'onnxruntime': 'inference', 'settings': 'sweep'}
@@ -87,11 +87,7 @@ def make(contender, network, weights=None):
 
 
 def call(contender, model, task, x, t, batch):
-    """A function that does a task once: a step on x, inference of x batch by batch, or a sweep over it."""
-    if task == 'sweep':
-        net, settings = inference.Compiled(model), model.settings
-        each = partial(_run_each, net, settings, x, t, batch)
-        return each if contender == 'settings' else lambda: sweep.sweep(sweep.profile(net, x, t, batch), settings)
+    """A function that does a task once: a step on x, or inference of x batch by batch."""
     if task == 'inference':
         classify = _classifier(contender, model)
         return lambda: [classify(x[i:i + batch]) for i in range(0, len(x), batch)]
@@ -100,12 +96,6 @@ def call(contender, model, task, x, t, batch):
         return partial(model.softmax, x) if task == 'evaluate' else partial(steps[task], x, t)
     steps = {'joint': model.train, 'main': model.train_main}
     return partial(model.get_SM, x) if task == 'evaluate' else partial(steps[task], x, t)
-
-
-def _run_each(net, settings, x, t, batch):
-    """Evaluates one setting after the other, as the released code does."""
-    for net.thresholdExits in settings:
-        utils.test(net, x, t, batch)
 
 
 def _classifier(contender, model):
@@ -127,7 +117,7 @@ def takes_part(contender, task):
 
 def time_task(network, task, batch, contenders, pairs, weights):
     """Returns ([(contender, pair, seconds per batch)], floating-point operations per batch)."""
-    count = INFERENCE_IMAGES if task in BATCHES_OF else batch
+    count = INFERENCE_IMAGES if task == 'inference' else batch
     x, t = images(network, max(count, CHECKED_IMAGES))
     net = build(network, weights)
     peers.assert_same_outputs(net, peers.Peer(net), x[:CHECKED_IMAGES])
@@ -139,12 +129,28 @@ def time_task(network, task, batch, contenders, pairs, weights):
         model = make(contender, network, weights)
         if task == 'inference':
             model.thresholdExits = thresholds  # in training they would drop samples
-        if task == 'sweep':
-            model.settings = utils.generate_thresholds(EXPERIMENTS[network].base_thresholds, net.numexits())
         calls[contender] = call(contender, model, task, x, t, batch)
-    batches = -(-count // batch) if task in BATCHES_OF else 1
+    batches = -(-count // batch) if task == 'inference' else 1
     values = [(name, pair, seconds / batches) for name, pair, seconds in measuring.interleaved(calls, pairs)]
     return values, batch * flops(net, task, x[:1], shares)
+
+
+def time_sweep(network, contenders, pairs, weights):
+    """[(contender, pair, seconds per image)] of all settings, from one pass or one after the other."""
+    x, t = images(network, SWEEP_IMAGES)
+    net = inference.Compiled(build(network, weights))
+    settings = utils.generate_thresholds(EXPERIMENTS[network].base_thresholds, net.numexits())
+
+    def one_pass():
+        sweep.sweep(sweep.profile(net, x, t), settings)
+
+    def one_by_one():
+        for net.thresholdExits in settings:
+            utils.test(net, x[:INFERENCE_IMAGES], t[:INFERENCE_IMAGES], 1)
+
+    calls = {'branchynet': (one_pass, len(x)), 'settings': (one_by_one, INFERENCE_IMAGES)}
+    return [(name, pair, seconds / calls[name][1]) for name, pair, seconds in measuring.interleaved(
+        {name: calls[name][0] for name in contenders}, pairs)]
 
 
 def published_shares(network):
@@ -172,7 +178,7 @@ def flops(net, task, x, shares):
     """Floating-point operations per image, of convolutions and linear layers: two for a multiply-add."""
     costs = cost(net, x.shape[1:])
     everything = costs.main.macs if task == 'main' else costs.exits[-1].leaving.macs
-    if task in BATCHES_OF:
+    if task == 'inference':
         return 2 * sum(share * exit.leaving.macs for share, exit in zip(shares, costs.exits))
     if task == 'evaluate':
         return 2 * everything
@@ -209,6 +215,10 @@ def measure(args, threads, peak):
                     if task == 'memory':
                         yield [row(name, 0, measuring.in_child(threads, step_memory, network, batch, name))
                                for name in contenders]
+                        continue
+                    if task == 'sweep':
+                        yield [row(*value) for value in measuring.in_child(
+                            threads, time_sweep, network, contenders, args.pairs, args.weights)]
                         continue
                     values, flop = measuring.in_child(
                         threads, time_task, network, task, batch, contenders, args.pairs, args.weights)

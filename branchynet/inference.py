@@ -201,7 +201,7 @@ class Compiled:
 
     def look(self, x):
         """BranchyNet.look."""
-        x, _ = self._net.checked(x)
+        x, _ = self._given(x, None)
         parts = [self._look(x[part]) for part in _chunks(len(x))]
         return [(np.concatenate([p[k][0] for p in parts]), sum(p[k][1] for p in parts), sum(p[k][2] for p in parts))
                 for k in range(self.numexits())]

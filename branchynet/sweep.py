@@ -6,8 +6,9 @@ from chainer.backends.cuda import to_cpu
 import numpy as np
 
 from branchynet import timing
+from branchynet.cpu.threads import run
 from branchynet.functions import entropy
-from branchynet.inference import below
+from branchynet.inference import Compiled, below
 from branchynet.net import check_labels
 from branchynet.training import batches, check_pairs, progress
 
@@ -44,13 +45,31 @@ class Sweep(NamedTuple):
 
 
 def profile(net, x, t, batchsize=1):
-    """Passes x (N, ...), t (N,) by every exit of a BranchyNet (or a Compiled) and records a Profile."""
+    """Passes x (N, ...), t (N,) by every exit of a BranchyNet (or a Compiled) and records a Profile.
+
+    A Compiled is timed on the first thousand batches, one after the other; threads share the others, to
+    which the same times are given in turn.
+    """
     check_pairs(x, t)
     parts = batches(len(x), batchsize)
     for part in parts[:timing.WARMUP]:
         _profile_batch(net, x[part], t[part])
-    recorded = [_profile_batch(net, x[part], t[part]) for part in progress(parts, 'sweeping')]
-    return Profile(*(np.concatenate(arrays, axis=1) for arrays in zip(*recorded)))
+    timed = parts[:_TIMED] if isinstance(net, Compiled) else parts
+    recorded = [_profile_batch(net, x[part], t[part]) for part in progress(timed, 'sweeping')]
+    rest = [None] * (len(parts) - len(timed))
+
+    def look(i):
+        part = parts[len(timed) + i]
+        rest[i] = _profile_batch(net, x[part], t[part])
+
+    run(look, len(rest))
+    ent, correct = (np.concatenate([r[i] for r in recorded + rest], axis=1) for i in (0, 1))
+    released, whole = (np.concatenate([r[i] for r in recorded], axis=1) for i in (2, 3))
+    turns = np.arange(len(x)) % released.shape[1]
+    return Profile(ent, correct, released[:, turns], whole[:, turns])
+
+
+_TIMED = 1000  # batches
 
 
 def _profile_batch(net, x, t):

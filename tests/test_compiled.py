@@ -14,7 +14,7 @@ from branchynet.inference import Compiled, classify
 from branchynet.links.links import FL, SL, Branch, X
 from branchynet.links.resnet import BottleNeckA, ResBlock
 from branchynet.networks import alex_cifar10, lenet_mnist
-from conftest import small_data, small_net
+from helpers import small_data, small_net
 
 pytestmark = pytest.mark.onednn
 WEIGHTS = os.path.join(os.path.dirname(__file__), '..', 'results', 'lenet_mnist_quick',
@@ -108,6 +108,15 @@ def test_a_profile_by_the_compiled_net_gives_the_same_sweep(lenet, images):
                   for n, batchsize in ((Compiled(lenet), 1), (lenet, 50)))
     np.testing.assert_array_equal(fast.exits, slow.exits)
     np.testing.assert_array_equal(fast.accuracy, slow.accuracy)
+
+
+def test_what_threads_share_of_a_profile_is_the_same(lenet, images, monkeypatch):
+    compiled, alone = Compiled(lenet), sweep.profile(Compiled(lenet), *images)
+    monkeypatch.setattr(sweep, '_TIMED', 7)
+    shared = sweep.profile(compiled, *images)
+    np.testing.assert_array_equal(shared.entropy, alone.entropy)
+    np.testing.assert_array_equal(shared.correct, alone.correct)
+    np.testing.assert_array_equal(shared.whole[:, 7:14], shared.whole[:, :7])
 
 
 def test_bits_do_not_depend_on_threads(lenet, images):

@@ -12,7 +12,7 @@ from branchynet.links.links import SL, X
 from branchynet.links.resnet import Block
 from branchynet.links.sparselinear import SparseLinear
 from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
-from conftest import same, small_net
+from helpers import same, small_net
 
 
 def conv(i, o, k, size):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from branchynet import determinism, utils
-from conftest import same, small_data, small_net, weights
+from helpers import same, small_data, small_net, weights
 from test_golden import Golden
 
 pytestmark = pytest.mark.gpu

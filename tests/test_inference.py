@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from branchynet import inference
-from conftest import small_data, small_net
+from helpers import small_data, small_net
 
 ENTROPIES = hnp.arrays(np.float32, st.integers(1, 30), elements=st.floats(0, 2.5, width=32))
 THRESHOLDS = st.floats(0, 1.2)

@@ -13,7 +13,7 @@ import pytest
 
 from branchynet.functions import entropy
 from branchynet.links.resnet import ResBlock
-from conftest import same, small_data, small_net, weights
+from helpers import same, small_data, small_net, weights
 
 X, T = small_data()
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from branchynet import sweep, utils
-from conftest import small_data, small_net
+from helpers import small_data, small_net
 
 X, T = small_data(40)
 # Ties, what only float64 tells apart, what no float32 can hold; NaN where training diverged.

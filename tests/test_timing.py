@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from branchynet import timing, utils
-from conftest import small_data, small_net
+from helpers import small_data, small_net
 
 X, T = small_data(40)
 

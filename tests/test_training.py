@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from branchynet import training
-from conftest import same, small_data, small_net, weights
+from helpers import same, small_data, small_net, weights
 
 X, T = small_data(40)
 

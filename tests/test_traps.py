@@ -9,7 +9,7 @@ import branchynet
 from branchynet.links.links import FL, SL, Branch
 from branchynet.links.resnet import ResBlock
 from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
-from conftest import small_data, small_net
+from helpers import small_data, small_net
 
 X, T = small_data()
 

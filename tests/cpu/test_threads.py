@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from conftest import same
+from helpers import same
 
 COUNTS = [1, 2, 3, 8]
 

@@ -1,0 +1,34 @@
+"""A small net, its data, and comparisons that several test files make."""
+import branchynet
+import chainer.functions as F
+import chainer.links as L
+import numpy as np
+
+
+def small_net(seed=0, dropout=False, **kwargs):
+    """Three exits over dense layers, for x (B, 4): exit 0 after one layer, exit 1 and the last after two more."""
+    np.random.seed(seed)
+    relu = branchynet.FL(F.relu)
+    network = [
+        L.Linear(4, 8), relu, branchynet.Branch([L.Linear(8, 3)]),
+        L.Linear(8, 8), relu, branchynet.Branch([L.Linear(8, 5), relu, L.Linear(5, 3)]),
+        L.Linear(8, 6), relu] + [branchynet.FL(F.dropout, .5)] * dropout + [branchynet.Branch([L.Linear(6, 3)])]
+    return branchynet.BranchyNet(network, **kwargs)
+
+
+def small_data(count=32, seed=1):
+    """x (count, 4) float32 and t (count,) of three classes that a net can learn."""
+    rng = np.random.RandomState(seed)
+    t = rng.randint(0, 3, count).astype(np.int32)
+    x = rng.randn(count, 4) + 2 * np.eye(3, 4)[t]
+    return x.astype(np.float32), t
+
+
+def weights(net):
+    """Copies of all parameters by path."""
+    return {path: param.array.copy() for path, param in net.namedparams()}
+
+
+def same(a, b):
+    """Whether two dicts of arrays are bitwise equal."""
+    return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
