@@ -20,6 +20,7 @@ from chainer.backends import cuda
 import numpy as np
 
 PROFILES = ['portable', 'fast']
+_NUMPY = (getattr(np, '_core', None) or np.core)._multiarray_umath
 
 # Environment variables of the profiles, which libraries read when they load; None: not set. fast: the same bits
 # on the same machine.
@@ -38,7 +39,9 @@ _PORTABLE = {
     'OPENBLAS_NUM_THREADS': '1',
     'OMP_NUM_THREADS': '1',
     'NPY_ENABLE_CPU_FEATURES': None,
-    'NPY_DISABLE_CPU_FEATURES': 'X86_V4 AVX512_ICL AVX512_SPR',
+    # The names that this NumPy has for them: others it would ignore. Xeon Phi's imply another of the names.
+    'NPY_DISABLE_CPU_FEATURES': ' '.join(
+        name for name in _NUMPY.__cpu_dispatch__ if name.startswith(('AVX512', 'X86_V4')) and '_KN' not in name),
     'ONEDNN_MAX_CPU_ISA': 'AVX2',
     'DNNL_MAX_CPU_ISA': None,
     'ONEDNN_DEFAULT_FPMATH_MODE': None,
@@ -46,8 +49,6 @@ _PORTABLE = {
     'GLIBC_TUNABLES': None,  # they can take FMA from exp and log
     'CHAINER_DTYPE': None,
 }
-if tuple(map(int, np.__version__.split('.')[:2])) < (2, 4):
-    _PORTABLE['NPY_DISABLE_CPU_FEATURES'] = 'AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR'
 
 
 def variables(profile):
@@ -69,8 +70,7 @@ def default_profile():
 
 
 def _has_avx2():
-    core = getattr(np, '_core', None) or np.core
-    features = core._multiarray_umath.__cpu_features__
+    features = _NUMPY.__cpu_features__
     return platform.machine() in ('x86_64', 'AMD64') and features.get('AVX2', False) and features.get('FMA3', False)
 
 
@@ -242,9 +242,7 @@ def _packages(name):
 
 def _numpy_kernels():
     """The vector instructions beyond its baseline that NumPy uses here."""
-    core = getattr(np, '_core', None) or np.core
-    umath = core._multiarray_umath
-    return [name for name in umath.__cpu_dispatch__ if umath.__cpu_features__.get(name)]
+    return [name for name in _NUMPY.__cpu_dispatch__ if _NUMPY.__cpu_features__.get(name)]
 
 
 def _cuda():

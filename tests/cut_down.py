@@ -51,8 +51,9 @@ def main():
     parser.add_argument('--networks', nargs='+', choices=NETWORKS, default=list(NETWORKS))
     args = parser.parse_args()
     determinism.fix(args.profile)
+    manifest = {'format': verify.FORMAT, 'runs': [run(name) for name in args.networks]}
     with open(args.file, 'w') as f:
-        json.dump({'format': verify.FORMAT, 'runs': [run(name) for name in args.networks]}, f, indent=1)
+        json.dump(manifest, f, indent=1)
 
 
 if __name__ == '__main__':
