@@ -47,8 +47,9 @@ class Sweep(NamedTuple):
 def profile(net, x, t, batchsize=1):
     """Passes x (N, ...), t (N,) by every exit of a BranchyNet (or a Compiled) and records a Profile.
 
-    A Compiled is timed on the first thousand batches, one after the other; threads share the others, to
-    which the same times are given in turn.
+    A Compiled is timed on the first thousand batches, one after the other. The other samples are given the same
+    times in turn, and go up in larger batches that threads share: what is recorded of them may differ from what
+    one by one gives in the last digit.
     """
     check_pairs(x, t)
     parts = batches(len(x), batchsize)
@@ -56,20 +57,25 @@ def profile(net, x, t, batchsize=1):
         _profile_batch(net, x[part], t[part])
     timed = parts[:_TIMED] if isinstance(net, Compiled) else parts
     recorded = [_profile_batch(net, x[part], t[part]) for part in progress(timed, 'sweeping')]
-    rest = [None] * (len(parts) - len(timed))
-
-    def look(i):
-        part = parts[len(timed) + i]
-        rest[i] = _profile_batch(net, x[part], t[part])
-
-    run(look, len(rest))
-    ent, correct = (np.concatenate([r[i] for r in recorded + rest], axis=1) for i in (0, 1))
     released, whole = (np.concatenate([r[i] for r in recorded], axis=1) for i in (2, 3))
+    recorded += _profile_together(net, x[timed[-1].stop:], t[timed[-1].stop:])
+    ent, correct = (np.concatenate([r[i] for r in recorded], axis=1) for i in (0, 1))
     turns = np.arange(len(x)) % released.shape[1]
     return Profile(ent, correct, released[:, turns], whole[:, turns])
 
 
-_TIMED = 1000  # batches
+_TIMED, _TOGETHER = 1000, 32  # batches; samples
+
+
+def _profile_together(net, x, t):
+    parts = batches(len(x), _TOGETHER)
+    recorded = [None] * len(parts)
+
+    def look(i):
+        recorded[i] = _profile_batch(net, x[parts[i]], t[parts[i]])
+
+    run(look, len(parts))
+    return recorded
 
 
 def _profile_batch(net, x, t):

@@ -110,11 +110,11 @@ def test_a_profile_by_the_compiled_net_gives_the_same_sweep(lenet, images):
     np.testing.assert_array_equal(fast.accuracy, slow.accuracy)
 
 
-def test_what_threads_share_of_a_profile_is_the_same(lenet, images, monkeypatch):
+def test_a_profile_that_is_timed_in_part_says_the_same(lenet, images, monkeypatch):
     compiled, alone = Compiled(lenet), sweep.profile(Compiled(lenet), *images)
     monkeypatch.setattr(sweep, '_TIMED', 7)
     shared = sweep.profile(compiled, *images)
-    np.testing.assert_array_equal(shared.entropy, alone.entropy)
+    np.testing.assert_allclose(shared.entropy, alone.entropy, rtol=1e-5, atol=1e-7)
     np.testing.assert_array_equal(shared.correct, alone.correct)
     np.testing.assert_array_equal(shared.whole[:, 7:14], shared.whole[:, :7])
 
