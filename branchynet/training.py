@@ -214,6 +214,6 @@ def write_atomically(path, content):
     except BaseException as e:
         if os.path.exists(part):
             os.remove(part)
-        if isinstance(e, OSError):
+        if isinstance(e, OSError) and e.errno:
             raise OSError(e.errno, e.strerror, path) from e
         raise

@@ -64,8 +64,8 @@ def test_a_results_folder_is_whole_and_true(tiny, tmp_path, capsys):
             'figures/lenet_mnist_seed1_figure3.pdf'} <= manifest['sha256'].keys()
     for name, sha256 in manifest['sha256'].items():
         assert determinism.sha256(str(out / name)) == sha256
-    assert [run['seed'] for run in manifest['runs']] == [0, 1]
-    assert len({run['data_sha256'] for run in manifest['runs']}) == 1
+    assert [run['settings']['seed'] for run in manifest['runs']] == [0, 1]
+    assert len({run['steps'][0]['sha256'] for run in manifest['runs']}) == 1  # the data
 
     printed = capsys.readouterr().out
     assert printed.startswith('Preset smoke on cpu: about ')
