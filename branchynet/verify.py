@@ -46,11 +46,24 @@ def read(path):
         raise FileNotFoundError('%s is missing: expected a results folder or a manifest' % manifest) from None
     except ValueError as e:
         raise OSError('%s is damaged (%s): expected a manifest' % (manifest, e)) from e
-    if not isinstance(content, dict) or content.get('format') != FORMAT or not isinstance(content.get('runs'), list):
+    if not isinstance(content, dict) or content.get('format') != FORMAT:
         raise OSError('%s is not of format %d: expected the manifest of a run of this version' % (manifest, FORMAT))
+    if not _is_whole(content):
+        raise OSError('%s lacks parts of a manifest: expected runs, each with its settings and steps' % manifest)
     if os.path.isdir(path):
-        _check_files(path, content['sha256'])
+        _check_files(path, content.get('sha256', {}))
     return content
+
+
+def _is_whole(content):
+    runs = content.get('runs')
+    return isinstance(runs, list) and isinstance(content.get('sha256', {}), dict) and all(
+        _has(run, name=str, settings=dict, environment=dict, device=str, steps=list)
+        and all(_has(step, what=str, sha256=str) for step in run['steps']) for run in runs)
+
+
+def _has(content, **kinds):
+    return isinstance(content, dict) and all(isinstance(content.get(key), kind) for key, kind in kinds.items())
 
 
 def _check_files(folder, sha256s):
@@ -97,7 +110,7 @@ def _distance(p, q):
     for key in ('loss', 'accuracy', 'mean'):
         if key in p and key in q and np.shape(p[key]) == np.shape(q[key]):
             scale = np.maximum(1, np.maximum(np.abs(p[key]), np.abs(q[key])))
-            worst = max(worst, float(np.max(np.abs(np.subtract(p[key], q[key])) / scale)))
+            worst = np.maximum(worst, np.max(np.abs(np.subtract(p[key], q[key])) / scale))  # NaN stays NaN
     return worst if p['what'] == q['what'] and worst >= 0 else np.inf
 
 

@@ -65,6 +65,7 @@ def test_the_first_difference_is_named_with_what_may_be_its_cause(pair, capsys):
 
 @pytest.mark.parametrize('change', [
     lambda steps: steps[0].update(sha256='x'),  # no number says how far
+    lambda steps: steps[1].update(sha256='x', loss=float('nan')),
     lambda steps: steps[2].update(what='output correct'),
     lambda steps: steps.pop()])
 def test_what_no_number_measures_is_never_within_a_tolerance(pair, change, capsys):
@@ -77,6 +78,9 @@ def test_what_no_number_measures_is_never_within_a_tolerance(pair, change, capsy
 @pytest.mark.parametrize('content, words', [
     (None, 'is missing'), ('{"format"', 'is damaged'), ('{"format": 1, "runs": []}', 'is not of format 2'),
     ('[]', 'is not of format 2'),
+    ('{"format": 2, "runs": [{}]}', 'lacks parts of a manifest'), ('{"format": 2}', 'lacks parts of a manifest'),
+    (json.dumps(manifest(sha256=[])), 'lacks parts of a manifest'),
+    (json.dumps(manifest()).replace('"sha256": "e"', '"sha": "e"'), 'lacks parts of a manifest'),
     (json.dumps(manifest(runs=[])), 'expected some of none'),
     (json.dumps(manifest()).replace('"batchsize": 8', '"batchsize": 9'), 'net_seed0 has batchsize 9: expected 8'),
     (json.dumps(manifest()).replace('net_seed0', 'other_seed0'), 'expected some of other_seed0')])
