@@ -127,7 +127,10 @@ def _report(args):
         with open(args.update, encoding='utf-8') as f:
             page = f.read()
         tables = '\n'.join(report.for_readme(one) for one in results)
-        write_atomically(args.update, report.between_markers(page, tables).encode())
+        try:
+            write_atomically(args.update, report.between_markers(page, tables).encode())
+        except ValueError as e:
+            raise ValueError('%s: %s' % (args.update, e)) from e
         return 0
     status = 0
     for folder, one in zip(args.dirs, results):
@@ -140,8 +143,9 @@ def _report(args):
 
 def _verify(args):
     from branchynet import verify
-    comparisons = verify.compare(verify.read(args.a), verify.read(args.b))
-    print('\n'.join(verify.lines(comparisons, args.tolerance)))
+    a, b = verify.read(args.a), verify.read(args.b)
+    comparisons = verify.compare(a, b)
+    print(*verify.lines(comparisons, args.tolerance), *verify.left_out(a, b), sep='\n')
     return int(any(c.difference is not None and not c.worst <= args.tolerance for c in comparisons))
 
 

@@ -89,6 +89,13 @@ def compare(a, b):
     return [_compare(*pair) for pair in shared]
 
 
+def left_out(a, b):
+    """A line on every run that only one of two manifests has."""
+    names = [[run['name'] for run in manifest['runs']] for manifest in (a, b)]
+    for which, mine, others in zip('AB', names, reversed(names)):
+        yield from ('%s: not compared, as only %s has it' % (name, which) for name in mine if name not in others)
+
+
 def _compare(a, b):
     for key, value in a['settings'].items():
         if b['settings'].get(key) != value:

@@ -63,6 +63,16 @@ def test_the_first_difference_is_named_with_what_may_be_its_cause(pair, capsys):
     assert run('--tolerance', '.01') == 1
 
 
+def test_a_run_that_only_one_has_is_named(tmp_path, capsys):
+    a, b = manifest(), manifest()
+    a['runs'] += [{**a['runs'][0], 'name': 'other_seed0'}]
+    paths = [write(tmp_path / name, content) for name, content in (('a.json', a), ('b.json', b))]
+    assert cli.main(['verify', *paths]) == cli.main(['verify', *reversed(paths)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        'net_seed0: identical (3 steps)', 'other_seed0: not compared, as only A has it',
+        'net_seed0: identical (3 steps)', 'other_seed0: not compared, as only B has it']
+
+
 @pytest.mark.parametrize('change', [
     lambda steps: steps[0].update(sha256='x'),  # no number says how far
     lambda steps: steps[1].update(sha256='x', loss=float('nan')),
