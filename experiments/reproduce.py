@@ -2,6 +2,7 @@
 import itertools
 import os
 import sys
+import tempfile
 
 from branchynet import determinism, verify
 from branchynet.experiments import claims, pages, pipeline, report
@@ -24,6 +25,7 @@ def reproduce(names, seeds, setup):
         return 2
     try:
         os.makedirs(setup.out, exist_ok=True)
+        tempfile.TemporaryFile(dir=setup.out).close()  # before hours of training, not after
     except OSError as e:
         raise OSError('--out %s: expected a folder that can be written (%s)' % (setup.out, e)) from e
     path = os.path.join(setup.out, 'results.json')

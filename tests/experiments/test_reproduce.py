@@ -157,6 +157,13 @@ def test_without_data_nothing_runs(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.parametrize('out', ['/proc', os.path.join(os.devnull, 'out'), __file__])
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_trained(tiny, capsys, out):
+    assert reproduce(out) == 2
+    printed, error = capsys.readouterr()
+    assert not printed and error.startswith('branchynet: --out ' + out) and error.count('\n') == 1
+
+
 @pytest.mark.parametrize('words, message', [
     (['--preset', 'huge'], "invalid choice: 'huge'"),
     (['--only', 'lenet_mnist,vgg'], "'vgg' is no experiment: expected some of lenet_mnist"),
