@@ -14,6 +14,8 @@ import chainer
 import numpy as np
 
 FORMAT = 1  # of results.json
+_OF_EVERY_RUN = {'seed', 'device', 'environment', 'data_sha256', 'main_epochs', 'joint_epochs', 'batchsize',
+                 'train_samples', 'test_samples'}
 
 
 class CannotRun(Exception):
@@ -219,8 +221,17 @@ def read_results(path):
         if name not in NAMES or not isinstance(entry, dict) or not isinstance(entry.get('seeds'), list):
             raise OSError('%s holds experiment %s, which this version does not know: expected some of %s' % (
                 path, name, ', '.join(NAMES)))
+        for run in entry['seeds']:
+            _check_whole(path, name, run)
     results.setdefault('variant', 'code')  # not recorded at first
     return results
+
+
+def _check_whole(path, name, run):
+    missing = sorted(_OF_EVERY_RUN - run.keys()) if isinstance(run, dict) else ['all of it']
+    if missing:
+        raise OSError('%s holds a run of %s without %s: expected the results of a run of this version' % (
+            path, name, ', '.join(missing)))
 
 
 def write_json(path, content):

@@ -189,7 +189,10 @@ def test_a_device_that_is_not_there_is_status_2(device, capsys):
     ('[]', 'is not of format 1'), ('{"format": 1}', 'is not of format 1'),
     ('{"format": 1, "preset": "tiny", "experiments": {}}', 'is not of format 1'),
     ('{"format": 1, "preset": "quick", "experiments": {"vgg": {"seeds": []}}}', 'holds experiment vgg'),
-    ('{"format": 1, "preset": "quick", "experiments": {"lenet_mnist": []}}', 'holds experiment lenet_mnist')])
+    ('{"format": 1, "preset": "quick", "experiments": {"lenet_mnist": []}}', 'holds experiment lenet_mnist'),
+    ('{"format": 1, "preset": "quick", "experiments": {"lenet_mnist": {"seeds": [1]}}}', 'without all of it'),
+    ('{"format": 1, "preset": "quick", "experiments": {"lenet_mnist": {"seeds": [{"seed": 0}]}}}',
+     'without batchsize')])
 def test_results_that_cannot_be_read_are_named(tmp_path, capsys, content, words):
     if content is not None:
         (tmp_path / 'results.json').write_text(content)
