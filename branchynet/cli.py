@@ -116,7 +116,8 @@ def _reproduce(args):
     device = determinism.find_device(args.device)
     preset = args.preset or ('paper' if args.device != 'cpu' and determinism.count_gpus() else 'quick')
     only = args.only or (NAMES if preset == 'paper' else NETWORKS)
-    return reproduce(only, args.seeds, Setup(preset, args.variant, device, args.out, args.resume))
+    setup = Setup(preset, args.variant, device, args.out, args.resume)
+    return reproduce(only, args.seeds, setup, all_of_them=bool(args.only))
 
 
 def _report(args):

@@ -9,14 +9,18 @@ from branchynet.experiments import claims, pages, pipeline, report
 from branchynet.training import remove_checkpoint, write_atomically
 
 
-def reproduce(names, seeds, setup):
+def reproduce(names, seeds, setup, all_of_them=False):
     """Runs the experiments whose data is there, and prints and writes what they measured.
+
+    What the folder holds of other experiments stays, and what it holds of another preset is not replaced
+    (but for smoke, which claims nothing).
 
     Args:
         names: of the experiments. seeds: how many. setup: a pipeline.Setup.
+        all_of_them: whether one that cannot run is a failure.
 
     Returns:
-        The exit status: 0 all checked claims hold, 1 one fell short, 2 nothing can run.
+        The exit status: 0 all checked claims hold, 1 one fell short, 2 nothing can run, or not all of them.
     """
     ready, skipped = _ready(names, setup.preset)
     for line in skipped:
@@ -30,8 +34,8 @@ def reproduce(names, seeds, setup):
         raise OSError('--out %s: expected a folder that can be written (%s)' % (setup.out, e)) from e
     path = os.path.join(setup.out, 'results.json')
     results = {'format': pipeline.FORMAT, 'preset': setup.preset, 'variant': setup.variant, 'experiments': {}}
-    if setup.resume and os.path.exists(path):
-        results['experiments'] = _earlier(path, results)
+    if os.path.exists(path):
+        results['experiments'] = _kept(path, results, [] if setup.resume else [e.name for e, _ in ready])
     minutes = sum(experiment.minutes(experiment.presets[setup.preset], data, setup) for experiment, data in ready)
     print('Preset %s on %s: about %.0f min%s.' % (
         setup.preset, determinism.device_name(setup.device), max(1, minutes * seeds),
@@ -45,7 +49,7 @@ def reproduce(names, seeds, setup):
     print('\n%s\nWritten to %s' % (report.tables(results), setup.out), *skipped, sep='\n')
     if setup.preset == 'smoke':
         print('The smoke preset shows that everything runs; it claims no result.')
-    return verdict(results)
+    return 2 if skipped and all_of_them else verdict(results)
 
 
 def _ready(names, preset_name):
@@ -70,13 +74,16 @@ def _data_or_error(get_data):
         return e
 
 
-def _earlier(path, results):
+def _kept(path, results, anew):
+    """What a folder's results.json holds of the experiments that are not run anew."""
     earlier = pipeline.read_results(path)
     for key in 'preset', 'variant':
         if earlier[key] != results[key]:
-            raise ValueError('%s is of %s %s: expected %s; leave out --resume to replace it' % (
+            if earlier['preset'] == 'smoke' and anew:
+                return {}
+            raise ValueError('%s is of %s %s: expected %s; name another folder with --out' % (
                 path, key, earlier[key], results[key]))
-    return earlier['experiments']
+    return {name: entry for name, entry in earlier['experiments'].items() if name not in anew}
 
 
 def _run(experiment, seeds, data, setup, results):

@@ -107,6 +107,23 @@ def test_a_run_that_was_interrupted_resumes_to_the_same_bits(tiny, tmp_path, mon
     assert (out / 'results.json').read_bytes() == before
 
 
+def test_results_that_a_run_does_not_make_anew_are_kept(tiny, tmp_path, capsys):
+    assert reproduce(tmp_path) == 0
+    results, path = read(tmp_path), tmp_path / 'results.json'
+    results['experiments']['figure6'] = {'title': 'Figure 6', 'seeds': []}
+    path.write_text(json.dumps(results))
+    assert reproduce(tmp_path) == 0  # the same preset again
+    assert list(read(tmp_path)['experiments']) == ['figure6', 'lenet_mnist']
+
+    path.write_text(json.dumps({**results, 'preset': 'paper'}))
+    before = path.read_bytes()
+    capsys.readouterr()
+    assert reproduce(tmp_path) == 2  # smoke does not replace days of training
+    error = capsys.readouterr().err
+    assert 'is of preset paper: expected smoke; name another folder with --out' in error and error.count('\n') == 1
+    assert path.read_bytes() == before
+
+
 def stop_at(monkeypatch, count):
     """Interrupts a run at its checkpoint of this number; checkpoints then come after every step."""
     monkeypatch.setattr(pipeline.Run, 'INTERVAL', 0)
