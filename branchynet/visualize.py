@@ -265,7 +265,7 @@ def plot_relative_tradeoff(curves, base_accuracy, knee, published=(), published_
         axes.plot(1, base_accuracy, 'D', color=BLACK, markersize=6, label=network)
         axes.set_xlim(left=0)
         _percent(axes.yaxis)
-        axes.legend(loc='best')
+        axes.legend(loc='upper center', bbox_to_anchor=(.5, -.16), ncol=2)  # beside the points, wherever they lie
     return figure
 
 
