@@ -42,12 +42,9 @@ def for_readme(results):
 
 
 def lines(verdicts):
-    """A line per claim that was checked, failures last; one for all that are not for the same reason; the counts."""
-    not_run = Counter((v.claim.source, v.reason) for v in verdicts if v.status == claims.NOT_RUN)
-    text = ['%s: %s, %d %s: %s' % (claims.NOT_RUN, source, count, 'claim' if count == 1 else 'claims', reason)
-            for (source, reason), count in not_run.items()]
-    text += [line(v) for status in (claims.PASS, claims.FAIL) for v in verdicts if v.status == status]
-    return text + [counts(verdicts)]
+    """A line per claim, those that were not run first and failures last, and the counts."""
+    return [line(v) for status in (claims.NOT_RUN, claims.PASS, claims.FAIL) for v in verdicts
+            if v.status == status] + [counts(verdicts)]
 
 
 def line(verdict):
