@@ -60,7 +60,7 @@ def _image_blocks(*arrays):
 
 
 def _parts(array):
-    """The slices of images that a sum over the batch is made of."""
+    """Blocks of images, each worth a call."""
     return equal_blocks(len(array), min(_PARTS, array.nbytes // _BYTES_OF_BLOCK))
 
 
