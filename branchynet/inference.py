@@ -213,9 +213,10 @@ class Compiled:
             stage.run()
             trunk = time.perf_counter()
             head.run()
-            prob = _softmax(head.y[:len(x)])
-            entropy(prob)
-            result.append((prob, trunk - start, time.perf_counter() - start))
+            score = head.y[:len(x)]
+            prob, _ = _softmax_and_entropy_of_one(score[0]) if len(x) == 1 else _softmax_and_entropy(score)
+            end = time.perf_counter()
+            result.append((np.float32(prob).reshape(score.shape), trunk - start, end - start))
         return result
 
     def _classify(self, x, thresholds):
@@ -245,8 +246,7 @@ class Compiled:
             seconds += time.perf_counter() - start
             head.run()
             count = len(x) if rows is None else len(rows)
-            prob = _softmax(head.y[:count])
-            ent = entropy(prob)
+            prob, ent = _softmax_and_entropy(head.y[:count])
             leaves = below(ent, thresholds[k]) if k < len(thresholds) else np.ones(count, bool)
             if rows is None:
                 exits, entropies, probs = np.full(len(x), k), ent, prob
@@ -269,7 +269,7 @@ class Compiled:
             seconds += time.perf_counter() - start
             head.run()
             score = head.y[0]
-            prob, ent = _softmax_and_entropy(score)
+            prob, ent = _softmax_and_entropy_of_one(score)
             if k == len(thresholds) or ent < thresholds[k]:
                 return k, score, ent, prob, seconds
 
@@ -323,14 +323,22 @@ def _padded(count):
     return 1 << (count - 1).bit_length()
 
 
+def _softmax_and_entropy(score):
+    """prob (B, C) and entropy (B,), nats, of score (B, C)."""
+    prob = score - score.max(axis=1, keepdims=True)
+    np.exp(prob, out=prob)
+    prob /= prob.sum(axis=1, keepdims=True)
+    return prob, entropy(prob)
+
+
 _FEW = 64  # numbers that Python adds up sooner than NumPy is called
 
 
-def _softmax_and_entropy(score):
+def _softmax_and_entropy_of_one(score):
     """prob (C,) and entropy (nats) of one sample's score (C,)."""
     if len(score) > _FEW:
-        prob = _softmax(score[None])
-        return prob[0], float(entropy(prob)[0])
+        prob, ent = _softmax_and_entropy(score[None])
+        return prob[0], float(ent[0])
     score = score.tolist()
     top = max(score)
     powers = [math.exp(s - top) for s in score]
@@ -338,10 +346,3 @@ def _softmax_and_entropy(score):
     # -sum p log p with log p = s - top - log total; no term is negative.
     ent = math.log(total) + sum(p * (top - s) for p, s in zip(powers, score)) / total
     return [p / total for p in powers], ent
-
-
-def _softmax(score):
-    prob = score - score.max(axis=1, keepdims=True)
-    np.exp(prob, out=prob)
-    prob /= prob.sum(axis=1, keepdims=True)
-    return prob

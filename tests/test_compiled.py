@@ -114,7 +114,7 @@ def test_a_profile_that_is_timed_in_part_says_the_same(lenet, images, monkeypatc
     compiled, alone = Compiled(lenet), sweep.profile(Compiled(lenet), *images)
     monkeypatch.setattr(sweep, '_TIMED', 7)
     shared = sweep.profile(compiled, *images)
-    np.testing.assert_allclose(shared.entropy, alone.entropy, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(shared.entropy, alone.entropy, rtol=1e-5, atol=3e-7)  # 1 - prob's last digit
     np.testing.assert_array_equal(shared.correct, alone.correct)
     np.testing.assert_array_equal(shared.whole[:, 7:14], shared.whole[:, :7])
 
