@@ -1,12 +1,14 @@
 """What the bits of profile portable cost: its joint training step beside that of profile fast.
 
-    python benchmarks/determinism.py [--networks lenet,alexnet,resnet] [--pairs 7]
+    python benchmarks/determinism.py [--networks lenet,alexnet,resnet] [--pairs 7] [--file FILE]
+    python benchmarks/determinism.py --file results/benchmarks/determinism.json --update docs/reproducing.md
 
 Two processes, one of each profile, take turns; a ratio is the median of the pairs' ratios. About 2 minutes on
-2 cores. Also printed: what a checkpoint costs, and how seldom it is therefore written within an epoch.
+2 cores. Also measured: what a checkpoint costs, and how seldom it is therefore written within an epoch.
 """
 import argparse
 from concurrent.futures import ProcessPoolExecutor
+import json
 import multiprocessing
 import os
 import statistics
@@ -17,9 +19,10 @@ import branchynet  # noqa: F401
 import numpy as np
 
 from branchynet import cpu, determinism
-from branchynet.experiments.pipeline import Run
+from branchynet.experiments import pages, report
+from branchynet.experiments.pipeline import Run, write_json
 from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
-from branchynet.training import save_checkpoint, steps
+from branchynet.training import save_checkpoint, steps, write_atomically
 
 NETWORKS = {  # builder, shape of an image, images of a batch, images of an epoch
     'lenet': (lenet_mnist, (1, 28, 28), 512, 60000),
@@ -85,7 +88,7 @@ def pool(profile):
 
 
 def measure(network, pairs):
-    """One line on a network."""
+    """What was measured of a network: seconds of a step per profile and pair, seconds and bytes of a checkpoint."""
     pools = {profile: pool(profile) for profile in determinism.PROFILES}
     for profile, executor in pools.items():
         assert executor.submit(prepare, network).result() == profile
@@ -96,25 +99,50 @@ def measure(network, pairs):
     saving, size = pools['portable'].submit(checkpoint, network).result()
     for executor in pools.values():
         executor.shutdown()
-    ratios = [p / f for p, f in zip(seconds['portable'], seconds['fast'])]
-    waited = max(Run.INTERVAL, saving / Run.SHARE)
-    return '%-8s portable %.1f ms, fast %.1f ms, ratio %.2f (%.2f ... %.2f); checkpoint %.0f ms, %.1f MB, ' \
-        'every %.0f s: %.2f %%' % (
-            network, *(1e3 * statistics.median(seconds[profile]) for profile in pools), statistics.median(ratios),
-            min(ratios), max(ratios), 1e3 * saving, size / 1e6, waited, 100 * saving / waited)
+    return {'batchsize': NETWORKS[network][2], 'step_s': seconds, 'checkpoint_s': saving, 'checkpoint_bytes': size}
+
+
+def table(measured):
+    """A benchmark's file as Markdown."""
+    rows = [['Network', 'Batch', 'portable (ms)', 'fast (ms)', 'portable / fast', 'Checkpoint', 'Written every']]
+    for network, m in measured['networks'].items():
+        portable, fast = m['step_s']['portable'], m['step_s']['fast']
+        ratios = [p / f for p, f in zip(portable, fast)]
+        waited = max(Run.INTERVAL, m['checkpoint_s'] / Run.SHARE)
+        rows.append([
+            network, '%d' % m['batchsize'], *('%.1f' % (1e3 * statistics.median(s)) for s in (portable, fast)),
+            '%.2f (%.2f to %.2f)' % (statistics.median(ratios), min(ratios), max(ratios)),
+            '%.0f ms, %.1f MB' % (1e3 * m['checkpoint_s'], m['checkpoint_bytes'] / 1e6),
+            '%.0f s (%.2f %% of the time)' % (waited, 100 * m['checkpoint_s'] / waited)])
+    env = measured['environment']
+    return pages.markdown([pages.Table(rows), pages.Text('%s, %d threads, NumPy %s; medians of %d pairs.' % (
+        env['cpu'], env['threads'], env['numpy'], len(portable)))])
+
+
+def update(page, path):
+    """Puts the table of a benchmark's file between the markers of a Markdown page."""
+    with open(path) as f, open(page, encoding='utf-8') as g:
+        text = report.between_markers(g.read(), table(json.load(f)))
+    write_atomically(page, text.encode())
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--networks', type=lambda text: text.split(','), default=list(NETWORKS))
     parser.add_argument('--pairs', type=int, default=7)
+    parser.add_argument('--file', default=os.path.join('results', 'local', 'determinism.json'))
+    parser.add_argument('--update', metavar='PAGE', help='measure nothing, but put the table of --file into a page')
     args = parser.parse_args()
+    if args.update:
+        return update(args.update, args.file)
     unknown = set(args.networks) - set(NETWORKS)
     if unknown:
         parser.error('network is %s: expected some of %s' % (min(unknown), ', '.join(NETWORKS)))
-    print(determinism.environment()['cpu'], flush=True)
-    for network in args.networks:
-        print(measure(network, args.pairs), flush=True)
+    measured = {'environment': determinism.environment(),
+                'networks': {network: measure(network, args.pairs) for network in args.networks}}
+    os.makedirs(os.path.dirname(os.path.abspath(args.file)), exist_ok=True)
+    write_json(args.file, measured)
+    print(table(measured))
 
 
 if __name__ == '__main__':

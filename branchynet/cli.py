@@ -12,9 +12,7 @@ def main(argv=None):
     """Runs a command line; returns the exit status (2 with one line on standard error for a user's mistake)."""
     args = _parser().parse_args(argv)
     try:
-        if argv is None and hasattr(args, 'profile'):  # a call from Python keeps the environment that it has
-            from branchynet import determinism
-            determinism.fix(args.profile or determinism.default_profile())
+        args.keeps_environment = argv is not None  # a call from Python, which cannot start again
         return args.run(args)
     except (OSError, ValueError) as e:
         if os.environ.get('BRANCHYNET_DEBUG'):
@@ -109,11 +107,14 @@ def _tolerance(text):
 def _reproduce(args):
     from branchynet import determinism
     from branchynet.experiments.pipeline import Setup
-    from branchynet.experiments.reproduce import reproduce
-    if args.require_clean and determinism.tree() != 'clean':
-        raise ValueError('the tree is %s: expected a clean one, as --require-clean says' % (
-            determinism.tree() or 'no checkout'))
+    from branchynet.experiments.reproduce import check_writable, reproduce
+    tree = determinism.tree(args.out) or 'no checkout'
+    if args.require_clean and tree != 'clean':
+        raise ValueError('the tree is %s: expected a clean one, as --require-clean says' % tree)
     device = determinism.find_device(args.device)
+    check_writable(args.out)
+    if not args.keeps_environment:
+        determinism.fix(args.profile or determinism.default_profile())
     preset = args.preset or ('paper' if args.device != 'cpu' and determinism.count_gpus() else 'quick')
     only = args.only or (NAMES if preset == 'paper' else NETWORKS)
     setup = Setup(preset, args.variant, device, args.out, args.resume)
@@ -135,10 +136,14 @@ def _report(args):
         return 0
     status = 0
     for folder, one in zip(args.dirs, results):
-        if args.write:
-            reproduce.write(one, folder)
-        print(report.tables(one))
-        status = max(status, reproduce.verdict(one))
+        try:
+            if args.write:
+                reproduce.write(one, folder)
+            print(report.tables(one))
+            status = max(status, reproduce.verdict(one))
+        except (AttributeError, IndexError, KeyError, TypeError) as e:  # JSON of another form than runs write
+            raise OSError('%s is damaged (%s: %s): expected the results of a run of this version' % (
+                os.path.join(folder, 'results.json'), type(e).__name__, e)) from e
     return status
 
 

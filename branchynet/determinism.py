@@ -161,13 +161,17 @@ def device_name(device):
     return 'cpu' if device.xp is np else 'gpu:%d' % device.device.id
 
 
-def environment():
-    """What a result may depend on: versions, processor, threads, BLAS, commit. A JSON-ready dict."""
+def environment(out=None):
+    """What a result may depend on: versions, processor, threads, BLAS, commit. A JSON-ready dict.
+
+    Args:
+        out: of tree.
+    """
     import threadpoolctl
     from branchynet.cpu import onednn
     return {
-        'commit': _git('rev-parse', 'HEAD'),
-        'tree': tree(),
+        'commit': commit(),
+        'tree': tree(out),
         'python': platform.python_version(),
         'numpy': np.__version__,
         'chainer': chainer.__version__,
@@ -188,9 +192,23 @@ def environment():
     }
 
 
-def tree():
-    """'clean', 'dirty' (the checkout differs from its commit), or None outside a checkout."""
-    return {None: None, '': 'clean'}.get(_git('status', '--porcelain'), 'dirty')
+def commit():
+    """The commit of these files; None outside a checkout, or where they are installed inside another project's."""
+    return _git('rev-parse', 'HEAD') if _git('ls-files', os.path.abspath(__file__)) else None
+
+
+def tree(out=None):
+    """'clean', 'dirty' (the checkout differs from its commit), or None where commit() is None.
+
+    What runs write does not count: all of results/, and new files in the folder ``out``.
+    """
+    if commit() is None:
+        return None
+    changes = _git('status', '--porcelain', '-z', '--untracked-files=all', '--', ':/', ':(top,exclude)results')
+    if out is not None:
+        out = os.path.relpath(os.path.realpath(out), os.path.realpath(_git('rev-parse', '--show-toplevel')))
+        changes = ''.join(change for change in changes.split('\0') if not change.startswith('?? %s%s' % (out, os.sep)))
+    return 'dirty' if changes else 'clean'
 
 
 def sha256(path):

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from typing import Callable, NamedTuple
 
-from branchynet import cpu, timing, visualize
+from branchynet import cpu, determinism, timing, visualize
 from branchynet.datasets import pcifar10
 from branchynet.experiments import claims, pipeline
 from branchynet.experiments.alex_cifar10 import EXPERIMENT as ALEXNET
@@ -51,10 +51,11 @@ class Figure6(NamedTuple):
         Raises:
             pipeline.CannotRun: there is nothing to count with, or no weights.
         """
-        weights = pipeline.weights_path(setup.out, ALEXNET.name, '', seed)
-        if not os.path.exists(weights):
-            raise pipeline.CannotRun('%s is missing: run it with --only %s,%s' % (weights, ALEXNET.name, self.name))
-        tool, setup = _tool(), setup._replace(device=chainer.get_device('@numpy'))
+        tool, weights = _tool(), pipeline.weights_path(setup.out, ALEXNET.name, '', seed)
+        if not _is_of_a_run(weights, seed, setup):
+            raise pipeline.CannotRun('%s is not there, or of another run than results.json: expected it from --only '
+                                     '%s,%s' % (weights, ALEXNET.name, self.name))
+        setup = setup._replace(device=chainer.get_device('@numpy'))
         run = pipeline.begin((self.name, part, seed), lambda: ALEXNET.get_network(variant=setup.variant),
                              self.presets[setup.preset], data, setup)
         net, result = run.net, run.result
@@ -83,6 +84,17 @@ class Figure6(NamedTuple):
         return paths
 
 
+def _is_of_a_run(weights, seed, setup):
+    """Whether weights are what the folder's results say that this seed came to."""
+    path = os.path.join(setup.out, 'results.json')
+    if not (os.path.exists(weights) and os.path.exists(path)):
+        return False
+    results = pipeline.read_results(path)
+    runs = results['experiments'].get(ALEXNET.name, {'seeds': []})['seeds']
+    return (results['preset'], results['variant']) == (setup.preset, setup.variant) and any(
+        (run['seed'], run.get('weights_sha256')) == (seed, determinism.sha256(weights)) for run in runs)
+
+
 def _tool():
     """The command that counts, of those that do here."""
     if shutil.which('perf'):
@@ -100,7 +112,8 @@ def _count(tool, variant, weights, images, count, setting):
     command = [sys.executable, '-m', __name__, variant, weights, images, str(count), *map(str, setting)]
     run = subprocess.run(tool + command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
     if run.returncode:
-        raise OSError('%s failed: %s' % (tool[0], run.stderr.strip().splitlines()[-1]))
+        why = run.stderr.strip() or 'status %d' % run.returncode
+        raise OSError('%s failed: %s' % (tool[0], why.splitlines()[-1]))
     return _perf_counts(run.stderr) if tool is PERF else _cachegrind_counts(run.stderr)
 
 

@@ -1,4 +1,6 @@
 """The steps that all experiments share: data, training that can be resumed, files."""
+import hashlib
+from importlib.util import find_spec
 import io
 import json
 import os
@@ -16,6 +18,7 @@ import numpy as np
 FORMAT = 1  # of results.json
 _OF_EVERY_RUN = {'seed', 'device', 'environment', 'data_sha256', 'main_epochs', 'joint_epochs', 'batchsize',
                  'train_samples', 'test_samples'}
+_OF_EVERY_TRAINING = {'loss', 'accuracy', 'weights_sha256', 'seconds'}
 
 
 class CannotRun(Exception):
@@ -103,25 +106,51 @@ def begin(run, net, preset, data, setup):
     if part:
         result['part'] = part
     path = checkpoint_path(setup.out, *run)
-    environment, position = determinism.environment(), None
+    result['environment'], position = _environment(setup.out), None
     if setup.resume and has_checkpoint(path):
         saved, position = load_checkpoint(path, net)
-        _check_same(path, {**result, **_origin(environment)}, {**saved, **_origin(saved['environment'])})
-        result = saved
-    result['environment'] = environment
+        _check_same(path, {**result, **_origin(result)}, {**saved, **_origin(saved)})
+        result = {**saved, 'environment': result['environment']}
     return Run(net, preset, data, result, path, position)
 
 
-def _origin(environment):
+def check_origin(path, results, setup):
+    """Raises ValueError unless earlier results of a file, a dict per seed, have the bits that runs have now."""
+    origin = _origin({'device': str(setup.device), 'environment': _environment(setup.out)})
+    for result in results:
+        _check_same(path, origin, _origin(result))
+
+
+def _environment(out):
+    return {**determinism.environment(out), 'code_sha256': _code_sha256()}
+
+
+def _code_sha256():
+    """SHA-256 over the files of this package, which its commit says only of a clean checkout."""
+    files = {}
+    for package in 'branchynet', 'branchynet.datasets', 'branchynet.experiments', 'branchynet.networks':
+        root, = find_spec(package).submodule_search_locations
+        for folder, _, names in os.walk(root):
+            for name in names:
+                if name.endswith(('.py', '.toml', '.csv')):
+                    inside = os.path.relpath(os.path.join(folder, name), root)
+                    files['/'.join(package.split('.')[1:] + inside.split(os.sep))] = os.path.join(folder, name)
+    listing = ['%s %s\n' % (determinism.sha256(path), name) for name, path in sorted(files.items())]
+    return hashlib.sha256(''.join(listing).encode()).hexdigest()
+
+
+def _origin(result):
     """What has to be the same for the same bits."""
-    return {key: environment[key] for key in ('commit', 'profile', 'numpy')}
+    environment = result['environment']
+    return {'device': result['device'],
+            **{key: environment.get(key) for key in ('commit', 'code_sha256', 'profile', 'numpy', 'onednn')}}
 
 
 def _check_same(path, wanted, saved):
     for key in wanted:
-        if saved.get(key) != wanted[key]:
-            raise ValueError('%s has %s %s: expected %s; leave out --resume to start anew' % (
-                path, key, saved.get(key), wanted[key]))
+        if key != 'environment' and saved.get(key) != wanted[key]:
+            raise ValueError('%s has %s %s: expected %s; name another folder with --out, or leave out --resume to '
+                             'start anew' % (path, key, saved.get(key), wanted[key]))
 
 
 class Run:
@@ -229,6 +258,9 @@ def read_results(path):
 
 def _check_whole(path, name, run):
     missing = sorted(_OF_EVERY_RUN - run.keys()) if isinstance(run, dict) else ['all of it']
+    for phase in {'main_training', 'joint_training'}.intersection(run if isinstance(run, dict) else ()):
+        missing += ['%s of its %s' % (key.replace('_', ' '), phase.replace('_', ' '))
+                    for key in _OF_EVERY_TRAINING - set(run[phase])]
     if missing:
         raise OSError('%s holds a run of %s without %s: expected the results of a run of this version' % (
             path, name, ', '.join(missing)))

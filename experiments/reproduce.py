@@ -27,15 +27,14 @@ def reproduce(names, seeds, setup, all_of_them=False):
         print(line, file=sys.stderr)
     if not ready:
         return 2
-    try:
-        os.makedirs(setup.out, exist_ok=True)
-        tempfile.TemporaryFile(dir=setup.out).close()  # before hours of training, not after
-    except OSError as e:
-        raise OSError('--out %s: expected a folder that can be written (%s)' % (setup.out, e)) from e
+    check_writable(setup.out)
+    os.makedirs(setup.out, exist_ok=True)
     path = os.path.join(setup.out, 'results.json')
     results = {'format': pipeline.FORMAT, 'preset': setup.preset, 'variant': setup.variant, 'experiments': {}}
     if os.path.exists(path):
         results['experiments'] = _kept(path, results, [] if setup.resume else [e.name for e, _ in ready])
+        for experiment, _ in ready:
+            pipeline.check_origin(path, results['experiments'].get(experiment.name, {'seeds': []})['seeds'], setup)
     minutes = sum(experiment.minutes(experiment.presets[setup.preset], data, setup) for experiment, data in ready)
     print('Preset %s on %s: about %.0f min%s.' % (
         setup.preset, determinism.device_name(setup.device), max(1, minutes * seeds),
@@ -50,6 +49,17 @@ def reproduce(names, seeds, setup, all_of_them=False):
     if setup.preset == 'smoke':
         print('The smoke preset shows that everything runs; it claims no result.')
     return 2 if skipped and all_of_them else verdict(results)
+
+
+def check_writable(out):
+    """Raises OSError unless the folder ``out`` can be written, or made: before hours of training, not after."""
+    folder = os.path.abspath(out)
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as e:
+        raise OSError('--out %s: expected a folder that can be written (%s)' % (out, e)) from e
 
 
 def _ready(names, preset_name):

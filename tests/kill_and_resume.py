@@ -1,11 +1,13 @@
 """Kills a training at random moments and resumes it: the weights must be those of an uninterrupted run, to the bit.
 
-    python tests/kill_and_resume.py [--kills 20] [--seed 0]
+    python tests/kill_and_resume.py [--network small|lenet|alexnet|resnet] [--kills 20] [--seed 0]
 
-The network has batch normalisation and dropout, and trains on real images; checkpoints come as often as they can,
-so that many a kill hits one being written. Status 1 where the bits differ.
+The small network has batch normalisation and dropout. All train on some real images (those of AlexNet and
+ResNet-110 are CIFAR-10's); checkpoints come as often as they can, so that many a kill hits one being written.
+Status 1 where the bits differ.
 """
 import argparse
+from functools import partial
 import json
 import os
 import random
@@ -20,10 +22,9 @@ import chainer.functions as F
 import chainer.links as L
 
 from branchynet import cpu
-from branchynet.datasets import mnist
+from branchynet.datasets import cifar10, mnist
 from branchynet.experiments import pipeline
-
-PRESET = pipeline.Preset(main_epochs=2, joint_epochs=3, batchsize=32, train_samples=640, test_samples=1)
+from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
 
 
 def get_network():
@@ -36,12 +37,23 @@ def get_network():
         L.Linear(400, 64), branchynet.FL(F.dropout, .5), branchynet.Branch([L.Linear(64, 10)])])
 
 
-def train(out):
+get_cifar10 = partial(cifar10.get_data, whitening=0)
+NETWORKS = {  # builder, data, main and joint epochs, batch, images
+    'small': (get_network, mnist.get_data, 2, 3, 32, 640),
+    'lenet': (lenet_mnist.get_network, mnist.get_data, 2, 3, 64, 1280),
+    'alexnet': (alex_cifar10.get_network, get_cifar10, 1, 2, 16, 96),
+    'resnet': (resnet_cifar10.get_network, get_cifar10, 1, 2, 4, 16),
+}
+
+
+def train(network, out):
     """The whole training, on from its checkpoint where there is one; writes result.json when it is done."""
     pipeline.Run.INTERVAL, pipeline.Run.SHARE = 0, 1
-    data = pipeline.cut(mnist.get_data(), PRESET)
+    builder, get_data, *amounts = NETWORKS[network]
+    preset = pipeline.Preset(*amounts, test_samples=1)
+    data = pipeline.cut(get_data(), preset)
     setup = pipeline.Setup('smoke', 'code', chainer.get_device('@numpy'), out, resume=True)
-    run = pipeline.begin(('killed', '', 0), get_network, PRESET, data, setup)
+    run = pipeline.begin(('killed', '', 0), builder, preset, data, setup)
     print('begins', flush=True)
     with cpu.fast():
         for phase in 'main', 'joint':
@@ -49,9 +61,10 @@ def train(out):
     pipeline.write_json(os.path.join(out, 'result.json'), run.result)
 
 
-def start(out):
+def start(network, out):
     """A process that trains, as soon as it begins to."""
-    process = subprocess.Popen([sys.executable, os.path.abspath(__file__), '--train', out], stdout=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, os.path.abspath(__file__), '--network', network, '--train', out],
+                               stdout=subprocess.PIPE)
     process.stdout.readline()
     return process
 
@@ -70,33 +83,33 @@ def finish(process, out):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--network', choices=NETWORKS, default='small')
     parser.add_argument('--kills', type=int, default=20, metavar='N')
     parser.add_argument('--seed', type=int, default=0, help='of the moments')
     parser.add_argument('--train', metavar='DIR', help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.train:
-        return train(args.train)
-    generator = random.Random(args.seed)
+        return train(args.network, args.train)
     with tempfile.TemporaryDirectory() as folder:
         whole = os.path.join(folder, 'whole')
         os.mkdir(whole)
         begun = time.monotonic()
-        process = start(whole)
-        expected = finish(process, whole)
+        expected = finish(start(args.network, whole), whole)
         longest = (time.monotonic() - begun) / 3
-        return kill(args.kills, generator, longest, folder, expected)
+        lifetime = partial(random.Random(args.seed).uniform, 0, longest)
+        return kill(args.network, args.kills, lifetime, folder, expected)
 
 
-def kill(kills, generator, longest, folder, expected):
-    """Lets trainings live for a random time, up to `longest` seconds, until so many were killed; returns the status."""
+def kill(network, kills, lifetime, folder, expected):
+    """Lets trainings live for lifetime() seconds, until so many were killed; returns the status."""
     killed, finished = 0, 0
     while True:
         out = os.path.join(folder, str(finished))
         os.makedirs(out, exist_ok=True)
-        process = start(out)
+        process = start(network, out)
         if killed < kills:
             try:
-                process.wait(generator.uniform(0, longest))
+                process.wait(lifetime())
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

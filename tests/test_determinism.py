@@ -10,9 +10,12 @@ import pytest
 
 import branchynet  # noqa: F401
 from branchynet import cli, determinism
+from branchynet.datasets import cifar, cifar10
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PORTABLE = pytest.mark.skipif(determinism.default_profile() != 'portable', reason='needs x86-64 with AVX2')
+NEEDS_CIFAR10 = pytest.mark.skipif(
+    cifar.find('cifar10', cifar10.VERSIONS)[1] is None, reason='needs CIFAR-10 in the data folder')
 SCRIPT = """
 import random, sys
 from branchynet import determinism
@@ -84,10 +87,45 @@ def test_the_hash_of_a_net_is_of_weights_and_statistics():
 
 
 def test_a_dirty_tree_is_refused_where_a_clean_one_is_required(monkeypatch, capsys):
-    monkeypatch.setattr(determinism, 'tree', lambda: 'dirty')
+    monkeypatch.setattr(determinism, 'tree', lambda out: 'dirty')
     assert cli.main(['reproduce', '--preset', 'smoke', '--require-clean']) == 2
     error = capsys.readouterr().err
     assert 'the tree is dirty: expected a clean one' in error and error.count('\n') == 1
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A checkout that holds the package's files, and a function that runs git in it."""
+    def git(*words):
+        subprocess.run(['git', '-c', 'user.name=a', '-c', 'user.email=a@b', *words], cwd=tmp_path, check=True,
+                       stdout=subprocess.DEVNULL)
+    for name in 'branchynet/determinism.py', 'results/run/results.json', 'README.md':
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text('a')
+    monkeypatch.setattr(determinism, '__file__', str(tmp_path / 'branchynet' / 'determinism.py'))
+    git('init', '-q')
+    git('add', '.')
+    git('commit', '-q', '-m', 'a')
+    return tmp_path, git
+
+
+@pytest.mark.parametrize('name, expected', [
+    ('branchynet/determinism.py', 'dirty'), ('README.md', 'dirty'), ('branchynet/new.py', 'dirty'),
+    ('outside/results.json', 'dirty'), ('output/results.json', 'dirty'), ('out/figures/figure.png', 'clean'),
+    ('out/results.json', 'clean'), ('results/run/results.json', 'clean'), ('results/new/results.json', 'clean')])
+def test_what_runs_write_does_not_make_a_tree_dirty(checkout, name, expected):
+    folder, _ = checkout
+    assert determinism.tree(str(folder / 'out')) == determinism.tree() == 'clean'
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text('b')
+    assert determinism.tree(str(folder / 'out')) == expected
+
+
+def test_another_projects_commit_is_not_taken_for_this_ones(checkout):
+    _, git = checkout
+    assert len(determinism.commit()) == 40
+    git('rm', '-q', '--cached', 'branchynet/determinism.py')  # as where it is installed into a checkout's .venv
+    assert determinism.commit() is determinism.tree() is None
 
 
 def cut_down(path, prefix=(), **variables):
@@ -114,7 +152,9 @@ def test_portable_bits_are_those_of_another_processor(tmp_path, model, capsys):
 
 @pytest.mark.slow
 @pytest.mark.onednn
-def test_a_training_that_is_killed_goes_on_to_the_same_bits():
-    run = subprocess.run([sys.executable, os.path.join(HERE, 'kill_and_resume.py'), '--kills', '3'],
-                         stdout=subprocess.PIPE, universal_newlines=True)
+@pytest.mark.parametrize('network', [
+    'small', 'lenet', *(pytest.param(name, marks=NEEDS_CIFAR10) for name in ('alexnet', 'resnet'))])
+def test_a_training_that_is_killed_goes_on_to_the_same_bits(network):
+    run = subprocess.run([sys.executable, os.path.join(HERE, 'kill_and_resume.py'), '--network', network,
+                          '--kills', '3'], stdout=subprocess.PIPE, universal_newlines=True)
     assert run.returncode == 0, run.stdout

@@ -108,7 +108,7 @@ def counter(commands):
 def test_figure6_counts_what_images_add(noise, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(figure6, '_tool', lambda: ['a tool'])
     assert reproduce(tmp_path, '--only', 'figure6') == 2
-    assert 'weights_alex_cifar10_seed0.npz is missing: run it with --only alex_cifar10' in capsys.readouterr().err
+    assert 'weights_alex_cifar10_seed0.npz is not there' in capsys.readouterr().err
     commands = []
     monkeypatch.setattr(figure6, '_count', counter(commands))
     assert reproduce(tmp_path, '--only', 'alex_cifar10,figure6') == 0
@@ -116,6 +116,10 @@ def test_figure6_counts_what_images_add(noise, tmp_path, monkeypatch, capsys):
     assert len(commands) == 8 and [point['cache_miss_percent'] for point in run['cache']] == [.1, .2, .2, .2]
     assert run['cache'][-1]['thresholds'] == []
     assert os.path.exists(str(tmp_path / 'figures' / 'figure6_seed0.pdf'))
+    weights = tmp_path / 'weights_alex_cifar10_seed0.npz'
+    weights.write_bytes(weights.read_bytes() + b'more')
+    assert reproduce(tmp_path, '--only', 'figure6') == 2
+    assert 'or of another run than results.json: expected it from --only alex_cifar10' in capsys.readouterr().out
     claimed = next(v for v in claims.check({'preset': 'quick', 'experiments': results_of(tmp_path)})
                    if v.claim.id == 'figure6/direction')
     assert claimed.measured == [.5] and claimed.status == 'PASS'
@@ -123,7 +127,6 @@ def test_figure6_counts_what_images_add(noise, tmp_path, monkeypatch, capsys):
 
 def test_without_counters_figure6_says_so(noise, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(figure6.shutil, 'which', lambda name: None)
-    (tmp_path / 'weights_alex_cifar10_seed0.npz').write_bytes(b'')
     assert reproduce(tmp_path, '--only', 'figure6') == 2
     assert 'this machine has no cache counters: expected' in capsys.readouterr().err
 

@@ -2,6 +2,7 @@
 import csv
 import json
 import os
+from unittest import mock
 
 import chainer
 import numpy as np
@@ -151,18 +152,30 @@ def test_a_run_resumes_within_an_epoch_to_the_same_bits(tiny, tmp_path, monkeypa
     assert not [name for name in os.listdir(str(out)) if name.startswith('checkpoint')]
 
 
-@pytest.mark.parametrize('what', ['commit', 'profile'])
+@pytest.mark.parametrize('what', ['commit', 'profile', 'numpy'])
 def test_a_checkpoint_of_another_origin_is_refused(tiny, tmp_path, monkeypatch, capsys, what):
     environment = determinism.environment()
     stop_at(monkeypatch, 2)
     assert reproduce(tmp_path) == 130
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    monkeypatch.setattr(determinism, 'environment', lambda: {**environment, what: 'another'})
+    monkeypatch.setattr(determinism, 'environment', lambda out: {**environment, what: 'another'})
     capsys.readouterr()
     assert reproduce(tmp_path, '--resume') == 2
     error = capsys.readouterr().err
     assert 'has ' + what in error and 'expected another' in error and error.count('\n') == 1
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_seeds_of_another_origin_are_not_mixed(tiny, tmp_path, monkeypatch, capsys):
+    assert reproduce(tmp_path) == 0
+    before = (tmp_path / 'results.json').read_bytes()
+    monkeypatch.setattr(pipeline, '_code_sha256', lambda: 'another')
+    capsys.readouterr()
+    assert reproduce(tmp_path, '--seeds', '2', '--resume') == 2
+    error = capsys.readouterr().err
+    assert 'results.json has code_sha256' in error and 'expected another' in error and error.count('\n') == 1
+    assert (tmp_path / 'results.json').read_bytes() == before
+    assert reproduce(tmp_path) == 0  # anew
 
 
 def test_without_data_nothing_runs(tmp_path, monkeypatch, capsys):
@@ -199,6 +212,39 @@ def test_a_device_that_is_not_there_is_status_2(device, capsys):
     assert cli.main(['reproduce', '--preset', 'smoke', '--device', device]) == 2
     error = capsys.readouterr().err
     assert device in error and 'expected' in error and error.count('\n') == 1
+
+
+def test_other_code_is_told_by_its_files(tmp_path, monkeypatch):
+    before = pipeline._code_sha256()
+    for name in 'module.py', 'claims.toml', 'notes.txt':
+        (tmp_path / name).write_text('a')
+    find = pipeline.find_spec
+    monkeypatch.setattr(pipeline, 'find_spec', lambda package: mock.Mock(
+        submodule_search_locations=[str(tmp_path)]) if package == 'branchynet' else find(package))
+    hashes = [before, pipeline._code_sha256()]
+    for name in 'module.py', 'claims.toml':
+        (tmp_path / name).write_text('b')
+        hashes.append(pipeline._code_sha256())
+    assert len(set(hashes)) == 4
+    (tmp_path / 'notes.txt').write_text('b')
+    assert pipeline._code_sha256() == hashes[-1]
+
+
+@pytest.mark.parametrize('change, words', [
+    (lambda run: run['joint_training'].pop('weights_sha256'), 'without weights sha256 of its joint training'),
+    (lambda run: run.update(sweep=3), 'is damaged (TypeError'), (lambda run: run['baseline'].clear(), 'is damaged'),
+    (lambda run: run.update(measured=[]), 'is damaged (')])
+def test_results_that_are_damaged_deep_inside_are_named(tiny, tmp_path, capsys, change, words):
+    assert reproduce(tmp_path) == 0
+    results = read(tmp_path)
+    change(results['experiments']['lenet_mnist']['seeds'][0])
+    (tmp_path / 'results.json').write_text(json.dumps(results))
+    before = (tmp_path / 'manifest.json').read_bytes()
+    capsys.readouterr()
+    assert cli.main(['report', str(tmp_path), '--write']) == 2
+    error = capsys.readouterr().err
+    assert words in error and 'results.json' in error and error.count('\n') == 1
+    assert (tmp_path / 'manifest.json').read_bytes() == before
 
 
 @pytest.mark.parametrize('content, words', [
