@@ -1,6 +1,6 @@
 """A few steps of every network under a profile: what takes minutes on an emulated processor, and seconds on a real one.
 
-    python tests/cut_down.py [--profile portable] FILE
+    python tests/cut_down.py [--profile portable] [--device cpu] FILE
 
 writes a manifest for `branchynet verify`. The images are noise: where there is no CIFAR-10 it must run too.
 """
@@ -8,10 +8,11 @@ import argparse
 import json
 
 import branchynet  # noqa: F401
+from chainer.backends.cuda import to_cpu
 import numpy as np
 
 from branchynet import cpu, determinism, verify
-from branchynet.inference import Compiled
+from branchynet.inference import Compiled, is_compilable
 from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
 
 NETWORKS = {  # builder, shape of an image, images, steps of each training
@@ -21,14 +22,15 @@ NETWORKS = {  # builder, shape of an image, images, steps of each training
 }
 
 
-def run(name):
-    """One network's entry of a manifest."""
+def run(name, device):
+    """One network's entry of a manifest, on a Chainer device."""
     builder, shape, count, steps = NETWORKS[name]
     determinism.seed(0)
     net = builder.get_network()
+    net.to_device(device)
     x = np.random.rand(count, *shape).astype(np.float32)
     t = np.random.randint(0, 10, count).astype(np.int32)
-    entry = {'name': name, 'settings': {'images': count, 'steps': steps}, 'device': 'cpu',
+    entry = {'name': name, 'settings': {'images': count, 'steps': steps}, 'device': determinism.device_name(device),
              'environment': determinism.environment(),
              'steps': [{'what': 'first weights', 'sha256': determinism.sha256_of_net(net)}]}
     with cpu.fast():
@@ -37,8 +39,11 @@ def run(name):
                 loss, accuracy = step(x, t)
                 entry['steps'].append({'what': 'weights after step %d of %s training' % (i + 1, phase), 'loss': loss,
                                        'accuracy': accuracy, 'sha256': determinism.sha256_of_net(net)})
-        for what, looked in ('softmax', net.look(x)), ('compiled softmax', Compiled(net).look(x[:2])):
-            prob = [prob for prob, _, _ in looked]
+        looked = {'softmax': net.look(x)}
+        if is_compilable(net):
+            looked['compiled softmax'] = Compiled(net).look(x[:2])
+        for what, exits in looked.items():
+            prob = [to_cpu(prob) for prob, _, _ in exits]
             entry['steps'].append({'what': what, 'mean': float(np.max(prob)),
                                    'sha256': determinism.sha256_of_arrays(prob)})
     return entry
@@ -49,9 +54,11 @@ def main():
     parser.add_argument('file', metavar='FILE')
     parser.add_argument('--profile', choices=determinism.PROFILES, default='portable')
     parser.add_argument('--networks', nargs='+', choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument('--device', default='cpu', help='cpu or gpu:N')
     args = parser.parse_args()
     determinism.fix(args.profile)
-    manifest = {'format': verify.FORMAT, 'runs': [run(name) for name in args.networks]}
+    device = determinism.find_device(args.device)
+    manifest = {'format': verify.FORMAT, 'runs': [run(name, device) for name in args.networks]}
     with open(args.file, 'w') as f:
         json.dump(manifest, f, indent=1)
 
