@@ -137,12 +137,19 @@ with warnings.catch_warnings():
     warnings.simplefilter('ignore', DeprecationWarning)
     warnings.filterwarnings('ignore', 'pkg_resources is deprecated', UserWarning)
     warnings.filterwarnings('ignore', r'\s*nccl library could not be loaded', UserWarning)
+    warnings.filterwarnings('ignore', 'cuDNN is not enabled', UserWarning)
 
     _restore_numpy_names()
     _load_cuda_wheels()
     _stand_ins = _make_stand_ins()
     with _in_place(_stand_ins):
         import chainer
+
+# Chainer advises at every import to install cuDNN. Who can does hear it, at the first use of a GPU; CuPy 14 has no use
+# for it.
+_cuda = chainer.backends.cuda
+_cuda.check_cuda_available._already_warned = isinstance(
+    getattr(_cuda, '_resolution_error', None), ModuleNotFoundError)
 
 if _stand_ins:
     sys.meta_path.insert(0, _TestingFinder(_stand_ins))

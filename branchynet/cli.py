@@ -115,6 +115,7 @@ def _reproduce(args):
     check_writable(args.out)
     if not args.keeps_environment:
         determinism.fix(args.profile or determinism.default_profile())
+    device.use()  # what is made from nothing, generators among it, is made on the current GPU
     preset = args.preset or ('paper' if args.device != 'cpu' and determinism.count_gpus() else 'quick')
     only = args.only or (NAMES if preset == 'paper' else NETWORKS)
     setup = Setup(preset, args.variant, device, args.out, args.resume)

@@ -121,11 +121,14 @@ def profile_in_place():
 
 
 def seed(value):
-    """Seeds Python's, NumPy's and (where there is a GPU) CuPy's generators."""
+    """Seeds Python's, NumPy's and (where there is a GPU) CuPy's and cuDNN's generators, on the current device."""
     random.seed(value)
     np.random.seed(value)
     if count_gpus():
         cuda.cupy.random.seed(value)
+        if cuda.cudnn_enabled:
+            # Chainer keeps one generator for cuDNN's dropout as long as the process lives: it is begun anew in place.
+            cuda.get_cudnn_dropout_states().__init__(None, value)
 
 
 def count_gpus():
@@ -267,7 +270,7 @@ def _cuda():
     """Versions of the driver and of CUDA's libraries."""
     runtime = cuda.cupy.cuda.runtime
     return {'driver': runtime.driverGetVersion(), 'runtime': runtime.runtimeGetVersion(),
-            'cudnn': cuda.cudnn.getVersion() if cuda.cudnn_enabled else None}
+            'cudnn': cuda.libcudnn.getVersion() if cuda.cudnn_enabled else None}
 
 
 def _cpu():

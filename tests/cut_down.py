@@ -58,6 +58,7 @@ def main():
     args = parser.parse_args()
     determinism.fix(args.profile)
     device = determinism.find_device(args.device)
+    device.use()
     manifest = {'format': verify.FORMAT, 'runs': [run(name, device) for name in args.networks]}
     with open(args.file, 'w') as f:
         json.dump(manifest, f, indent=1)

@@ -41,10 +41,10 @@ def test_a_step_is_the_cpus(name):
     np.testing.assert_allclose(losses[1], losses[0], rtol=LOSS)
 
 
-def trained():
+def trained(**kwargs):
     x, t = small_data()
     determinism.seed(0)
-    net = small_net()
+    net = small_net(**kwargs)
     net.to_gpu()
     for _ in range(3):
         net.train_main(x, t)
@@ -53,8 +53,9 @@ def trained():
     return weights(net)
 
 
-def test_training_repeats_to_the_bit():
-    assert same(trained(), trained())
+@pytest.mark.parametrize('dropout', [False, True])
+def test_training_repeats_to_the_bit(dropout):
+    assert same(trained(dropout=dropout), trained(dropout=dropout))
 
 
 @NAMES
