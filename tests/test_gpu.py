@@ -68,7 +68,7 @@ def test_a_stage_does_not_wait_for_the_gpu(name):
     spin = cuda.cupy.RawKernel(SPIN, 'spin')
     for _ in range(2):  # the first compiles kernels and chooses algorithms
         h, waits = x, []
-        for k in range(case.net.numexits()):  # one by one: about 1000 kernels may wait for the GPU, the next is waited for
+        for k in range(case.net.numexits()):  # one by one: a stream that holds about 1000 kernels lets callers wait
             stream.synchronize()
             spin((1,), (1,), ())
             h = case.net.stage(k, h)
