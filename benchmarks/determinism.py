@@ -37,7 +37,7 @@ def prepare(network):
     """Makes a network and its batch; one step warms up. Returns the profile that is in place."""
     global _net, _x, _t
     builder, shape, count, _ = NETWORKS[network]
-    determinism.seed(0)
+    determinism.seed_generators(0)
     _net = builder.get_network()
     _x = np.random.rand(count, *shape).astype(np.float32)
     _t = np.random.randint(0, 10, count).astype(np.int32)

@@ -153,7 +153,7 @@ def _verify(args):
     a, b = verify.read(args.a), verify.read(args.b)
     comparisons = verify.compare(a, b)
     print(*verify.lines(comparisons, args.tolerance), *verify.left_out(a, b), sep='\n')
-    return int(any(c.difference is not None and not c.worst <= args.tolerance for c in comparisons))
+    return int(not all(c.passes(args.tolerance) for c in comparisons))
 
 
 def _data(args):

@@ -2,15 +2,16 @@
 
     from branchynet import determinism
     determinism.fix('portable')   # first of all: it may start the script again
-    determinism.seed(0)
 """
 import hashlib
 from importlib import metadata
+import multiprocessing
 import os
 import platform
 import random
 import re
 import shlex
+import stat
 import subprocess
 import sys
 
@@ -21,6 +22,7 @@ import numpy as np
 
 PROFILES = ['portable', 'fast']
 _NUMPY = (getattr(np, '_core', None) or np.core)._multiarray_umath
+_STARTED_AGAIN = 'BRANCHYNET_STARTED_AGAIN'  # the environment variable of a process that did
 
 # Environment variables of the profiles, which libraries read when they load; None: not set. fast: the same bits
 # on the same machine.
@@ -70,38 +72,67 @@ def default_profile():
 
 
 def _has_avx2():
-    features = _NUMPY.__cpu_features__
-    return platform.machine() in ('x86_64', 'AMD64') and features.get('AVX2', False) and features.get('FMA3', False)
+    # What the environment takes from NumPy, the processor may have: after starting again NumPy says so itself.
+    taken = os.environ.get('NPY_DISABLE_CPU_FEATURES', '').replace(',', ' ').split()
+    return platform.machine() in ('x86_64', 'AMD64') and all(
+        _NUMPY.__cpu_features__.get(name) or name in taken for name in ('AVX2', 'FMA3'))
 
 
-def fix(profile):
-    """Puts a profile in place; where the environment is another, this process starts again, once, and says so.
+def fix(profile, seed=0):
+    """Puts a profile in place and seeds all generators.
+
+    Where libraries have loaded in another environment, this process starts again, once, and says so.
 
     Raises:
-        ValueError: there is no such profile here, or an interactive session would have to start again.
+        ValueError: there is no such profile here; this process cannot start again, as a session, a worker or a
+            script that is read from a pipe cannot; or it did, and something set the environment back.
     """
-    wanted = variables(profile)
-    different = {name: value for name, value in wanted.items() if os.environ.get(name) != value}
-    if different:
+    different = {name: value for name, value in variables(profile).items() if os.environ.get(name) != value}
+    if different or _loaded_otherwise(profile):
         _start_again(profile, different)
+    os.environ.pop(_STARTED_AGAIN, None)
     for config in chainer.config, chainer.global_config:
         config.cudnn_deterministic = True
         config.autotune = False
+    seed_generators(seed)
+
+
+def _loaded_otherwise(profile):
+    """What has loaded before the environment of a profile was there; empty if nothing has."""
+    from branchynet.cpu import onednn
+    found = ['random hashes (python -I and -E ignore PYTHONHASHSEED)'] * sys.flags.hash_randomization
+    if profile == 'portable':
+        found += ["NumPy's " + name for name in _numpy_kernels() if name.startswith(('AVX512', 'X86_V4'))]
+        found += ['%s for %s with %s threads' % (pool['internal_api'], pool['architecture'], pool['num_threads'])
+                  for pool in _pools() if pool['internal_api'] != 'openmp'
+                  and (pool['internal_api'], pool['architecture'], pool['num_threads']) != ('openblas', 'Haswell', 1)]
+        found += [onednn['isa'] for onednn in [onednn.version()] if onednn and onednn['isa'] != 'AVX2']
+    return found
 
 
 def _start_again(profile, different):
     words = ['%s=%s' % (name, shlex.quote(value)) for name, value in different.items() if value is not None]
     words += ['no ' + name for name, value in different.items() if value is None]
-    if hasattr(sys, 'ps1') or 'ipykernel' in sys.modules:
+    if _STARTED_AGAIN in os.environ:
+        raise ValueError('profile %s is not in place after starting again: expected %s' % (
+            profile, ' '.join(words) or 'none of ' + ', '.join(_loaded_otherwise(profile))))
+    if not _can_start_again():
         raise ValueError('profile %s needs another environment: expected Python to be started with %s' % (
-            profile, ' '.join(words)))
+            profile, ' '.join(words) or 'its variables'))
     given = ['%s=%s' % (name, shlex.quote(os.environ[name])) for name in different if name in os.environ]
     print('Profile %s: starting again with %s%s' % (
         profile, ' '.join(words), ', in place of ' + ' '.join(given) if given else ''), file=sys.stderr, flush=True)
     sys.stdout.flush()
-    environment = {**os.environ, **different}
+    environment = {**os.environ, **different, _STARTED_AGAIN: '1'}
     os.execve(sys.executable, [sys.executable] + _command(),
               {name: value for name, value in environment.items() if value is not None})
+
+
+def _can_start_again():
+    """Not a session or a worker, nor a script that is gone once it was read."""
+    kept = os.path.exists(sys.argv[0]) and not stat.S_ISFIFO(os.stat(sys.argv[0]).st_mode)
+    return (kept or sys.argv[0] == '-c' and hasattr(sys, 'orig_argv')) and not (
+        hasattr(sys, 'ps1') or 'ipykernel' in sys.modules or multiprocessing.parent_process())
 
 
 def _command():
@@ -109,18 +140,18 @@ def _command():
     if hasattr(sys, 'orig_argv'):  # Python 3.10
         return sys.orig_argv[1:]
     spec = sys.modules['__main__'].__spec__
-    return (['-m', spec.name] if spec else sys.argv[:1]) + sys.argv[1:]
+    return subprocess._args_from_interpreter_flags() + (['-m', spec.name] if spec else sys.argv[:1]) + sys.argv[1:]
 
 
 def profile_in_place():
     """The strictest profile whose environment this process has; None: none."""
     for profile, wanted in ('portable', _PORTABLE), ('fast', _FAST):
-        if all(os.environ.get(name) == value for name, value in wanted.items()):
+        if all(os.environ.get(name) == value for name, value in wanted.items()) and not _loaded_otherwise(profile):
             return profile
     return None
 
 
-def seed(value):
+def seed_generators(value):
     """Seeds Python's, NumPy's and (where there is a GPU) CuPy's and cuDNN's generators, on the current device."""
     random.seed(value)
     np.random.seed(value)
@@ -170,7 +201,6 @@ def environment(out=None):
     Args:
         out: of tree.
     """
-    import threadpoolctl
     from branchynet.cpu import onednn
     return {
         'commit': commit(),
@@ -187,8 +217,7 @@ def environment(out=None):
         'threads': cpu.threads.num_threads(),
         'numpy_kernels': _numpy_kernels(),
         'onednn': onednn.version(),
-        'blas': [{key: pool.get(key) for key in ('internal_api', 'version', 'architecture', 'num_threads')}
-                 for pool in threadpoolctl.threadpool_info()],
+        'blas': _pools(),
         'gpus': [_gpu_name(i) for i in range(count_gpus())],
         'cuda': _cuda() if count_gpus() else None,
         'command': ' '.join([os.path.basename(sys.argv[0])] + sys.argv[1:]),
@@ -203,12 +232,12 @@ def commit():
 def tree(out=None):
     """'clean', 'dirty' (the checkout differs from its commit), or None where commit() is None.
 
-    What runs write does not count: all of results/, and new files in the folder ``out``.
+    What runs write does not count: all of results/, and what is in the folder ``out``, if the commit holds none of it.
     """
     if commit() is None:
         return None
     changes = _git('status', '--porcelain', '-z', '--untracked-files=all', '--', ':/', ':(top,exclude)results')
-    if out is not None:
+    if out is not None and not _git('ls-files', '--', os.path.realpath(out)):
         out = os.path.relpath(os.path.realpath(out), os.path.realpath(_git('rev-parse', '--show-toplevel')))
         changes = ''.join(change for change in changes.split('\0') if not change.startswith('?? %s%s' % (out, os.sep)))
     return 'dirty' if changes else 'clean'
@@ -266,11 +295,27 @@ def _numpy_kernels():
     return [name for name in _NUMPY.__cpu_dispatch__ if _NUMPY.__cpu_features__.get(name)]
 
 
+def _pools():
+    """The libraries that have threads of their own, BLAS among them."""
+    import threadpoolctl
+    return [{key: pool.get(key) for key in ('internal_api', 'version', 'architecture', 'num_threads')}
+            for pool in threadpoolctl.threadpool_info()]
+
+
 def _cuda():
     """Versions of the driver and of CUDA's libraries."""
     runtime = cuda.cupy.cuda.runtime
-    return {'driver': runtime.driverGetVersion(), 'runtime': runtime.runtimeGetVersion(),
+    return {'driver': _driver(), 'driver_cuda': runtime.driverGetVersion(), 'runtime': runtime.runtimeGetVersion(),
             'cudnn': cuda.libcudnn.getVersion() if cuda.cudnn_enabled else None}
+
+
+def _driver():
+    """The version of NVIDIA's driver, as Linux tells it."""
+    try:
+        with open('/proc/driver/nvidia/version') as f:
+            return re.search(r'\d+\.[\d.]+', f.read()).group()
+    except (OSError, AttributeError):
+        return None
 
 
 def _cpu():

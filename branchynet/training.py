@@ -132,11 +132,11 @@ def load_checkpoint(path, net):
     """
     try:
         arrays, meta = _read(path)
-    except (OSError, ValueError) as e:
+    except (FileNotFoundError, ValueError) as e:  # another error does not say that it is damaged
         why = getattr(e, 'strerror', None) or e
         try:
             arrays, meta = _read(_before(path))
-        except (OSError, ValueError):
+        except (FileNotFoundError, ValueError):
             raise OSError('%s is not a whole checkpoint (%s), nor is the one before: expected one of them; '
                           'leave out --resume to start anew' % (path, why)) from e
         print('%s is not a whole checkpoint (%s): going on from the one before' % (path, why), file=sys.stderr)

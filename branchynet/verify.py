@@ -4,6 +4,7 @@ A manifest lists the steps of every run in their order: the data, the weights af
 array, each with its SHA-256 and numbers that say how far two of them differ. Times are not compared.
 """
 import json
+from numbers import Real
 import os
 from typing import NamedTuple, Optional
 
@@ -13,6 +14,7 @@ import numpy as np
 from branchynet import determinism
 
 FORMAT = 2  # of a manifest
+_MEASURES = ('loss', 'accuracy', 'mean')  # of a step: a number, or one for each exit
 
 
 class Comparison(NamedTuple):
@@ -30,6 +32,10 @@ class Comparison(NamedTuple):
     difference: Optional[str]
     worst: float
     causes: list
+
+    def passes(self, tolerance):
+        """Whether the bits are the same, or, where a tolerance above 0 is given, numbers near each other."""
+        return self.difference is None or tolerance > 0 and self.worst <= tolerance
 
 
 def read(path):
@@ -58,12 +64,19 @@ def read(path):
 def _is_whole(content):
     runs = content.get('runs')
     return isinstance(runs, list) and isinstance(content.get('sha256', {}), dict) and all(
-        _has(run, name=str, settings=dict, environment=dict, device=str, steps=list)
-        and all(_has(step, what=str, sha256=str) for step in run['steps']) for run in runs)
+        _has(run, name=str, settings=dict, environment=dict, device=str, steps=list) and run['steps']
+        and all(_has(step, what=str, sha256=str) and _has_numbers(step) for step in run['steps']) for run in runs
+    ) and len({run['name'] for run in runs}) == len(runs)
 
 
 def _has(content, **kinds):
     return isinstance(content, dict) and all(isinstance(content.get(key), kind) for key, kind in kinds.items())
+
+
+def _has_numbers(step):
+    values = [step[key] for key in _MEASURES if key in step]
+    return all(isinstance(number, Real) for value in values
+               for number in (value if isinstance(value, list) else [value]))
 
 
 def _check_files(folder, sha256s):
@@ -97,10 +110,10 @@ def left_out(a, b):
 
 
 def _compare(a, b):
-    for key, value in a['settings'].items():
-        if b['settings'].get(key) != value:
-            raise ValueError('%s has %s %s: expected %s, as the other has' % (
-                a['name'], key, b['settings'].get(key), value))
+    for key in {**a['settings'], **b['settings']}:
+        here, there = (run['settings'].get(key) for run in (a, b))
+        if here != there:
+            raise ValueError('%s has %s %s: expected %s, as the other has' % (a['name'], key, there, here))
     pairs = list(zip(a['steps'], b['steps']))
     different = [(p, q) for p, q in pairs if (p['what'], p['sha256']) != (q['what'], q['sha256'])]
     first, worst = None, 0.
@@ -114,7 +127,7 @@ def _compare(a, b):
 def _distance(p, q):
     """How far the numbers of two steps differ; inf where that cannot be said."""
     worst = -np.inf
-    for key in ('loss', 'accuracy', 'mean'):
+    for key in _MEASURES:
         if key in p and key in q and np.shape(p[key]) == np.shape(q[key]):
             scale = np.maximum(1, np.maximum(np.abs(p[key]), np.abs(q[key])))
             worst = np.maximum(worst, np.max(np.abs(np.subtract(p[key], q[key])) / scale))  # NaN stays NaN
@@ -143,7 +156,7 @@ def lines(comparisons, tolerance):
         if c.difference is None:
             yield '%s: identical (%d steps)' % (c.name, c.count)
             continue
-        verdict = 'the same within %g' % tolerance if c.worst <= tolerance else 'different'
+        verdict = 'the same within %g' % tolerance if c.passes(tolerance) else 'different'
         distance = 'where no number says how far' if np.isinf(c.worst) else 'numbers by up to %.3g' % c.worst
         yield '%s: %s; first in %s, %s' % (c.name, verdict, c.difference, distance)
         yield from ('    ' + cause for cause in c.causes)

@@ -26,12 +26,15 @@ fail() {
     exit 2
 }
 
-target=cpu
+target=""
 cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/branchynet-check
 mirror=""
 while [ $# -gt 0 ]; do
     case $1 in
-        cpu | gpu) target=$1 ;;
+        cpu | gpu)
+            [ -z "$target" ] || fail "targets are $target and $1, expected one"
+            target=$1
+            ;;
         --cache | --mirror)
             [ -n "${2:-}" ] || fail "$1 names nothing, expected $1 $([ "$1" = --cache ] && echo DIR || echo URL)"
             printf -v "${1#--}" %s "$2"
@@ -46,6 +49,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 
+target=${target:-cpu}
 [ "$(id -u)" = 0 ] || fail "user is $(id -un), expected root (debootstrap and chroot need it)"
 for tool in debootstrap chroot unshare python3; do
     command -v "$tool" >/dev/null || fail "$tool is not to be found (Debian: apt-get install debootstrap util-linux python3)"
@@ -80,7 +84,7 @@ if [ -n "$mirror" ]; then
     arguments=(--argument "DEBIAN=$mirror" --argument "DEBIAN_SECURITY=$security")
 fi
 
-mkdir -p "$cache"
+mkdir -p "$cache" 2>/dev/null || fail "--cache is $cache, expected a folder that can be written"
 cache=$(cd "$cache" && pwd)
 image=$(mktemp -d "$cache/image.XXXXXX")
 chmod 755 "$image"

@@ -40,7 +40,7 @@ case ${1:-} in
         ;;
 esac
 
-options=(--rm --platform linux/amd64 --env HOME=/home/branchynet --volume "$root:/branchynet")
+options=(--rm --interactive --platform linux/amd64 --env HOME=/home/branchynet --volume "$root:/branchynet")
 if [ -n "${BRANCHYNET_DATA:-}" ]; then
     [ -d "$BRANCHYNET_DATA" ] || fail "BRANCHYNET_DATA is $BRANCHYNET_DATA, expected a folder"
     data=$(cd "$BRANCHYNET_DATA" && pwd)
@@ -50,7 +50,7 @@ if [ "$target" = gpu ] && has_gpu; then
     options+=(--gpus all)
 fi
 if [ -t 0 ] && [ -t 1 ]; then
-    options+=(--interactive --tty)
+    options+=(--tty)
 fi
 
 docker image inspect "branchynet:$target" >/dev/null 2>&1 || "$root/docker/build.sh" "$target"

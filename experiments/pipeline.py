@@ -97,7 +97,7 @@ def begin(run, net, preset, data, setup):
         preset: a Preset. data: cut to it. setup: a Setup.
     """
     _, part, seed = run
-    determinism.seed(seed)
+    determinism.seed_generators(seed)
     net = net()
     net.to_device(setup.device)
     result = {'seed': seed, **preset._asdict(), 'train_samples': len(data[0]), 'test_samples': len(data[2]),

@@ -53,13 +53,15 @@ def reproduce(names, seeds, setup, all_of_them=False):
 
 def check_writable(out):
     """Raises OSError unless the folder ``out`` can be written, or made: before hours of training, not after."""
+    if not out:
+        raise ValueError('--out is empty: expected a folder')
     folder = os.path.abspath(out)
     while not os.path.exists(folder):
         folder = os.path.dirname(folder)
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as e:
-        raise OSError('--out %s: expected a folder that can be written (%s)' % (out, e)) from e
+        raise OSError('--out %s: expected a folder that can be written (%s)' % (out, e.strerror)) from e
 
 
 def _ready(names, preset_name):
@@ -115,19 +117,29 @@ def _run(experiment, seeds, data, setup, results):
 
 def write(results, out):
     """Writes all that results.json determines: tables, figures, the report as HTML and Markdown, the manifest."""
-    written, figures = [os.path.join(out, 'results.json')], {}
+    weights = [path for name, entry in results['experiments'].items() for result in entry['seeds']
+               for path in _weights(name, result, out)]
+    written, figures = [os.path.join(out, 'results.json'), *weights], {}
     for name, entry in results['experiments'].items():
         if entry['seeds']:
             paths = report.load(name).write(entry['seeds'], out)
             figures[name] = [path for path in paths if path.endswith('.png')]
-            weights = [pipeline.weights_path(out, name, result.get('part', ''), result['seed'])
-                       for result in entry['seeds']]
-            written += paths + [path for path in weights if os.path.exists(path)]
+            written += paths
     blocks = report.blocks(results, figures)
     for name, text in ('report.md', pages.markdown(blocks)), ('report.html', pages.html('BranchyNet', blocks)):
         written.append(os.path.join(out, name))
         write_atomically(written[-1], text.encode())
     pipeline.write_json(os.path.join(out, 'manifest.json'), _manifest(results, written, out))
+
+
+def _weights(name, result, out):
+    """The file of a run's weights, where it has one and it was not taken away."""
+    path = pipeline.weights_path(out, name, result.get('part', ''), result['seed'])
+    if 'weights_sha256' not in result or not os.path.exists(path):
+        return []
+    if determinism.sha256(path) != result['weights_sha256']:
+        raise OSError('%s is not what its run wrote: expected SHA-256 %s' % (path, result['weights_sha256']))
+    return [path]
 
 
 def verdict(results):

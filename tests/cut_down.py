@@ -25,7 +25,7 @@ NETWORKS = {  # builder, shape of an image, images, steps of each training
 def run(name, device):
     """One network's entry of a manifest, on a Chainer device."""
     builder, shape, count, steps = NETWORKS[name]
-    determinism.seed(0)
+    determinism.seed_generators(0)
     net = builder.get_network()
     net.to_device(device)
     x = np.random.rand(count, *shape).astype(np.float32)

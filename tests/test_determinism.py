@@ -3,6 +3,8 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
+from unittest import mock
 
 import chainer
 import numpy as np
@@ -24,15 +26,20 @@ print(sys.argv[1:], determinism.profile_in_place(), hash('a'))
 """
 
 
+def execute(folder, before, *words, options=(), **variables):
+    """Runs SCRIPT behind other lines, with these arguments and some variables of the environment more."""
+    path = folder / 'script.py'
+    path.write_text(before + SCRIPT)
+    return subprocess.run([sys.executable, '-W', 'ignore', *options, str(path), *words],
+                          env={**os.environ, **variables}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          universal_newlines=True)
+
+
 @pytest.fixture
 def script(tmp_path):
-    """Runs SCRIPT with these arguments, in this environment and some variables more."""
-    path = tmp_path / 'script.py'
-    path.write_text(SCRIPT)
-
+    """execute, of SCRIPT alone; returns what it printed."""
     def run(*words, **variables):
-        done = subprocess.run([sys.executable, '-W', 'ignore', str(path), *words], env={**os.environ, **variables},
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+        done = execute(tmp_path, '', *words, **variables)
         return done.stdout, done.stderr
     return run
 
@@ -45,6 +52,62 @@ def test_a_profile_starts_the_command_again_once_and_says_so(script):
     assert "in place of OPENBLAS_CORETYPE='Sky lake' NPY_DISABLE_CPU_FEATURES=AVX512_ICL" in error
     variables = {name: value for name, value in determinism.variables('portable').items() if value is not None}
     assert script('portable', 'two words', **variables) == (out, '')  # nothing is left to change, hash seed included
+
+
+@PORTABLE
+def test_what_sets_the_environment_back_does_not_start_it_again_for_ever(tmp_path):
+    error = execute(tmp_path, "import os\nos.environ['OMP_NUM_THREADS'] = '2'\n", 'portable').stderr
+    assert error.splitlines()[0].startswith('Profile portable: starting again with ')
+    assert error.splitlines()[-1] == (
+        'ValueError: profile portable is not in place after starting again: expected OMP_NUM_THREADS=1')
+
+
+@PORTABLE
+@pytest.mark.onednn
+def test_variables_that_came_too_late_do_not_pass_for_a_profile(tmp_path):
+    late = """
+        import os
+        import numpy as np
+        from branchynet import determinism
+        if 'BRANCHYNET_STARTED_AGAIN' not in os.environ:
+            for name, value in determinism.variables('portable').items():
+                os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+            assert determinism.profile_in_place() is None
+        """
+    done = execute(tmp_path, textwrap.dedent(late), 'portable')
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count('starting again') == 1
+    assert "['portable'] portable " in done.stdout
+
+
+def test_random_hashes_are_told(tmp_path):
+    error = execute(tmp_path, '', 'fast', options=['-I']).stderr
+    assert 'expected none of random hashes (python -I and -E ignore PYTHONHASHSEED)' in error.splitlines()[-1]
+
+
+@pytest.mark.parametrize('words', [['-'], []])
+def test_a_script_that_is_gone_does_not_start_again(words):
+    done = subprocess.run([sys.executable, *words], input="from branchynet import determinism\ndeterminism.fix('fast')",
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
+                          env={**os.environ, 'PYTHONHASHSEED': '1'})
+    assert done.returncode == 1
+    assert 'expected Python to be started with PYTHONHASHSEED=0' in done.stderr.splitlines()[-1]
+
+
+def test_a_worker_does_not_start_again(monkeypatch):
+    monkeypatch.setattr('multiprocessing.parent_process', lambda: 'a process')
+    monkeypatch.setenv('PYTHONHASHSEED', '1')
+    with pytest.raises(ValueError, match='expected Python to be started with .*PYTHONHASHSEED=0'):
+        determinism.fix('fast')
+
+
+def test_avx2_that_the_environment_hides_is_still_there(monkeypatch):
+    profile = determinism.default_profile()
+    monkeypatch.setattr(determinism, '_NUMPY', mock.Mock(__cpu_features__={
+        **determinism._NUMPY.__cpu_features__, 'AVX2': False}))
+    assert determinism.default_profile() == 'fast'
+    monkeypatch.setenv('NPY_DISABLE_CPU_FEATURES', 'AVX512F,AVX2')
+    assert determinism.default_profile() == profile
 
 
 def test_fast_keeps_the_kernels_of_the_machine(script):
@@ -73,7 +136,7 @@ def test_a_seed_fixes_every_generator():
     import random
     draws = []
     for _ in range(2):
-        determinism.seed(3)
+        determinism.seed_generators(3)
         draws.append((random.random(), np.random.rand()))
     assert draws[0] == draws[1]
 

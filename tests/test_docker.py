@@ -65,6 +65,7 @@ def test_help(script):
     (['docker/build.sh', 'tpu'], "unknown target 'tpu', expected cpu or gpu"),
     (['docker/shell.sh', '--gpu'], "unknown argument '--gpu', expected"),
     (['docker/check.sh', 'tpu'], "unknown argument 'tpu', expected"),
+    (['docker/check.sh', 'cpu', 'gpu'], 'targets are cpu and gpu, expected one'),
     (['docker/check.sh', '--cache'], '--cache names nothing, expected --cache DIR'),
 ])
 def test_wrong_arguments(command, said):

@@ -1,11 +1,15 @@
 """What the port does on a GPU, held against the recorded original, the CPU and itself; skipped where there is none."""
+import os
+import subprocess
+import sys
+
 import branchynet  # noqa: F401
 from chainer.backends import cuda
 import chainer.functions as F
 import numpy as np
 import pytest
 
-from branchynet import determinism, utils
+from branchynet import cli, determinism, utils
 from helpers import same, small_data, small_net, weights
 from test_golden import Golden
 
@@ -43,7 +47,7 @@ def test_a_step_is_the_cpus(name):
 
 def trained(**kwargs):
     x, t = small_data()
-    determinism.seed(0)
+    determinism.seed_generators(0)
     net = small_net(**kwargs)
     net.to_gpu()
     for _ in range(3):
@@ -56,6 +60,15 @@ def trained(**kwargs):
 @pytest.mark.parametrize('dropout', [False, True])
 def test_training_repeats_to_the_bit(dropout):
     assert same(trained(dropout=dropout), trained(dropout=dropout))
+
+
+def test_runs_repeat_to_the_bit(tmp_path, capsys):
+    """All three networks under a profile, each run in a process of its own."""
+    paths = [str(tmp_path / name) for name in ('a.json', 'b.json')]
+    script = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'cut_down.py')
+    for path in paths:
+        subprocess.run([sys.executable, script, path, '--profile', 'fast', '--device', 'gpu:0'], check=True)
+    assert cli.main(['verify', *paths]) == 0, capsys.readouterr().out
 
 
 @NAMES

@@ -6,6 +6,7 @@ from chainer.backends import cuda
 import pytest
 
 from branchynet import cli, determinism
+from branchynet.experiments import reproduce
 from test_chainer_compat import run
 
 
@@ -38,7 +39,7 @@ def test_versions_of_cuda(gpu):
 
 
 def test_a_seed_fixes_the_generators_of_a_gpu(gpu):
-    determinism.seed(3)
+    determinism.seed_generators(3)
     assert gpu == [('CuPy', 3), ('cuDNN', None, 3)]
 
 
@@ -49,6 +50,7 @@ def test_the_device_that_is_asked_for_becomes_the_current_one(monkeypatch, tmp_p
 
     monkeypatch.setattr(determinism, 'find_device', lambda name: Device())
     monkeypatch.setattr(determinism, 'fix', lambda *arguments: None)
+    monkeypatch.setattr(reproduce, 'reproduce', lambda *arguments, **keywords: 0)
     assert cli.main(['reproduce', '--device', 'gpu:1', '--out', str(tmp_path)]) == 2
     assert capsys.readouterr().err == 'branchynet: it is used\n'
 

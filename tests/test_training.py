@@ -110,6 +110,17 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken(tmp_path, damage, capsy
     assert 'checkpoint.npz is not a whole checkpoint' in error and error.count('\n') == 1
 
 
+def test_what_cannot_be_read_is_not_taken_for_damaged(tmp_path):
+    path = tmp_path / 'checkpoint.npz'
+    stopped_within_an_epoch(str(path))
+    path.unlink()
+    path.mkdir()
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(IsADirectoryError):
+        training.load_checkpoint(str(path), small_net(dropout=True))
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_a_write_that_was_cut_off_between_two_renames_loses_nothing(tmp_path):
     path = tmp_path / 'checkpoint.npz'
     stopped_within_an_epoch(str(path))

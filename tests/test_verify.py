@@ -63,6 +63,14 @@ def test_the_first_difference_is_named_with_what_may_be_its_cause(pair, capsys):
     assert run('--tolerance', '.01') == 1
 
 
+def test_other_bits_are_different_where_numbers_are_the_same(pair, capsys):
+    a, b, run = pair
+    b['steps'][1].update(sha256='x')  # a loss is that before the update
+    assert run() == 1
+    assert 'net_seed0: different; first in weights after epoch 1' in capsys.readouterr().out
+    assert run('--tolerance', '.01') == 0
+
+
 def test_a_run_that_only_one_has_is_named(tmp_path, capsys):
     a, b = manifest(), manifest()
     a['runs'] += [{**a['runs'][0], 'name': 'other_seed0'}]
@@ -91,7 +99,13 @@ def test_what_no_number_measures_is_never_within_a_tolerance(pair, change, capsy
     ('{"format": 2, "runs": [{}]}', 'lacks parts of a manifest'), ('{"format": 2}', 'lacks parts of a manifest'),
     (json.dumps(manifest(sha256=[])), 'lacks parts of a manifest'),
     (json.dumps(manifest()).replace('"sha256": "e"', '"sha": "e"'), 'lacks parts of a manifest'),
+    (json.dumps(manifest()).replace('2.5', '"2.5"'), 'lacks parts of a manifest'),
+    (json.dumps(manifest()).replace('2.5', '[[1, 2], [3]]'), 'lacks parts of a manifest'),
+    (json.dumps(manifest()).replace('0.25', 'null'), 'lacks parts of a manifest'),
+    (json.dumps(manifest(runs=[{**manifest()['runs'][0], 'steps': []}])), 'lacks parts of a manifest'),
+    (json.dumps(manifest(runs=manifest()['runs'] * 2)), 'lacks parts of a manifest'),
     (json.dumps(manifest(runs=[])), 'expected some of none'),
+    (json.dumps(manifest()).replace('"batchsize"', '"more": 1, "batchsize"'), 'net_seed0 has more 1: expected None'),
     (json.dumps(manifest()).replace('"batchsize": 8', '"batchsize": 9'), 'net_seed0 has batchsize 9: expected 8'),
     (json.dumps(manifest()).replace('net_seed0', 'other_seed0'), 'expected some of other_seed0')])
 def test_what_cannot_be_compared_is_status_2(tmp_path, content, words, capsys):

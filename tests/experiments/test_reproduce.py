@@ -103,6 +103,12 @@ def test_a_run_that_was_interrupted_resumes_to_the_same_bits(tiny, tmp_path, mon
     saved.clear()
     assert reproduce(out, '--resume') == 0  # nothing is left to do
     assert not saved and (out / 'results.json').read_bytes() == before
+    weights = out / 'weights_lenet_mnist_seed0.npz'
+    whole = weights.read_bytes()
+    weights.write_bytes(whole + b'more')
+    assert reproduce(out, '--resume') == 2
+    assert 'weights_lenet_mnist_seed0.npz is not what its run wrote' in capsys.readouterr().err
+    weights.write_bytes(whole)
     assert reproduce(out, '--preset', 'quick', '--resume') == 2
     assert 'is of preset smoke: expected quick' in capsys.readouterr().err
     assert (out / 'results.json').read_bytes() == before
@@ -187,11 +193,11 @@ def test_without_data_nothing_runs(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / 'out').exists()
 
 
-@pytest.mark.parametrize('out', ['/proc', os.path.join(os.devnull, 'out'), __file__])
+@pytest.mark.parametrize('out', ['', '/proc', os.path.join(os.devnull, 'out'), __file__])
 def test_a_folder_that_cannot_be_written_is_told_before_anything_is_trained(tiny, capsys, out):
     assert reproduce(out) == 2
     printed, error = capsys.readouterr()
-    assert not printed and error.startswith('branchynet: --out ' + out) and error.count('\n') == 1
+    assert not printed and error.startswith('branchynet: --out %s' % out) and error.count('\n') == 1
 
 
 @pytest.mark.parametrize('words, message', [
