@@ -183,6 +183,7 @@ class Run:
         with progress_of_steps(len(x), preset.batchsize, num_epoch, phase == 'main', done) as bar:
             start = time.perf_counter()
             for _ in range(len(history['loss']), num_epoch):
+                position = self._position  # perhaps that of the epoch's last step
                 for position in steps(self.net, x, y, preset.batchsize, phase == 'main', self._position):
                     bar.update()
                     if self._is_due():

@@ -146,10 +146,11 @@ def stop_at(monkeypatch, count):
     monkeypatch.setattr(pipeline, 'save_checkpoint', interrupt)
 
 
-def test_a_run_resumes_within_an_epoch_to_the_same_bits(tiny, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize('count', [4, 14, 15])  # of 4 steps and the end of an epoch; the 11th is of the baseline
+def test_a_run_resumes_within_an_epoch_to_the_same_bits(tiny, tmp_path, monkeypatch, capsys, count):
     assert reproduce(tmp_path / 'whole') == 0
     out = tmp_path / 'out'
-    stop_at(monkeypatch, 14)  # of 4 steps and the end of an epoch; the 11th is of the baseline
+    stop_at(monkeypatch, count)
     assert reproduce(out) == 130
     assert reproduce(out, '--resume') == 0
     capsys.readouterr()
