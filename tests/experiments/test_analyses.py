@@ -119,6 +119,9 @@ def test_figure6_counts_what_images_add(noise, tmp_path, monkeypatch, capsys):
     weights = tmp_path / 'weights_alex_cifar10_seed0.npz'
     weights.write_bytes(weights.read_bytes() + b'more')
     assert reproduce(tmp_path, '--only', 'figure6') == 2
+    assert 'weights_alex_cifar10_seed0.npz is not what its run wrote' in capsys.readouterr().err
+    weights.unlink()
+    assert reproduce(tmp_path, '--only', 'figure6') == 2
     assert 'or of another run than results.json: expected it from --only alex_cifar10' in capsys.readouterr().out
     claimed = next(v for v in claims.check({'preset': 'quick', 'experiments': results_of(tmp_path)})
                    if v.claim.id == 'figure6/direction')
