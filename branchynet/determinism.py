@@ -103,25 +103,24 @@ def _loaded_otherwise(profile):
     found = ['random hashes (python -I and -E ignore PYTHONHASHSEED)'] * sys.flags.hash_randomization
     if profile == 'portable':
         found += ["NumPy's " + name for name in _numpy_kernels() if name.startswith(('AVX512', 'X86_V4'))]
-        found += ['%s for %s with %s threads' % (pool['internal_api'], pool['architecture'], pool['num_threads'])
-                  for pool in _pools() if pool['internal_api'] != 'openmp'
-                  and (pool['internal_api'], pool['architecture'], pool['num_threads']) != ('openblas', 'Haswell', 1)]
-        found += [onednn['isa'] for onednn in [onednn.version()] if onednn and onednn['isa'] != 'AVX2']
+        found += ['%s for %s with %s threads' % blas for blas in _blas() if blas != ('openblas', 'Haswell', 1)]
+        isa = (onednn.version() or {'isa': 'AVX2'})['isa']
+        found += ["oneDNN's " + isa] * (isa != 'AVX2')
     return found
 
 
 def _start_again(profile, different):
     words = ['%s=%s' % (name, shlex.quote(value)) for name, value in different.items() if value is not None]
     words += ['no ' + name for name, value in different.items() if value is None]
+    wanted = ' '.join(words) or 'none of ' + ', '.join(_loaded_otherwise(profile))
     if _STARTED_AGAIN in os.environ:
-        raise ValueError('profile %s is not in place after starting again: expected %s' % (
-            profile, ' '.join(words) or 'none of ' + ', '.join(_loaded_otherwise(profile))))
+        raise ValueError('profile %s is not in place after starting again: expected %s' % (profile, wanted))
     if not _can_start_again():
         raise ValueError('profile %s needs another environment: expected Python to be started with %s' % (
-            profile, ' '.join(words) or 'its variables'))
+            profile, wanted))
     given = ['%s=%s' % (name, shlex.quote(os.environ[name])) for name in different if name in os.environ]
     print('Profile %s: starting again with %s%s' % (
-        profile, ' '.join(words), ', in place of ' + ' '.join(given) if given else ''), file=sys.stderr, flush=True)
+        profile, wanted, ', in place of ' + ' '.join(given) if given else ''), file=sys.stderr, flush=True)
     sys.stdout.flush()
     environment = {**os.environ, **different, _STARTED_AGAIN: '1'}
     os.execve(sys.executable, [sys.executable] + _command(),
@@ -293,6 +292,11 @@ def _packages(name):
 def _numpy_kernels():
     """The vector instructions beyond its baseline that NumPy uses here."""
     return [name for name in _NUMPY.__cpu_dispatch__ if _NUMPY.__cpu_features__.get(name)]
+
+
+def _blas():
+    return [(pool['internal_api'], pool['architecture'], pool['num_threads'])
+            for pool in _pools() if pool['internal_api'] != 'openmp']
 
 
 def _pools():
