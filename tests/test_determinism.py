@@ -12,12 +12,10 @@ import pytest
 
 import branchynet  # noqa: F401
 from branchynet import cli, determinism
-from branchynet.datasets import cifar, cifar10
+from helpers import needs_cifar10
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PORTABLE = pytest.mark.skipif(determinism.default_profile() != 'portable', reason='needs x86-64 with AVX2')
-NEEDS_CIFAR10 = pytest.mark.skipif(
-    cifar.find('cifar10', cifar10.VERSIONS)[1] is None, reason='needs CIFAR-10 in the data folder')
 SCRIPT = """
 import random, sys
 from branchynet import determinism
@@ -216,7 +214,7 @@ def test_portable_bits_are_those_of_another_processor(tmp_path, model, capsys):
 @pytest.mark.slow
 @pytest.mark.onednn
 @pytest.mark.parametrize('network', [
-    'small', 'lenet', *(pytest.param(name, marks=NEEDS_CIFAR10) for name in ('alexnet', 'resnet'))])
+    'small', 'lenet', *(pytest.param(name, marks=needs_cifar10) for name in ('alexnet', 'resnet'))])
 def test_a_training_that_is_killed_goes_on_to_the_same_bits(network):
     run = subprocess.run([sys.executable, os.path.join(HERE, 'kill_and_resume.py'), '--network', network,
                           '--kills', '3'], stdout=subprocess.PIPE, universal_newlines=True)

@@ -9,13 +9,11 @@ import pytest
 
 from branchynet import cli
 from branchynet.datasets import cifar, cifar10, cifar10gcn, cifar100gcn
+from helpers import needs_cifar10
 from published import md5, pickled, put, python_batch, records, sha256, tar, write
 
 BINARY, PYTHON = 0, 1
 PLACES = [(version, packed) for version in (BINARY, PYTHON) for packed in (True, False)]
-
-needs_cifar10 = pytest.mark.skipif(
-    cifar.find('cifar10', cifar10.VERSIONS)[1] is None, reason='needs CIFAR-10 in the data folder')
 
 
 @pytest.fixture
