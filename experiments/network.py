@@ -53,6 +53,8 @@ class NetworkExperiment(NamedTuple):
             if 'baseline' not in result:
                 # Before joint training moves the trunk under main's head: the independent network of the paper.
                 result['baseline'] = _baseline(net, data)
+                result['main_weights_sha256'] = pipeline.save_weights(
+                    net.main, pipeline.main_weights_path(setup.out, *run))
                 training.save()
             training.train('joint')
             self._measure(net, data, result)

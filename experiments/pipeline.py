@@ -88,6 +88,11 @@ def weights_path(out, *run):
     return os.path.join(out, 'weights_%s.npz' % stem(*run))
 
 
+def main_weights_path(out, *run):
+    """Where the weights of a run's main are, as its own training left them: joint training moves the trunk on."""
+    return os.path.join(out, 'weights_%s_main.npz' % stem(*run))
+
+
 def begin(run, net, preset, data, setup):
     """A Run from its start, or from its checkpoint.
 

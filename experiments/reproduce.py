@@ -133,13 +133,14 @@ def write(results, out):
 
 
 def _weights(name, result, out):
-    """The file of a run's weights, where it has one and it was not taken away."""
-    path = pipeline.weights_path(out, name, result.get('part', ''), result['seed'])
-    if 'weights_sha256' not in result or not os.path.exists(path):
-        return []
-    if determinism.sha256(path) != result['weights_sha256']:
-        raise OSError('%s is not what its run wrote: expected SHA-256 %s' % (path, result['weights_sha256']))
-    return [path]
+    """The files of a run's weights, where it has them and they were not taken away."""
+    run = out, name, result.get('part', ''), result['seed']
+    paths = {'weights_sha256': pipeline.weights_path(*run), 'main_weights_sha256': pipeline.main_weights_path(*run)}
+    paths = {key: path for key, path in paths.items() if key in result and os.path.exists(path)}
+    for key, path in paths.items():
+        if determinism.sha256(path) != result[key]:
+            raise OSError('%s is not what its run wrote: expected SHA-256 %s' % (path, result[key]))
+    return list(paths.values())
 
 
 def verdict(results):

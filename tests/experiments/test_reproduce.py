@@ -39,7 +39,8 @@ def test_a_results_folder_is_whole_and_true(tiny, tmp_path, capsys):
     assert reproduce(out, '--seeds', '2') == 0
     assert sorted(os.listdir(str(out))) == [
         'figures', 'manifest.json', 'report.html', 'report.md', 'results.json', 'sweep_lenet_mnist.csv',
-        'weights_lenet_mnist_seed0.npz', 'weights_lenet_mnist_seed1.npz']
+        'weights_lenet_mnist_seed0.npz', 'weights_lenet_mnist_seed0_main.npz',
+        'weights_lenet_mnist_seed1.npz', 'weights_lenet_mnist_seed1_main.npz']
     figures = os.listdir(str(out / 'figures'))
     assert sorted(figures) == sorted('lenet_mnist_seed%d_%s.%s' % (seed, what, suffix) for seed in (0, 1)
                                      for what in ('main', 'joint', 'figure3', 'figure4') for suffix in ('png', 'pdf'))
@@ -56,6 +57,9 @@ def test_a_results_folder_is_whole_and_true(tiny, tmp_path, capsys):
     assert [row['thresholds'] for row in results[1]['sweep']] == ts
     np.testing.assert_allclose([row['accuracy_percent'] for row in results[1]['sweep']], accs * 100)
     np.testing.assert_allclose([row['exit_percent'] for row in results[1]['sweep']], exits / 40 * 100)
+    chainer.serializers.load_npz(str(out / 'weights_lenet_mnist_seed1_main.npz'), net.main)
+    accuracy = utils.test(net, x[:40], y[:40], main=True)[0]
+    assert accuracy * 100 == pytest.approx(results[1]['baseline']['accuracy_percent'])
     with open(str(out / 'sweep_lenet_mnist.csv')) as f:
         rows = list(csv.DictReader(f))
     assert len(rows) == 2 * 17
