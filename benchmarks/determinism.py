@@ -20,7 +20,7 @@ import numpy as np
 
 from branchynet import cpu, determinism
 from branchynet.experiments import pages, report
-from branchynet.experiments.pipeline import Run, write_json
+from branchynet.experiments.runs import Run, write_json
 from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
 from branchynet.training import save_checkpoint, steps, write_atomically
 

@@ -106,7 +106,7 @@ def _tolerance(text):
 
 def _reproduce(args):
     from branchynet import determinism
-    from branchynet.experiments.pipeline import Setup
+    from branchynet.experiments.runs import Setup
     from branchynet.experiments.reproduce import check_writable, reproduce
     tree = determinism.tree(args.out) or 'no checkout'
     if args.require_clean and tree != 'clean':
@@ -123,9 +123,9 @@ def _reproduce(args):
 
 
 def _report(args):
-    from branchynet.experiments import pipeline, report, reproduce
+    from branchynet.experiments import report, reproduce, runs
     from branchynet.training import write_atomically
-    results = [pipeline.read_results(os.path.join(folder, 'results.json')) for folder in args.dirs]
+    results = [runs.read_results(os.path.join(folder, 'results.json')) for folder in args.dirs]
     if args.update is not None:
         with open(args.update, encoding='utf-8') as f:
             page = f.read()

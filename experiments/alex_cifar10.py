@@ -8,8 +8,8 @@ expect the published 79.19 % with 65.6 % leaving at exit 1, within the tolerance
 shows that everything runs.
 """
 from branchynet.datasets import pcifar10
-from branchynet.experiments.network import NetworkExperiment
-from branchynet.experiments.pipeline import Preset
+from branchynet.experiments.network_experiment import NetworkExperiment
+from branchynet.experiments.runs import Preset
 from branchynet.networks import alex_cifar10
 
 EXPERIMENT = NetworkExperiment(

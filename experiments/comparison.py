@@ -4,7 +4,7 @@ import os
 from typing import Callable, NamedTuple
 
 from branchynet import cpu, sweep, visualize
-from branchynet.experiments import pipeline
+from branchynet.experiments import runs
 
 BATCHSIZE = 500  # of testing: nothing is timed
 
@@ -40,23 +40,23 @@ class Comparison(NamedTuple):
         for part in self.parts:
             net = self.parts[part].get_network(variant=setup.variant)
             net.to_device(setup.device)
-            total += pipeline.training_minutes(net, self._preset(part, preset), data)
+            total += runs.training_minutes(net, self._preset(part, preset), data)
         return total
 
     def run(self, part, seed, data, setup):
         """Trains one part with one seed on cut data: a JSON-ready dict, units in its keys."""
         run, preset = (self.name, part, seed), self._preset(part, self.presets[setup.preset])
         get_network = partial(self.parts[part].get_network, variant=setup.variant)
-        training = pipeline.begin(run, get_network, preset, data, setup)
+        training = runs.begin(run, get_network, preset, data, setup)
         net, result = training.net, training.result
         with cpu.fast():
             for phase in 'main', 'joint':
                 training.train(phase)
-            profile = sweep.profile(pipeline.for_inference(net), *data[2:], BATCHSIZE)
+            profile = sweep.profile(runs.for_inference(net), *data[2:], BATCHSIZE)
         result['exit_accuracy_percent'] = (profile.correct.mean(axis=1) * 100).tolist()
         result['outputs'] = {
-            'entropy': pipeline.digest(profile.entropy), 'correct': pipeline.digest(profile.correct)}
-        result['weights_sha256'] = pipeline.save_weights(net, pipeline.weights_path(setup.out, *run))
+            'entropy': runs.digest(profile.entropy), 'correct': runs.digest(profile.correct)}
+        result['weights_sha256'] = runs.save_weights(net, runs.weights_path(setup.out, *run))
         return result
 
     def write(self, results, out):

@@ -11,7 +11,7 @@ from functools import partial
 from branchynet.datasets import pcifar10
 from branchynet.experiments.claims import published
 from branchynet.experiments.comparison import Comparison, Part
-from branchynet.experiments.pipeline import Preset
+from branchynet.experiments.runs import Preset
 from branchynet.networks import alex_cifar10
 
 PRESETS = {

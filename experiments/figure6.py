@@ -18,7 +18,7 @@ from typing import Callable, NamedTuple
 
 from branchynet import cpu, determinism, timing, visualize
 from branchynet.datasets import pcifar10
-from branchynet.experiments import claims, pipeline
+from branchynet.experiments import claims, runs
 from branchynet.experiments.alex_cifar10 import EXPERIMENT as ALEXNET
 import chainer
 import numpy as np
@@ -49,14 +49,14 @@ class Figure6(NamedTuple):
         """Counts for one seed: a JSON-ready dict, units in its keys.
 
         Raises:
-            pipeline.CannotRun: there is nothing to count with, or no weights.
+            runs.CannotRun: there is nothing to count with, or no weights.
         """
-        tool, weights = _tool(), pipeline.weights_path(setup.out, ALEXNET.name, '', seed)
+        tool, weights = _tool(), runs.weights_path(setup.out, ALEXNET.name, '', seed)
         if not _is_of_a_run(weights, seed, setup):
-            raise pipeline.CannotRun('%s is not there, or of another run than results.json: expected it from --only '
+            raise runs.CannotRun('%s is not there, or of another run than results.json: expected it from --only '
                                      '%s,%s' % (weights, ALEXNET.name, self.name))
         setup = setup._replace(device=chainer.get_device('@numpy'))
-        run = pipeline.begin((self.name, part, seed), lambda: ALEXNET.get_network(variant=setup.variant),
+        run = runs.begin((self.name, part, seed), lambda: ALEXNET.get_network(variant=setup.variant),
                              self.presets[setup.preset], data, setup)
         net, result = run.net, run.result
         chainer.serializers.load_npz(weights, net)
@@ -89,10 +89,10 @@ def _is_of_a_run(weights, seed, setup):
     path = os.path.join(setup.out, 'results.json')
     if not (os.path.exists(weights) and os.path.exists(path)):
         return False
-    results = pipeline.read_results(path)
-    runs = results['experiments'].get(ALEXNET.name, {'seeds': []})['seeds']
+    results = runs.read_results(path)
+    trained = results['experiments'].get(ALEXNET.name, {'seeds': []})['seeds']
     return (results['preset'], results['variant']) == (setup.preset, setup.variant) and any(
-        (run['seed'], run.get('weights_sha256')) == (seed, determinism.sha256(weights)) for run in runs)
+        (run['seed'], run.get('weights_sha256')) == (seed, determinism.sha256(weights)) for run in trained)
 
 
 def _tool():
@@ -103,7 +103,7 @@ def _tool():
             return PERF
     if shutil.which('valgrind'):
         return CACHEGRIND
-    raise pipeline.CannotRun('this machine has no cache counters: expected perf and counters, or valgrind '
+    raise runs.CannotRun('this machine has no cache counters: expected perf and counters, or valgrind '
                              '(apt-get install valgrind)')
 
 
@@ -132,7 +132,7 @@ def _point(net, setting, data, before, after):
     _, _, x, t = data
     refs, misses = np.subtract(after, before)
     net.thresholdExits = setting or None
-    measurement = timing.measure(pipeline.for_inference(net), x, t, main=not setting)
+    measurement = timing.measure(runs.for_inference(net), x, t, main=not setting)
     return {'thresholds': setting, 'runtime_ms': timing.summary(measurement.whole)['mean_ms'],
             'references': int(refs), 'misses': int(misses), 'cache_miss_percent': float(misses / refs * 100)}
 
@@ -142,7 +142,7 @@ def classify(variant, weights, images, count, *setting):
     net = ALEXNET.get_network(variant=variant)
     chainer.serializers.load_npz(weights, net)
     net.thresholdExits = [float(t) for t in setting] or None
-    net = pipeline.for_inference(net)
+    net = runs.for_inference(net)
     x = np.load(images)
     step = net.test if setting else net.test_main
     for i in [0, *range(int(count))]:
@@ -153,7 +153,7 @@ EXPERIMENT = Figure6(
     name='figure6',
     title='Figure 6: cache misses against runtime, B-AlexNet',
     get_data=pcifar10.get_data,
-    presets={name: pipeline.Preset(main_epochs=0, joint_epochs=0, batchsize=1, train_samples=1, test_samples=count)
+    presets={name: runs.Preset(main_epochs=0, joint_epochs=0, batchsize=1, train_samples=1, test_samples=count)
              for name, count in (('smoke', 10), ('quick', 200), ('paper', 500))},
 )
 

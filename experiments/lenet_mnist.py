@@ -8,8 +8,8 @@ expect the published 99.25 % with 94 % leaving at exit 1, within the tolerances 
 shows that everything runs.
 """
 from branchynet.datasets import mnist
-from branchynet.experiments.network import NetworkExperiment
-from branchynet.experiments.pipeline import Preset
+from branchynet.experiments.network_experiment import NetworkExperiment
+from branchynet.experiments.runs import Preset
 from branchynet.networks import lenet_mnist
 
 EXPERIMENT = NetworkExperiment(

@@ -3,7 +3,7 @@ from collections import Counter
 import importlib
 import os
 
-from branchynet.experiments import claims, pages, statistics
+from branchynet.experiments import claims, intervals, pages
 import numpy as np
 
 BEGIN, END = '<!-- results: begin -->', '<!-- results: end -->'
@@ -180,11 +180,11 @@ def _accuracy(percents, images):
 
 
 def _interval(percent, images):
-    return '%.2f to %.2f' % tuple(100 * limit for limit in statistics.wilson(percent / 100, images))
+    return '%.2f to %.2f' % tuple(100 * limit for limit in intervals.wilson(percent / 100, images))
 
 
 def _p_value(images):
-    return '%.2g' % statistics.mcnemar(images['only_branchy_right'], images['only_baseline_right'])
+    return '%.2g' % intervals.mcnemar(images['only_branchy_right'], images['only_baseline_right'])
 
 
 def _times(settings, baselines):

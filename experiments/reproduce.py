@@ -5,7 +5,7 @@ import sys
 import tempfile
 
 from branchynet import determinism, verify
-from branchynet.experiments import claims, pages, pipeline, report
+from branchynet.experiments import claims, pages, report, runs
 from branchynet.training import remove_checkpoint, write_atomically
 
 
@@ -16,7 +16,7 @@ def reproduce(names, seeds, setup, all_of_them=False):
     (but for smoke, which claims nothing).
 
     Args:
-        names: of the experiments. seeds: how many. setup: a pipeline.Setup.
+        names: of the experiments. seeds: how many. setup: a runs.Setup.
         all_of_them: whether one that cannot run is a failure.
 
     Returns:
@@ -30,11 +30,11 @@ def reproduce(names, seeds, setup, all_of_them=False):
     check_writable(setup.out)
     os.makedirs(setup.out, exist_ok=True)
     path = os.path.join(setup.out, 'results.json')
-    results = {'format': pipeline.FORMAT, 'preset': setup.preset, 'variant': setup.variant, 'experiments': {}}
+    results = {'format': runs.FORMAT, 'preset': setup.preset, 'variant': setup.variant, 'experiments': {}}
     if os.path.exists(path):
         results['experiments'] = _kept(path, results, [] if setup.resume else [e.name for e, _ in ready])
         for experiment, _ in ready:
-            pipeline.check_origin(path, results['experiments'].get(experiment.name, {'seeds': []})['seeds'], setup)
+            runs.check_origin(path, results['experiments'].get(experiment.name, {'seeds': []})['seeds'], setup)
     minutes = sum(experiment.minutes(experiment.presets[setup.preset], data, setup) for experiment, data in ready)
     print('Preset %s on %s: about %.0f min%s.' % (
         setup.preset, determinism.device_name(setup.device), max(1, minutes * seeds),
@@ -75,7 +75,7 @@ def _ready(names, preset_name):
         if isinstance(found[get_data], OSError):
             skipped.append('%s is skipped: %s' % (name, found[get_data]))
         else:
-            ready.append((experiment, pipeline.cut(found[get_data], experiment.presets[preset_name])))
+            ready.append((experiment, runs.cut(found[get_data], experiment.presets[preset_name])))
     return ready, skipped
 
 
@@ -88,7 +88,7 @@ def _data_or_error(get_data):
 
 def _kept(path, results, anew):
     """What a folder's results.json holds of the experiments that are not run anew."""
-    earlier = pipeline.read_results(path)
+    earlier = runs.read_results(path)
     for key in 'preset', 'variant':
         if earlier[key] != results[key]:
             if earlier['preset'] == 'smoke' and anew:
@@ -103,14 +103,14 @@ def _run(experiment, seeds, data, setup, results):
     entry = results['experiments'].setdefault(experiment.name, {**experiment.about(), 'seeds': []})
     done = [(result.get('part', ''), result['seed']) for result in entry['seeds']]
     for seed, part in itertools.product(range(seeds), experiment.parts):
-        checkpoint = pipeline.checkpoint_path(setup.out, experiment.name, part, seed)
+        checkpoint = runs.checkpoint_path(setup.out, experiment.name, part, seed)
         if (part, seed) not in done:
-            print('%s ...' % pipeline.stem(experiment.name, part, seed), flush=True)
+            print('%s ...' % runs.stem(experiment.name, part, seed), flush=True)
             try:
                 entry['seeds'].append(experiment.run(part, seed, data, setup))
-            except pipeline.CannotRun as e:
+            except runs.CannotRun as e:
                 return ['%s is skipped: %s' % (experiment.name, e)]
-            pipeline.write_json(os.path.join(setup.out, 'results.json'), results)
+            runs.write_json(os.path.join(setup.out, 'results.json'), results)
         remove_checkpoint(checkpoint)
     return []
 
@@ -129,13 +129,13 @@ def write(results, out):
     for name, text in ('report.md', pages.markdown(blocks)), ('report.html', pages.html('BranchyNet', blocks)):
         written.append(os.path.join(out, name))
         write_atomically(written[-1], text.encode())
-    pipeline.write_json(os.path.join(out, 'manifest.json'), _manifest(results, written, out))
+    runs.write_json(os.path.join(out, 'manifest.json'), _manifest(results, written, out))
 
 
 def _weights(name, result, out):
     """The files of a run's weights, where it has them and they were not taken away."""
     run = out, name, result.get('part', ''), result['seed']
-    paths = {'weights_sha256': pipeline.weights_path(*run), 'main_weights_sha256': pipeline.main_weights_path(*run)}
+    paths = {'weights_sha256': runs.weights_path(*run), 'main_weights_sha256': runs.main_weights_path(*run)}
     paths = {key: path for key, path in paths.items() if key in result and os.path.exists(path)}
     for key, path in paths.items():
         if determinism.sha256(path) != result[key]:
@@ -171,6 +171,6 @@ def _run_of_manifest(name, result):
                    'loss': loss, 'accuracy': accuracy} for epoch, (sha256, loss, accuracy) in enumerate(epochs, 1)]
     steps += [{'what': 'output ' + what, **digest} for what, digest in result.get('outputs', {}).items()]
     settings = ('seed', 'variant', 'main_epochs', 'joint_epochs', 'batchsize', 'train_samples', 'test_samples')
-    return {'name': pipeline.stem(name, result.get('part', ''), result['seed']),
+    return {'name': runs.stem(name, result.get('part', ''), result['seed']),
             'settings': {key: result.get(key) for key in settings}, 'device': result['device'],
             'environment': result['environment'], 'steps': steps}

@@ -8,8 +8,8 @@ published 79.17 % with 41.5 % leaving at exit 1, within the tolerances of claims
 everything runs.
 """
 from branchynet.datasets import pcifar10
-from branchynet.experiments.network import NetworkExperiment
-from branchynet.experiments.pipeline import Preset
+from branchynet.experiments.network_experiment import NetworkExperiment
+from branchynet.experiments.runs import Preset
 from branchynet.networks import resnet_cifar10
 
 EXPERIMENT = NetworkExperiment(

@@ -23,7 +23,7 @@ import chainer.links as L
 
 from branchynet import cpu
 from branchynet.datasets import cifar10, mnist
-from branchynet.experiments import pipeline
+from branchynet.experiments import runs
 from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
 
 
@@ -48,17 +48,17 @@ NETWORKS = {  # builder, data, main and joint epochs, batch, images
 
 def train(network, out):
     """The whole training, on from its checkpoint where there is one; writes result.json when it is done."""
-    pipeline.Run.INTERVAL, pipeline.Run.SHARE = 0, 1
+    runs.Run.INTERVAL, runs.Run.SHARE = 0, 1
     builder, get_data, *amounts = NETWORKS[network]
-    preset = pipeline.Preset(*amounts, test_samples=1)
-    data = pipeline.cut(get_data(), preset)
-    setup = pipeline.Setup('smoke', 'code', chainer.get_device('@numpy'), out, resume=True)
-    run = pipeline.begin(('killed', '', 0), builder, preset, data, setup)
+    preset = runs.Preset(*amounts, test_samples=1)
+    data = runs.cut(get_data(), preset)
+    setup = runs.Setup('smoke', 'code', chainer.get_device('@numpy'), out, resume=True)
+    run = runs.begin(('killed', '', 0), builder, preset, data, setup)
     print('begins', flush=True)
     with cpu.fast():
         for phase in 'main', 'joint':
             run.train(phase)
-    pipeline.write_json(os.path.join(out, 'result.json'), run.result)
+    runs.write_json(os.path.join(out, 'result.json'), run.result)
 
 
 def start(network, out):

@@ -9,8 +9,8 @@ import branchynet  # noqa: F401
 from branchynet import cli
 from branchynet.datasets import mnist
 from branchynet.experiments import (
-    ANALYSES, NAMES, NETWORKS, PRESETS, alex_cifar10, claims, figure5, figure6, initialisation, loss_weights, pipeline,
-    report)
+    ANALYSES, NAMES, NETWORKS, PRESETS, alex_cifar10, claims, figure5, figure6, initialisation, loss_weights, report,
+    runs)
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def noise(monkeypatch):
     rng = np.random.RandomState(0)
     x = rng.randn(48, 3, 32, 32).astype(np.float32)
     t = rng.randint(0, 10, 48).astype(np.int32)
-    tiny = pipeline.Preset(main_epochs=1, joint_epochs=1, batchsize=8, train_samples=16, test_samples=8)
+    tiny = runs.Preset(main_epochs=1, joint_epochs=1, batchsize=8, train_samples=16, test_samples=8)
     for module in alex_cifar10, figure5, loss_weights, initialisation, figure6:
         monkeypatch.setattr(module, 'EXPERIMENT', module.EXPERIMENT._replace(
             get_data=lambda: (x, t, x, t), presets={name: tiny for name in PRESETS}))
@@ -57,7 +57,7 @@ def test_comparisons_train_every_part_alike(noise, tmp_path):
 
 def test_a_comparison_resumes_in_the_middle_of_a_part(noise, tmp_path, monkeypatch):
     assert reproduce(tmp_path / 'whole', '--only', 'loss_weights') == 0
-    save, saved = pipeline.save_checkpoint, []
+    save, saved = runs.save_checkpoint, []
 
     def interrupt(*args):
         save(*args)
@@ -65,7 +65,7 @@ def test_a_comparison_resumes_in_the_middle_of_a_part(noise, tmp_path, monkeypat
         if len(saved) == 3:  # main's epoch of the second part is done
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, 'save_checkpoint', interrupt)
+    monkeypatch.setattr(runs, 'save_checkpoint', interrupt)
     out = tmp_path / 'out'
     assert reproduce(out, '--only', 'loss_weights') == 130
     assert 'checkpoint_loss_weights_first_seed0.npz' in os.listdir(str(out))
@@ -145,7 +145,7 @@ def test_without_cifar_lenet_runs_and_the_rest_is_named(tmp_path, monkeypatch, c
     def missing():
         raise FileNotFoundError('cifar10 is missing: get it so')
 
-    tiny = pipeline.Preset(main_epochs=1, joint_epochs=1, batchsize=64, train_samples=64, test_samples=8)
+    tiny = runs.Preset(main_epochs=1, joint_epochs=1, batchsize=64, train_samples=64, test_samples=8)
     lenet, alexnet, resnet = map(report.load, NETWORKS)
     small = {
         'lenet_mnist': lenet._replace(get_data=mnist.get_data, presets={'smoke': tiny}),

@@ -10,7 +10,7 @@ import pytest
 
 import branchynet  # noqa: F401
 from branchynet import cli
-from branchynet.experiments import claims, pages, pipeline, report, reproduce, statistics
+from branchynet.experiments import claims, intervals, pages, report, reproduce, runs
 
 
 def page_of(results):
@@ -61,32 +61,32 @@ def test_a_changed_claim_changes_the_page(example, monkeypatch, change):
 def test_numbers_by_hand(example):
     text, html = page_of(example)
     assert '| 4.00 ' in text and '| 3.00 |' in text  # the gains on both clocks
-    low, high = statistics.wilson(.985, 1000)
+    low, high = intervals.wilson(.985, 1000)
     assert '%.2f to %.2f' % (100 * low, 100 * high) in text
-    assert '%.2g' % statistics.mcnemar(25, 10) in text
+    assert '%.2g' % intervals.mcnemar(25, 10) in text
     assert 'quick/lenet_mnist' in text and '98.6 or more' in text
     assert '<td>PASS</td>' in html
 
 
 def test_several_seeds_are_mean_std_and_count(example):
-    runs = example['experiments']['lenet_mnist']['seeds']
-    runs.append(copy.deepcopy(runs[0]))
-    runs[1].update(seed=1)
-    runs[1]['baseline']['accuracy_percent'] = 98.
+    seeds = example['experiments']['lenet_mnist']['seeds']
+    seeds.append(copy.deepcopy(seeds[0]))
+    seeds[1].update(seed=1)
+    seeds[1]['baseline']['accuracy_percent'] = 98.
     assert '97.50 ± %.2f (2)' % math.sqrt(.5) in page_of(example)[0]
 
 
 def test_wilson_interval_of_the_literature():
-    assert statistics.wilson(.5, 10) == pytest.approx((.2366, .7634), abs=1e-4)
-    assert statistics.wilson(0., 10) == pytest.approx((0, .2775), abs=1e-4)
-    assert statistics.wilson(1., 10)[1] == pytest.approx(1)
+    assert intervals.wilson(.5, 10) == pytest.approx((.2366, .7634), abs=1e-4)
+    assert intervals.wilson(0., 10) == pytest.approx((0, .2775), abs=1e-4)
+    assert intervals.wilson(1., 10)[1] == pytest.approx(1)
 
 
 def test_mcnemar_is_the_exact_binomial_test():
     for first, second in (0, 0), (3, 3), (1, 9), (10, 2), (120, 170):
         count = first + second
         tail = sum(math.comb(count, k) for k in range(min(first, second) + 1)) / 2 ** count
-        assert statistics.mcnemar(first, second) == pytest.approx(min(1, 2 * tail))
+        assert intervals.mcnemar(first, second) == pytest.approx(min(1, 2 * tail))
 
 
 def test_every_published_number_is_a_claim():
@@ -145,7 +145,7 @@ def test_what_is_not_run_says_why(example):
 
 
 def test_report_goes_between_the_markers_of_a_page(example, tmp_path, capsys):
-    pipeline.write_json(str(tmp_path / 'results.json'), example)
+    runs.write_json(str(tmp_path / 'results.json'), example)
     page = tmp_path / 'page.md'
     page.write_text('before\n%s\nold\n%s\nafter\n' % (report.BEGIN, report.END))
     assert cli.main(['report', str(tmp_path)]) == 0
@@ -163,7 +163,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 
 @pytest.mark.skipif(CHROMIUM is None, reason='no Chromium is installed')
 def test_the_page_renders_whole_in_a_browser(example, tmp_path):
     (tmp_path / 'figures').mkdir()
-    pipeline.write_json(str(tmp_path / 'results.json'), example)
+    runs.write_json(str(tmp_path / 'results.json'), example)
     reproduce.write(example, str(tmp_path))
     page = (tmp_path / 'report.html').read_text()
     figures = [name for name in os.listdir(str(tmp_path / 'figures')) if name.endswith('.png')]

@@ -11,10 +11,10 @@ import pytest
 import branchynet  # noqa: F401
 from branchynet import cli, determinism, utils
 from branchynet.datasets import mnist
-from branchynet.experiments import PRESETS, claims, lenet_mnist, pipeline, report
+from branchynet.experiments import PRESETS, claims, lenet_mnist, report, runs
 from branchynet.networks import lenet_mnist as network
 
-TINY = pipeline.Preset(main_epochs=2, joint_epochs=2, batchsize=64, train_samples=256, test_samples=40)
+TINY = runs.Preset(main_epochs=2, joint_epochs=2, batchsize=64, train_samples=256, test_samples=40)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_a_results_folder_is_whole_and_true(tiny, tmp_path, capsys):
 
 def test_a_run_that_was_interrupted_resumes_to_the_same_bits(tiny, tmp_path, monkeypatch, capsys):
     assert reproduce(tmp_path / 'whole') == 0
-    save, saved = pipeline.save_checkpoint, []
+    save, saved = runs.save_checkpoint, []
 
     def interrupt(*args):
         save(*args)
@@ -92,7 +92,7 @@ def test_a_run_that_was_interrupted_resumes_to_the_same_bits(tiny, tmp_path, mon
         if len(saved) in (1, 4):  # in main's training, and in the joint one
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, 'save_checkpoint', interrupt)
+    monkeypatch.setattr(runs, 'save_checkpoint', interrupt)
     out = tmp_path / 'out'
     assert reproduce(out) == 130
     assert os.listdir(str(out)) == ['checkpoint_lenet_mnist_seed0.npz']
@@ -137,9 +137,9 @@ def test_results_that_a_run_does_not_make_anew_are_kept(tiny, tmp_path, capsys):
 
 def stop_at(monkeypatch, count):
     """Interrupts a run at its checkpoint of this number; checkpoints then come after every step."""
-    monkeypatch.setattr(pipeline.Run, 'INTERVAL', 0)
-    monkeypatch.setattr(pipeline.Run, 'SHARE', np.inf)
-    save, saved = pipeline.save_checkpoint, []
+    monkeypatch.setattr(runs.Run, 'INTERVAL', 0)
+    monkeypatch.setattr(runs.Run, 'SHARE', np.inf)
+    save, saved = runs.save_checkpoint, []
 
     def interrupt(*args):
         save(*args)
@@ -147,7 +147,7 @@ def stop_at(monkeypatch, count):
         if len(saved) == count:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, 'save_checkpoint', interrupt)
+    monkeypatch.setattr(runs, 'save_checkpoint', interrupt)
 
 
 @pytest.mark.parametrize('count', [4, 14, 15])  # of 4 steps and the end of an epoch; the 11th is of the baseline
@@ -180,7 +180,7 @@ def test_a_checkpoint_of_another_origin_is_refused(tiny, tmp_path, monkeypatch, 
 def test_seeds_of_another_origin_are_not_mixed(tiny, tmp_path, monkeypatch, capsys):
     assert reproduce(tmp_path) == 0
     before = (tmp_path / 'results.json').read_bytes()
-    monkeypatch.setattr(pipeline, '_code_sha256', lambda: 'another')
+    monkeypatch.setattr(runs, '_code_sha256', lambda: 'another')
     capsys.readouterr()
     assert reproduce(tmp_path, '--seeds', '2', '--resume') == 2
     error = capsys.readouterr().err
@@ -226,19 +226,19 @@ def test_a_device_that_is_not_there_is_status_2(device, capsys):
 
 
 def test_other_code_is_told_by_its_files(tmp_path, monkeypatch):
-    before = pipeline._code_sha256()
+    before = runs._code_sha256()
     for name in 'module.py', 'claims.toml', 'notes.txt':
         (tmp_path / name).write_text('a')
-    find = pipeline.find_spec
-    monkeypatch.setattr(pipeline, 'find_spec', lambda package: mock.Mock(
+    find = runs.find_spec
+    monkeypatch.setattr(runs, 'find_spec', lambda package: mock.Mock(
         submodule_search_locations=[str(tmp_path)]) if package == 'branchynet' else find(package))
-    hashes = [before, pipeline._code_sha256()]
+    hashes = [before, runs._code_sha256()]
     for name in 'module.py', 'claims.toml':
         (tmp_path / name).write_text('b')
-        hashes.append(pipeline._code_sha256())
+        hashes.append(runs._code_sha256())
     assert len(set(hashes)) == 4
     (tmp_path / 'notes.txt').write_text('b')
-    assert pipeline._code_sha256() == hashes[-1]
+    assert runs._code_sha256() == hashes[-1]
 
 
 @pytest.mark.parametrize('change, words', [

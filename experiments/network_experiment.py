@@ -6,7 +6,7 @@ import os
 from typing import Callable, NamedTuple
 
 from branchynet import cpu, sweep, timing, utils, visualize
-from branchynet.experiments import claims, pipeline
+from branchynet.experiments import claims, runs
 from branchynet.inference import Compiled
 from branchynet.training import write_atomically
 import numpy as np
@@ -33,9 +33,9 @@ class NetworkExperiment(NamedTuple):
         """Minutes that a seed will take on cut data."""
         net = self.get_network(variant=setup.variant)
         net.to_device(setup.device)
-        training = pipeline.training_minutes(net, preset, data)
+        training = runs.training_minutes(net, preset, data)
         # The baseline, the sweep's pass and the chosen settings, image by image.
-        look = pipeline.seconds(net, pipeline.for_inference(net).look, data[2][:1])
+        look = runs.seconds(net, runs.for_inference(net).look, data[2][:1])
         return training + 4 * len(data[2]) * look / 60
 
     def run(self, part, seed, data, setup):
@@ -46,19 +46,19 @@ class NetworkExperiment(NamedTuple):
             once the result is safe.
         """
         run, preset = (self.name, part, seed), self.presets[setup.preset]
-        training = pipeline.begin(run, partial(self.get_network, variant=setup.variant), preset, data, setup)
+        training = runs.begin(run, partial(self.get_network, variant=setup.variant), preset, data, setup)
         net, result = training.net, training.result
         with cpu.fast():
             training.train('main')
             if 'baseline' not in result:
                 # Before joint training moves the trunk under main's head: the independent network of the paper.
                 result['baseline'] = _baseline(net, data)
-                result['main_weights_sha256'] = pipeline.save_weights(
-                    net.main, pipeline.main_weights_path(setup.out, *run))
+                result['main_weights_sha256'] = runs.save_weights(
+                    net.main, runs.main_weights_path(setup.out, *run))
                 training.save()
             training.train('joint')
             self._measure(net, data, result)
-        result['weights_sha256'] = pipeline.save_weights(net, pipeline.weights_path(setup.out, *run))
+        result['weights_sha256'] = runs.save_weights(net, runs.weights_path(setup.out, *run))
         return result
 
     def _measure(self, net, data, result):
@@ -67,16 +67,16 @@ class NetworkExperiment(NamedTuple):
         baseline = result['baseline']
         correct = _unpacked(baseline.pop('correct'), len(x))
         baseline['accuracy_as_released_percent'] = utils.test(net, x, t, batchsize=1000, main=True)[0] * 100
-        net = pipeline.for_inference(net)
+        net = runs.for_inference(net)
         result['compiled'] = isinstance(net, Compiled)
         profile = sweep.profile(net, x, t)
         settings = utils.generate_thresholds(self.base_thresholds, net.numexits())
         swept = sweep.sweep(profile, settings)
         result['exit_accuracy_percent'] = (profile.correct.mean(axis=1) * 100).tolist()
         result['outputs'] = {
-            'main_correct': pipeline.digest(correct), 'entropy': pipeline.digest(profile.entropy),
-            'correct': pipeline.digest(profile.correct), 'sweep_accuracy': pipeline.digest(swept.accuracy),
-            'sweep_exits': pipeline.digest(swept.exits / len(x))}
+            'main_correct': runs.digest(correct), 'entropy': runs.digest(profile.entropy),
+            'correct': runs.digest(profile.correct), 'sweep_accuracy': runs.digest(swept.accuracy),
+            'sweep_exits': runs.digest(swept.exits / len(x))}
         result['exit1_curve'] = _exit1_curve(profile, self.published_thresholds[1:])
         result['sweep'] = _rows(swept, sweep.percentiles(profile, settings), baseline)
         result['knee'] = sweep.knee(swept.accuracy * 100, swept.whole, baseline['accuracy_percent'])
@@ -92,7 +92,7 @@ class NetworkExperiment(NamedTuple):
 
 def _baseline(net, data):
     _, _, x, t = data
-    measurement = timing.measure(pipeline.for_inference(net), x, t, main=True)
+    measurement = timing.measure(runs.for_inference(net), x, t, main=True)
     # Which images main classifies correctly, for the comparison with the exits, until that is made.
     return {**_measured(measurement), 'correct': np.packbits(measurement.correct).tobytes().hex()}
 
@@ -184,7 +184,7 @@ def draw(experiment, result, folder):
     paths = []
 
     def path(what):
-        name = '%s_%s.%s' % (pipeline.stem(experiment.name, '', result['seed']), what, suffix)
+        name = '%s_%s.%s' % (runs.stem(experiment.name, '', result['seed']), what, suffix)
         paths.append(os.path.join(folder, name))
         return paths[-1]
 
