@@ -5,6 +5,8 @@ from setuptools import setup
 # the package: a top-level `datasets` in site-packages would shadow another well-known package.
 INSIDE = ['networks', 'datasets', 'experiments']
 
+ONNX = ['onnx>=1.17', 'onnxruntime>=1.19']
+
 EXTRAS = {
     # CuPy 14 dropped cuDNN, and 13.6 wraps cuDNN 8. The wheels bring the whole of CUDA but the driver.
     'cuda12': [
@@ -20,9 +22,10 @@ EXTRAS = {
         'nvidia-nvjitlink-cu12',
     ],
     'mpi': ['mpi4py>=3.1'],
-    'onnx': ['onnx<=1.18.0'],  # later versions lack onnx.mapping, which onnx_chainer imports
-    'bench': ['torch', 'onnx<=1.18.0', 'onnxruntime'],
+    'onnx': ONNX,
+    'bench': ['torch', *ONNX],
     'dev': [
+        *ONNX,
         'pytest>=7',
         'pytest-cov>=4',
         'hypothesis>=6',
