@@ -18,11 +18,12 @@ import time
 import branchynet  # noqa: F401
 import numpy as np
 
-from branchynet import cpu, determinism
+from branchynet import checkpoint, cpu, determinism, provenance
 from branchynet.experiments import pages, report
 from branchynet.experiments.runs import Run, write_json
 from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
-from branchynet.training import save_checkpoint, steps, write_atomically
+from branchynet.files import write_atomically
+from branchynet.training import steps
 
 NETWORKS = {  # builder, shape of an image, images of a batch, images of an epoch
     'lenet': (lenet_mnist, (1, 28, 28), 512, 60000),
@@ -55,7 +56,7 @@ def step():
     return (time.perf_counter() - start) / count
 
 
-def checkpoint(network):
+def checkpoint_cost(network):
     """Seconds of a checkpoint within an epoch, the median of five, and its bytes."""
     count = NETWORKS[network][3]
     x, t = np.broadcast_to(_x[:1], (count,) + _x.shape[1:]), np.zeros(count, np.int32)
@@ -65,7 +66,7 @@ def checkpoint(network):
         seconds = []
         for _ in range(5):
             start = time.perf_counter()
-            save_checkpoint(path, _net, {}, position)
+            checkpoint.save(path, _net, {}, position)
             seconds.append(time.perf_counter() - start)
         return statistics.median(seconds), os.path.getsize(path)
 
@@ -96,7 +97,7 @@ def measure(network, pairs):
     for _ in range(pairs):
         for profile, executor in pools.items():
             seconds[profile].append(executor.submit(step).result())
-    saving, size = pools['portable'].submit(checkpoint, network).result()
+    saving, size = pools['portable'].submit(checkpoint_cost, network).result()
     for executor in pools.values():
         executor.shutdown()
     return {'batchsize': NETWORKS[network][2], 'step_s': seconds, 'checkpoint_s': saving, 'checkpoint_bytes': size}
@@ -138,7 +139,7 @@ def main():
     unknown = set(args.networks) - set(NETWORKS)
     if unknown:
         parser.error('network is %s: expected some of %s' % (min(unknown), ', '.join(NETWORKS)))
-    measured = {'environment': determinism.environment(),
+    measured = {'environment': provenance.environment(),
                 'networks': {network: measure(network, args.pairs) for network in args.networks}}
     os.makedirs(os.path.dirname(os.path.abspath(args.file)), exist_ok=True)
     write_json(args.file, measured)

@@ -10,7 +10,7 @@ import sys
 import time
 from typing import NamedTuple
 
-from branchynet import cpu, determinism
+from branchynet import cpu, provenance
 import numpy as np
 import torch
 
@@ -109,7 +109,7 @@ def sgemm_peak(size=2048, repeats=20):
 
 def environment():
     """What the times depend on, as this process has it: a JSON-ready dict."""
-    return {**determinism.environment(), 'torch': torch.__version__, 'torch_threads': torch.get_num_threads(),
+    return {**provenance.environment(), 'torch': torch.__version__, 'torch_threads': torch.get_num_threads(),
             'sgemm_flop_per_s': sgemm_peak()}
 
 

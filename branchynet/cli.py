@@ -105,18 +105,18 @@ def _tolerance(text):
 
 
 def _reproduce(args):
-    from branchynet import determinism
+    from branchynet import determinism, devices, provenance
     from branchynet.experiments.runs import Setup
     from branchynet.experiments.reproduce import check_writable, reproduce
-    tree = determinism.tree(args.out) or 'no checkout'
+    tree = provenance.tree(args.out) or 'no checkout'
     if args.require_clean and tree != 'clean':
         raise ValueError('the tree is %s: expected a clean one, as --require-clean says' % tree)
-    device = determinism.find_device(args.device)
+    device = devices.find_device(args.device)
     check_writable(args.out)
     if not args.keeps_environment:
         determinism.fix(args.profile or determinism.default_profile())
     device.use()  # what is made from nothing, generators among it, is made on the current GPU
-    preset = args.preset or ('paper' if args.device != 'cpu' and determinism.count_gpus() else 'quick')
+    preset = args.preset or ('paper' if args.device != 'cpu' and devices.count_gpus() else 'quick')
     only = args.only or (NAMES if preset == 'paper' else NETWORKS)
     setup = Setup(preset, args.variant, device, args.out, args.resume)
     return reproduce(only, args.seeds, setup, all_of_them=bool(args.only))
@@ -124,7 +124,7 @@ def _reproduce(args):
 
 def _report(args):
     from branchynet.experiments import report, reproduce, runs
-    from branchynet.training import write_atomically
+    from branchynet.files import write_atomically
     results = [runs.read_results(os.path.join(folder, 'results.json')) for folder in args.dirs]
     if args.update is not None:
         with open(args.update, encoding='utf-8') as f:
@@ -204,9 +204,9 @@ def _dataset(name):
 
 def _info(args):
     import json
-    from branchynet import determinism
+    from branchynet import provenance
     from branchynet.datasets import folder
-    print(json.dumps({**determinism.environment(), 'data_folder': folder.root()}, indent=1))
+    print(json.dumps({**provenance.environment(), 'data_folder': folder.root()}, indent=1))
     return 0
 
 

@@ -1,24 +1,23 @@
-"""What the bits of a run depend on: its profile, seeds and device, and a record of where it ran.
+"""What the bits of a run depend on: its bit profile and its seeds.
 
     from branchynet import determinism
     determinism.fix('portable')   # first of all: it may start the script again
 """
-import hashlib
-from importlib import metadata
 import multiprocessing
 import os
 import platform
 import random
-import re
 import shlex
 import stat
 import subprocess
 import sys
 
-from branchynet import _chainer, cpu  # noqa: F401
+from branchynet import _chainer  # noqa: F401
 import chainer
 from chainer.backends import cuda
 import numpy as np
+
+from branchynet.devices import count_gpus
 
 PROFILES = ['portable', 'fast']
 _NUMPY = (getattr(np, '_core', None) or np.core)._multiarray_umath
@@ -102,7 +101,7 @@ def _loaded_otherwise(profile):
     from branchynet.cpu import onednn
     found = ['random hashes (python -I and -E ignore PYTHONHASHSEED)'] * sys.flags.hash_randomization
     if profile == 'portable':
-        found += ["NumPy's " + name for name in _numpy_kernels() if name.startswith(('AVX512', 'X86_V4'))]
+        found += ["NumPy's " + name for name in numpy_kernels() if name.startswith(('AVX512', 'X86_V4'))]
         found += ['%s for %s with %s threads' % blas for blas in _blas() if blas != ('openblas', 'Haswell', 1)]
         isa = (onednn.version() or {'isa': 'AVX2'})['isa']
         found += ["oneDNN's " + isa] * (isa != 'AVX2')
@@ -161,174 +160,18 @@ def seed_generators(value):
             cuda.get_cudnn_dropout_states().__init__(None, value)
 
 
-def count_gpus():
-    """Number of GPUs that the driver has: CUDA's libraries alone do not make a GPU."""
-    if not cuda.available:
-        return 0
-    try:
-        return cuda.cupy.cuda.runtime.getDeviceCount()
-    except cuda.cupy.cuda.runtime.CUDARuntimeError:
-        return 0
-
-
-def find_device(name):
-    """Chainer's device for 'cpu', 'gpu:N' or 'auto' (the first GPU, else the CPU).
-
-    Raises:
-        ValueError: another name, or a GPU that is not there.
-    """
-    gpus = count_gpus()
-    if name == 'auto':
-        name = 'gpu:0' if gpus else 'cpu'
-    if name == 'cpu':
-        return chainer.get_device('@numpy')
-    if name.startswith('gpu:') and name[4:].isdigit():
-        if int(name[4:]) < gpus:
-            return chainer.get_device('@cupy:' + name[4:])
-        raise ValueError('device is %s: expected one of the %d GPUs that the driver has' % (name, gpus))
-    raise ValueError("device is %s: expected 'auto', 'cpu' or 'gpu:N'" % name)
-
-
-def device_name(device):
-    """What find_device calls a device."""
-    return 'cpu' if device.xp is np else 'gpu:%d' % device.device.id
-
-
-def environment(out=None):
-    """What a result may depend on: versions, processor, threads, BLAS, commit. A JSON-ready dict.
-
-    Args:
-        out: of tree.
-    """
-    from branchynet.cpu import onednn
-    return {
-        'commit': commit(),
-        'tree': tree(out),
-        'python': platform.python_version(),
-        'numpy': np.__version__,
-        'chainer': chainer.__version__,
-        'cupy': cuda.cupy.__version__ if cuda.available else None,
-        'packages': _packages('branchynet'),
-        'platform': platform.platform(),
-        'cpu': _cpu(),
-        'cores': os.cpu_count(),
-        'profile': profile_in_place(),
-        'threads': cpu.threads.num_threads(),
-        'numpy_kernels': _numpy_kernels(),
-        'onednn': onednn.version(),
-        'blas': _pools(),
-        'gpus': [_gpu_name(i) for i in range(count_gpus())],
-        'cuda': _cuda() if count_gpus() else None,
-        'command': ' '.join([os.path.basename(sys.argv[0])] + sys.argv[1:]),
-    }
-
-
-def commit():
-    """The commit of these files; None outside a checkout, or where they are installed inside another project's."""
-    return _git('rev-parse', 'HEAD') if _git('ls-files', os.path.abspath(__file__)) else None
-
-
-def tree(out=None):
-    """'clean', 'dirty' (the checkout differs from its commit), or None where commit() is None.
-
-    What runs write does not count: all of results/, and what is in the folder ``out``, if the commit holds none of it.
-    """
-    if commit() is None:
-        return None
-    changes = _git('status', '--porcelain', '-z', '--untracked-files=all', '--', ':/', ':(top,exclude)results')
-    if out is not None and not _git('ls-files', '--', os.path.realpath(out)):
-        out = os.path.relpath(os.path.realpath(out), os.path.realpath(_git('rev-parse', '--show-toplevel')))
-        changes = ''.join(change for change in changes.split('\0') if not change.startswith('?? %s%s' % (out, os.sep)))
-    return 'dirty' if changes else 'clean'
-
-
-def sha256(path):
-    """SHA-256 of a file, as hexadecimal digits."""
-    with open(path, 'rb') as f:
-        return hashlib.sha256(f.read()).hexdigest()
-
-
-def sha256_of_arrays(arrays):
-    """SHA-256 over the bytes of NumPy arrays, one after the other."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()
-
-
-def sha256_of_net(net):
-    """SHA-256 over a link's parameters and persistent values (BN statistics), in the order of their paths."""
-    serializer = chainer.serializers.DictionarySerializer()
-    serializer.save(net)
-    return sha256_of_arrays(np.asarray(array) for _, array in sorted(serializer.target.items()))
-
-
-def _git(*words):
-    here = os.path.dirname(os.path.abspath(__file__))
-    try:
-        return subprocess.run(('git',) + words, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                              check=True, universal_newlines=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _packages(name):
-    """Versions of what an installed package needs, and what that needs, by name; extras as far as installed."""
-    found, names = {}, [name]
-    while names:
-        name = re.sub('[-_.]+', '-', names.pop()).lower()
-        if name in found:
-            continue
-        try:
-            distribution = metadata.distribution(name)
-        except metadata.PackageNotFoundError:
-            continue
-        found[name] = distribution.version
-        names += [re.match(r'[\w.-]+', text).group() for text in distribution.requires or ()
-                  if 'extra ==' not in text or 'cuda12' in text]
-    return dict(sorted(found.items()))
-
-
-def _numpy_kernels():
+def numpy_kernels():
     """The vector instructions beyond its baseline that NumPy uses here."""
     return [name for name in _NUMPY.__cpu_dispatch__ if _NUMPY.__cpu_features__.get(name)]
 
 
 def _blas():
     return [(pool['internal_api'], pool['architecture'], pool['num_threads'])
-            for pool in _pools() if pool['internal_api'] != 'openmp']
+            for pool in pools() if pool['internal_api'] != 'openmp']
 
 
-def _pools():
+def pools():
     """The libraries that have threads of their own, BLAS among them."""
     import threadpoolctl
     return [{key: pool.get(key) for key in ('internal_api', 'version', 'architecture', 'num_threads')}
             for pool in threadpoolctl.threadpool_info()]
-
-
-def _cuda():
-    """Versions of the driver and of CUDA's libraries."""
-    runtime = cuda.cupy.cuda.runtime
-    return {'driver': _driver(), 'driver_cuda': runtime.driverGetVersion(), 'runtime': runtime.runtimeGetVersion(),
-            'cudnn': cuda.libcudnn.getVersion() if cuda.cudnn_enabled else None}
-
-
-def _driver():
-    """The version of NVIDIA's driver, as Linux tells it."""
-    try:
-        with open('/proc/driver/nvidia/version') as f:
-            return re.search(r'\d+\.[\d.]+', f.read()).group()
-    except (OSError, AttributeError):
-        return None
-
-
-def _cpu():
-    try:
-        with open('/proc/cpuinfo') as f:
-            return next(line.split(':', 1)[1].strip() for line in f if line.startswith('model name'))
-    except (OSError, StopIteration):
-        return platform.processor()
-
-
-def _gpu_name(i):
-    return cuda.cupy.cuda.runtime.getDeviceProperties(i)['name'].decode()

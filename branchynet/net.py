@@ -19,7 +19,8 @@ from branchynet.functions import entropy, rows
 from branchynet.inference import below, check_per_exit, inference_mode, lowest
 from branchynet.links.links import Branch, Net, check_links
 from branchynet.timing import now
-from branchynet.training import batches, check_pairs, progress
+from branchynet.progress import progress
+from branchynet.training import batches, check_pairs
 
 
 class BranchyNet(chainer.Chain):

@@ -10,7 +10,8 @@ from branchynet.cpu.threads import run
 from branchynet.functions import entropy
 from branchynet.inference import Compiled, below
 from branchynet.net import check_labels
-from branchynet.training import batches, check_pairs, progress
+from branchynet.progress import progress
+from branchynet.training import batches, check_pairs
 
 
 class Profile(NamedTuple):

@@ -11,7 +11,8 @@ from branchynet import _chainer  # noqa: F401
 from chainer.backends import cuda
 import numpy as np
 
-from branchynet.training import batches, check_pairs, progress
+from branchynet.progress import progress
+from branchynet.training import batches, check_pairs
 
 WARMUP = 20  # batches, run before any clock starts
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from branchynet import augment, sweep
 from branchynet.inference import check_per_exit, lowest
-from branchynet.training import batches, check_pairs, epochs, progress
+from branchynet.progress import progress
+from branchynet.training import batches, check_pairs, epochs
 
 
 def train(net, x, y, batchsize=10000, num_epoch=20, main=False):

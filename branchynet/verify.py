@@ -11,7 +11,7 @@ from typing import NamedTuple, Optional
 from branchynet import _chainer  # noqa: F401
 import numpy as np
 
-from branchynet import determinism
+from branchynet import files
 
 FORMAT = 2  # of a manifest
 _MEASURES = ('loss', 'accuracy', 'mean')  # of a step: a number, or one for each exit
@@ -84,7 +84,7 @@ def _check_files(folder, sha256s):
         path = os.path.join(folder, name)
         if not os.path.exists(path):
             raise FileNotFoundError('%s is missing: expected what its manifest lists' % path)
-        if determinism.sha256(path) != sha256:
+        if files.digest(path) != sha256:
             raise OSError('%s is not what its manifest lists: expected SHA-256 %s' % (path, sha256))
 
 

@@ -18,7 +18,7 @@ from branchynet import _chainer  # noqa: F401
 from chainer.backends.cuda import to_cpu
 
 from branchynet import functions, utils
-from branchynet.training import write_atomically
+from branchynet.files import write_atomically
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9'

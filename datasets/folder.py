@@ -10,7 +10,8 @@ import tarfile
 import urllib.error
 import urllib.request
 
-from branchynet.training import progress
+from branchynet.files import digest
+from branchynet.progress import progress
 
 _TIMEOUT = 20  # seconds without an answer
 _BLOCK = 1 << 16
@@ -76,15 +77,6 @@ def download_gzip(path, sha256, mirrors):
             os.remove(part)
     raise OSError('%s is missing and cannot be downloaded: expected content of SHA-256 %s (%s)' % (
         path, sha256, '; '.join(failures)))
-
-
-def digest(path, algorithm):
-    """Hexadecimal digest of a file, which is read block by block."""
-    found = hashlib.new(algorithm)
-    with open(path, 'rb') as f:
-        for block in iter(lambda: f.read(_BLOCK), b''):
-            found.update(block)
-    return found.hexdigest()
 
 
 def read(path, expected):
@@ -182,27 +174,6 @@ def _fetch(url, path, start=0):
     if size < start + left:
         raise OSError('it ended after %d of %d bytes; what is there is kept, and the next download goes on from it' % (
             size, start + left))
-
-
-@contextlib.contextmanager
-def written_whole(path):
-    """A binary file to write to, which appears at `path` only once it is whole.
-
-    Raises:
-        OSError: it cannot be written; one line with the file and why.
-    """
-    part = path + '.part'
-    try:
-        with open(part, 'wb') as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    except OSError as e:
-        raise OSError('%s cannot be written (%s)' % (path, e)) from e
-    finally:
-        if os.path.exists(part):
-            os.remove(part)
 
 
 @contextlib.contextmanager

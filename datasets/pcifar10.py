@@ -8,6 +8,7 @@ import sys
 import zipfile
 import zlib
 
+from branchynet import files
 from branchynet.datasets import cifar, cifar10, folder, recipes
 from branchynet.training import batches
 import numpy as np
@@ -76,7 +77,7 @@ def build(recipe=DEFAULT):
     transform = recipes.RECIPES[recipe](x_train)
     about = np.array(json.dumps({'recipe': recipe, 'source': 'cifar10', 'source_sha256': cifar10.BATCHES}))
     os.makedirs(os.path.dirname(path()), exist_ok=True)
-    with folder.written_whole(path()) as f:
+    with files.written_whole(path()) as f:
         with zipfile.ZipFile(f, 'w') as archive:
             for name, x, y in ('train', x_train, y_train), ('test', x_test, y_test):
                 _write_array(archive, name + '_x', '<f4', x.shape, (transform(x[part]) for part in batches(
@@ -132,7 +133,7 @@ def _check_arrays(keys, x, y, count):
 
 
 def _check_built(file, recipe):
-    found = folder.digest(file, 'sha256')
+    found = files.digest(file)
     if found != SHA256.get(recipe):
         raise ValueError('%s, of recipe %s, has SHA-256 %s: expected %s' % (
             file, recipe, found, SHA256.get(recipe, 'recipe ' + ' or '.join(SHA256))))

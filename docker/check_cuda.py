@@ -5,7 +5,7 @@ import cupy
 from cupy.cuda import compiler
 from cupy_backends.cuda.libs import cudnn, nvrtc
 
-from branchynet import determinism
+from branchynet import devices
 
 KERNEL = '#include <cuda_fp16.h>\nextern "C" __global__ void halve(__half* x) { *x = __hmul(*x, __half(.5f)); }'
 
@@ -21,4 +21,4 @@ program = nvrtc.createProgram(KERNEL, 'halve.cu', (), ())
 nvrtc.compileProgram(program, ('-arch=sm_90', *compiler._get_extra_include_dir_opts()))
 print('NVRTC %d.%d, a kernel for sm_90 compiled with CUDA\'s headers: %d bytes' % (
     *nvrtc.getVersion(), len(nvrtc.getCUBIN(program))))
-print('GPUs that the driver has: %d' % determinism.count_gpus())
+print('GPUs that the driver has: %d' % devices.count_gpus())

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from typing import Callable, NamedTuple
 
-from branchynet import cpu, determinism, timing, visualize
+from branchynet import cpu, files, timing, visualize
 from branchynet.datasets import pcifar10
 from branchynet.experiments import claims, runs
 from branchynet.experiments.alex_cifar10 import EXPERIMENT as ALEXNET
@@ -92,7 +92,7 @@ def _is_of_a_run(weights, seed, setup):
     results = runs.read_results(path)
     trained = results['experiments'].get(ALEXNET.name, {'seeds': []})['seeds']
     return (results['preset'], results['variant']) == (setup.preset, setup.variant) and any(
-        (run['seed'], run.get('weights_sha256')) == (seed, determinism.sha256(weights)) for run in trained)
+        (run['seed'], run.get('weights_sha256')) == (seed, files.digest(weights)) for run in trained)
 
 
 def _tool():

@@ -8,7 +8,7 @@ from typing import Callable, NamedTuple
 from branchynet import cpu, sweep, timing, utils, visualize
 from branchynet.experiments import claims, runs
 from branchynet.inference import Compiled
-from branchynet.training import write_atomically
+from branchynet.files import write_atomically
 import numpy as np
 
 SHARES = np.linspace(0, 1, 51)  # leaving at exit 1, of figure 4

@@ -4,9 +4,9 @@ import os
 import sys
 import tempfile
 
-from branchynet import determinism, verify
+from branchynet import checkpoint, devices, files, verify
 from branchynet.experiments import claims, pages, report, runs
-from branchynet.training import remove_checkpoint, write_atomically
+from branchynet.files import write_atomically
 
 
 def reproduce(names, seeds, setup, all_of_them=False):
@@ -37,7 +37,7 @@ def reproduce(names, seeds, setup, all_of_them=False):
             runs.check_origin(path, results['experiments'].get(experiment.name, {'seeds': []})['seeds'], setup)
     minutes = sum(experiment.minutes(experiment.presets[setup.preset], data, setup) for experiment, data in ready)
     print('Preset %s on %s: about %.0f min%s.' % (
-        setup.preset, determinism.device_name(setup.device), max(1, minutes * seeds),
+        setup.preset, devices.device_name(setup.device), max(1, minutes * seeds),
         ', less what is done' if setup.resume else ''), flush=True)
     for experiment, data in ready:
         skipped += _run(experiment, seeds, data, setup, results)
@@ -103,7 +103,7 @@ def _run(experiment, seeds, data, setup, results):
     entry = results['experiments'].setdefault(experiment.name, {**experiment.about(), 'seeds': []})
     done = [(result.get('part', ''), result['seed']) for result in entry['seeds']]
     for seed, part in itertools.product(range(seeds), experiment.parts):
-        checkpoint = runs.checkpoint_path(setup.out, experiment.name, part, seed)
+        path = runs.checkpoint_path(setup.out, experiment.name, part, seed)
         if (part, seed) not in done:
             print('%s ...' % runs.stem(experiment.name, part, seed), flush=True)
             try:
@@ -111,7 +111,7 @@ def _run(experiment, seeds, data, setup, results):
             except runs.CannotRun as e:
                 return ['%s is skipped: %s' % (experiment.name, e)]
             runs.write_json(os.path.join(setup.out, 'results.json'), results)
-        remove_checkpoint(checkpoint)
+        checkpoint.remove(path)
     return []
 
 
@@ -138,7 +138,7 @@ def _weights(name, result, out):
     paths = {'weights_sha256': runs.weights_path(*run), 'main_weights_sha256': runs.main_weights_path(*run)}
     paths = {key: path for key, path in paths.items() if key in result and os.path.exists(path)}
     for key, path in paths.items():
-        if determinism.sha256(path) != result[key]:
+        if files.digest(path) != result[key]:
             raise OSError('%s is not what its run wrote: expected SHA-256 %s' % (path, result[key]))
     return list(paths.values())
 
@@ -157,7 +157,7 @@ def _manifest(results, written, out):
         'preset': results['preset'],
         'runs': [_run_of_manifest(name, result)
                  for name, experiment in results['experiments'].items() for result in experiment['seeds']],
-        'sha256': {os.path.relpath(path, out): determinism.sha256(path) for path in sorted(written)},
+        'sha256': {os.path.relpath(path, out): files.digest(path) for path in sorted(written)},
     }
 
 

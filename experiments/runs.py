@@ -7,11 +7,11 @@ import os
 import time
 from typing import NamedTuple, Optional
 
-from branchynet import cpu, determinism, timing
+from branchynet import checkpoint, cpu, determinism, files, provenance, timing
 from branchynet.experiments import NAMES, PRESETS
 from branchynet.inference import Compiled, is_compilable
-from branchynet.training import (
-    batches, has_checkpoint, load_checkpoint, progress_of_steps, save_checkpoint, steps, write_atomically)
+from branchynet.files import write_atomically
+from branchynet.training import batches, progress_of_steps, steps
 import chainer
 import numpy as np
 
@@ -107,13 +107,13 @@ def begin(run, net, preset, data, setup):
     net.to_device(setup.device)
     result = {'seed': seed, **preset._asdict(), 'train_samples': len(data[0]), 'test_samples': len(data[2]),
               'device': str(setup.device), 'variant': setup.variant,
-              'data_sha256': determinism.sha256_of_arrays(data)}
+              'data_sha256': provenance.sha256_of_arrays(data)}
     if part:
         result['part'] = part
     path = checkpoint_path(setup.out, *run)
     result['environment'], position = _environment(setup.out), None
-    if setup.resume and has_checkpoint(path):
-        saved, position = load_checkpoint(path, net)
+    if setup.resume and checkpoint.has(path):
+        saved, position = checkpoint.load(path, net)
         _check_same(path, {**result, **_origin(result)}, {**saved, **_origin(saved)})
         result = {**saved, 'environment': result['environment']}
     return Run(net, preset, data, result, path, position)
@@ -127,20 +127,20 @@ def check_origin(path, results, setup):
 
 
 def _environment(out):
-    return {**determinism.environment(out), 'code_sha256': _code_sha256()}
+    return {**provenance.environment(out), 'code_sha256': _code_sha256()}
 
 
 def _code_sha256():
     """SHA-256 over the files of this package, which its commit says only of a clean checkout."""
-    files = {}
+    found = {}
     for package in 'branchynet', 'branchynet.datasets', 'branchynet.experiments', 'branchynet.networks':
         root, = find_spec(package).submodule_search_locations
         for folder, _, names in os.walk(root):
             for name in names:
                 if name.endswith(('.py', '.toml', '.csv')):
                     inside = os.path.relpath(os.path.join(folder, name), root)
-                    files['/'.join(package.split('.')[1:] + inside.split(os.sep))] = os.path.join(folder, name)
-    listing = ['%s %s\n' % (determinism.sha256(path), name) for name, path in sorted(files.items())]
+                    found['/'.join(package.split('.')[1:] + inside.split(os.sep))] = os.path.join(folder, name)
+    listing = ['%s %s\n' % (files.digest(path), name) for name, path in sorted(found.items())]
     return hashlib.sha256(''.join(listing).encode()).hexdigest()
 
 
@@ -198,7 +198,7 @@ class Run:
                 losses, accuracies = position.means()
                 history['loss'].append(losses.tolist())
                 history['accuracy'].append(accuracies.tolist())
-                history['weights_sha256'].append(determinism.sha256_of_net(self.net))
+                history['weights_sha256'].append(provenance.sha256_of_net(self.net))
                 history['seconds'] += time.perf_counter() - start
                 start = time.perf_counter()
                 self._position = None
@@ -212,7 +212,7 @@ class Run:
     def save(self, position=None):
         """Writes a checkpoint of what was done so far."""
         start = time.perf_counter()
-        save_checkpoint(self._checkpoint, self.net, self.result, position)
+        checkpoint.save(self._checkpoint, self.net, self.result, position)
         self._saved = time.perf_counter()
         self._cost = self._saved - start
 
@@ -224,7 +224,7 @@ def for_inference(net):
 
 def digest(array):
     """What tells an output array from another: its SHA-256, and its mean, which says how far they differ."""
-    return {'sha256': determinism.sha256_of_arrays([array]), 'mean': float(np.mean(array, dtype=float))}
+    return {'sha256': provenance.sha256_of_arrays([array]), 'mean': float(np.mean(array, dtype=float))}
 
 
 def save_weights(net, path):
@@ -232,7 +232,7 @@ def save_weights(net, path):
     buffer = io.BytesIO()
     chainer.serializers.save_npz(buffer, net)
     write_atomically(path, buffer.getvalue())
-    return determinism.sha256(path)
+    return files.digest(path)
 
 
 def read_results(path):

@@ -3,14 +3,14 @@ import branchynet  # noqa: F401
 import chainer
 import pytest
 
-from branchynet import determinism
+from branchynet import devices
 from branchynet.cpu import onednn
 from branchynet.datasets import mnist
 
 
 def pytest_collection_modifyitems(items):
     missing = {}
-    if not determinism.count_gpus():
+    if not devices.count_gpus():
         missing['gpu'] = 'needs a GPU'
     try:
         onednn.library()

@@ -11,7 +11,7 @@ import branchynet  # noqa: F401
 from chainer.backends.cuda import to_cpu
 import numpy as np
 
-from branchynet import cpu, determinism, verify
+from branchynet import cpu, determinism, devices, provenance, verify
 from branchynet.inference import Compiled, is_compilable
 from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
 
@@ -30,22 +30,22 @@ def run(name, device):
     net.to_device(device)
     x = np.random.rand(count, *shape).astype(np.float32)
     t = np.random.randint(0, 10, count).astype(np.int32)
-    entry = {'name': name, 'settings': {'images': count, 'steps': steps}, 'device': determinism.device_name(device),
-             'environment': determinism.environment(),
-             'steps': [{'what': 'first weights', 'sha256': determinism.sha256_of_net(net)}]}
+    entry = {'name': name, 'settings': {'images': count, 'steps': steps}, 'device': devices.device_name(device),
+             'environment': provenance.environment(),
+             'steps': [{'what': 'first weights', 'sha256': provenance.sha256_of_net(net)}]}
     with cpu.fast():
         for phase, step in ('main', net.train_main), ('joint', net.train):
             for i in range(steps):
                 loss, accuracy = step(x, t)
                 entry['steps'].append({'what': 'weights after step %d of %s training' % (i + 1, phase), 'loss': loss,
-                                       'accuracy': accuracy, 'sha256': determinism.sha256_of_net(net)})
+                                       'accuracy': accuracy, 'sha256': provenance.sha256_of_net(net)})
         looked = {'softmax': net.look(x)}
         if is_compilable(net):
             looked['compiled softmax'] = Compiled(net).look(x[:2])
         for what, exits in looked.items():
             prob = [to_cpu(prob) for prob, _, _ in exits]
             entry['steps'].append({'what': what, 'mean': float(np.max(prob)),
-                                   'sha256': determinism.sha256_of_arrays(prob)})
+                                   'sha256': provenance.sha256_of_arrays(prob)})
     return entry
 
 
@@ -57,7 +57,7 @@ def main():
     parser.add_argument('--device', default='cpu', help='cpu or gpu:N')
     args = parser.parse_args()
     determinism.fix(args.profile)
-    device = determinism.find_device(args.device)
+    device = devices.find_device(args.device)
     device.use()
     manifest = {'format': verify.FORMAT, 'runs': [run(name, device) for name in args.networks]}
     with open(args.file, 'w') as f:

@@ -5,7 +5,7 @@ import branchynet  # noqa: F401
 from chainer.backends import cuda
 import pytest
 
-from branchynet import cli, determinism
+from branchynet import cli, determinism, devices, provenance
 from branchynet.experiments import reproduce
 from test_chainer_compat import run
 
@@ -34,7 +34,7 @@ def gpu(monkeypatch):
 
 
 def test_versions_of_cuda(gpu):
-    versions = determinism._cuda()
+    versions = provenance._cuda()
     assert versions['runtime'] == 12080 and versions['cudnn'] == 8907
 
 
@@ -48,7 +48,7 @@ def test_the_device_that_is_asked_for_becomes_the_current_one(monkeypatch, tmp_p
         def use(self):
             raise ValueError('it is used')
 
-    monkeypatch.setattr(determinism, 'find_device', lambda name: Device())
+    monkeypatch.setattr(devices, 'find_device', lambda name: Device())
     monkeypatch.setattr(determinism, 'fix', lambda *arguments: None)
     monkeypatch.setattr(reproduce, 'reproduce', lambda *arguments, **keywords: 0)
     assert cli.main(['reproduce', '--device', 'gpu:1', '--out', str(tmp_path)]) == 2

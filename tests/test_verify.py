@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import branchynet  # noqa: F401
-from branchynet import cli, determinism, verify
+from branchynet import cli, determinism, files, provenance, verify
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 REFERENCE = os.path.join(HERE, 'reference', 'lenet_mnist_smoke.json')
@@ -118,7 +118,7 @@ def test_what_cannot_be_compared_is_status_2(tmp_path, content, words, capsys):
 
 def test_a_folder_holds_what_its_manifest_lists(tmp_path, capsys):
     (tmp_path / 'weights.npz').write_bytes(b'weights')
-    sha256 = determinism.sha256(str(tmp_path / 'weights.npz'))
+    sha256 = files.digest(str(tmp_path / 'weights.npz'))
     write(tmp_path / 'manifest.json', manifest(sha256={'weights.npz': sha256}))
     command = ['verify', str(tmp_path), str(tmp_path / 'manifest.json')]
     assert cli.main(command) == 0
@@ -134,7 +134,7 @@ def options(reference):
     """The bits of a reference are those of its versions; of others, numbers near them are expected."""
     with open(reference) as f:
         packages = json.load(f)['runs'][0]['environment']['packages']
-    here = determinism.environment()['packages']
+    here = provenance.environment()['packages']
     same = all(packages[name] == here.get(name) for name in ('numpy', 'chainer', 'onednn-cpu-gomp'))
     return [] if same else ['--tolerance', '.05']
 

@@ -2,7 +2,7 @@
 import pytest
 
 import branchynet  # noqa: F401
-from branchynet import determinism
+from branchynet import provenance
 
 
 def timed(ms):
@@ -22,7 +22,7 @@ def example():
     run = {
         'seed': 0, 'main_epochs': 2, 'joint_epochs': 3, 'batchsize': 64, 'train_samples': 256, 'test_samples': 1000,
         'device': '@numpy', 'variant': 'code', 'data_sha256': 'abcdef0123456789', 'compiled': True,
-        'environment': {**determinism.environment(), 'cpu': 'a processor', 'cores': 2},
+        'environment': {**provenance.environment(), 'cpu': 'a processor', 'cores': 2},
         'main_training': {'loss': [.5, .4], 'accuracy': [.8, .9], 'weights_sha256': ['a', 'b'], 'seconds': 60.},
         'joint_training': {'loss': [[.5, .4], [.4, .3], [.3, .25]], 'accuracy': [[.8, .9]] * 3,
                            'weights_sha256': ['c', 'd', 'e'], 'seconds': 120.},

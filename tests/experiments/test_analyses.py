@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import branchynet  # noqa: F401
-from branchynet import cli
+from branchynet import checkpoint, cli
 from branchynet.datasets import mnist
 from branchynet.experiments import (
     ANALYSES, NAMES, NETWORKS, PRESETS, alex_cifar10, claims, figure5, figure6, initialisation, loss_weights, report,
@@ -57,7 +57,7 @@ def test_comparisons_train_every_part_alike(noise, tmp_path):
 
 def test_a_comparison_resumes_in_the_middle_of_a_part(noise, tmp_path, monkeypatch):
     assert reproduce(tmp_path / 'whole', '--only', 'loss_weights') == 0
-    save, saved = runs.save_checkpoint, []
+    save, saved = checkpoint.save, []
 
     def interrupt(*args):
         save(*args)
@@ -65,7 +65,7 @@ def test_a_comparison_resumes_in_the_middle_of_a_part(noise, tmp_path, monkeypat
         if len(saved) == 3:  # main's epoch of the second part is done
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, 'save_checkpoint', interrupt)
+    monkeypatch.setattr(checkpoint, 'save', interrupt)
     out = tmp_path / 'out'
     assert reproduce(out, '--only', 'loss_weights') == 130
     assert 'checkpoint_loss_weights_first_seed0.npz' in os.listdir(str(out))

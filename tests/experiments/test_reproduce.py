@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import branchynet  # noqa: F401
-from branchynet import cli, determinism, utils
+from branchynet import checkpoint, cli, files, provenance, utils
 from branchynet.datasets import mnist
 from branchynet.experiments import PRESETS, claims, lenet_mnist, report, runs
 from branchynet.networks import lenet_mnist as network
@@ -68,7 +68,7 @@ def test_a_results_folder_is_whole_and_true(tiny, tmp_path, capsys):
     assert {'results.json', 'report.md', 'sweep_lenet_mnist.csv', 'weights_lenet_mnist_seed0.npz',
             'figures/lenet_mnist_seed1_figure3.pdf'} <= manifest['sha256'].keys()
     for name, sha256 in manifest['sha256'].items():
-        assert determinism.sha256(str(out / name)) == sha256
+        assert files.digest(str(out / name)) == sha256
     assert [run['settings']['seed'] for run in manifest['runs']] == [0, 1]
     assert len({run['steps'][0]['sha256'] for run in manifest['runs']}) == 1  # the data
 
@@ -84,7 +84,7 @@ def test_a_results_folder_is_whole_and_true(tiny, tmp_path, capsys):
 
 def test_a_run_that_was_interrupted_resumes_to_the_same_bits(tiny, tmp_path, monkeypatch, capsys):
     assert reproduce(tmp_path / 'whole') == 0
-    save, saved = runs.save_checkpoint, []
+    save, saved = checkpoint.save, []
 
     def interrupt(*args):
         save(*args)
@@ -92,7 +92,7 @@ def test_a_run_that_was_interrupted_resumes_to_the_same_bits(tiny, tmp_path, mon
         if len(saved) in (1, 4):  # in main's training, and in the joint one
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, 'save_checkpoint', interrupt)
+    monkeypatch.setattr(checkpoint, 'save', interrupt)
     out = tmp_path / 'out'
     assert reproduce(out) == 130
     assert os.listdir(str(out)) == ['checkpoint_lenet_mnist_seed0.npz']
@@ -139,7 +139,7 @@ def stop_at(monkeypatch, count):
     """Interrupts a run at its checkpoint of this number; checkpoints then come after every step."""
     monkeypatch.setattr(runs.Run, 'INTERVAL', 0)
     monkeypatch.setattr(runs.Run, 'SHARE', np.inf)
-    save, saved = runs.save_checkpoint, []
+    save, saved = checkpoint.save, []
 
     def interrupt(*args):
         save(*args)
@@ -147,7 +147,7 @@ def stop_at(monkeypatch, count):
         if len(saved) == count:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, 'save_checkpoint', interrupt)
+    monkeypatch.setattr(checkpoint, 'save', interrupt)
 
 
 @pytest.mark.parametrize('count', [4, 14, 15])  # of 4 steps and the end of an epoch; the 11th is of the baseline
@@ -165,11 +165,11 @@ def test_a_run_resumes_within_an_epoch_to_the_same_bits(tiny, tmp_path, monkeypa
 
 @pytest.mark.parametrize('what', ['commit', 'profile', 'numpy'])
 def test_a_checkpoint_of_another_origin_is_refused(tiny, tmp_path, monkeypatch, capsys, what):
-    environment = determinism.environment()
+    environment = provenance.environment()
     stop_at(monkeypatch, 2)
     assert reproduce(tmp_path) == 130
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    monkeypatch.setattr(determinism, 'environment', lambda out: {**environment, what: 'another'})
+    monkeypatch.setattr(provenance, 'environment', lambda out: {**environment, what: 'another'})
     capsys.readouterr()
     assert reproduce(tmp_path, '--resume') == 2
     error = capsys.readouterr().err

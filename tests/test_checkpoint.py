@@ -8,7 +8,7 @@ import chainer.links as L
 import numpy as np
 import pytest
 
-from branchynet import training
+from branchynet import checkpoint, training
 from helpers import same, small_data, small_net, weights
 
 X, T = small_data(40)
@@ -20,11 +20,11 @@ def test_training_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path, opt):
     net = small_net(opt=opt, dropout=True)
     np.random.seed(4)
     list(training.epochs(net, X, T, 16, 2, main=True))
-    training.save_checkpoint(path, net, {'done': [1.5, 2]})
+    checkpoint.save(path, net, {'done': [1.5, 2]})
     whole = list(training.epochs(net, X, T, 16, 3))
 
     resumed = small_net(seed=9, opt=opt, dropout=True)
-    assert training.load_checkpoint(path, resumed) == ({'done': [1.5, 2]}, None)
+    assert checkpoint.load(path, resumed) == ({'done': [1.5, 2]}, None)
     np.testing.assert_array_equal(list(training.epochs(resumed, X, T, 16, 3)), whole)
     assert same(weights(net), weights(resumed))
 
@@ -32,24 +32,10 @@ def test_training_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path, opt):
 @pytest.mark.parametrize('damage', [lambda b: b[:len(b) // 2], lambda b: b'', lambda b: b'nothing of the kind'])
 def test_damaged_checkpoints_are_named(tmp_path, damage):
     path = tmp_path / 'checkpoint.npz'
-    training.save_checkpoint(str(path), small_net(), {})
+    checkpoint.save(str(path), small_net(), {})
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(OSError, match='checkpoint.npz is not a whole checkpoint'):
-        training.load_checkpoint(str(path), small_net())
-
-
-def test_a_failed_write_leaves_the_file_as_it_was(tmp_path, monkeypatch):
-    path = tmp_path / 'file'
-    training.write_atomically(str(path), b'old')
-
-    def interrupt(descriptor):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr('os.fsync', interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        training.write_atomically(str(path), b'new')
-    assert path.read_bytes() == b'old'
-    assert [p.name for p in tmp_path.iterdir()] == ['file']
+        checkpoint.load(str(path), small_net())
 
 
 def stopped_within_an_epoch(path, after=5, **kwargs):
@@ -61,7 +47,7 @@ def stopped_within_an_epoch(path, after=5, **kwargs):
     for epoch in range(3):
         for position in training.steps(net, X, T, 16):
             count += 1
-            training.save_checkpoint(path, net, {'epoch': epoch}, position)
+            checkpoint.save(path, net, {'epoch': epoch}, position)
             if count == after:
                 return net
     raise AssertionError('never stopped')
@@ -89,7 +75,7 @@ def test_training_goes_on_within_an_epoch_to_the_same_bits(tmp_path, after, kwar
 
     stopped_within_an_epoch(path, after, **kwargs)
     resumed = small_net(seed=9, dropout=True, **kwargs)
-    notes, position = training.load_checkpoint(path, resumed)
+    notes, position = checkpoint.load(path, resumed)
     assert len(position.results) == (after - 1) % 3 + 1
     found = finish(resumed, notes['epoch'], position)
     np.testing.assert_array_equal(found[0], expected[0][notes['epoch']:])
@@ -104,7 +90,7 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken(tmp_path, damage, capsy
     stopped_within_an_epoch(str(path))
     path.write_bytes(damage(path.read_bytes()))
     for _ in range(2):  # from then on it is the last
-        _, position = training.load_checkpoint(str(path), small_net(dropout=True))
+        _, position = checkpoint.load(str(path), small_net(dropout=True))
         assert len(position.results) == 1
     error = capsys.readouterr().err
     assert 'checkpoint.npz is not a whole checkpoint' in error and error.count('\n') == 1
@@ -117,40 +103,40 @@ def test_what_cannot_be_read_is_not_taken_for_damaged(tmp_path):
     path.mkdir()
     before = sorted(tmp_path.iterdir())
     with pytest.raises(IsADirectoryError):
-        training.load_checkpoint(str(path), small_net(dropout=True))
+        checkpoint.load(str(path), small_net(dropout=True))
     assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_write_that_was_cut_off_between_two_renames_loses_nothing(tmp_path):
     path = tmp_path / 'checkpoint.npz'
     stopped_within_an_epoch(str(path))
-    path.rename(str(path) + '.new')
-    assert training.has_checkpoint(str(path))
-    _, position = training.load_checkpoint(str(path), small_net(dropout=True))
+    path.unlink()
+    assert checkpoint.has(str(path))
+    _, position = checkpoint.load(str(path), small_net(dropout=True))
     assert len(position.results) == 1
-    training.remove_checkpoint(str(path))
+    checkpoint.remove(str(path))
     assert list(tmp_path.iterdir()) == []
-    assert not training.has_checkpoint(str(path))
+    assert not checkpoint.has(str(path))
 
 
 @pytest.mark.parametrize('other', [small_net(opt='MomentumSGD'), branchynet.BranchyNet([
     L.Linear(4, 8), branchynet.Branch([L.Linear(8, 3)])])])
 def test_a_checkpoint_of_another_network_is_refused(tmp_path, other):
     path = str(tmp_path / 'checkpoint.npz')
-    training.save_checkpoint(path, small_net(), {})
+    checkpoint.save(path, small_net(), {})
     before = weights(other)
     with pytest.raises(OSError, match='checkpoint.npz is a checkpoint of another network: expected'):
-        training.load_checkpoint(path, other)
+        checkpoint.load(path, other)
     assert same(weights(other), before)
 
 
 def test_a_checkpoint_of_another_version_is_refused(tmp_path, monkeypatch):
     path = str(tmp_path / 'checkpoint.npz')
-    monkeypatch.setattr(training, '_FORMAT', 1)
-    training.save_checkpoint(path, small_net(), {})
+    monkeypatch.setattr(checkpoint, '_FORMAT', 1)
+    checkpoint.save(path, small_net(), {})
     monkeypatch.undo()
     with pytest.raises(OSError, match='checkpoint of version 1: expected 2'):
-        training.load_checkpoint(path, small_net())
+        checkpoint.load(path, small_net())
 
 
 def test_a_full_disk_is_named_and_leaves_the_last_good_checkpoint(tmp_path):
@@ -162,9 +148,9 @@ def test_a_full_disk_is_named_and_leaves_the_last_good_checkpoint(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))  # files end there, as on a full disk
     try:
         with pytest.raises(OSError, match='checkpoint.npz'):
-            training.save_checkpoint(path, small_net(), {})
+            checkpoint.save(path, small_net(), {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, handler)
     assert sorted(os.listdir(str(tmp_path))) == names
-    assert len(training.load_checkpoint(path, small_net(dropout=True))[1].results) == 2
+    assert len(checkpoint.load(path, small_net(dropout=True))[1].results) == 2

@@ -1,0 +1,57 @@
+import subprocess
+
+import chainer
+import pytest
+
+import branchynet  # noqa: F401
+from branchynet import cli, provenance
+
+
+def test_the_hash_of_a_net_is_of_weights_and_statistics():
+    first = chainer.links.BatchNormalization(2)
+    second = first.copy('copy')
+    assert provenance.sha256_of_net(first) == provenance.sha256_of_net(second)
+    second.avg_mean[0] = 1
+    assert provenance.sha256_of_net(first) != provenance.sha256_of_net(second)
+
+
+def test_a_dirty_tree_is_refused_where_a_clean_one_is_required(monkeypatch, capsys):
+    monkeypatch.setattr(provenance, 'tree', lambda out: 'dirty')
+    assert cli.main(['reproduce', '--preset', 'smoke', '--require-clean']) == 2
+    error = capsys.readouterr().err
+    assert 'the tree is dirty: expected a clean one' in error and error.count('\n') == 1
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A checkout that holds the package's files, and a function that runs git in it."""
+    def git(*words):
+        subprocess.run(['git', '-c', 'user.name=a', '-c', 'user.email=a@b', *words], cwd=tmp_path, check=True,
+                       stdout=subprocess.DEVNULL)
+    for name in 'branchynet/provenance.py', 'results/run/results.json', 'README.md':
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text('a')
+    monkeypatch.setattr(provenance, '__file__', str(tmp_path / 'branchynet' / 'provenance.py'))
+    git('init', '-q')
+    git('add', '.')
+    git('commit', '-q', '-m', 'a')
+    return tmp_path, git
+
+
+@pytest.mark.parametrize('name, expected', [
+    ('branchynet/provenance.py', 'dirty'), ('README.md', 'dirty'), ('branchynet/new.py', 'dirty'),
+    ('outside/results.json', 'dirty'), ('output/results.json', 'dirty'), ('out/figures/figure.png', 'clean'),
+    ('out/results.json', 'clean'), ('results/run/results.json', 'clean'), ('results/new/results.json', 'clean')])
+def test_what_runs_write_does_not_make_a_tree_dirty(checkout, name, expected):
+    folder, _ = checkout
+    assert provenance.tree(str(folder / 'out')) == provenance.tree() == 'clean'
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text('b')
+    assert provenance.tree(str(folder / 'out')) == expected
+
+
+def test_another_projects_commit_is_not_taken_for_this_ones(checkout):
+    _, git = checkout
+    assert len(provenance.commit()) == 40
+    git('rm', '-q', '--cached', 'branchynet/provenance.py')  # as where it is installed into a checkout's .venv
+    assert provenance.commit() is provenance.tree() is None
