@@ -30,7 +30,7 @@ from branchynet.cost import cost  # noqa: E402
 from branchynet.datasets import folder, mnist  # noqa: E402
 from branchynet.experiments import (  # noqa: E402
     alex_cifar10 as alex, lenet_mnist as lenet, resnet_cifar10 as resnet)
-from branchynet.functions import entropy  # noqa: E402
+from branchynet.exits import below  # noqa: E402
 from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10  # noqa: E402
 
 EXPERIMENTS = {'lenet': lenet.EXPERIMENT, 'alexnet': alex.EXPERIMENT, 'resnet': resnet.EXPERIMENT}
@@ -164,13 +164,12 @@ def published_shares(network):
 def leaving_thresholds(net, x, shares):
     """Thresholds (nats) at which these shares of x leave at the exits, whatever the net has learned."""
     thresholds, remaining = [], np.ones(len(x), bool)
-    for prob, share in zip(net.get_SM(x)[:-1], shares):
-        ent = entropy(prob)
-        order = np.sort(ent[remaining])
+    for look, share in zip(net.look(x)[:-1], shares):
+        order = np.sort(look.entropy[remaining])
         cut = min(int(round(share * len(x))), len(order) - 1)
         # Between two images, so that no contender's rounding lets another image leave.
         thresholds.append(float(order[max(cut - 1, 0):cut + 1].mean()))
-        remaining &= ent >= thresholds[-1]
+        remaining &= ~below(look.entropy, thresholds[-1])
     return thresholds
 
 

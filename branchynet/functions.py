@@ -1,42 +1,64 @@
 """Functions of arrays on any device."""
+from __future__ import annotations
+
+import functools
+from typing import Any
+
 from branchynet import _chainer  # noqa: F401
 import chainer
 from chainer.backend import get_array_module
+import numpy as np
 
 
-def entropy(prob):
+def entropy(prob: Any) -> Any:
     """Entropy of every row, in nats; the exit criterion of the paper (section III).
 
     Args:
         prob: NumPy or CuPy array or Variable (B, C), rows that sum to 1.
 
     Returns:
-        Array (B,) on the same device: -sum_c p log p, with 0 log 0 = 0.
+        Array (B,) of the same dtype on the same device: -sum_c p log p, with 0 log 0 = 0.
     """
     prob = chainer.as_array(prob)
-    xp = get_array_module(prob)
-    return -(prob * xp.log(xp.where(prob > 0, prob, 1))).sum(axis=1)
+    xp = np if type(prob) is np.ndarray else get_array_module(prob)
+    logs = xp.maximum(prob, _smallest(prob.dtype))  # the logarithm of 0 would be infinite
+    xp.log(logs, out=logs)
+    logs *= prob
+    return -logs.sum(axis=1)
 
 
-def rows(x, index):
+@functools.lru_cache(maxsize=None)
+def _smallest(dtype: np.dtype) -> np.floating:
+    """The smallest positive number of a dtype."""
+    return np.nextafter(dtype.type(0), dtype.type(1))
+
+
+def rows(x: chainer.Variable, index: Any) -> chainer.Variable:
     """Rows ``index`` of the Variable x (B, ...), differentiable.
 
-    ``index`` (integers) must not repeat a row: the gradient is then written in place, where
-    F.get_item adds it up element by element, which takes seconds for a batch of images.
+    The gradient is written in place, where F.get_item adds it up element by element, which takes seconds for a
+    batch of images.
+
+    Args:
+        x: Variable (B, ...).
+        index: integer array (N,) on the device of x, in which no row repeats.
+
+    Returns:
+        Variable (N, ...).
     """
     return _Rows(index)(x)
 
 
 class _Rows(chainer.Function):
 
-    def __init__(self, index):
+    def __init__(self, index: Any) -> None:
         self.index = index
 
-    def forward(self, inputs):
+    def forward(self, inputs: tuple) -> tuple:
         self.shape = inputs[0].shape
         return inputs[0][self.index],
 
-    def backward(self, inputs, grad_outputs):
+    def backward(self, inputs: tuple, grad_outputs: tuple) -> tuple:
         gy, = grad_outputs
         gx = get_array_module(gy).zeros(self.shape, gy.dtype)
         gx[self.index] = gy

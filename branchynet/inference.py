@@ -1,5 +1,4 @@
-"""The exit criteria, and early exit for any batch size."""
-import contextlib
+"""Early exit for any batch size: classify, and Compiled for the CPU."""
 import math
 from numbers import Real
 import threading
@@ -7,73 +6,15 @@ import time
 from typing import NamedTuple
 
 from branchynet import _chainer  # noqa: F401
-import chainer
-from chainer.backend import get_array_module
 from chainer.backends.cuda import to_cpu
-import chainer.functions as F
 import numpy as np
 
+from branchynet import exits
 from branchynet.cpu import onednn
 from branchynet.cpu.program import Program
 from branchynet.cpu.threads import run
-from branchynet.functions import entropy
-
-
-def below(entropy, threshold):
-    """Rows whose entropy (nats) lies strictly below the threshold.
-
-    Returns:
-        Boolean array (B,) on the device of ``entropy`` (B,).
-    """
-    return entropy < entropy.dtype.type(threshold)  # float64 would tell apart what float32 does not
-
-
-def lowest(entropy, count):
-    """The ``count`` rows of lowest entropy, of equals the earlier; all rows where there are fewer.
-
-    Returns:
-        Boolean array (B,) on the device of ``entropy`` (B,).
-    """
-    xp = get_array_module(entropy)
-    order = entropy.argsort(kind='stable') if xp is np else entropy.argsort()  # CuPy's is stable
-    mask = xp.zeros(len(entropy), bool)
-    mask[order[:max(count, 0)]] = True
-    return mask
-
-
-def check_per_exit(name, value, exits, upper=math.inf):
-    """Raises unless ``value`` is a setting for every exit but the last.
-
-    Args:
-        name: of the setting, for the error.
-        value: a number for all of them, or a sequence of one each.
-        exits: how many there are (the last one not counted).
-        upper: 1 for a share, which cannot be negative either.
-
-    Raises:
-        TypeError: not numbers.
-        ValueError: another number of values, or a value that is NaN or out of range.
-    """
-    try:
-        values = [value] if isinstance(value, Real) else list(value)
-    except TypeError:
-        raise TypeError('%s is %s: expected a number, or a sequence of %d' % (name, value, exits)) from None
-    if not isinstance(value, Real) and len(values) != exits:
-        raise ValueError('%s is %s: expected a number, or a sequence of %d (one for every exit but the last)' % (
-            name, value, exits))
-    for v in values:
-        if not isinstance(v, Real):
-            raise TypeError('%s is %s: expected numbers' % (name, value))
-        if math.isnan(v) or upper == 1 and not 0 <= v <= 1:
-            raise ValueError('%s is %s: expected %s' % (
-                name, value, 'shares between 0 and 1' if upper == 1 else 'numbers that are not NaN'))
-
-
-@contextlib.contextmanager
-def inference_mode():
-    """Chainer in testing mode, without graphs."""
-    with chainer.using_config('train', False), chainer.no_backprop_mode():
-        yield
+from branchynet.exits import answer, below, check_per_exit, rounded
+from branchynet.net import Look, inference_mode
 
 
 class Classification(NamedTuple):
@@ -107,13 +48,12 @@ def classify(net, x, thresholds):
         return net.classify(x, thresholds)
     check_per_exit('thresholds', thresholds, net.numexits() - 1)
     x, _ = net.checked(x)
-    exits, probs = np.empty(len(x), int), [None] * len(x)
     with inference_mode():
-        for k, index, logits, _ in net.leave(x, thresholds):
-            for i, prob in zip(to_cpu(index), to_cpu(F.softmax(logits).array)):
-                exits[i], probs[i] = k, prob
-    prob = np.stack(probs)
-    return Classification(prob.argmax(axis=1), exits, entropy(prob), prob)
+        parts = [tuple(map(to_cpu, left[:4])) for left in net.leave(x, exits.Thresholds(thresholds))]
+    index, _, prob, entropy = map(np.concatenate, zip(*parts))
+    exit = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
+    order = index.argsort()
+    return Classification(prob[order].argmax(axis=1), exit[order], entropy[order], prob[order])
 
 
 def is_compilable(net):
@@ -161,8 +101,8 @@ class Compiled:
         exits = [0] * self.numexits()
         correct = [0.] * self.numexits()
         if len(x) == 1:
-            k, score, _, _, seconds = self._leave_one(x, thresholds)
-            exits[k], correct[k] = 1, math.nan if t is None else float(score.argmax() == t[0])
+            k, prob, _, seconds = self._leave_one(x, thresholds)
+            exits[k], correct[k] = 1, math.nan if t is None else float(prob.argmax() == t[0])
         else:
             result, seconds = self._classify(x, thresholds)
             exits = np.bincount(result.exit, minlength=len(exits)).tolist()
@@ -203,8 +143,7 @@ class Compiled:
         """BranchyNet.look."""
         x, _ = self._given(x, None)
         parts = [self._look(x[part]) for part in _chunks(len(x))]
-        return [(np.concatenate([p[k][0] for p in parts]), sum(p[k][1] for p in parts), sum(p[k][2] for p in parts))
-                for k in range(self.numexits())]
+        return [_together(looks) for looks in zip(*parts)]
 
     def _look(self, x):
         result = []
@@ -213,18 +152,15 @@ class Compiled:
             stage.run()
             trunk = time.perf_counter()
             head.run()
-            score = head.y[:len(x)]
-            prob, _ = _softmax_and_entropy_of_one(score[0]) if len(x) == 1 else _softmax_and_entropy(score)
-            end = time.perf_counter()
-            result.append((np.float32(prob).reshape(score.shape), trunk - start, end - start))
+            prob, entropy = answer(head.y[:len(x)])
+            result.append(Look(prob, entropy, trunk - start, time.perf_counter() - start))
         return result
 
     def _classify(self, x, thresholds):
         """(Classification, seconds in the trunk's stages)."""
         if len(x) == 1:
-            k, score, ent, prob, seconds = self._leave_one(x, thresholds)
-            return Classification(
-                np.array([score.argmax()]), np.array([k]), np.float32([ent]), np.float32([prob])), seconds
+            k, prob, ent, seconds = self._leave_one(x, thresholds)
+            return Classification(prob.argmax(axis=1), np.array([k]), ent, prob), seconds
         parts = _chunks(len(x))
         chunks = [None] * len(parts)
 
@@ -246,7 +182,7 @@ class Compiled:
             seconds += time.perf_counter() - start
             head.run()
             count = len(x) if rows is None else len(rows)
-            prob, ent = _softmax_and_entropy(head.y[:count])
+            prob, ent = answer(head.y[:count])
             leaves = below(ent, thresholds[k]) if k < len(thresholds) else np.ones(count, bool)
             if rows is None:
                 exits, entropies, probs = np.full(len(x), k), ent, prob
@@ -261,17 +197,16 @@ class Compiled:
         return exits, entropies, probs, seconds
 
     def _leave_one(self, x, thresholds):
-        """(exit, score (C,), entropy, prob (C,), seconds in the trunk's stages) of one sample."""
-        seconds = 0.
+        """(exit, prob (1, C), entropy (1,), seconds in the trunk's stages) of one sample."""
+        seconds, cuts = 0., rounded(thresholds, np.float32)
         for k, (stage, head) in enumerate(self._programs(x)):
             start = time.perf_counter()
             stage.run()
             seconds += time.perf_counter() - start
             head.run()
-            score = head.y[0]
-            prob, ent = _softmax_and_entropy_of_one(score)
-            if k == len(thresholds) or ent < thresholds[k]:
-                return k, score, ent, prob, seconds
+            prob, ent = answer(head.y)
+            if k == len(cuts) or ent[0] < cuts[k]:
+                return k, prob, ent, seconds
 
     def _carried_on(self, programs, k, stays, count, shape):
         """Programs for the samples that stay after exit k, their features in place."""
@@ -318,31 +253,12 @@ def _joined(chunks):
     return (*map(np.concatenate, arrays), sum(seconds))
 
 
+def _together(looks):
+    """The Looks of one exit at several chunks, as one."""
+    prob, entropy, released, whole = zip(*looks)
+    return Look(np.concatenate(prob), np.concatenate(entropy), sum(released), sum(whole))
+
+
 def _padded(count):
     """The size of program for so many samples: a power of two, so that there are few."""
     return 1 << (count - 1).bit_length()
-
-
-def _softmax_and_entropy(score):
-    """prob (B, C) and entropy (B,), nats, of score (B, C)."""
-    prob = score - score.max(axis=1, keepdims=True)
-    np.exp(prob, out=prob)
-    prob /= prob.sum(axis=1, keepdims=True)
-    return prob, entropy(prob)
-
-
-_FEW = 64  # numbers that Python adds up sooner than NumPy is called
-
-
-def _softmax_and_entropy_of_one(score):
-    """prob (C,) and entropy (nats) of one sample's score (C,)."""
-    if len(score) > _FEW:
-        prob, ent = _softmax_and_entropy(score[None])
-        return prob[0], float(ent[0])
-    score = score.tolist()
-    top = max(score)
-    powers = [math.exp(s - top) for s in score]
-    total = sum(powers)
-    # -sum p log p with log p = s - top - log total; no term is negative.
-    ent = math.log(total) + sum(p * (top - s) for p, s in zip(powers, score)) / total
-    return [p / total for p in powers], ent

@@ -4,23 +4,65 @@ The paper is Teerapittayanon, McDanel, Kung: BranchyNet: Fast Inference via Earl
 Neural Networks, ICPR 2016. Names and results are those of its authors' release; docs/fidelity.md
 lists what differs from it, and why.
 """
+from __future__ import annotations
+
+import contextlib
 import copy
 import math
-from numbers import Real
 import time
+from typing import Iterator, NamedTuple
 
 from branchynet import _chainer  # noqa: F401
 import chainer
 import chainer.functions as F
 from chainer.backend import get_array_module
+from chainer.backends.cuda import to_cpu
 import numpy as np
 
-from branchynet.functions import entropy, rows
-from branchynet.inference import below, check_per_exit, inference_mode, lowest
+from branchynet import exits
+from branchynet.exits import Array, check_per_exit
+from branchynet.functions import rows
 from branchynet.links.links import Branch, Net, check_links
 from branchynet.timing import now
 from branchynet.progress import progress
 from branchynet.training import batches, check_pairs
+
+
+class Leaving(NamedTuple):
+    """The n samples that leave at an exit.
+
+    Attributes:
+        index: integers (n,), their places in the batch, in rising order.
+        logits, prob: (n, C), the exit's output and its softmax.
+        entropy: (n,), nats.
+        seconds: of the trunk's stage before the exit, which all samples that reach the exit went through.
+    """
+    index: Array
+    logits: Array
+    prob: Array
+    entropy: Array
+    seconds: float
+
+
+class Look(NamedTuple):
+    """The answer of one exit to all B samples of a batch.
+
+    Attributes:
+        prob: (B, C), the softmax. entropy: (B,), nats.
+        released: seconds of the trunk's stage before the exit.
+        whole: seconds of that stage, the exit's links, softmax and entropy.
+    """
+    prob: Array
+    entropy: Array
+    released: float
+    whole: float
+
+
+@contextlib.contextmanager
+def inference_mode() -> Iterator[None]:
+    """Chainer in testing mode, without graphs."""
+    with chainer.using_config('train', False), chainer.no_backprop_mode():
+        yield
 
 
 class BranchyNet(chainer.Chain):
@@ -176,22 +218,22 @@ class BranchyNet(chainer.Chain):
 
     def _kept(self, k, logits, batch):
         """Indices of the samples that training carries on past exit k; None for all of them."""
-        remaining = len(logits)
-        if self.thresholdExits is not None:
-            ent = _entropy(logits)
-            dropped = below(ent, _of_exit(self.thresholdExits, k))
-        else:
-            if self.percentTrainExits is not None:
-                count = int(_share(self.percentTrainExits, k, remaining, batch))
-            else:
-                count = int(remaining - _share(self.percentTrainKeeps, k, remaining, batch))
-            if count <= 0:
-                return None
-            ent = _entropy(logits)
-            dropped = lowest(ent, count)
+        rule = self._training_rule()
+        if isinstance(rule, exits.Shares) and rule.count(k, len(logits), batch) <= 0:
+            return None  # no entropy is needed
+        entropy = exits.answer(logits.array).entropy
+        dropped = rule.leaves(k, entropy, batch)
         if dropped.any():
-            self._learned[k].append(float(ent[dropped].max()))
+            self._learned[k].append(float(entropy[dropped].max()))
         return self.xp.flatnonzero(~dropped)
+
+    def _training_rule(self):
+        """The rule by which training drops samples."""
+        if self.thresholdExits is not None:
+            return exits.Thresholds(self.thresholdExits)
+        if self.percentTrainExits is not None:
+            return exits.Shares(self.percentTrainExits)
+        return exits.Shares(self.percentTrainKeeps, stay=True)
 
     def getLearnedExitsThresholds(self):
         """The entropy up to which training dropped samples, per exit but the last.
@@ -216,23 +258,24 @@ class BranchyNet(chainer.Chain):
             stages only, and does not wait for a GPU.
         """
         x, t = self.checked(x, t)
-        exits, correct, seconds = [0] * self.numexits(), [0] * self.numexits(), 0.
+        counts, correct, seconds = [0] * self.numexits(), [0] * self.numexits(), 0.
         with inference_mode():
-            for k, index, logits, elapsed in self.leave(x, self.thresholdExits):
-                seconds += elapsed
-                exits[k] = len(index)
-                correct[k] = math.nan if t is None else _count_correct(logits, t[index])
-        accuracies = [c / n if n else 0. for c, n in zip(correct, exits)]
-        return sum(correct) / len(x), accuracies, exits, seconds
+            for k, left in enumerate(self.leave(x, self._testing_rule())):
+                seconds += left.seconds
+                counts[k] = len(left.index)
+                correct[k] = math.nan if t is None else _count_correct(left.logits, t[left.index])
+        accuracies = [c / n if n else 0. for c, n in zip(correct, counts)]
+        return sum(correct) / len(x), accuracies, counts, seconds
 
     def run(self, x):
         """Logits (B, C) of the exit at which every sample of x leaves, in the order of x."""
         x, _ = self.checked(x)
         with inference_mode():
-            parts = [(index, logits) for _, index, logits, _ in self.leave(x, self.thresholdExits)]
-        result = self.xp.empty((len(x), parts[0][1].shape[1]), parts[0][1].dtype)
-        for index, logits in parts:
-            result[index] = logits
+            parts = list(self.leave(x, self._testing_rule()))
+        first = parts[0].logits
+        result = self.xp.empty((len(x), first.shape[1]), first.dtype)
+        for part in parts:
+            result[part.index] = part.logits
         return result
 
     def test_main(self, x, t=None):
@@ -247,16 +290,18 @@ class BranchyNet(chainer.Chain):
 
     def get_SM(self, x):
         """Softmax of every exit for every sample of x (B, ...), without early exit: a list of (B, C)."""
-        return [prob for prob, _, _ in self.look(x)]
+        return [look.prob for look in self.look(x)]
 
-    def leave(self, x, thresholds):
-        """Early exit step by step, in the mode and on the arrays that the caller set up.
+    def leave(self, x: Array, rule: exits.Rule) -> Iterator[Leaving]:
+        """Early exit, exit by exit, for x (B, ...).
+
+        The caller must set inference mode and move x to the net's device.
 
         Args:
-            thresholds: a number, a list, or None: the share percentTestExits leaves.
+            rule: decides which samples leave; at the last exit all do.
 
         Yields:
-            (exit, indices of the samples that leave there, their logits, seconds of the trunk's stage).
+            A Leaving for every exit, up to the one at which the last samples leave.
         """
         index, batch = self.xp.arange(len(x)), len(x)
         for k in range(self.numexits()):
@@ -264,28 +309,24 @@ class BranchyNet(chainer.Chain):
             x = chainer.as_array(self.stage(k, x))
             seconds = time.perf_counter() - start
             logits = chainer.as_array(self.exit(k, x))
-            leaves = self._leaves(k, logits, batch, thresholds)
-            yield k, index[leaves], logits[leaves], seconds
+            prob, entropy = exits.answer(logits)
+            if k < self.numexits() - 1:
+                leaves = rule.leaves(k, entropy, batch)
+            else:
+                leaves = self.xp.ones(len(index), bool)
+            yield Leaving(index[leaves], logits[leaves], prob[leaves], entropy[leaves], seconds)
             if leaves.all():
                 return
             index, x = index[~leaves], x[~leaves]
 
-    def _leaves(self, k, logits, batch, thresholds):
-        """Boolean (remaining,): which samples leave at exit k."""
-        if k == self.numexits() - 1:
-            return self.xp.ones(len(logits), bool)
-        ent = _entropy(logits)
-        if thresholds is not None:
-            return below(ent, _of_exit(thresholds, k))
-        return lowest(ent, int(_share(self.percentTestExits, k, len(ent), batch)))
+    def _testing_rule(self) -> exits.Rule:
+        """The rule by which test and run let samples leave."""
+        if self.thresholdExits is not None:
+            return exits.Thresholds(self.thresholdExits)
+        return exits.Shares(self.percentTestExits)
 
-    def look(self, x):
-        """What every exit says of x (B, ...), without early exit, and how long it takes.
-
-        Returns:
-            List of (softmax (B, C), seconds of the trunk's stage, seconds of the stage, the exit's links,
-            softmax and entropy), one per exit.
-        """
+    def look(self, x: Array) -> list[Look]:
+        """The answers of all exits to x (B, ...), without early exit, and their times: a Look for every exit."""
         x, _ = self.checked(x)
         result = []
         with inference_mode():
@@ -293,9 +334,8 @@ class BranchyNet(chainer.Chain):
                 start = now(self)
                 x = self.stage(k, x)
                 trunk = now(self)
-                prob = F.softmax(self.exit(k, x)).array
-                entropy(prob)
-                result.append((prob, trunk - start, now(self) - start))
+                prob, entropy = exits.answer(self.exit(k, x).array)
+                result.append(Look(prob, entropy, trunk - start, now(self) - start))
         return result
 
     # Thresholds
@@ -313,7 +353,7 @@ class BranchyNet(chainer.Chain):
                 batch = []
                 for k in range(self.numexits() - 1):
                     h = self.stage(k, h)
-                    batch.append(chainer.backends.cuda.to_cpu(_entropy(self.exit(k, h))))
+                    batch.append(to_cpu(exits.answer(self.exit(k, h).array).entropy))
             result.append(batch)
         return [np.concatenate(parts) for parts in zip(*result)]
 
@@ -332,7 +372,7 @@ class BranchyNet(chainer.Chain):
         thresholds = []
         for k, ent in enumerate(entropies):
             total = len(ent)
-            cut = min(int(total - _of_exit(percentTrainKeeps, k) * total), total - 1)
+            cut = min(int(total - exits.of_exit(percentTrainKeeps, k) * total), total - 1)
             thresholds.append(float(np.sort(ent)[cut]))
         return thresholds, entropies
 
@@ -421,13 +461,13 @@ class BranchyNet(chainer.Chain):
     # Checks
 
     def _check_settings(self):
-        exits = self.numexits() - 1
+        count = self.numexits() - 1
         if self.thresholdExits is not None:
-            check_per_exit('thresholdExits', self.thresholdExits, exits)
+            check_per_exit('thresholdExits', self.thresholdExits, count)
         if self.percentTrainExits is not None:
-            check_per_exit('percentTrainExits', self.percentTrainExits, exits, upper=1)
-        check_per_exit('percentTrainKeeps', self.percentTrainKeeps, exits, upper=1)
-        check_per_exit('percentTestExits', self.percentTestExits, exits, upper=1)
+            check_per_exit('percentTrainExits', self.percentTrainExits, count, upper=1)
+        check_per_exit('percentTrainKeeps', self.percentTrainKeeps, count, upper=1)
+        check_per_exit('percentTestExits', self.percentTestExits, count, upper=1)
 
     def checked(self, x, t=None):
         """x (B, ...) and t (B,) as arrays on the net's device.
@@ -549,19 +589,6 @@ def _count_correct(logits, t):
     if len(t):
         check_labels(logits, t)
     return int((logits.argmax(axis=1) == t).sum())
-
-
-def _entropy(logits):
-    return entropy(F.softmax(chainer.as_array(logits)))
-
-
-def _of_exit(setting, k):
-    return setting if isinstance(setting, Real) else setting[k]
-
-
-def _share(setting, k, remaining, batch):
-    """A number counts in those that remain, a list in the whole batch (as released)."""
-    return setting * remaining if isinstance(setting, Real) else setting[k] * batch
 
 
 def _once(named):

@@ -7,8 +7,8 @@ import numpy as np
 
 from branchynet import timing
 from branchynet.cpu.threads import run
-from branchynet.functions import entropy
-from branchynet.inference import Compiled, below
+from branchynet.exits import count_below, leave_at
+from branchynet.inference import Compiled
 from branchynet.net import check_labels
 from branchynet.progress import progress
 from branchynet.training import batches, check_pairs
@@ -81,11 +81,10 @@ def _profile_together(net, x, t):
 
 def _profile_batch(net, x, t):
     count, rows = len(x), []
-    for prob, released, whole in net.look(x):
-        check_labels(prob, t)
-        prob = to_cpu(prob)
-        rows.append((entropy(prob), prob.argmax(axis=1) == t,
-                     np.full(count, released / count), np.full(count, whole / count)))
+    for look in net.look(x):
+        check_labels(look.prob, t)
+        rows.append((to_cpu(look.entropy), to_cpu(look.prob).argmax(axis=1) == t,
+                     np.full(count, look.released / count), np.full(count, look.whole / count)))
     return [np.stack(values) for values in zip(*rows)]
 
 
@@ -144,14 +143,6 @@ def percentiles(profile, thresholds, q=(50, 95)):
     return np.transpose([np.percentile(whole[leave_at(profile.entropy, setting), each], q) for setting in thresholds])
 
 
-def leave_at(ent, setting):
-    """Exit (N,) at which samples of entropy (E, N) leave under one setting (E - 1,)."""
-    left = np.full(ent.shape[1], len(ent) - 1)
-    for k in reversed(range(len(setting))):
-        left[below(ent[k], setting[k])] = k
-    return left
-
-
 def _checked(profile, thresholds):
     """thresholds as float (S, E - 1)."""
     thresholds = np.asarray(thresholds, float)
@@ -168,8 +159,8 @@ def _ranks(ent, thresholds):
     """Samples (K, N) by rising entropy (K, N) of each exit, and how many (K, S) lie below thresholds (S, K)."""
     order = ent.argsort(axis=1)
     ranks = np.empty(thresholds.shape[::-1], int)
-    for k, cuts in enumerate(thresholds.T.astype(ent.dtype)):  # as inference.below compares them
-        ranks[k] = np.searchsorted(ent[k], cuts, sorter=order[k])
+    for k, cuts in enumerate(thresholds.T):
+        ranks[k] = count_below(ent[k], cuts, order[k])
     return order, ranks
 
 

@@ -7,7 +7,7 @@ from chainer.backends.cuda import to_cpu
 import numpy as np
 
 from branchynet import augment, sweep
-from branchynet.inference import check_per_exit, lowest
+from branchynet.exits import check_per_exit, lowest
 from branchynet.progress import progress
 from branchynet.training import batches, check_pairs, epochs
 

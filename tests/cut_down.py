@@ -42,8 +42,8 @@ def run(name, device):
         looked = {'softmax': net.look(x)}
         if is_compilable(net):
             looked['compiled softmax'] = Compiled(net).look(x[:2])
-        for what, exits in looked.items():
-            prob = [to_cpu(prob) for prob, _, _ in exits]
+        for what, looks in looked.items():
+            prob = [to_cpu(look.prob) for look in looks]
             entry['steps'].append({'what': what, 'mean': float(np.max(prob)),
                                    'sha256': provenance.sha256_of_arrays(prob)})
     return entry

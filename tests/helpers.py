@@ -38,3 +38,30 @@ def weights(net):
 def same(a, b):
     """Whether two dicts of arrays are bitwise equal."""
     return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+
+
+def exact_net(seed=0):
+    """Three exits over images (B, 1, 8, 8) whose every sum is exact in float32, in any order.
+
+    The weights are small integers, but for the exits', which are those divided by a power of two. So the logits
+    have the same bits however they are computed, in batches or one by one, and samples have equal entropies only
+    where the logits are equal.
+    """
+    rng = np.random.RandomState(seed)
+    relu, pool = branchynet.FL(F.relu), branchynet.FL(F.max_pooling_2d, 2)
+    net = branchynet.BranchyNet([
+        L.Convolution2D(1, 4, 3, pad=1), relu, pool, branchynet.Branch([L.Linear(64, 5)]),
+        L.Convolution2D(4, 6, 3), relu, branchynet.Branch([L.Linear(24, 5)]),
+        L.Linear(24, 8), relu, branchynet.Branch([L.Linear(8, 5)])])
+    for path, param in net.namedparams():
+        param.array[...] = rng.randint(-2, 3, param.shape)
+    for model, scale in zip([*net.models, net.main], (32, 256, 2048, 2048)):
+        model[-1].W.array /= scale
+        model[-1].b.array /= scale
+    return net
+
+
+def exact_data(count=300, seed=1):
+    """x (count, 1, 8, 8), small integers as float32, and t (count,), for exact_net."""
+    rng = np.random.RandomState(seed)
+    return rng.randint(0, 3, (count, 1, 8, 8)).astype(np.float32), rng.randint(0, 5, count).astype(np.int32)
