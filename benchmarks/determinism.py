@@ -18,9 +18,9 @@ import time
 import branchynet  # noqa: F401
 import numpy as np
 
-from branchynet import checkpoint, cpu, determinism, provenance
+from branchynet import checkpoint, cpu, determinism, provenance, schema
 from branchynet.experiments import pages, report
-from branchynet.experiments.runs import Run, write_json
+from branchynet.experiments.runs import ResumableTraining
 from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
 from branchynet.files import write_atomically
 from branchynet.training import steps
@@ -109,7 +109,7 @@ def table(measured):
     for network, m in measured['networks'].items():
         portable, fast = m['step_s']['portable'], m['step_s']['fast']
         ratios = [p / f for p, f in zip(portable, fast)]
-        waited = max(Run.INTERVAL, m['checkpoint_s'] / Run.SHARE)
+        waited = max(ResumableTraining.INTERVAL, m['checkpoint_s'] / ResumableTraining.SHARE)
         rows.append([
             network, '%d' % m['batchsize'], *('%.1f' % (1e3 * statistics.median(s)) for s in (portable, fast)),
             '%.2f (%.2f to %.2f)' % (statistics.median(ratios), min(ratios), max(ratios)),
@@ -142,7 +142,7 @@ def main():
     measured = {'environment': provenance.environment(),
                 'networks': {network: measure(network, args.pairs) for network in args.networks}}
     os.makedirs(os.path.dirname(os.path.abspath(args.file)), exist_ok=True)
-    write_json(args.file, measured)
+    schema.write(args.file, measured)
     print(table(measured))
 
 

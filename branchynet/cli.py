@@ -68,6 +68,11 @@ def _parser():
                          help='pass too where losses and shares differ by T at most, above 1 relatively (default: 0)')
     command.set_defaults(run=_verify)
 
+    command = commands.add_parser('results', help='convert results folders that an earlier version wrote')
+    command.add_argument('action', choices=['convert'])
+    command.add_argument('dirs', nargs='+', metavar='DIR')
+    command.set_defaults(run=_convert)
+
     command = commands.add_parser('data', help='say which data is there, download it, or build pcifar10')
     command.add_argument('action', nargs='?', choices=['info', 'download', 'build'], default='info')
     command.add_argument('name', nargs='?', choices=list(DATASETS),
@@ -123,29 +128,35 @@ def _reproduce(args):
 
 
 def _report(args):
-    from branchynet.experiments import report, reproduce, runs
+    from branchynet.experiments import report, reproduce, results
     from branchynet.files import write_atomically
-    results = [runs.read_results(os.path.join(folder, 'results.json')) for folder in args.dirs]
+    found = [results.read(folder) for folder in args.dirs]
     if args.update is not None:
         with open(args.update, encoding='utf-8') as f:
             page = f.read()
-        tables = '\n'.join(report.for_readme(one) for one in results)
+        tables = '\n'.join(report.for_readme(one) for one in found)
         try:
             write_atomically(args.update, report.between_markers(page, tables).encode())
         except ValueError as e:
-            raise ValueError('%s: %s' % (args.update, e)) from e
+            raise ValueError(f'{args.update}: {e}') from e
         return 0
     status = 0
-    for folder, one in zip(args.dirs, results):
-        try:
-            if args.write:
-                reproduce.write(one, folder)
-            print(report.tables(one))
-            status = max(status, reproduce.verdict(one))
-        except (AttributeError, IndexError, KeyError, TypeError) as e:  # JSON of another form than runs write
-            raise OSError('%s is damaged (%s: %s): expected the results of a run of this version' % (
-                os.path.join(folder, 'results.json'), type(e).__name__, e)) from e
+    for folder, one in zip(args.dirs, found):
+        if args.write:
+            reproduce.write(one, folder)
+        print(report.tables(one))
+        status = max(status, reproduce.verdict(one))
     return status
+
+
+def _convert(args):
+    from branchynet.experiments import conversion, reproduce
+    for folder in args.dirs:
+        found = conversion.convert(folder)
+        if found is not None:
+            reproduce.write(found, folder)
+        print(f'{folder}: ' + ('converted' if found is not None else 'has the present format already'))
+    return 0
 
 
 def _verify(args):

@@ -3,160 +3,212 @@
 A manifest lists the steps of every run in their order: the data, the weights after every epoch, every output
 array, each with its SHA-256 and numbers that say how far two of them differ. Times are not compared.
 """
-import json
+from __future__ import annotations
+
 from numbers import Real
 import os
-from typing import NamedTuple, Optional
+from typing import Any, Iterator, NamedTuple, Optional
 
 from branchynet import _chainer  # noqa: F401
+from attrs import define, field
+import attrs
 import numpy as np
 
-from branchynet import files
+from branchynet import files, schema
 
 FORMAT = 2  # of a manifest
 _MEASURES = ('loss', 'accuracy', 'mean')  # of a step: a number, or one for each exit
 
 
+def _numbers(_: object, attribute: attrs.Attribute, value: Any) -> None:
+    values = value if isinstance(value, list) else [value]
+    if value is not None and not all(isinstance(number, Real) for number in values):
+        raise ValueError(f'has {attribute.name} {value}: expected a number, or a list of them')
+
+
+def _not_empty(_: object, attribute: attrs.Attribute, value: list) -> None:
+    if not value:
+        raise ValueError(f'has no {attribute.name}: expected one at least')
+
+
+@define(kw_only=True)
+class Step:
+    """A step of a run: an array, or the weights of a net.
+
+    Attributes:
+        what: the step's name. sha256: of its bytes.
+        loss, accuracy, mean: numbers (of an array: its mean) that say how far two steps differ; one for each exit
+            where there are several.
+    """
+    what: str
+    sha256: str
+    loss: Any = field(default=None, validator=_numbers)
+    accuracy: Any = field(default=None, validator=_numbers)
+    mean: Any = field(default=None, validator=_numbers)
+
+
+@define(kw_only=True)
+class Run:
+    """One run of a manifest.
+
+    Attributes:
+        settings: by name; they must agree for two runs to be compared.
+        device, environment: of the training. measured_in: the environment of the measurement, where it is recorded.
+        weights_sha256: of the files of trained weights, by their names.
+    """
+    name: str
+    settings: dict[str, Any]
+    device: str
+    environment: dict[str, Any]
+    measured_in: Optional[dict[str, Any]] = None
+    weights_sha256: dict[str, str] = field(factory=dict)
+    steps: list[Step] = field(validator=_not_empty)
+
+
+@define(kw_only=True)
+class Manifest:
+    """A record of runs, and of the files that they wrote.
+
+    Attributes:
+        preset: of the runs; None in a reference.
+        sha256: of every file of the folder, by its path inside it.
+    """
+    format: int = FORMAT
+    preset: Optional[str] = None
+    runs: list[Run]
+    sha256: dict[str, str] = field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        names = [run.name for run in self.runs]
+        if len(set(names)) < len(names):
+            raise ValueError('has two runs of one name: expected each run once')
+
+
 class Comparison(NamedTuple):
-    """One run, as two manifests have it.
+    """One run, as two manifests record it.
 
     Attributes:
         name: of the run.
         count: steps compared.
         difference: the first step that differs, None where all are the same.
-        worst: how far numbers differ at most, relative where they are above 1; inf where a step has none.
-        causes: what differs in the environments, as 'numpy 2.4.6 / 2.2.6'.
+        worst: how far numbers differ at most, relative where they are above 1; inf where that cannot be said.
+        causes: the entries that differ in the environments, as 'numpy 2.4.6 / 2.2.6'.
     """
     name: str
     count: int
     difference: Optional[str]
     worst: float
-    causes: list
+    causes: list[str]
 
-    def passes(self, tolerance):
+    def passes(self, tolerance: float) -> bool:
         """Whether the bits are the same, or, where a tolerance above 0 is given, numbers near each other."""
         return self.difference is None or tolerance > 0 and self.worst <= tolerance
 
 
-def read(path):
-    """The manifest of a results folder, or of a file.
+def read(path: str) -> Manifest:
+    """Reads the manifest of a results folder, or of a file.
 
     Raises:
-        OSError: missing, damaged, of another version; or a file of the folder is not the one that it lists.
+        OSError: it is missing, damaged or of another version; or a file of the folder is not the one that it lists.
     """
     manifest = os.path.join(path, 'manifest.json') if os.path.isdir(path) else path
-    try:
-        with open(manifest, encoding='utf-8') as f:
-            content = json.load(f)
-    except FileNotFoundError:
-        raise FileNotFoundError('%s is missing: expected a results folder or a manifest' % manifest) from None
-    except ValueError as e:
-        raise OSError('%s is damaged (%s): expected a manifest' % (manifest, e)) from e
+    content = schema.read_json(manifest, 'a results folder or a manifest')
     if not isinstance(content, dict) or content.get('format') != FORMAT:
-        raise OSError('%s is not of format %d: expected the manifest of a run of this version' % (manifest, FORMAT))
-    if not _is_whole(content):
-        raise OSError('%s lacks parts of a manifest: expected runs, each with its settings and steps' % manifest)
+        raise OSError(f'{manifest} is not of format {FORMAT}: expected the manifest of a run of this version')
+    try:
+        found = schema.structure(content, Manifest)
+    except ValueError as e:
+        raise OSError(f'{manifest} is damaged: {e}') from e
     if os.path.isdir(path):
-        _check_files(path, content.get('sha256', {}))
-    return content
+        _check_files(path, found.sha256)
+    return found
 
 
-def _is_whole(content):
-    runs = content.get('runs')
-    return isinstance(runs, list) and isinstance(content.get('sha256', {}), dict) and all(
-        _has(run, name=str, settings=dict, environment=dict, device=str, steps=list) and run['steps']
-        and all(_has(step, what=str, sha256=str) and _has_numbers(step) for step in run['steps']) for run in runs
-    ) and len({run['name'] for run in runs}) == len(runs)
+def write(path: str, manifest: Manifest) -> None:
+    """Writes a manifest, whole or not at all."""
+    schema.write(path, {'format': FORMAT, **schema.unstructure(manifest)})
 
 
-def _has(content, **kinds):
-    return isinstance(content, dict) and all(isinstance(content.get(key), kind) for key, kind in kinds.items())
-
-
-def _has_numbers(step):
-    values = [step[key] for key in _MEASURES if key in step]
-    return all(isinstance(number, Real) for value in values
-               for number in (value if isinstance(value, list) else [value]))
-
-
-def _check_files(folder, sha256s):
+def _check_files(folder: str, sha256s: dict[str, str]) -> None:
     for name, sha256 in sha256s.items():
         path = os.path.join(folder, name)
         if not os.path.exists(path):
-            raise FileNotFoundError('%s is missing: expected what its manifest lists' % path)
+            raise FileNotFoundError(f'{path} is missing: the manifest lists it')
         if files.digest(path) != sha256:
-            raise OSError('%s is not what its manifest lists: expected SHA-256 %s' % (path, sha256))
+            raise OSError(f'{path} is not the file that the manifest lists: expected SHA-256 {sha256}')
 
 
-def compare(a, b):
-    """A Comparison of every run that two manifests share.
+def compare(a: Manifest, b: Manifest) -> list[Comparison]:
+    """Compares every run that two manifests share.
 
     Raises:
         ValueError: they share none, or one with other settings.
     """
-    others = {run['name']: run for run in b['runs']}
-    shared = [(run, others[run['name']]) for run in a['runs'] if run['name'] in others]
+    others = {run.name: run for run in b.runs}
+    shared = [(run, others[run.name]) for run in a.runs if run.name in others]
     if not shared:
-        raise ValueError('the runs are %s: expected some of %s' % (
-            ', '.join(run['name'] for run in a['runs']) or 'none', ', '.join(others) or 'none'))
+        names = ', '.join(run.name for run in a.runs) or 'none'
+        raise ValueError(f"the manifests share no run (A: {names}; B: {', '.join(others) or 'none'})")
     return [_compare(*pair) for pair in shared]
 
 
-def left_out(a, b):
-    """A line on every run that only one of two manifests has."""
-    names = [[run['name'] for run in manifest['runs']] for manifest in (a, b)]
+def left_out(a: Manifest, b: Manifest) -> Iterator[str]:
+    """Yields a line on every run that only one of two manifests has."""
+    names = [[run.name for run in manifest.runs] for manifest in (a, b)]
     for which, mine, others in zip('AB', names, reversed(names)):
-        yield from ('%s: not compared, as only %s has it' % (name, which) for name in mine if name not in others)
+        yield from (f'{name}: not compared, as only {which} has it' for name in mine if name not in others)
 
 
-def _compare(a, b):
-    for key in {**a['settings'], **b['settings']}:
-        here, there = (run['settings'].get(key) for run in (a, b))
+def _compare(a: Run, b: Run) -> Comparison:
+    for key in {**a.settings, **b.settings}:
+        here, there = a.settings.get(key), b.settings.get(key)
         if here != there:
-            raise ValueError('%s has %s %s: expected %s, as the other has' % (a['name'], key, there, here))
-    pairs = list(zip(a['steps'], b['steps']))
-    different = [(p, q) for p, q in pairs if (p['what'], p['sha256']) != (q['what'], q['sha256'])]
+            raise ValueError(f'run {a.name}: {key} differs (A: {here}, B: {there})')
+    pairs = list(zip(a.steps, b.steps))
+    different = [(p, q) for p, q in pairs if (p.what, p.sha256) != (q.what, q.sha256)]
     first, worst = None, 0.
     if different:
-        first, worst = different[0][0]['what'], max(_distance(p, q) for p, q in different)
-    elif len(a['steps']) != len(b['steps']):
-        first, worst = max(a['steps'], b['steps'], key=len)[len(pairs)]['what'] + ', which one has not', np.inf
-    return Comparison(a['name'], len(pairs), first, worst, _causes(a, b))
+        first, worst = different[0][0].what, max(_distance(p, q) for p, q in different)
+    if len(a.steps) != len(b.steps):
+        worst = np.inf  # no number says how far a run is from one that was cut short
+        first = first or f'{max(a.steps, b.steps, key=len)[len(pairs)].what}, which only one run has'
+    return Comparison(a.name, len(pairs), first, worst, _causes(a, b))
 
 
-def _distance(p, q):
+def _distance(p: Step, q: Step) -> float:
     """How far the numbers of two steps differ; inf where that cannot be said."""
     worst = -np.inf
     for key in _MEASURES:
-        if key in p and key in q and np.shape(p[key]) == np.shape(q[key]):
-            scale = np.maximum(1, np.maximum(np.abs(p[key]), np.abs(q[key])))
-            worst = np.maximum(worst, np.max(np.abs(np.subtract(p[key], q[key])) / scale))  # NaN stays NaN
-    return worst if p['what'] == q['what'] and worst >= 0 else np.inf
+        here, there = getattr(p, key), getattr(q, key)
+        if here is not None and there is not None and np.shape(here) == np.shape(there):
+            scale = np.maximum(1, np.maximum(np.abs(here), np.abs(there)))
+            worst = np.maximum(worst, np.max(np.abs(np.subtract(here, there)) / scale))  # NaN stays NaN
+    return worst if p.what == q.what and worst >= 0 else np.inf
 
 
-def _causes(a, b):
-    here, there = ({'device': run['device'], **run['environment']} for run in (a, b))
+def _causes(a: Run, b: Run) -> list[str]:
+    here, there = ({'device': run.device, **run.environment} for run in (a, b))
     names = ['commit', 'tree', 'python', 'numpy', 'chainer', 'cupy', 'packages', 'platform', 'cpu', 'profile',
              'numpy_kernels', 'onednn', 'blas', 'threads', 'device', 'gpus', 'cuda']
-    return ['%s: %s / %s' % (name, *_short(here.get(name), there.get(name)))
-            for name in names if here.get(name) != there.get(name)]
+    pairs = ((name, here.get(name), there.get(name)) for name in names)
+    return [f'{name}: {" / ".join(map(str, _short(p, q)))}' for name, p, q in pairs if p != q]
 
 
-def _short(a, b):
-    """Two values; of dicts, where they differ."""
+def _short(a: Any, b: Any) -> tuple[Any, Any]:
+    """Two values; of dicts, the entries in which they differ."""
     if isinstance(a, dict) and isinstance(b, dict):
         keys = [key for key in {**a, **b} if a.get(key) != b.get(key)]
-        a, b = ({key: value.get(key) for key in keys} for value in (a, b))
+        return {key: a.get(key) for key in keys}, {key: b.get(key) for key in keys}
     return a, b
 
 
-def lines(comparisons, tolerance):
-    """What to tell of comparisons, a line on each run and on what may be the cause."""
+def lines(comparisons: list[Comparison], tolerance: float) -> Iterator[str]:
+    """Yields a line on each comparison and one on each possible cause of a difference."""
     for c in comparisons:
         if c.difference is None:
-            yield '%s: identical (%d steps)' % (c.name, c.count)
+            yield f'{c.name}: identical ({c.count} steps)'
             continue
-        verdict = 'the same within %g' % tolerance if c.passes(tolerance) else 'different'
-        distance = 'where no number says how far' if np.isinf(c.worst) else 'numbers by up to %.3g' % c.worst
-        yield '%s: %s; first in %s, %s' % (c.name, verdict, c.difference, distance)
-        yield from ('    ' + cause for cause in c.causes)
+        verdict = f'the same within {tolerance:g}' if c.passes(tolerance) else 'different'
+        distance = 'where no number says how far' if np.isinf(c.worst) else f'numbers by up to {c.worst:.3g}'
+        yield f'{c.name}: {verdict}; first in {c.difference}, {distance}'
+        yield from (f'    {cause}' for cause in c.causes)

@@ -1,12 +1,15 @@
-"""What is claimed (claims.toml and published/), checked against results.json."""
+"""The claims (claims.toml and published/), checked against results."""
+from __future__ import annotations
+
 import csv
 from functools import lru_cache
 import itertools
 import math
 import os
-from typing import NamedTuple
+from typing import Any, Callable, NamedTuple, Optional, Union
 
-from branchynet.experiments import PRESETS
+from branchynet.experiments import NAMES, PRESETS
+from branchynet.experiments.results import DirectSetting, NetworkRun, Results, SweptSetting
 import numpy as np
 
 try:
@@ -16,6 +19,12 @@ except ImportError:  # before Python 3.11
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PASS, FAIL, NOT_RUN = 'PASS', 'FAIL', 'NOT RUN'
+KEYS = {'id', 'text', 'source', 'rows', 'for_each', 'where', 'value', 'expected', 'measure', 'at', 'better', 'tolerance',
+        'relative', 'floor', 'why', 'preset', 'device', 'experiment', 'not_checked', 'cause'}  # of an entry
+
+
+class NotFound(Exception):
+    """The results lack the figure that a claim is about; the message says which."""
 
 
 class Claim(NamedTuple):
@@ -26,27 +35,33 @@ class Claim(NamedTuple):
         id, text: filled in. experiment: its name. expected: a number or (not checked) a text.
         device: 'any', 'cpu' or 'gpu'.
     """
-    entry: dict
-    row: dict
+    entry: dict[str, Any]
+    row: dict[str, Any]
     id: str
     text: str
     experiment: str
-    expected: object
+    expected: Union[float, str]
     device: str
 
     @property
-    def source(self):
-        """Where it is made."""
+    def source(self) -> str:
+        """The place where the claim is made."""
         return self.entry['source']
 
-    def bounds(self):
+    @property
+    def cause(self) -> str:
+        """Why it is known to fail, with the command of the experiment that showed it; '' where it is not known."""
+        causes = self.entry.get('cause', '')
+        return causes.get(self.experiment, '') if isinstance(causes, dict) else causes
+
+    def bounds(self) -> tuple[float, float]:
         """(least, most) that is measured where the claim holds."""
         tolerance = self._tolerance()
         least = max(self.expected - tolerance, self.entry.get('floor', -math.inf))
         most = self.expected + tolerance
         return {'higher': (least, math.inf), 'lower': (-math.inf, most), 'same': (least, most)}[self.entry['better']]
 
-    def _tolerance(self):
+    def _tolerance(self) -> float:
         tolerance = self.entry.get('tolerance')
         if tolerance is None:
             return self.entry['relative'] * self.expected
@@ -55,64 +70,98 @@ class Claim(NamedTuple):
             return 2 * math.sqrt(2 * share * (1 - share) / 10000) * 100
         return tolerance[self.experiment] if isinstance(tolerance, dict) else tolerance
 
-    def command(self):
-        """What checks it; None for what is not checked."""
-        if 'measure' in self.entry:
-            device = '' if self.device == 'any' else ' --device ' + {'cpu': 'cpu', 'gpu': 'gpu:0'}[self.device]
-            return './get_results.sh --only %s --preset %s%s' % (self.experiment, self.entry['preset'], device)
+    def command(self) -> Optional[str]:
+        """The command that checks the claim; None where it is not checked."""
+        if 'measure' not in self.entry:
+            return None
+        device = '' if self.device == 'any' else ' --device ' + {'cpu': 'cpu', 'gpu': 'gpu:0'}[self.device]
+        return f'./get_results.sh --only {self.experiment} --preset {self.entry["preset"]}{device}'
 
-    def minutes(self):
-        """That its command takes on 2 cores; None where that was not measured."""
+    def minutes(self) -> Optional[float]:
+        """Expected minutes of its command on 2 cores, or None if they were not measured."""
         return _file()['minutes'].get(self.experiment, {}).get(self.entry.get('preset'))
 
 
 class Verdict(NamedTuple):
-    """A claim and what came of it.
+    """A claim and its outcome.
 
     Attributes:
-        claim: a Claim. status: PASS, FAIL or NOT_RUN. measured: a value per seed. reason: of NOT_RUN.
+        claim: a Claim. status: PASS, FAIL or NOT_RUN. measured: a value per seed.
+        reason: why it was NOT RUN, or why a FAIL has no measured value; else ''.
     """
     claim: Claim
     status: str
-    measured: list
+    measured: list[float]
     reason: str
 
 
-def published(name):
+def published(name: str) -> list[dict[str, str]]:
     """The rows of a file in published/: texts by column."""
     with open(os.path.join(HERE, 'published', name)) as f:
         return list(csv.DictReader(f))
 
 
 @lru_cache(None)
-def _file():
+def _file() -> dict[str, Any]:
     with open(os.path.join(HERE, 'claims.toml'), 'rb') as f:
         return tomllib.load(f)
 
 
-def claims():
-    """All Claims, in the order of claims.toml."""
+def claims() -> list[Claim]:
+    """All claims, in the order of claims.toml.
+
+    Raises:
+        ValueError: an entry of claims.toml has a misspelt key, measure, preset, experiment or direction, or lacks
+            one.
+    """
+    for entry in _file()['claim']:
+        _check_entry(entry)
     return [_claim(entry, row) for entry in _file()['claim'] for row in _rows(entry)]
 
 
-def _rows(entry):
+def _check_entry(entry: dict[str, Any]) -> None:
+    where = f"claims.toml: claim {entry.get('id', 'without id')}"
+    needed = {'id', 'text', 'source'} | (
+        {'measure', 'better', 'why', 'preset'} if 'not_checked' not in entry else set())
+    for key in sorted(needed - entry.keys()):
+        raise ValueError(f'{where} lacks {key}')
+    for key in sorted(entry.keys() - KEYS):
+        raise ValueError(f'{where} has the unknown key {key}: expected some of {", ".join(sorted(KEYS))}')
+    choices = {'measure': MEASURES, 'better': ('higher', 'lower', 'same'), 'preset': PRESETS,
+               'device': ('any', 'cpu', 'gpu'), 'experiment': NAMES}
+    for key, known in choices.items():
+        if key in entry and entry[key] not in known:
+            raise ValueError(f'{where} has {key} {entry[key]}: expected one of {", ".join(known)}')
+    if 'measure' in entry and not ('tolerance' in entry) ^ ('relative' in entry):
+        raise ValueError(f'{where} has neither tolerance nor relative, or both: expected one of them')
+    if not ('expected' in entry) ^ ('value' in entry) and not ('expected' in entry and 'rows' in entry):
+        raise ValueError(f'{where} has neither expected nor value: expected one of them')
+
+
+def _rows(entry: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows that an entry makes claims of; an empty one where it stands for itself."""
     if 'rows' not in entry:
         return [{}]
     each = [dict(zip(entry.get('for_each', {}), values)) for values in itertools.product(
         *entry.get('for_each', {}).values())]
-    rows = [{**row, **more} for name in entry['rows'] for row in published(name) for more in each]
+    rows = [{**_with_role(row), **more} for name in entry['rows'] for row in published(name) for more in each]
     return [row for row in rows if _value(entry, row) and all(
         row[column] == value for column, value in entry.get('where', {}).items())]
 
 
-def _value(entry, row):
-    """What the row says, as text; of a list of exits the row's own, '' if there are fewer."""
+def _with_role(row: dict[str, str]) -> dict[str, str]:
+    """The row, with the column `role`: 'baseline' or 'branchy'."""
+    name = row.get('network') or row.get('series', '')
+    return {**row, 'role': 'branchy' if name.startswith('B-') else 'baseline'}
+
+
+def _value(entry: dict[str, Any], row: dict[str, Any]) -> str:
+    """The row's value, as text; of a list of exits the row's own, '' if there are fewer."""
     text = row[entry['value']]
     return (text.split() + [''] * row['exit'])[row['exit'] - 1] if 'exit' in row else text
 
 
-def _claim(entry, row):
+def _claim(entry: dict[str, Any], row: dict[str, Any]) -> Claim:
     row = {**row, 'network': row.get('network') or row.get('series', '').split(' ')[0]}
     network = row['network'][2:] if row['network'].startswith('B-') else row['network']
     words = {**row, 'thresholds': row.get('thresholds') or 'baseline'}
@@ -123,126 +172,148 @@ def _claim(entry, row):
                  entry.get('device') or row.get('device', 'any').lower())
 
 
-def check(results):
-    """A Verdict on every claim, from a results.json."""
+def check(results: Results) -> list[Verdict]:
+    """A verdict on every claim.
+
+    A figure that the results lack or that is no number is a FAIL: only an experiment, preset or device that was not
+    run leaves a claim NOT RUN.
+    """
     return [_verdict(claim, results) for claim in claims()]
 
 
-def _verdict(claim, results):
+def _verdict(claim: Claim, results: Results) -> Verdict:
     reason = _why_not(claim, results)
-    if reason is None:
-        runs = results['experiments'][claim.experiment]['seeds']
-        seeds = dict.fromkeys(run['seed'] for run in runs)
-        try:
-            measured = [float(MEASURES[claim.entry['measure']](claim, [r for r in runs if r['seed'] == seed]))
-                        for seed in seeds]
-        except (KeyError, StopIteration):
-            reason = 'the results do not hold what it needs'
-        else:
-            least, most = claim.bounds()
-            return Verdict(claim, PASS if least <= np.mean(measured) <= most else FAIL, measured, '')
-    return Verdict(claim, NOT_RUN, [], reason)
+    if reason is not None:
+        return Verdict(claim, NOT_RUN, [], reason)
+    runs = results.experiments[claim.experiment]
+    measure = MEASURES[claim.entry['measure']]
+    try:
+        measured = [float(measure(claim, [run for run in runs if run.seed == seed]))
+                    for seed in dict.fromkeys(run.seed for run in runs)]
+    except NotFound as e:
+        return Verdict(claim, FAIL, [], str(e))
+    least, most = claim.bounds()
+    holds = bool(measured) and least <= np.mean(measured) <= most and bool(np.isfinite(measured).all())
+    return Verdict(claim, PASS if holds else FAIL, measured, '')
 
 
-def _why_not(claim, results):
+def _why_not(claim: Claim, results: Results) -> Optional[str]:
     """Why a claim cannot be checked by these results; None if it can."""
     if 'not_checked' in claim.entry:
         return claim.entry['not_checked']
-    if not results['experiments'].get(claim.experiment, {}).get('seeds'):
-        return '%s was not run' % claim.experiment
-    if PRESETS.index(results['preset']) < PRESETS.index(claim.entry['preset']):
-        return 'needs preset ' + claim.entry['preset']
-    devices = {'gpu' if 'cupy' in run['device'] else 'cpu' for run in results['experiments'][claim.experiment]['seeds']}
+    runs = results.experiments.get(claim.experiment)
+    if not runs:
+        return f'{claim.experiment} was not run'
+    order = list(PRESETS)
+    if order.index(results.preset) < order.index(claim.entry['preset']):
+        return f'needs preset {claim.entry["preset"]}'
+    devices = {'gpu' if 'cupy' in run.measurement.device else 'cpu' for run in runs}
     if claim.device != 'any' and devices != {claim.device}:
         return 'needs a GPU' if claim.device == 'gpu' else 'needs --device cpu'
+    return None
 
 
-# Measures: (claim, the results of one seed) -> number
+# Measures: (claim, the runs of one seed) -> number. NotFound where the results lack the figure.
 
-def best_accuracy(claim, runs):
+def best_accuracy(claim: Claim, runs: list) -> float:
     """Of the settings that let ``at`` % or more leave at exit 1."""
-    return max(row['accuracy_percent'] for row in runs[0]['sweep'] if row['exit_percent'][0] >= claim.entry['at'])
+    enough = [row.accuracy_percent for row in runs[0].measurement.sweep if row.exit_percent[0] >= claim.entry['at']]
+    if not enough:
+        most = max(row.exit_percent[0] for row in runs[0].measurement.sweep)
+        raise NotFound(f'no setting lets {claim.entry["at"]} % leave at exit 1 (at most {most:.4g} %)')
+    return max(enough)
 
 
-def least_fall(claim, runs):
+def least_fall(claim: Claim, runs: list) -> float:
     """Of the joint loss from the first epoch to the last, at the exit where it is least."""
-    loss = runs[0]['joint_training']['loss']
-    return np.min(np.subtract(loss[0], loss[-1]))
+    loss = runs[0].training.joint.loss
+    if len(loss) < 2:
+        raise NotFound(f'the joint training has {len(loss)} epochs: a fall takes two at least')
+    return float(np.min(np.subtract(loss[0], loss[-1])))
 
 
-def accuracy(claim, runs):
-    """Of the baseline, or of a setting."""
-    if claim.row['network'].startswith('B-'):
-        return _setting(claim, runs[0])['accuracy_percent']
-    return runs[0]['baseline']['accuracy_percent']
+def accuracy(claim: Claim, runs: list) -> float:
+    """Of a setting, or of the baseline: as released, unless the row asks for the one before joint training."""
+    if claim.row['role'] == 'branchy':
+        return _setting(claim, runs[0]).accuracy_percent
+    baseline = runs[0].measurement.baseline
+    before = claim.row.get('measured') == 'before joint training'
+    return baseline.accuracy_percent if before else baseline.accuracy_as_released_percent
 
 
-def exit_share(claim, runs):
+def exit_share(claim: Claim, runs: list) -> float:
     """Leaving at the row's exit; without a row at the first."""
-    return _setting(claim, runs[0])['exit_percent'][claim.row.get('exit', 1) - 1]
+    return _setting(claim, runs[0]).exit_percent[claim.row.get('exit', 1) - 1]
 
 
-def gain(claim, runs):
+def gain(claim: Claim, runs: list) -> float:
     """On the row's clock, over the baseline of the same run."""
-    setting, clock = _setting(claim, runs[0]), claim.row['clock']
-    if 'gain_' + clock in setting:
-        return setting['gain_' + clock]
-    return runs[0]['baseline'][clock]['mean_ms'] / setting[clock]['mean_ms']
+    return getattr(_setting(claim, runs[0]), f"gain_{claim.row['clock']}")
 
 
-def _setting(claim, run):
+def _setting(claim: Claim, run: NetworkRun) -> Union[DirectSetting, SweptSetting]:
     """The row's thresholds, run by themselves or in the sweep; without a row the published ones."""
+    measurement = run.measurement
     if not claim.row.get('thresholds'):
-        return run['measured'][0]
+        return measurement.measured.published
     thresholds = [float(t) for t in claim.row['thresholds'].split()]
-    return next(row for row in [run['measured'][0]] + run['sweep'] if row['thresholds'] == thresholds)
+    for setting in [*measurement.measured.by_name().values(), *measurement.sweep]:
+        if len(setting.thresholds) == len(thresholds) and np.allclose(setting.thresholds, thresholds, rtol=1e-9, atol=0):
+            return setting
+    raise NotFound(f'the sweep has no setting T = {claim.row["thresholds"]}')
 
 
-def curve(claim, runs):
+def curve(claim: Claim, runs: list) -> float:
     """Accuracy in no more than the figure's share of the baseline's time, on the released clock."""
-    network = claim.row['network']
+    network, measurement = claim.row['network'], runs[0].measurement
     if not network.startswith('B-'):
-        return runs[0]['baseline']['accuracy_percent']
+        return measurement.baseline.accuracy_as_released_percent
     base = next(row for row in published('figures.csv') if row['figure'] == '3' and row['series'] == network[2:])
-    limit = float(claim.row['x']) / float(base['x']) * runs[0]['baseline']['released']['mean_ms']
-    return max([row['accuracy_percent'] for row in runs[0]['sweep'] if row['released_ms'] <= limit], default=0.)
+    limit = float(claim.row['x']) / float(base['x']) * measurement.baseline.released.mean_ms
+    enough = [row.accuracy_percent for row in measurement.sweep if row.released_ms <= limit]
+    if not enough:
+        raise NotFound(f'no setting takes {limit:.4g} ms or less on the released clock')
+    return max(enough)
 
 
-def accuracy_at_share(claim, runs):
+def accuracy_at_share(claim: Claim, runs: list) -> float:
     """On figure 4's curve."""
-    return _at_share(claim, runs[0], 'accuracy_percent')
+    exit1 = runs[0].measurement.exit1_curve
+    return np.interp(float(claim.row['x']), exit1.exit1_percent, exit1.accuracy_percent)
 
 
-def entropy_at_share(claim, runs):
+def entropy_at_share(claim: Claim, runs: list) -> float:
     """On figure 4's curve."""
-    return _at_share(claim, runs[0], 'max_entropy_nat')
+    exit1 = runs[0].measurement.exit1_curve
+    return np.interp(float(claim.row['x']), exit1.exit1_percent, exit1.max_entropy_nat)
 
 
-def _at_share(claim, run, key):
-    return np.interp(float(claim.row['x']), run['exit1_curve']['exit1_percent'], run['exit1_curve'][key])
-
-
-def final_accuracy(claim, runs):
+def final_accuracy(claim: Claim, runs: list) -> float:
     """Of the final exit, of the part that the row's x names."""
     return _final(runs, claim.row['x'])
 
 
-def difference(claim, runs):
+def difference(claim: Claim, runs: list) -> float:
     """Of two parts, ``at``, in the accuracy of the final exit: the second's less the first's."""
     before, after = claim.entry['at']
     return _final(runs, after) - _final(runs, before)
 
 
-def _final(runs, part):
-    return next(run for run in runs if run['part'] == part)['exit_accuracy_percent'][-1]
+def _final(runs: list, part: str) -> float:
+    for run in runs:
+        if run.part == part:
+            return run.measurement.exit_accuracy_percent[-1]
+    raise NotFound(f'part {part} was not trained')
 
 
-def cache_miss_ratio(claim, runs):
+def cache_miss_ratio(claim: Claim, runs: list) -> float:
     """Of the setting that misses least to the baseline."""
-    *settings, base = (point['cache_miss_percent'] for point in runs[0]['cache'])
+    *settings, base = (point.cache_miss_percent for point in runs[0].measurement.cache)
+    if not settings or not base > 0:
+        raise NotFound('no setting was counted, or the baseline misses nothing')
     return min(settings) / base
 
 
-MEASURES = {f.__name__: f for f in (
+MEASURES: dict[str, Callable[[Claim, list], float]] = {f.__name__: f for f in (
     best_accuracy, least_fall, accuracy, exit_share, gain, curve, accuracy_at_share, entropy_at_share,
     final_accuracy, difference, cache_miss_ratio)}

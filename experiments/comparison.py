@@ -1,41 +1,46 @@
 """Variants of a network trained alike and compared by the accuracy of their exits."""
+from __future__ import annotations
+
 from functools import partial
 import os
 from typing import Callable, NamedTuple
 
 from branchynet import cpu, sweep, visualize
-from branchynet.experiments import runs
+from branchynet.experiments import results, runs
+from branchynet.net import BranchyNet
 
 BATCHSIZE = 500  # of testing: nothing is timed
 
 
 class Part(NamedTuple):
-    """What is trained: ``get_network(variant=...)``, after its baseline or (trained=False) from a random start."""
-    get_network: Callable
+    """A network that is trained, after its baseline or (trained=False) from random weights.
+
+    Attributes:
+        get_network: makes the net, with the argument `variant`.
+    """
+    get_network: Callable[..., BranchyNet]
     trained: bool = True
 
 
 class Comparison(NamedTuple):
-    """Networks of one branch, and what differs between them.
+    """Networks that differ in one choice.
 
     Attributes:
-        parts: of Part, by name. xlabel: what the names are.
+        name: of the experiment. title: its heading in reports.
+        parts: the networks by name. xlabel: says what the names are.
+        get_data: loads the arrays. presets: Preset by name.
         published: the accuracy (a share) of the final exit by the part's name, where there is one.
     """
     name: str
     title: str
     xlabel: str
-    parts: dict
-    get_data: Callable
-    presets: dict
-    published: dict
+    parts: dict[str, Part]
+    get_data: Callable[[], runs.Data]
+    presets: dict[str, runs.Preset]
+    published: dict[str, float]
 
-    def about(self):
-        """What results.json says of the experiment itself."""
-        return {'title': self.title}
-
-    def minutes(self, preset, data, setup):
-        """Minutes that a seed will take on cut data."""
+    def minutes(self, preset: runs.Preset, data: runs.Data, setup: runs.Setup) -> float:
+        """Estimates the minutes that a seed takes on cut data."""
         total = 0.
         for part in self.parts:
             net = self.parts[part].get_network(variant=setup.variant)
@@ -43,30 +48,45 @@ class Comparison(NamedTuple):
             total += runs.training_minutes(net, self._preset(part, preset), data)
         return total
 
-    def run(self, part, seed, data, setup):
-        """Trains one part with one seed on cut data: a JSON-ready dict, units in its keys."""
+    def run(self, part: str, seed: int, data: runs.Data, setup: runs.Setup) -> results.ComparisonRun:
+        """Trains one part with one seed on cut data and measures it."""
         run, preset = (self.name, part, seed), self._preset(part, self.presets[setup.preset])
         get_network = partial(self.parts[part].get_network, variant=setup.variant)
         training = runs.begin(run, get_network, preset, data, setup)
-        net, result = training.net, training.result
         with cpu.fast():
             for phase in 'main', 'joint':
                 training.train(phase)
-            profile = sweep.profile(runs.for_inference(net), *data[2:], BATCHSIZE)
-        result['exit_accuracy_percent'] = (profile.correct.mean(axis=1) * 100).tolist()
-        result['outputs'] = {
-            'entropy': runs.digest(profile.entropy), 'correct': runs.digest(profile.correct)}
-        result['weights_sha256'] = runs.save_weights(net, runs.weights_path(setup.out, *run))
-        return result
+        record = training.record
+        record.weights_sha256 = runs.save_weights(training.net, runs.weights_path(setup.out, *run))
+        return results.ComparisonRun(
+            seed=seed, part=part, training=record, measurement=self.measure(part, seed, record, data, setup))
 
-    def write(self, results, out):
+    def measure(self, part: str, seed: int, training: results.Training, data: runs.Data,
+                setup: runs.Setup) -> results.ComparisonMeasurement:
+        """Measures the weights that a training left in the results folder, on cut data.
+
+        Raises:
+            OSError: weights are missing, or are not those of the training.
+        """
+        net = self.parts[part].get_network(variant=training.variant)
+        runs.load_weights(net, runs.weights_path(setup.out, self.name, part, seed), training.weights_sha256)
+        net.to_device(setup.device)
+        with cpu.fast():
+            profile = sweep.profile(runs.for_inference(net), *data[2:], BATCHSIZE)
+        return results.ComparisonMeasurement(
+            device=str(setup.device), environment=runs.environment(setup.out), test_samples=len(data[2]),
+            exit_accuracy_percent=(profile.correct.mean(axis=1) * 100).tolist(),
+            outputs={'entropy': runs.digest(profile.entropy), 'correct': runs.digest(profile.correct)})
+
+    def write(self, seeds: list[results.ComparisonRun], out: str) -> list[str]:
         """Draws the accuracy of the final exit by part; returns the paths."""
-        parts = [part for part in self.parts if any(result['part'] == part for result in results)]
-        accuracies = [[r['exit_accuracy_percent'][-1] / 100 for r in results if r['part'] == part] for part in parts]
-        paths = [os.path.join(out, 'figures', '%s.%s' % (self.name, suffix)) for suffix in ('png', 'pdf')]
+        parts = [part for part in self.parts if any(run.part == part for run in seeds)]
+        accuracies = [[run.measurement.exit_accuracy_percent[-1] / 100 for run in seeds if run.part == part]
+                      for part in parts]
+        paths = [os.path.join(out, 'figures', f'{self.name}.{suffix}') for suffix in ('png', 'pdf')]
         for path in paths:
             visualize.plot_comparison(parts, accuracies, self.published, self.xlabel, output_path=path)
         return paths
 
-    def _preset(self, part, preset):
+    def _preset(self, part: str, preset: runs.Preset) -> runs.Preset:
         return preset if self.parts[part].trained else preset._replace(main_epochs=0)

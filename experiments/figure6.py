@@ -2,25 +2,27 @@
 
     ./get_results.sh --only alex_cifar10,figure6 --preset quick
 
-It counts in a process of its own that classifies images one by one, with the weights that alex_cifar10 left in
+It counts in a process of its own, which classifies images one by one, with the weights that alex_cifar10 left in
 the results folder: by `perf stat` where the machine has counters, else by valgrind's cachegrind, which
-simulates the last-level cache of the paper's processor (20 MB); without either it says that it cannot. What the
-process does up to the first image's end is counted apart and taken off. A rate is last-level misses over loads
+simulates the last-level cache of the paper's processor (20 MB); without either it is skipped. The counts of the
+process up to the end of the first image are taken separately and subtracted. A rate is last-level misses over loads
 and stores. About 8 minutes on 2 cores with cachegrind; the published rate falls with the runtime.
 """
+from __future__ import annotations
+
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, Optional
 
-from branchynet import cpu, files, timing, visualize
+from branchynet import cpu, files, provenance, timing, visualize
 from branchynet.datasets import pcifar10
-from branchynet.experiments import claims, runs
+from branchynet.experiments import claims, results, runs
 from branchynet.experiments.alex_cifar10 import EXPERIMENT as ALEXNET
-import chainer
+from branchynet.net import BranchyNet
 import numpy as np
 
 PERF = ['perf', 'stat', '-x', ',', '-e', 'cache-misses:u,L1-dcache-loads:u,L1-dcache-stores:u']
@@ -30,121 +32,125 @@ MINUTES = 8  # of a seed with cachegrind
 
 
 class Figure6(NamedTuple):
-    """Counts cache misses of settings of a network that another experiment trained."""
+    """Counts cache misses of settings of the network that alex_cifar10 trained.
+
+    Attributes:
+        name: of the experiment. title: its heading in reports.
+        get_data: loads the arrays. presets: Preset by name; only test_samples counts.
+    """
     name: str
     title: str
-    get_data: Callable
-    presets: dict
+    get_data: Callable[[], runs.Data]
+    presets: dict[str, runs.Preset]
     parts = ['']
 
-    def about(self):
-        """What results.json says of the experiment itself."""
-        return {'title': self.title}
-
-    def minutes(self, preset, data, setup):
-        """Minutes that a seed will take."""
+    def minutes(self, preset: runs.Preset, data: runs.Data, setup: runs.Setup) -> float:
+        """Estimates the minutes that a seed takes."""
         return MINUTES
 
-    def run(self, part, seed, data, setup):
-        """Counts for one seed: a JSON-ready dict, units in its keys.
+    def run(self, part: str, seed: int, data: runs.Data, setup: runs.Setup) -> results.CacheRun:
+        """Counts for one seed.
 
         Raises:
-            runs.CannotRun: there is nothing to count with, or no weights.
+            runs.CannotRun: there is nothing to count with, or the folder holds no weights of this seed.
         """
         tool, weights = _tool(), runs.weights_path(setup.out, ALEXNET.name, '', seed)
-        if not _is_of_a_run(weights, seed, setup):
-            raise runs.CannotRun('%s is not there, or of another run than results.json: expected it from --only '
-                                     '%s,%s' % (weights, ALEXNET.name, self.name))
-        setup = setup._replace(device=chainer.get_device('@numpy'))
-        run = runs.begin((self.name, part, seed), lambda: ALEXNET.get_network(variant=setup.variant),
-                             self.presets[setup.preset], data, setup)
-        net, result = run.net, run.result
-        chainer.serializers.load_npz(weights, net)
-        result['tool'] = tool[0]
+        training = _training(seed, setup)
+        if training is None:
+            raise runs.CannotRun(f'{setup.out} holds no weights of seed {seed} of {ALEXNET.name}: run --only '
+                                 f'{ALEXNET.name},{self.name}')
+        net = ALEXNET.get_network(variant=setup.variant)
+        runs.load_weights(net, weights, training.weights_sha256)
+        _, _, x, t = data
         with tempfile.TemporaryDirectory() as folder, cpu.fast():
             images = os.path.join(folder, 'images.npy')
-            np.save(images, data[2])
-            result['cache'] = [_point(net, setting, data, *(
-                _count(tool, setup.variant, weights, images, count, setting) for count in (0, len(data[2]))))
+            np.save(images, x)
+            points = [_point(net, setting, x, t, *(
+                _count(tool, setup.variant, weights, images, count, setting) for count in (0, len(x))))
                 for setting in ([10., 10.], ALEXNET.published_thresholds, [0., 0.], [])]
-        return result
+        return results.CacheRun(seed=seed, measurement=results.CacheMeasurement(
+            device='@numpy', environment=runs.environment(setup.out), test_samples=len(x),
+            data_sha256=provenance.sha256_of_arrays(data), variant=setup.variant, tool=tool[0], cache=points))
 
-    def write(self, results, out):
+    def write(self, seeds: list[results.CacheRun], out: str) -> list[str]:
         """Draws every seed's points; returns the paths."""
         published = [(row['series'], (float(row['x']), float(row['y']) / 100))
                      for row in claims.published('figures.csv') if row['figure'] == '6']
         paths = []
-        for result in results:
-            *settings, base = [(p['runtime_ms'], p['cache_miss_percent'] / 100) for p in result['cache']]
+        for run in seeds:
+            *settings, base = [(p.runtime_ms, p.cache_miss_percent / 100) for p in run.measurement.cache]
             for suffix in 'png', 'pdf':
-                paths.append(os.path.join(out, 'figures', 'figure6_seed%d.%s' % (result['seed'], suffix)))
+                paths.append(os.path.join(out, 'figures', f'figure6_seed{run.seed}.{suffix}'))
                 visualize.plot_cache_misses(
                     *zip(*settings), *base, [point for series, point in published if series != 'AlexNet'],
                     next(point for series, point in published if series == 'AlexNet'), output_path=paths[-1])
         return paths
 
 
-def _is_of_a_run(weights, seed, setup):
-    """Whether weights are what the folder's results say that this seed came to."""
-    path = os.path.join(setup.out, 'results.json')
-    if not (os.path.exists(weights) and os.path.exists(path)):
-        return False
-    results = runs.read_results(path)
-    trained = results['experiments'].get(ALEXNET.name, {'seeds': []})['seeds']
-    return (results['preset'], results['variant']) == (setup.preset, setup.variant) and any(
-        (run['seed'], run.get('weights_sha256')) == (seed, files.digest(weights)) for run in trained)
+def _training(seed: int, setup: runs.Setup) -> Optional[results.Training]:
+    """The training that left the folder's weights of this seed; None where there is none of this preset."""
+    if not (os.path.exists(runs.weights_path(setup.out, ALEXNET.name, '', seed))
+            and os.path.exists(results.path_of(setup.out))):
+        return None
+    found = results.read(setup.out)
+    if (found.preset, found.variant) != (setup.preset, setup.variant):
+        return None
+    return next((run.training for run in found.experiments.get(ALEXNET.name, []) if run.seed == seed), None)
 
 
-def _tool():
-    """The command that counts, of those that do here."""
+def _tool() -> list[str]:
+    """The command that counts, of those that work here."""
     if shutil.which('perf'):
         trial = subprocess.run(PERF + ['true'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
         if trial.returncode == 0 and '<not' not in trial.stderr:
             return PERF
     if shutil.which('valgrind'):
         return CACHEGRIND
-    raise runs.CannotRun('this machine has no cache counters: expected perf and counters, or valgrind '
-                             '(apt-get install valgrind)')
+    raise runs.CannotRun('this machine has no cache counters that perf can read, and no valgrind: '
+                         'run apt-get install valgrind')
 
 
-def _count(tool, variant, weights, images, count, setting):
-    """(loads and stores, last-level misses) of a process that classifies one image, and so many again."""
+def _count(tool: list[str], variant: str, weights: str, images: str, count: int,
+           setting: list[float]) -> tuple[int, int]:
+    """Counts in a process that classifies one image, and then ``count`` images: (loads and stores, misses)."""
     command = [sys.executable, '-m', __name__, variant, weights, images, str(count), *map(str, setting)]
     run = subprocess.run(tool + command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
     if run.returncode:
-        why = run.stderr.strip() or 'status %d' % run.returncode
-        raise OSError('%s failed: %s' % (tool[0], why.splitlines()[-1]))
+        why = run.stderr.strip() or f'status {run.returncode}'
+        raise OSError(f'{tool[0]} failed: {why.splitlines()[-1]}')
     return _perf_counts(run.stderr) if tool is PERF else _cachegrind_counts(run.stderr)
 
 
-def _perf_counts(text):
+def _perf_counts(text: str) -> tuple[int, int]:
     misses, *loads_and_stores = (int(line.split(',')[0]) for line in text.splitlines() if re.match(r'\d+,', line))
     return sum(loads_and_stores), misses
 
 
-def _cachegrind_counts(text):
-    return tuple(int(re.search(what + r':\s*([\d,]+)', text).group(1).replace(',', ''))
-                 for what in ('D   refs', 'LL misses'))
+def _cachegrind_counts(text: str) -> tuple[int, int]:
+    references, misses = (int(re.search(what + r':\s*([\d,]+)', text).group(1).replace(',', ''))
+                          for what in ('D   refs', 'LL misses'))
+    return references, misses
 
 
-def _point(net, setting, data, before, after):
+def _point(net: BranchyNet, setting: list[float], x: np.ndarray, t: np.ndarray, before: tuple[int, int],
+           after: tuple[int, int]) -> results.CachePoint:
     """One setting (none: the baseline), its time taken without counting."""
-    _, _, x, t = data
     refs, misses = np.subtract(after, before)
     net.thresholdExits = setting or None
     measurement = timing.measure(runs.for_inference(net), x, t, main=not setting)
-    return {'thresholds': setting, 'runtime_ms': timing.summary(measurement.whole)['mean_ms'],
-            'references': int(refs), 'misses': int(misses), 'cache_miss_percent': float(misses / refs * 100)}
+    return results.CachePoint(
+        thresholds=setting, runtime_ms=timing.summary(measurement.whole)['mean_ms'], references=int(refs),
+        misses=int(misses), cache_miss_percent=float(misses / refs * 100))
 
 
-def classify(variant, weights, images, count, *setting):
-    """Classifies one image, for which buffers are made, and ``count`` images one by one: what is counted."""
+def classify(variant: str, weights: str, images: str, count: str, *setting: str) -> None:
+    """Classifies one image, for which buffers are made, and ``count`` images one by one: this is counted."""
     net = ALEXNET.get_network(variant=variant)
-    chainer.serializers.load_npz(weights, net)
+    runs.load_weights(net, weights, files.digest(weights))
     net.thresholdExits = [float(t) for t in setting] or None
-    net = runs.for_inference(net)
+    compiled = runs.for_inference(net)
     x = np.load(images)
-    step = net.test if setting else net.test_main
+    step = compiled.test if setting else compiled.test_main
     for i in [0, *range(int(count))]:
         step(x[i:i + 1])
 

@@ -4,7 +4,8 @@
 
 paper trains B-AlexNet both ways for as many joint epochs, about 5 hours on 2 cores (on a GPU: not measured);
 the paper claims "several percent" for the trained start. quick trains for a few epochs on a fifth of the
-images, about 6 minutes; it claims nothing. smoke only shows that everything runs.
+images, about 6 minutes; it claims nothing. reduced is paper with 12 main and 25
+joint epochs. smoke only shows that everything runs.
 """
 from branchynet.datasets import pcifar10
 from branchynet.experiments.comparison import Comparison, Part

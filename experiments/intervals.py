@@ -1,24 +1,46 @@
-"""How sure an accuracy is."""
-import math
+"""How sure an accuracy is: intervals and tests by scipy.stats."""
+from __future__ import annotations
 
-Z = 1.959964  # of a normal distribution's central 95 %
+import numpy as np
+from scipy import stats
 
-
-def wilson(share, count):
-    """95 % interval (low, high) of a share seen in ``count`` samples (Wilson, 1927)."""
-    middle = share + Z * Z / (2 * count)
-    half = Z * math.sqrt(share * (1 - share) / count + Z * Z / (4 * count * count))
-    return (middle - half) / (1 + Z * Z / count), (middle + half) / (1 + Z * Z / count)
+LEVEL = .95
 
 
-def mcnemar(only_first, only_second):
-    """Exact two-sided p value of McNemar's test: are two classifiers right equally often?
+def wilson(correct: int, count: int) -> tuple[float, float]:
+    """The 95 % interval (low, high) of a share, from ``correct`` of ``count`` samples (Wilson, 1927)."""
+    interval = stats.binomtest(correct, count).proportion_ci(LEVEL, method='wilson')
+    return interval.low, interval.high
+
+
+def over_seeds(values: list[float]) -> tuple[float, float]:
+    """The 95 % interval (low, high) of the mean over trainings, by Student's t; it needs two values at least."""
+    if np.ptp(values) == 0:  # Student's t needs a spread
+        return values[0], values[0]
+    low, high = stats.t.interval(LEVEL, len(values) - 1, np.mean(values), stats.sem(values))
+    return float(low), float(high)
+
+
+def accuracy(percents: list[float], images: int) -> tuple[float, float]:
+    """The 95 % interval (low, high) of an accuracy in percent.
+
+    Of one seed it is Wilson's, for the test images: how far another test set may be off. Of several seeds it is
+    Student's t over them: how far the mean of other trainings may be off.
 
     Args:
-        only_first, only_second: samples that only the one, only the other classifies correctly.
+        percents: one for each seed. images: in the test set.
     """
-    count, fewer = only_first + only_second, min(only_first, only_second)
-    log_half = count * math.log(.5)
-    tail = sum(math.exp(math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) + log_half)
-               for k in range(fewer + 1))
-    return min(1., 2 * tail)
+    if len(percents) > 1:
+        return over_seeds(percents)
+    low, high = wilson(round(percents[0] / 100 * images), images)
+    return 100 * low, 100 * high
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """The exact two-sided p value of McNemar's test: are two classifiers right equally often?
+
+    Args:
+        only_first, only_second: samples that only the first, only the second classifies correctly.
+    """
+    count = only_first + only_second
+    return float(stats.binomtest(only_first, count, .5).pvalue) if count else 1.

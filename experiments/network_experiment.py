@@ -1,13 +1,17 @@
 """A network of the paper and its baseline: trained, swept and timed."""
+from __future__ import annotations
+
 import csv
 from functools import partial
 import io
 import os
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 from branchynet import cpu, sweep, timing, utils, visualize
-from branchynet.experiments import claims, runs
+from branchynet.cost import NetCost, cost
+from branchynet.experiments import claims, results, runs
 from branchynet.inference import Compiled
+from branchynet.net import BranchyNet
 from branchynet.files import write_atomically
 import numpy as np
 
@@ -15,93 +19,135 @@ SHARES = np.linspace(0, 1, 51)  # leaving at exit 1, of figure 4
 
 
 class NetworkExperiment(NamedTuple):
-    """A network, its data, and the settings swept."""
+    """A network of the paper.
+
+    Attributes:
+        name: of the experiment. network: its name in the paper; its early-exit version is B-network.
+        get_network: makes the net, with the argument `variant`. get_data: loads the arrays.
+        base_thresholds: every combination of them, over the exits but the last, is swept.
+        published_thresholds: Table I's setting.
+        presets: Preset by name; not every preset must be there.
+    """
     name: str
     network: str
-    get_network: Callable
-    get_data: Callable
-    base_thresholds: list
-    published_thresholds: list
-    presets: dict
-    parts = ['']  # what is trained; comparisons have several
+    get_network: Callable[..., BranchyNet]
+    get_data: Callable[[], runs.Data]
+    base_thresholds: list[float]
+    published_thresholds: list[float]
+    presets: dict[str, runs.Preset]
+    parts = ['']  # comparisons have several
 
-    def about(self):
-        """What results.json says of the experiment itself."""
-        return {'network': self.network}
+    @property
+    def title(self) -> str:
+        """The heading in reports."""
+        return f'{self.network} and B-{self.network}'
 
-    def minutes(self, preset, data, setup):
-        """Minutes that a seed will take on cut data."""
+    def minutes(self, preset: runs.Preset, data: runs.Data, setup: runs.Setup) -> float:
+        """Estimates the minutes that a seed takes on cut data."""
         net = self.get_network(variant=setup.variant)
         net.to_device(setup.device)
         training = runs.training_minutes(net, preset, data)
-        # The baseline, the sweep's pass and the chosen settings, image by image.
+        # The baseline twice, the sweep's pass and four settings, image by image.
         look = runs.seconds(net, runs.for_inference(net).look, data[2][:1])
-        return training + 4 * len(data[2]) * look / 60
+        return training + 6 * len(data[2]) * look / 60
 
-    def run(self, part, seed, data, setup):
+    def run(self, part: str, seed: int, data: runs.Data, setup: runs.Setup) -> results.NetworkRun:
         """Trains one seed on cut data and measures it.
 
-        Returns:
-            JSON-ready dict: the result of the seed, units in its keys. The checkpoint stays, to be removed
-            once the result is safe.
+        The checkpoint stays, to be removed once the result is safe.
         """
         run, preset = (self.name, part, seed), self.presets[setup.preset]
         training = runs.begin(run, partial(self.get_network, variant=setup.variant), preset, data, setup)
-        net, result = training.net, training.result
+        record = training.record
         with cpu.fast():
             training.train('main')
-            if 'baseline' not in result:
+            if record.main_weights_sha256 is None:
                 # Before joint training moves the trunk under main's head: the independent network of the paper.
-                result['baseline'] = _baseline(net, data)
-                result['main_weights_sha256'] = runs.save_weights(
-                    net.main, runs.main_weights_path(setup.out, *run))
+                record.main_weights_sha256 = runs.save_weights(
+                    training.net.main, runs.main_weights_path(setup.out, *run))
                 training.save()
             training.train('joint')
-            self._measure(net, data, result)
-        result['weights_sha256'] = runs.save_weights(net, runs.weights_path(setup.out, *run))
-        return result
+            record.weights_sha256 = runs.save_weights(training.net, runs.weights_path(setup.out, *run))
+        return results.NetworkRun(
+            seed=seed, training=record, measurement=self.measure(part, seed, record, data, setup))
 
-    def _measure(self, net, data, result):
-        """The sweep, and the published setting and the knee run by themselves."""
-        _, _, x, t = data
-        baseline = result['baseline']
-        correct = _unpacked(baseline.pop('correct'), len(x))
-        baseline['accuracy_as_released_percent'] = utils.test(net, x, t, batchsize=1000, main=True)[0] * 100
-        net = runs.for_inference(net)
-        result['compiled'] = isinstance(net, Compiled)
-        profile = sweep.profile(net, x, t)
-        settings = utils.generate_thresholds(self.base_thresholds, net.numexits())
-        swept = sweep.sweep(profile, settings)
-        result['exit_accuracy_percent'] = (profile.correct.mean(axis=1) * 100).tolist()
-        result['outputs'] = {
-            'main_correct': runs.digest(correct), 'entropy': runs.digest(profile.entropy),
-            'correct': runs.digest(profile.correct), 'sweep_accuracy': runs.digest(swept.accuracy),
-            'sweep_exits': runs.digest(swept.exits / len(x))}
-        result['exit1_curve'] = _exit1_curve(profile, self.published_thresholds[1:])
-        result['sweep'] = _rows(swept, sweep.percentiles(profile, settings), baseline)
-        result['knee'] = sweep.knee(swept.accuracy * 100, swept.whole, baseline['accuracy_percent'])
-        result['measured'] = [_directly(net, setting, x, t, correct) for setting in (
-            self.published_thresholds, result['sweep'][result['knee']]['thresholds'])]
+    def measure(self, part: str, seed: int, training: results.Training, data: runs.Data,
+                setup: runs.Setup) -> results.NetworkMeasurement:
+        """Measures the weights that a training left in the results folder, on cut data.
 
-    def write(self, results, out):
-        """Writes the sweep's CSV and the figures of all seeds' results; returns the paths."""
-        path = os.path.join(out, 'sweep_%s.csv' % self.name)
-        write_sweep(path, results)
-        return [path] + [figure for result in results for figure in draw(self, result, os.path.join(out, 'figures'))]
+        Raises:
+            OSError: weights are missing, or are not those of the training.
+        """
+        run, (_, _, x, t) = (self.name, part, seed), data
+        baseline, net = (self.get_network(variant=training.variant) for _ in range(2))
+        runs.load_weights(baseline.main, runs.main_weights_path(setup.out, *run), training.main_weights_sha256)
+        runs.load_weights(net, runs.weights_path(setup.out, *run), training.weights_sha256)
+        for one in baseline, net:
+            one.to_device(setup.device)
+        with cpu.fast():
+            return _measure(self, baseline, net, x, t, setup)
+
+    def write(self, seeds: list[results.NetworkRun], out: str) -> list[str]:
+        """Writes the sweep's CSV and the figures of all seeds; returns the paths."""
+        path = os.path.join(out, f'sweep_{self.name}.csv')
+        write_sweep(path, seeds)
+        return [path] + [figure for run in seeds for figure in draw(self, run, os.path.join(out, 'figures'))]
 
 
-def _baseline(net, data):
-    _, _, x, t = data
-    measurement = timing.measure(runs.for_inference(net), x, t, main=True)
-    # Which images main classifies correctly, for the comparison with the exits, until that is made.
-    return {**_measured(measurement), 'correct': np.packbits(measurement.correct).tobytes().hex()}
+def _measure(experiment: NetworkExperiment, baseline_net: BranchyNet, net: BranchyNet, x: np.ndarray, t: np.ndarray,
+             setup: runs.Setup) -> results.NetworkMeasurement:
+    """The baseline, the sweep, and four settings run by themselves."""
+    costs = cost(net, x.shape[1:])
+    direct = timing.measure(runs.for_inference(baseline_net), x, t, main=True)
+    correct = direct.correct.astype(bool)
+    baseline = results.Baseline(
+        accuracy_percent=direct.accuracy * 100, **_times(direct),
+        accuracy_as_released_percent=utils.test(net, x, t, batchsize=1000, main=True)[0] * 100)
+    net = runs.for_inference(net)
+    profile = sweep.profile(net, x, t)
+    settings = utils.generate_thresholds(experiment.base_thresholds, net.numexits())
+    swept = sweep.sweep(profile, settings)
+    rows = _rows(swept, sweep.percentiles(profile, settings), baseline, costs)
+    knee = sweep.knee(swept.accuracy * 100, swept.whole, baseline.accuracy_percent)
+    chosen = {'published': experiment.published_thresholds, 'knee': rows[knee].thresholds,
+              'fastest': rows[int(swept.whole.argmin())].thresholds,
+              'slowest': rows[int(swept.whole.argmax())].thresholds}
+    measured = results.Measured(**{name: _directly(net, profile, setting, x, t, correct, baseline, costs)
+                                   for name, setting in chosen.items()})
+    return results.NetworkMeasurement(
+        device=str(setup.device), environment=runs.environment(setup.out), test_samples=len(x),
+        compiled=isinstance(net, Compiled), baseline=baseline,
+        macs=results.Macs(main=costs.main.macs, exits=[exit.leaving.macs for exit in costs.exits]),
+        exit_accuracy_percent=(profile.correct.mean(axis=1) * 100).tolist(),
+        outputs={'main_correct': runs.digest(correct), 'entropy': runs.digest(profile.entropy),
+                 'correct': runs.digest(profile.correct), 'sweep_accuracy': runs.digest(swept.accuracy),
+                 'sweep_exits': runs.digest(swept.exits / len(x))},
+        exit1_curve=_exit1_curve(profile, experiment.published_thresholds[1:]), sweep=rows, knee=knee,
+        measured=measured,
+        composed_off_percent=max(setting.disagreement_percent() for setting in measured.by_name().values()))
 
 
-def _unpacked(text, count):
-    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))[:count].astype(bool)
+def gain_allowed(exit_percent: list[float], main_macs: int, exit_macs: list[int]) -> float:
+    """The gain that multiply-adds allow: the baseline's over their mean at these exit shares.
+
+    Args:
+        exit_percent: (E,) images that leave at each exit.
+        main_macs: of the baseline. exit_macs: (E,) of all that runs for an image that leaves at each exit.
+    """
+    return main_macs * 100 / float(np.dot(exit_percent, exit_macs))
 
 
-def _exit1_curve(profile, thresholds):
+def _gains(exits: np.ndarray, released_ms: float, whole_ms: float, baseline: results.Baseline,
+           costs: NetCost) -> dict[str, Any]:
+    """The fields of a results.Setting that follow from its exits (E,) and times."""
+    percent = (np.asarray(exits) / np.sum(exits) * 100).tolist()
+    allowed = gain_allowed(percent, costs.main.macs, [exit.leaving.macs for exit in costs.exits])
+    gain = baseline.whole.mean_ms / whole_ms
+    return {'exit_percent': percent, 'gain_released': baseline.released.mean_ms / released_ms, 'gain_whole': gain,
+            'gain_allowed': allowed, 'efficiency': gain / allowed}
+
+
+def _exit1_curve(profile: sweep.Profile, thresholds: list[float]) -> results.Exit1Curve:
     """Accuracy and the highest entropy that leaves at exit 1, against the share that leaves there (figure 4).
 
     Args:
@@ -109,115 +155,102 @@ def _exit1_curve(profile, thresholds):
     """
     ent = np.sort(profile.entropy[0]).astype(float)
     counts = np.rint(SHARES * len(ent)).astype(int)
-    cuts = np.append(ent, np.inf)[counts]  # just above them, but for equals
+    cuts = np.append(ent, np.inf)[counts]  # just above the entropies that leave, unless some are equal
     swept = sweep.sweep(profile, [[cut, *thresholds] for cut in cuts])
     left = swept.exits[:, 0]
-    return {
-        'exit1_percent': (left / len(ent) * 100).tolist(),
-        'accuracy_percent': (swept.accuracy * 100).tolist(),
-        'max_entropy_nat': [float(ent[count - 1]) if count else 0. for count in left],
-    }
+    return results.Exit1Curve(
+        exit1_percent=(left / len(ent) * 100).tolist(), accuracy_percent=(swept.accuracy * 100).tolist(),
+        max_entropy_nat=[float(ent[count - 1]) if count else 0. for count in left])
 
 
-def _measured(measurement):
-    """A Measurement for results.json."""
-    return {
-        'accuracy_percent': measurement.accuracy * 100,
-        'released': timing.summary(measurement.released),
-        'whole': timing.summary(measurement.whole),
-    }
+def _times(measurement: timing.Measurement) -> dict[str, results.Timed]:
+    return {clock: results.Timed(**timing.summary(getattr(measurement, clock))) for clock in ('released', 'whole')}
 
 
-def _directly(net, setting, x, t, baseline_correct):
-    """Runs one setting sample by sample, where the sweep composes its times."""
-    net.thresholdExits = setting
+def _directly(net: Any, profile: sweep.Profile, thresholds: list[float], x: np.ndarray, t: np.ndarray,
+              baseline_correct: np.ndarray, baseline: results.Baseline, costs: NetCost) -> results.DirectSetting:
+    """Runs one setting image by image, where the sweep composes its times."""
+    net.thresholdExits = thresholds
     measurement = timing.measure(net, x, t)
     net.thresholdExits = None
-    return {'thresholds': setting, 'exit_percent': _percent(measurement.exits), **_measured(measurement),
-            'images': _pairs(measurement.correct.astype(bool), baseline_correct)}
+    composed = sweep.sweep(profile, [thresholds])
+    times = _times(measurement)
+    return results.DirectSetting(
+        thresholds=thresholds, accuracy_percent=measurement.accuracy * 100, **times,
+        **_gains(measurement.exits, times['released'].mean_ms, times['whole'].mean_ms, baseline, costs),
+        images=_pairs(measurement.correct.astype(bool), baseline_correct),
+        composed_released_ms=float(composed.released[0] * 1e3), composed_whole_ms=float(composed.whole[0] * 1e3))
 
 
-def _pairs(correct, baseline_correct):
-    """How many images both classify correctly, only one of them, and neither."""
-    return {
-        'both_right': int((correct & baseline_correct).sum()),
-        'only_branchy_right': int((correct & ~baseline_correct).sum()),
-        'only_baseline_right': int((~correct & baseline_correct).sum()),
-        'both_wrong': int((~correct & ~baseline_correct).sum()),
-    }
+def _pairs(correct: np.ndarray, baseline_correct: np.ndarray) -> results.Pairs:
+    return results.Pairs(
+        both_right=int((correct & baseline_correct).sum()),
+        only_branchy_right=int((correct & ~baseline_correct).sum()),
+        only_baseline_right=int((~correct & baseline_correct).sum()),
+        both_wrong=int((~correct & ~baseline_correct).sum()))
 
 
-def _rows(swept, percentiles, baseline):
-    """A Sweep and its percentiles for results.json and the CSV: a dict per setting."""
-    return [{
-        'thresholds': thresholds.tolist(),
-        'accuracy_percent': float(accuracy * 100),
-        'exit_percent': _percent(exits),
-        'released_ms': float(released * 1e3),
-        'whole_ms': float(whole * 1e3),
-        'whole_median_ms': float(p50 * 1e3),
-        'whole_p95_ms': float(p95 * 1e3),
-        'gain_released': float(baseline['released']['mean_ms'] / released / 1e3),
-        'gain_whole': float(baseline['whole']['mean_ms'] / whole / 1e3),
-    } for thresholds, accuracy, exits, released, whole, p50, p95 in zip(*swept, *percentiles)]
+def _rows(swept: sweep.Sweep, percentiles: np.ndarray, baseline: results.Baseline,
+          costs: NetCost) -> list[results.SweptSetting]:
+    return [results.SweptSetting(
+        thresholds=thresholds.tolist(), accuracy_percent=float(accuracy * 100),
+        **_gains(exits, float(released * 1e3), float(whole * 1e3), baseline, costs),
+        released_ms=float(released * 1e3), whole_ms=float(whole * 1e3), whole_median_ms=float(p50 * 1e3),
+        whole_p95_ms=float(p95 * 1e3),
+    ) for thresholds, accuracy, exits, released, whole, p50, p95 in zip(*swept, *percentiles)]
 
 
-def _percent(exits):
-    return (np.asarray(exits) / np.sum(exits) * 100).tolist()
-
-
-def write_sweep(path, results):
-    """The sweeps of all seeds as CSV; lists are separated by blanks, as in the published tables."""
+def write_sweep(path: str, seeds: list[results.NetworkRun]) -> None:
+    """Writes the sweeps of all seeds as CSV; lists are separated by blanks, as in the published tables."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(['seed', *results[0]['sweep'][0]])
-    for result in results:
-        for row in result['sweep']:
-            writer.writerow([result['seed'], *(
-                ' '.join('%.6g' % v for v in value) if isinstance(value, list) else '%.6g' % value
-                for value in row.values())])
+    columns = ['thresholds', 'accuracy_percent', 'exit_percent', 'released_ms', 'whole_ms', 'whole_median_ms',
+               'whole_p95_ms', 'gain_released', 'gain_whole', 'gain_allowed', 'efficiency']
+    writer.writerow(['seed', *columns])
+    for run in seeds:
+        for row in run.measurement.sweep:
+            values = (getattr(row, column) for column in columns)
+            writer.writerow([run.seed, *(' '.join(f'{v:.6g}' for v in value) if isinstance(value, list)
+                                         else f'{value:.6g}' for value in values)])
     write_atomically(path, text.getvalue().encode())
 
 
-def draw(experiment, result, folder):
-    """Both trainings, the trade-off (figure 3) and exit 1 (figure 4), as PNG and PDF; returns the paths."""
+def draw(experiment: NetworkExperiment, run: results.NetworkRun, folder: str) -> list[str]:
+    """Draws both trainings, the trade-off (figure 3) and exit 1 (figure 4), as PNG and PDF; returns the paths."""
     paths = []
-
-    def path(what):
-        name = '%s_%s.%s' % (runs.stem(experiment.name, '', result['seed']), what, suffix)
-        paths.append(os.path.join(folder, name))
-        return paths[-1]
-
+    stem = runs.stem(experiment.name, run.part, run.seed)
     for suffix in 'png', 'pdf':
-        _draw_figure3(experiment, result, path('figure3'))
-        if 'exit1_curve' in result:
-            _draw_figure4(experiment, result, path('figure4'))
+        path = {what: os.path.join(folder, f'{stem}_{what}.{suffix}') for what in ('figure3', 'figure4', 'main', 'joint')}
+        _draw_figure3(experiment, run.measurement, path['figure3'])
+        _draw_figure4(experiment, run.measurement, path['figure4'])
         for phase in 'main', 'joint':
-            history = result[phase + '_training']
-            visualize.plot_curves(history['loss'], history['accuracy'], output_path=path(phase))
+            history = getattr(run.training, phase)
+            visualize.plot_curves(history.loss, history.accuracy, output_path=path[phase])
+        paths += path.values()
     return paths
 
 
-def _draw_figure3(experiment, result, path):
-    rows, baseline = result['sweep'], result['baseline']
-    accuracies = [row['accuracy_percent'] / 100 for row in rows]
-    curves = {clock + ' clock': ([row[clock + '_ms'] / baseline[clock]['mean_ms'] for row in rows], accuracies)
-              for clock in ('released', 'whole')}
+def _draw_figure3(experiment: NetworkExperiment, measurement: results.NetworkMeasurement, path: str) -> None:
+    rows, baseline = measurement.sweep, measurement.baseline
+    accuracies = [row.accuracy_percent / 100 for row in rows]
+    curves = {
+        'released clock': ([row.released_ms / baseline.released.mean_ms for row in rows], accuracies),
+        'whole clock': ([row.whole_ms / baseline.whole.mean_ms for row in rows], accuracies)}
     points = {series: [(float(row['x']), float(row['y']) / 100) for row in claims.published('figures.csv')
                        if row['figure'] == '3' and row['series'].split()[0] == series]
-              for series in (experiment.network, 'B-' + experiment.network)}
+              for series in (experiment.network, f'B-{experiment.network}')}
     base, base_accuracy = points[experiment.network][0]
     visualize.plot_relative_tradeoff(
-        curves, baseline['accuracy_percent'] / 100, result['knee'],
-        [(x / base, y) for x, y in points['B-' + experiment.network]], base_accuracy, experiment.network,
+        curves, baseline.accuracy_percent / 100, measurement.knee,
+        [(x / base, y) for x, y in points[f'B-{experiment.network}']], base_accuracy, experiment.network,
         output_path=path)
 
 
-def _draw_figure4(experiment, result, path):
-    curve = result['exit1_curve']
+def _draw_figure4(experiment: NetworkExperiment, measurement: results.NetworkMeasurement, path: str) -> None:
+    curve = measurement.exit1_curve
     points = {what: [(float(row['x']) / 100, float(row['y'])) for row in claims.published('figures.csv')
-                     if row['figure'] == '4' and row['series'] == 'B-%s %s' % (experiment.network, what)]
+                     if row['figure'] == '4' and row['series'] == f'B-{experiment.network} {what}']
               for what in ('accuracy', 'max entropy')}
     visualize.plot_exit1(
-        np.divide(curve['exit1_percent'], 100), np.divide(curve['accuracy_percent'], 100), curve['max_entropy_nat'],
+        np.divide(curve.exit1_percent, 100), np.divide(curve.accuracy_percent, 100), curve.max_entropy_nat,
         [(x, y / 100) for x, y in points['accuracy']], points['max entropy'], output_path=path)

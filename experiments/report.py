@@ -3,17 +3,18 @@ from collections import Counter
 import importlib
 import os
 
-from branchynet.experiments import claims, intervals, pages
+from branchynet.experiments import NETWORKS, PRESETS, claims, intervals, pages
 import numpy as np
 
 BEGIN, END = '<!-- results: begin -->', '<!-- results: end -->'
 COLUMNS = ['', 'Accuracy (%)', '95 % interval', "McNemar's p", 'T', 'Exits (%)', 'Released clock (ms)', 'Gain',
-           'Whole clock (ms): mean / median / p95', 'Gain']
+           'Whole clock (ms): mean / median / p95', 'Gain', 'Gain allowed', 'Efficiency']
 CLOCKS = ("Times are at batch size 1. The released clock is the original's: it runs in the trunk's stages only. The "
           "whole clock takes in the exits' own links, softmax, entropy and the decision. In the tables a setting was "
           "run by itself; in figure 3 its time is composed from the stages'. A gain is the baseline's mean "
           "time over the setting's, on the same machine. The knee is the fastest setting that is at least as accurate "
-          "as the baseline, chosen on the test images, as in the paper. McNemar's p is that of B-net and baseline "
+          "as the baseline, chosen on the test images, as in the paper. The gain allowed is that of the multiply-adds at "
+          "the same exit shares; the efficiency is the whole clock's gain over it. McNemar's p is that of B-net and baseline "
           "being right equally often.")
 
 CAPTIONS = {
@@ -31,8 +32,8 @@ def load(name):
 
 def tables(results):
     """The tables of all experiments, as Markdown."""
-    return pages.markdown([block for name, entry in results['experiments'].items() if entry['seeds']
-                           for block in _tables(name, entry, results)])
+    return pages.markdown([block for name, seeds in results.experiments.items()
+                           for block in _tables(name, seeds, results)])
 
 
 def for_readme(results):
@@ -52,7 +53,9 @@ def line(verdict):
     claim, measured = verdict.claim, verdict.measured
     if verdict.status == claims.NOT_RUN:
         return '%s: %s: %s' % (verdict.status, claim.id, verdict.reason)
-    return '%s: %s: %s: %s, expected %s' % (verdict.status, claim.id, claim.text, _mean(measured, 2), bounds(claim))
+    found = _mean(measured, 2) if measured else verdict.reason
+    cause = f' (cause: {claim.cause})' if verdict.status == claims.FAIL and claim.cause else ''
+    return f'{verdict.status}: {claim.id}: {claim.text}: {found}, expected {bounds(claim)}{cause}'
 
 
 def bounds(claim):
@@ -75,17 +78,15 @@ def blocks(results, figures):
     Args:
         results: a results.json. figures: paths of PNG files by the experiment's name.
     """
-    verdicts, experiments = claims.check(results), results['experiments']
-    networks = {name: entry for name, entry in experiments.items() if 'network' in entry}
+    verdicts, experiments = claims.check(results), results.experiments
+    networks = {name: seeds for name, seeds in experiments.items() if name in NETWORKS}
     page = [pages.Heading(1, 'BranchyNet: measured beside published'), pages.Text(_about(results))]
     if networks:
         page += [pages.Table(_summary(networks)), pages.Text('In parentheses: published (Table I, CPU). ' + CLOCKS)]
     page.append(pages.Text(counts(verdicts) + '.'))
-    for name, entry in experiments.items():
-        if not entry['seeds']:
-            continue
-        page.append(pages.Heading(2, entry.get('title') or '%s and B-%s' % (entry['network'], entry['network'])))
-        page += _tables(name, entry, results)
+    for name, seeds in experiments.items():
+        page.append(pages.Heading(2, load(name).title))
+        page += _tables(name, seeds, results)
         page.append(pages.Figures({caption(path): path for path in figures.get(name, [])}))
     return page + _claims(verdicts) + _environment(experiments)
 
@@ -98,50 +99,55 @@ def caption(path):
 
 
 def _about(results):
-    seeds = [run for entry in results['experiments'].values() for run in entry['seeds']]
-    device = ', '.join(dict.fromkeys('GPU' if 'cupy' in run['device'] else 'CPU' for run in seeds))
-    text = 'Preset %s, variant %s, %s.' % (results['preset'], results['variant'], device)
-    if results['preset'] == 'smoke':
-        text += ' The smoke preset shows that everything runs; it claims no result.'
-    return text
+    runs = [run for seeds in results.experiments.values() for run in seeds]
+    device = ', '.join(dict.fromkeys('GPU' if 'cupy' in run.measurement.device else 'CPU' for run in runs))
+    return (f'Preset {results.preset}, variant {results.variant}, {device}. Preset {results.preset} '
+            f'{PRESETS[results.preset]}.')
 
 
 def _summary(networks):
     """A row per network: what was measured, the published number in parentheses."""
     rows = [['Network', 'Baseline accuracy (%)', 'B-net accuracy (%)', 'T', 'Leaving at exit 1 (%)',
              'Gain, released clock', 'Gain, whole clock']]
-    for entry in networks.values():
-        if entry['seeds']:
-            base, branchy = (_published(name)[0] for name in (entry['network'], 'B-' + entry['network']))
-            settings = [run['measured'][0] for run in entry['seeds']]
-            baselines = [run['baseline'] for run in entry['seeds']]
-
-            def gains(clock):
-                return _mean([b[clock]['mean_ms'] / s[clock]['mean_ms'] for b, s in zip(baselines, settings)], 2)
-
-            rows.append([
-                entry['network'],
-                '%s (%s)' % (_mean([b['accuracy_percent'] for b in baselines], 2), base['accuracy_percent']),
-                '%s (%s)' % (_mean([s['accuracy_percent'] for s in settings], 2), branchy['accuracy_percent']),
-                branchy['thresholds'],
-                '%s (%s)' % (_mean([s['exit_percent'][0] for s in settings], 1), branchy['exit_percent'].split()[0]),
-                '%s (%s)' % (gains('released'), branchy['gain']), gains('whole')])
+    for name, seeds in networks.items():
+        network = load(name).network
+        base, branchy = (_published(row)[0] for row in (network, f'B-{network}'))
+        settings = [run.measurement.measured.published for run in seeds]
+        baselines = [run.measurement.baseline for run in seeds]
+        rows.append([
+            network,
+            '%s (%s)' % (_mean([b.accuracy_as_released_percent for b in baselines], 2), base['accuracy_percent']),
+            '%s (%s)' % (_mean([s.accuracy_percent for s in settings], 2), branchy['accuracy_percent']),
+            branchy['thresholds'],
+            '%s (%s)' % (_mean([s.exit_percent[0] for s in settings], 1), branchy['exit_percent'].split()[0]),
+            '%s (%s)' % (_mean([s.gain_released for s in settings], 2), branchy['gain']),
+            _mean([s.gain_whole for s in settings], 2)])
     return rows
 
 
-def _tables(name, entry, results):
-    return (_network if 'network' in entry else _analysis)(name, entry, results)
+def _tables(name, seeds, results):
+    return (_network if name in NETWORKS else _analysis)(name, seeds, results)
 
 
-def _network(name, entry, results):
-    runs = entry['seeds']
-    first = runs[0]
+def _network(name, seeds, results):
+    training = seeds[0].training
     text = '**%s**, preset %s: %d + %d epochs, batch %d, %d training images, %s; %d test images.' % (
-        name, results['preset'], first['main_epochs'], first['joint_epochs'], first['batchsize'],
-        first['train_samples'], _seeds(runs), first['test_samples'])
-    machines = dict.fromkeys(_machine(run['environment']) for run in runs)
-    return [pages.Text(text), pages.Table([COLUMNS] + published_rows(entry['network']) + measured_rows(entry)),
+        name, results.preset, training.main_epochs, training.joint_epochs, training.batchsize,
+        training.train_samples, _seeds(seeds), seeds[0].measurement.test_samples)
+    machines = dict.fromkeys(_machine(run.measurement.environment) for run in seeds)
+    network = load(name).network
+    page = [pages.Text(text), pages.Table([COLUMNS] + published_rows(network) + measured_rows(network, seeds)),
             pages.Text('Measured on: %s.' % '; '.join(machines))]
+    return page + [pages.Text(line) for run in seeds for line in _disagreements(run)]
+
+
+def _disagreements(run):
+    """A line on the settings whose composed times are off their direct ones, where there are any."""
+    off = run.measurement.disagreements()
+    if off:
+        settings = ', '.join(f'{name} setting by {percent:.0f} %' for name, percent in off.items())
+        yield (f"Seed {run.seed}: the times that the sweep composes are off those of settings run by themselves "
+               f'({settings}): another process disturbed the measurement, and `branchynet measure` repeats it.')
 
 
 def _published(network, device='CPU'):
@@ -151,78 +157,73 @@ def _published(network, device='CPU'):
 def published_rows(network):
     """Table I's rows (CPU) of a network and its B-net; its clock is the released one."""
     return [['%s, published' % row['network'], row['accuracy_percent'], '', '', row['thresholds'], row['exit_percent'],
-             row['time_ms'], row['gain'], '', ''] for row in _published(network) + _published('B-' + network)]
+             row['time_ms'], row['gain'], '', '', '', ''] for row in _published(network) + _published('B-' + network)]
 
 
-def measured_rows(entry):
+def measured_rows(network, seeds):
     """The baseline before and after joint training, and the settings that were run by themselves."""
-    network, runs = entry['network'], entry['seeds']
-    baselines, images = [run['baseline'] for run in runs], runs[0]['test_samples']
-    after = [b['accuracy_as_released_percent'] for b in baselines]
+    baselines, images = [run.measurement.baseline for run in seeds], seeds[0].measurement.test_samples
     rows = [
-        [network, *_accuracy([b['accuracy_percent'] for b in baselines], images), '', '', '',
-         *_times(baselines, baselines)],
-        [network + ' after joint training, as released', *_accuracy(after, images), *[''] * 7],
+        [network, *_accuracy([b.accuracy_percent for b in baselines], images), '', '', '', *_times(baselines)],
+        [f'{network} after joint training, as released',
+         *_accuracy([b.accuracy_as_released_percent for b in baselines], images), *[''] * (len(COLUMNS) - 3)],
     ]
-    for label, i in ('published threshold', 0), ('knee', 1):
-        settings = [run['measured'][i] for run in runs]
+    for label, name in ('published threshold', 'published'), ('knee', 'knee'):
+        settings = [getattr(run.measurement.measured, name) for run in seeds]
         rows.append([
-            'B-%s, %s' % (network, label), *_accuracy([s['accuracy_percent'] for s in settings], images),
-            ', '.join(_p_value(s['images']) for s in settings if 'images' in s),
-            ' or '.join(dict.fromkeys(_numbers(s['thresholds'], '%g') for s in settings)),
-            _numbers(np.mean([s['exit_percent'] for s in settings], axis=0), '%.2f'), *_times(settings, baselines)])
+            f'B-{network}, {label}', *_accuracy([s.accuracy_percent for s in settings], images),
+            ', '.join(_p_value(s.images) for s in settings),
+            ' or '.join(dict.fromkeys(_numbers(s.thresholds, '%g') for s in settings)),
+            _numbers(np.mean([s.exit_percent for s in settings], axis=0), '%.2f'), *_times(settings)])
     return rows
 
 
 def _accuracy(percents, images):
-    """The mean, and its interval for so many images."""
-    return [_mean(percents, 2), _interval(np.mean(percents), images)]
-
-
-def _interval(percent, images):
-    return '%.2f to %.2f' % tuple(100 * limit for limit in intervals.wilson(percent / 100, images))
+    """The mean, and its interval."""
+    return [_mean(percents, 2), '%.2f to %.2f' % intervals.accuracy(percents, images)]
 
 
 def _p_value(images):
-    return '%.2g' % intervals.mcnemar(images['only_branchy_right'], images['only_baseline_right'])
+    return '%.2g' % intervals.mcnemar(images.only_branchy_right, images.only_baseline_right)
 
 
-def _times(settings, baselines):
-    cells = []
-    for clock in 'released', 'whole':
-        mean = [s[clock]['mean_ms'] for s in settings]
-        gains = [b[clock]['mean_ms'] / m for b, m in zip(baselines, mean)]
-        cells += [_mean(mean, 3), '' if settings is baselines else _mean(gains, 2)]
-    cells[2] += ''.join(' / ' + _mean([s['whole'][key] for s in settings], 3) for key in ('median_ms', 'p95_ms'))
-    return cells
+def _times(settings):
+    """The cells of both clocks; the baseline has no gains."""
+    def cell(values, digits=2):
+        return _mean(values, digits)
+
+    gains = [''] * 4 if not hasattr(settings[0], 'gain_whole') else [
+        cell([getattr(s, key) for s in settings]) for key in ('gain_released', 'gain_whole', 'gain_allowed', 'efficiency')]
+    whole = ' / '.join(cell([getattr(s.whole, key) for s in settings], 3) for key in ('mean_ms', 'median_ms', 'p95_ms'))
+    return [cell([s.released.mean_ms for s in settings], 3), gains[0], whole, *gains[1:]]
 
 
-def _analysis(name, entry, results):
+def _analysis(name, seeds, results):
     """An experiment that is no network of the paper."""
-    runs = entry['seeds']
     text = pages.Text('**%s**, preset %s, %s; %d test images.' % (
-        name, results['preset'], _seeds(runs), runs[0]['test_samples']))
-    return [text, pages.Table(_cache_rows(runs) if 'cache' in runs[0] else _comparison_rows(name, runs))]
+        name, results.preset, _seeds(seeds), seeds[0].measurement.test_samples))
+    return [text, pages.Table(_cache_rows(seeds) if name == 'figure6' else _comparison_rows(name, seeds))]
 
 
-def _comparison_rows(name, runs):
+def _comparison_rows(name, seeds):
     experiment = load(name)
     rows = [[experiment.xlabel, 'Final exit (%)', '95 % interval', 'Published (%)', 'Epochs', 'Training images']]
     for part in experiment.parts:
-        mine = [run for run in runs if run['part'] == part]
+        mine = [run for run in seeds if run.part == part]
         if mine:
-            published = experiment.published.get(part)
-            rows.append([part, *_accuracy([run['exit_accuracy_percent'][-1] for run in mine], mine[0]['test_samples']),
+            published, training = experiment.published.get(part), mine[0].training
+            accuracies = [run.measurement.exit_accuracy_percent[-1] for run in mine]
+            rows.append([part, *_accuracy(accuracies, mine[0].measurement.test_samples),
                          '' if published is None else '%.2f' % (100 * published),
-                         '%d + %d' % (mine[0]['main_epochs'], mine[0]['joint_epochs']), str(mine[0]['train_samples'])])
+                         '%d + %d' % (training.main_epochs, training.joint_epochs), str(training.train_samples)])
     return rows
 
 
-def _cache_rows(runs):
+def _cache_rows(seeds):
     rows = [['Seed', 'T', 'Whole clock (ms)', 'Loads and stores', 'Last-level misses', 'Cache misses (%)', 'Tool']]
-    return rows + [[str(run['seed']), _numbers(point['thresholds'], '%g') or 'baseline', '%.3f' % point['runtime_ms'],
-                    str(point['references']), str(point['misses']), '%.4f' % point['cache_miss_percent'], run['tool']]
-                   for run in runs for point in run['cache']]
+    return rows + [[str(run.seed), _numbers(point.thresholds, '%g') or 'baseline', '%.3f' % point.runtime_ms,
+                    str(point.references), str(point.misses), '%.4f' % point.cache_miss_percent, run.measurement.tool]
+                   for run in seeds for point in run.measurement.cache]
 
 
 def _claims(verdicts):
@@ -232,7 +233,7 @@ def _claims(verdicts):
     if checked:
         header = ['', 'Claim', 'Source', 'Measured', 'Published or stated', 'Holds for', 'Why this tolerance', 'Id']
         page.append(pages.Table([header] + [
-            [v.status, v.claim.text, v.claim.source, _mean(v.measured, 2), '%g' % v.claim.expected, bounds(v.claim),
+            [v.status, v.claim.text, v.claim.source, _mean(v.measured, 2) if v.measured else v.reason, '%g' % v.claim.expected, bounds(v.claim),
              v.claim.entry['why'], v.claim.id] for v in checked]))
     for reason in dict.fromkeys(v.reason for v in verdicts if v.status == claims.NOT_RUN):
         rows = [[v.claim.text, v.claim.source, str(v.claim.expected), v.claim.command() or '',
@@ -249,16 +250,22 @@ def _minutes(claim):
 
 
 def _environment(experiments):
-    runs = [(name, run) for name, entry in experiments.items() for run in entry['seeds']]
-    rows = [['Run', 'Commit', 'Machine', 'Training (min)', 'Inference', 'SHA-256 of the data']]
-    for name, run in runs:
-        environment = run['environment']
-        commit = (environment['commit'] or 'unknown')[:12] + {'dirty': ', changed'}.get(environment['tree'], '')
-        trained = sum(run.get(phase + '_training', {}).get('seconds', 0) for phase in ('main', 'joint')) / 60
-        rows.append([' '.join([name, run.get('part', ''), 'seed %d' % run['seed']]), commit, _machine(environment),
-                     '%.1f' % trained, {True: 'compiled', False: 'Chainer', None: ''}[run.get('compiled')],
-                     run['data_sha256'][:12]])
+    rows = [['Run', 'Trained at commit', 'Measured at commit', 'Machine', 'Training (min)', 'Inference',
+             'SHA-256 of the data']]
+    for name, run in [(name, run) for name, seeds in experiments.items() for run in seeds]:
+        training, measurement = getattr(run, 'training', None), run.measurement
+        trained = training and (training.main.seconds + training.joint.seconds) / 60
+        rows.append([' '.join([name, run.part, 'seed %d' % run.seed]), _commit(training) if training else '',
+                     _commit(measurement), _machine(measurement.environment),
+                     '%.1f' % trained if training else '',
+                     {True: 'compiled', False: 'Chainer', None: ''}[getattr(measurement, 'compiled', None)],
+                     training.data_sha256[:12] if training else ''])
     return [pages.Heading(2, 'Environment'), pages.Table(rows)]
+
+
+def _commit(record):
+    environment = record.environment
+    return (environment.commit or 'unknown')[:12] + {'dirty': ', changed'}.get(environment.tree, '')
 
 
 def _mean(values, digits):
@@ -271,15 +278,15 @@ def _numbers(values, form):
 
 
 def _seeds(runs):
-    seeds = list(dict.fromkeys(run['seed'] for run in runs))
+    seeds = list(dict.fromkeys(run.seed for run in runs))
     return 'seed %d' % seeds[0] if len(seeds) == 1 else 'mean ± std (count) of %d seeds' % len(seeds)
 
 
 def _machine(environment):
-    blas = ', '.join('%s %s (%s, %s threads)' % (b['internal_api'], b['version'], b['architecture'], b['num_threads'])
-                     for b in environment['blas'] if b['internal_api'] != 'openmp')
-    return ', '.join([environment['cpu'], '%d cores' % environment['cores'], *environment['gpus'],
-                      'Python ' + environment['python'], 'NumPy ' + environment['numpy'], blas])
+    blas = ', '.join('%s %s (%s, %s threads)' % (b.internal_api, b.version, b.architecture, b.num_threads)
+                     for b in environment.blas if b.internal_api != 'openmp')
+    return ', '.join([environment.cpu, '%d cores' % environment.cores, *environment.gpus,
+                      'Python ' + environment.python, 'NumPy ' + environment.numpy, blas])
 
 
 def between_markers(text, report):

@@ -21,7 +21,7 @@ import chainer
 import chainer.functions as F
 import chainer.links as L
 
-from branchynet import cpu
+from branchynet import cpu, schema
 from branchynet.datasets import cifar10, mnist
 from branchynet.experiments import runs
 from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
@@ -48,7 +48,7 @@ NETWORKS = {  # builder, data, main and joint epochs, batch, images
 
 def train(network, out):
     """The whole training, on from its checkpoint where there is one; writes result.json when it is done."""
-    runs.Run.INTERVAL, runs.Run.SHARE = 0, 1
+    runs.ResumableTraining.INTERVAL, runs.ResumableTraining.SHARE = 0, 1
     builder, get_data, *amounts = NETWORKS[network]
     preset = runs.Preset(*amounts, test_samples=1)
     data = runs.cut(get_data(), preset)
@@ -58,7 +58,7 @@ def train(network, out):
     with cpu.fast():
         for phase in 'main', 'joint':
             run.train(phase)
-    runs.write_json(os.path.join(out, 'result.json'), run.result)
+    schema.write(os.path.join(out, 'result.json'), run.record)
 
 
 def start(network, out):
@@ -77,7 +77,7 @@ def finish(process, out):
         raise SystemExit('the training ended with status %d' % process.returncode)
     with open(os.path.join(out, 'result.json')) as f:
         result = json.load(f)
-    return [[result[phase + '_training'][key] for key in ('loss', 'accuracy', 'weights_sha256')]
+    return [[result[phase][key] for key in ('loss', 'accuracy', 'weights_sha256')]
             for phase in ('main', 'joint')]
 
 

@@ -5,7 +5,7 @@ import re
 
 import branchynet  # noqa: F401
 from benchmarks import determinism
-from branchynet.experiments import report, runs
+from branchynet.experiments import report, results
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -14,8 +14,8 @@ def test_tables_are_generated():
     with open(os.path.join(ROOT, 'README.md'), encoding='utf-8') as f:
         page = f.read()
     folders = re.search('`branchynet report (.*) --update README.md`', page).group(1).split()
-    results = [runs.read_results(os.path.join(ROOT, folder, 'results.json')) for folder in folders]
-    assert report.between_markers(page, '\n'.join(map(report.for_readme, results))) == page
+    found = [results.read(os.path.join(ROOT, folder)) for folder in folders]
+    assert report.between_markers(page, '\n'.join(map(report.for_readme, found))) == page
 
 
 def test_the_cost_of_determinism_is_generated():

@@ -1,5 +1,4 @@
 """The experiments on CIFAR-10 and the analyses, on a few images of noise: what they run, write and claim."""
-import json
 import os
 
 import numpy as np
@@ -10,7 +9,7 @@ from branchynet import checkpoint, cli
 from branchynet.datasets import mnist
 from branchynet.experiments import (
     ANALYSES, NAMES, NETWORKS, PRESETS, alex_cifar10, claims, figure5, figure6, initialisation, loss_weights, report,
-    runs)
+    results, runs)
 
 
 @pytest.fixture
@@ -30,29 +29,33 @@ def reproduce(out, *options):
 
 
 def results_of(out):
-    with open(os.path.join(str(out), 'results.json')) as f:
-        return json.load(f)['experiments']
+    return results.read(str(out)).experiments
 
 
 def test_every_experiment_has_all_presets():
     assert NAMES == NETWORKS + ANALYSES
     for name in NAMES:
         experiment = report.load(name)
-        assert experiment.name == name and list(experiment.presets) == PRESETS
+        assert experiment.name == name and {'smoke', 'quick', 'paper'} <= set(experiment.presets) <= set(PRESETS)
 
 
 def test_comparisons_train_every_part_alike(noise, tmp_path):
     assert reproduce(tmp_path, '--only', 'loss_weights,initialisation') == 0
-    results = results_of(tmp_path)
-    assert [run['part'] for run in results['loss_weights']['seeds']] == ['equal', 'first']
-    random, trained = results['initialisation']['seeds']
-    assert (random['main_epochs'], random['joint_epochs']) == (0, 1) and trained['main_epochs'] == 1
-    assert len(trained['exit_accuracy_percent']) == 3
+    found = results_of(tmp_path)
+    assert [run.part for run in found['loss_weights']] == ['equal', 'first']
+    random, trained = found['initialisation']
+    assert (random.training.main_epochs, random.training.joint_epochs) == (0, 1) and trained.training.main_epochs == 1
+    assert len(trained.measurement.exit_accuracy_percent) == 3
     figures = os.listdir(str(tmp_path / 'figures'))
     assert sorted(figures) == ['initialisation.pdf', 'initialisation.png', 'loss_weights.pdf', 'loss_weights.png']
-    claimed = {v.claim.id: v for v in claims.check({'preset': 'paper', 'experiments': results})}
-    equal, first = (run['exit_accuracy_percent'][-1] for run in results['loss_weights']['seeds'])
+    claimed = {v.claim.id: v for v in claims.check(results.Results(
+        preset='paper', variant='code', experiments=found))}
+    equal, first = (run.measurement.exit_accuracy_percent[-1] for run in found['loss_weights'])
     assert claimed['text/loss weights'].measured == [first - equal]
+    del found['loss_weights'][1]
+    verdict = next(v for v in claims.check(results.Results(preset='paper', variant='code', experiments=found))
+                   if v.claim.id == 'text/loss weights')
+    assert (verdict.status, verdict.reason) == ('FAIL', 'part first was not trained')
 
 
 def test_a_comparison_resumes_in_the_middle_of_a_part(noise, tmp_path, monkeypatch):
@@ -71,7 +74,7 @@ def test_a_comparison_resumes_in_the_middle_of_a_part(noise, tmp_path, monkeypat
     assert 'checkpoint_loss_weights_first_seed0.npz' in os.listdir(str(out))
     assert reproduce(out, '--only', 'loss_weights', '--resume') == 0
     assert len(saved) == 4
-    whole, resumed = ([run['weights_sha256'] for run in results_of(path)['loss_weights']['seeds']]
+    whole, resumed = ([run.training.weights_sha256 for run in results_of(path)['loss_weights']]
                       for path in (tmp_path / 'whole', out))
     assert whole == resumed
 
@@ -87,11 +90,13 @@ def test_figure5_has_its_published_points(noise):
 
 def test_a_results_folder_is_of_one_variant(noise, tmp_path, capsys):
     assert reproduce(tmp_path, '--only', 'alex_cifar10', '--variant', 'paper') == 0
-    run, = results_of(tmp_path)['alex_cifar10']['seeds']
-    assert run['variant'] == 'paper' and len(run['sweep']) == 121
-    assert sum(run['measured'][0]['images'].values()) == run['test_samples'] == 8
-    assert run['exit1_curve']['exit1_percent'][0] == 0 and run['exit1_curve']['exit1_percent'][-1] == 100
-    assert run['exit1_curve']['accuracy_percent'][-1] == pytest.approx(run['exit_accuracy_percent'][0])
+    run, = results_of(tmp_path)['alex_cifar10']
+    assert run.training.variant == 'paper' and len(run.measurement.sweep) == 121
+    images = run.measurement.measured.published.images
+    assert images.both_right + images.only_branchy_right + images.only_baseline_right + images.both_wrong == 8
+    curve = run.measurement.exit1_curve
+    assert curve.exit1_percent[0] == 0 and curve.exit1_percent[-1] == 100
+    assert curve.accuracy_percent[-1] == pytest.approx(run.measurement.exit_accuracy_percent[0])
     assert reproduce(tmp_path, '--only', 'alex_cifar10', '--resume') == 2
     assert 'is of variant paper: expected code' in capsys.readouterr().err
 
@@ -108,13 +113,14 @@ def counter(commands):
 def test_figure6_counts_what_images_add(noise, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(figure6, '_tool', lambda: ['a tool'])
     assert reproduce(tmp_path, '--only', 'figure6') == 2
-    assert 'weights_alex_cifar10_seed0.npz is not there' in capsys.readouterr().err
+    assert 'holds no weights of seed 0 of alex_cifar10: run --only alex_cifar10,figure6' in capsys.readouterr().err
     commands = []
     monkeypatch.setattr(figure6, '_count', counter(commands))
     assert reproduce(tmp_path, '--only', 'alex_cifar10,figure6') == 0
-    run, = results_of(tmp_path)['figure6']['seeds']
-    assert len(commands) == 8 and [point['cache_miss_percent'] for point in run['cache']] == [.1, .2, .2, .2]
-    assert run['cache'][-1]['thresholds'] == []
+    run, = results_of(tmp_path)['figure6']
+    cache = run.measurement.cache
+    assert len(commands) == 8 and [point.cache_miss_percent for point in cache] == [.1, .2, .2, .2]
+    assert cache[-1].thresholds == []
     assert os.path.exists(str(tmp_path / 'figures' / 'figure6_seed0.pdf'))
     weights = tmp_path / 'weights_alex_cifar10_seed0.npz'
     weights.write_bytes(weights.read_bytes() + b'more')
@@ -122,8 +128,8 @@ def test_figure6_counts_what_images_add(noise, tmp_path, monkeypatch, capsys):
     assert 'weights_alex_cifar10_seed0.npz is not what its run wrote' in capsys.readouterr().err
     weights.unlink()
     assert reproduce(tmp_path, '--only', 'figure6') == 2
-    assert 'or of another run than results.json: expected it from --only alex_cifar10' in capsys.readouterr().out
-    claimed = next(v for v in claims.check({'preset': 'quick', 'experiments': results_of(tmp_path)})
+    assert 'holds no weights of seed 0 of alex_cifar10' in capsys.readouterr().out
+    claimed = next(v for v in claims.check(results.Results(preset='quick', variant='code', experiments=results_of(tmp_path)))
                    if v.claim.id == 'figure6/direction')
     assert claimed.measured == [.5] and claimed.status == 'PASS'
 
@@ -131,7 +137,7 @@ def test_figure6_counts_what_images_add(noise, tmp_path, monkeypatch, capsys):
 def test_without_counters_figure6_says_so(noise, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(figure6.shutil, 'which', lambda name: None)
     assert reproduce(tmp_path, '--only', 'figure6') == 2
-    assert 'this machine has no cache counters: expected' in capsys.readouterr().err
+    assert 'this machine has no cache counters that perf can read, and no valgrind' in capsys.readouterr().err
 
 
 def test_counts_are_read():

@@ -11,7 +11,7 @@ import pytest
 import branchynet  # noqa: F401
 from branchynet import checkpoint, cli, files, provenance, utils
 from branchynet.datasets import mnist
-from branchynet.experiments import PRESETS, claims, lenet_mnist, report, runs
+from branchynet.experiments import PRESETS, claims, lenet_mnist, report, results, runs
 from branchynet.networks import lenet_mnist as network
 
 TINY = runs.Preset(main_epochs=2, joint_epochs=2, batchsize=64, train_samples=256, test_samples=40)
@@ -29,6 +29,10 @@ def reproduce(out, *options):
                      *options])
 
 
+def seeds_of(out):
+    return results.read(str(out)).experiments['lenet_mnist']
+
+
 def read(out, name='results.json'):
     with open(os.path.join(str(out), name)) as f:
         return json.load(f)
@@ -44,22 +48,22 @@ def test_a_results_folder_is_whole_and_true(tiny, tmp_path, capsys):
     figures = os.listdir(str(out / 'figures'))
     assert sorted(figures) == sorted('lenet_mnist_seed%d_%s.%s' % (seed, what, suffix) for seed in (0, 1)
                                      for what in ('main', 'joint', 'figure3', 'figure4') for suffix in ('png', 'pdf'))
-    results = read(out)['experiments']['lenet_mnist']['seeds']
-    assert [r['seed'] for r in results] == [0, 1]
-    assert results[0]['weights_sha256'] != results[1]['weights_sha256']
-    assert np.shape(results[0]['joint_training']['loss']) == (2, 2)
+    first, second = seeds_of(out)
+    assert (first.seed, second.seed) == (0, 1)
+    assert first.training.weights_sha256 != second.training.weights_sha256
+    assert np.shape(first.training.joint.loss) == (2, 2)
 
     # What is written is what the weights do.
     net = network.get_network()
     chainer.serializers.load_npz(str(out / 'weights_lenet_mnist_seed1.npz'), net)
     _, _, x, y = mnist.get_data()
     ts, accs, _, exits = utils.screen_branchy(net, x[:40], y[:40], lenet_mnist.EXPERIMENT.base_thresholds)
-    assert [row['thresholds'] for row in results[1]['sweep']] == ts
-    np.testing.assert_allclose([row['accuracy_percent'] for row in results[1]['sweep']], accs * 100)
-    np.testing.assert_allclose([row['exit_percent'] for row in results[1]['sweep']], exits / 40 * 100)
+    assert [row.thresholds for row in second.measurement.sweep] == ts
+    np.testing.assert_allclose([row.accuracy_percent for row in second.measurement.sweep], accs * 100)
+    np.testing.assert_allclose([row.exit_percent for row in second.measurement.sweep], exits / 40 * 100)
     chainer.serializers.load_npz(str(out / 'weights_lenet_mnist_seed1_main.npz'), net.main)
     accuracy = utils.test(net, x[:40], y[:40], main=True)[0]
-    assert accuracy * 100 == pytest.approx(results[1]['baseline']['accuracy_percent'])
+    assert accuracy * 100 == pytest.approx(second.measurement.baseline.accuracy_percent)
     with open(str(out / 'sweep_lenet_mnist.csv')) as f:
         rows = list(csv.DictReader(f))
     assert len(rows) == 2 * 17
@@ -75,10 +79,10 @@ def test_a_results_folder_is_whole_and_true(tiny, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.startswith('Preset smoke on cpu: about ')
     text = (out / 'report.md').read_text()
-    assert report.tables(read(out)) in printed
+    assert report.tables(results.read(str(out))) in printed
     assert printed.endswith('Claims: 0 PASS, 0 FAIL, %d NOT RUN\n' % len(claims.claims()))
     assert '| 99.25 ' in text and '94.3 5.63' in text  # Table I beside
-    baseline = np.mean([r['baseline']['accuracy_percent'] for r in results])
+    baseline = np.mean([run.measurement.baseline.accuracy_percent for run in (first, second)])
     assert '| %.2f ± ' % baseline in text
 
 
@@ -98,10 +102,10 @@ def test_a_run_that_was_interrupted_resumes_to_the_same_bits(tiny, tmp_path, mon
     assert os.listdir(str(out)) == ['checkpoint_lenet_mnist_seed0.npz']
     assert reproduce(out, '--resume') == 130
     assert reproduce(out, '--resume') == 0
-    whole, resumed = (read(path)['experiments']['lenet_mnist']['seeds'][0] for path in (tmp_path / 'whole', out))
-    assert resumed['weights_sha256'] == whole['weights_sha256']
-    assert resumed['joint_training']['loss'] == whole['joint_training']['loss']
-    assert resumed['main_training']['loss'] == whole['main_training']['loss']
+    whole, resumed = (seeds_of(path)[0].training for path in (tmp_path / 'whole', out))
+    assert resumed.weights_sha256 == whole.weights_sha256
+    assert resumed.joint.loss == whole.joint.loss
+    assert resumed.main.loss == whole.main.loss
 
     before = (out / 'results.json').read_bytes()
     saved.clear()
@@ -120,13 +124,16 @@ def test_a_run_that_was_interrupted_resumes_to_the_same_bits(tiny, tmp_path, mon
 
 def test_results_that_a_run_does_not_make_anew_are_kept(tiny, tmp_path, capsys):
     assert reproduce(tmp_path) == 0
-    results, path = read(tmp_path), tmp_path / 'results.json'
-    results['experiments']['figure6'] = {'title': 'Figure 6', 'seeds': []}
-    path.write_text(json.dumps(results))
+    content, path = read(tmp_path), tmp_path / 'results.json'
+    part = dict(content['experiments']['lenet_mnist'][0])
+    part['measurement'] = {key: part['measurement'][key] for key in (
+        'device', 'environment', 'test_samples', 'exit_accuracy_percent', 'outputs')}
+    content['experiments'] = {'loss_weights': [{**part, 'part': 'equal'}], **content['experiments']}
+    path.write_text(json.dumps(content))
     assert reproduce(tmp_path) == 0  # the same preset again
-    assert list(read(tmp_path)['experiments']) == ['figure6', 'lenet_mnist']
+    assert list(read(tmp_path)['experiments']) == ['loss_weights', 'lenet_mnist']
 
-    path.write_text(json.dumps({**results, 'preset': 'paper'}))
+    path.write_text(json.dumps({**content, 'preset': 'paper'}))
     before = path.read_bytes()
     capsys.readouterr()
     assert reproduce(tmp_path) == 2  # smoke does not replace days of training
@@ -137,8 +144,8 @@ def test_results_that_a_run_does_not_make_anew_are_kept(tiny, tmp_path, capsys):
 
 def stop_at(monkeypatch, count):
     """Interrupts a run at its checkpoint of this number; checkpoints then come after every step."""
-    monkeypatch.setattr(runs.Run, 'INTERVAL', 0)
-    monkeypatch.setattr(runs.Run, 'SHARE', np.inf)
+    monkeypatch.setattr(runs.ResumableTraining, 'INTERVAL', 0)
+    monkeypatch.setattr(runs.ResumableTraining, 'SHARE', np.inf)
     save, saved = checkpoint.save, []
 
     def interrupt(*args):
@@ -241,32 +248,71 @@ def test_other_code_is_told_by_its_files(tmp_path, monkeypatch):
     assert runs._code_sha256() == hashes[-1]
 
 
-@pytest.mark.parametrize('change, words', [
-    (lambda run: run['joint_training'].pop('weights_sha256'), 'without weights sha256 of its joint training'),
-    (lambda run: run.update(sweep=3), 'is damaged (TypeError'), (lambda run: run['baseline'].clear(), 'is damaged'),
-    (lambda run: run.update(measured=[]), 'is damaged (')])
-def test_results_that_are_damaged_deep_inside_are_named(tiny, tmp_path, capsys, change, words):
-    assert reproduce(tmp_path) == 0
-    results = read(tmp_path)
-    change(results['experiments']['lenet_mnist']['seeds'][0])
-    (tmp_path / 'results.json').write_text(json.dumps(results))
-    before = (tmp_path / 'manifest.json').read_bytes()
-    capsys.readouterr()
-    assert cli.main(['report', str(tmp_path), '--write']) == 2
+def mutate(what, value):
+    """Puts a value at a path of keys in the first run, or (None) removes what is there."""
+    def apply(content):
+        *parents, last = what.split('.')
+        place = content['experiments']['lenet_mnist'][0]
+        for key in parents:
+            place = place[int(key) if key.isdigit() else key]
+        if value is None:
+            del place[last]
+        else:
+            place[last] = value
+    return apply
+
+
+DAMAGED = [
+    (mutate('training.joint.weights_sha256', []), 'has 0 epochs of training.joint.weights_sha256: expected 2'),
+    (mutate('training.joint.weights_sha256', ['a']), 'has 1 epochs of training.joint.weights_sha256: expected 2'),
+    (mutate('training.joint.loss', [.5]), 'training.joint.loss[0] is 0.5: expected a list'),
+    (mutate('measurement.sweep', 3), 'measurement.sweep is 3: expected a list'),
+    (mutate('measurement.sweep', []), 'measurement has no sweep: expected one at least'),
+    (mutate('measurement.baseline', {}), 'measurement.baseline.accuracy_percent is missing'),
+    (mutate('measurement.baseline.accuracy_percent', float('nan')), 'measurement.baseline has accuracy_percent nan'),
+    (mutate('measurement.sweep.0.accuracy_percent', float('nan')), 'measurement.sweep[0] has accuracy_percent nan'),
+    (mutate('measurement.baseline.whole.mean_ms', 0), 'measurement.baseline.whole has mean_ms 0.0'),
+    (mutate('measurement.measured.knee', None), 'measurement.measured.knee is missing'),
+    (mutate('measurement.knee', 17), 'measurement has knee 17: expected the index of one of its 17 settings'),
+    (mutate('measurement.knee', -1), 'measurement has knee -1: expected the index of one of its 17 settings'),
+    (mutate('measurement.acuracy', 1), 'measurement has the unknown key acuracy'),
+    (mutate('measurement.measured.knee.exit_percent', [1, 2, 3]), 'expected 1 thresholds and 2 exits'),
+    (mutate('seed', '0'), 'seed is "0": expected a whole number'),
+    (lambda content: content['experiments'].update(lenet_mnist=[]), 'experiments.lenet_mnist is empty'),
+]
+
+
+@pytest.mark.parametrize('change, words', DAMAGED)
+def test_damage_deep_inside_results_is_named(written, capsys, change, words):
+    content = read(written)
+    content['experiments']['lenet_mnist'][0]['measurement']['sweep'] *= 6
+    del content['experiments']['lenet_mnist'][0]['measurement']['sweep'][17:]
+    if 'epochs' in words:
+        content['experiments']['lenet_mnist'][0]['training']['joint_epochs'] = 2
+        for history in content['experiments']['lenet_mnist'][0]['training']['joint'].values():
+            if isinstance(history, list):
+                del history[2:]
+    change(content)
+    with open(os.path.join(written, 'results.json'), 'w') as f:
+        json.dump(content, f)
+    assert cli.main(['report', written, '--write']) == 2
     error = capsys.readouterr().err
     assert words in error and 'results.json' in error and error.count('\n') == 1
-    assert (tmp_path / 'manifest.json').read_bytes() == before
+    assert os.listdir(written) == ['results.json']
 
 
 @pytest.mark.parametrize('content, words', [
-    (None, 'is missing'), ('{"format": 1', 'is damaged'), ('{"format": 99}', 'is not of format 1'),
-    ('[]', 'is not of format 1'), ('{"format": 1}', 'is not of format 1'),
-    ('{"format": 1, "preset": "tiny", "experiments": {}}', 'is not of format 1'),
-    ('{"format": 1, "preset": "quick", "experiments": {"vgg": {"seeds": []}}}', 'holds experiment vgg'),
-    ('{"format": 1, "preset": "quick", "experiments": {"lenet_mnist": []}}', 'holds experiment lenet_mnist'),
-    ('{"format": 1, "preset": "quick", "experiments": {"lenet_mnist": {"seeds": [1]}}}', 'without all of it'),
-    ('{"format": 1, "preset": "quick", "experiments": {"lenet_mnist": {"seeds": [{"seed": 0}]}}}',
-     'without batchsize')])
+    (None, 'is missing'), ('{"format": 2', 'is damaged'), ('{"format": 99}', 'not of format 2'),
+    ('{"format": 1}', "has format 1: 'branchynet results convert"),
+    ('[]', 'not of format 2'), ('{"format": 2}', 'preset is missing'),
+    ('{"format": 2, "preset": "tiny", "variant": "code", "experiments": {}}', 'preset is tiny'),
+    ('{"format": 2, "preset": "quick", "variant": "code", "experiments": {}}', 'experiments is empty'),
+    ('{"format": 2, "preset": "quick", "variant": "code", "experiments": {"vgg": []}}', 'has vgg'),
+    ('{"format": 2, "preset": "quick", "variant": "code", "experiments": {"lenet_mnist": {}}}', 'is empty'),
+    ('{"format": 2, "preset": "quick", "variant": "code", "experiments": {"lenet_mnist": [1]}}',
+     'experiments.lenet_mnist[0] is 1: expected an object'),
+    ('{"format": 2, "preset": "quick", "variant": "code", "experiments": {"lenet_mnist": [{"seed": 0}]}}',
+     'experiments.lenet_mnist[0].training is missing')])
 def test_results_that_cannot_be_read_are_named(tmp_path, capsys, content, words):
     if content is not None:
         (tmp_path / 'results.json').write_text(content)

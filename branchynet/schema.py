@@ -1,0 +1,124 @@
+"""JSON files whose content is an attrs class: read strictly, written whole.
+
+    results = schema.read(path, Results, 'the results of a run')
+    schema.write(path, results)
+"""
+from __future__ import annotations
+
+import json
+from typing import Any, TypeVar, get_origin
+
+import attrs
+import cattrs
+from cattrs.cols import list_structure_factory
+from cattrs.gen import make_dict_structure_fn
+
+from branchynet.files import write_atomically
+
+T = TypeVar('T')
+
+_NOUNS = {dict: 'an object', list: 'a list', str: 'a text', bool: 'true or false', int: 'a whole number',
+          float: 'a number'}
+
+
+def structure(content: Any, kind: type[T], where: str = '') -> T:
+    """Makes an object of an attrs class from JSON-ready content.
+
+    Args:
+        content: as json.load gives it.
+        kind: an attrs class whose fields are annotated.
+        where: the path of the content inside its file.
+
+    Raises:
+        ValueError: a key is missing or unknown, or a value is of another type or is refused by a validator. The
+            message is one line that begins with the value's path: `measured.knee.exit_percent[0] is "x": expected a
+            number`.
+    """
+    try:
+        return _converter.structure(content, kind)
+    except (cattrs.BaseValidationError, ValueError, TypeError) as e:
+        raise ValueError(_first(e, where)) from e
+
+
+def unstructure(value: Any) -> Any:
+    """JSON-ready content of an attrs object; fields that have their default value are left out."""
+    return _converter.unstructure(value)
+
+
+def read_json(path: str, expected: str) -> Any:
+    """The content of a JSON file.
+
+    Args:
+        path: of the file.
+        expected: a noun for the message, as in 'the results of a run'.
+
+    Raises:
+        OSError: the file is missing or is not JSON.
+    """
+    try:
+        with open(path, encoding='utf-8') as f:
+            return json.load(f)
+    except FileNotFoundError:
+        raise FileNotFoundError(f'{path} is missing: expected {expected}') from None
+    except ValueError as e:
+        raise OSError(f'{path} is damaged ({e}): expected {expected}') from e
+
+
+def write(path: str, value: Any) -> None:
+    """Writes an attrs object, or JSON-ready content, as a JSON file: whole or not at all."""
+    write_atomically(path, (json.dumps(unstructure(value), indent=1) + '\n').encode())
+
+
+def _make_converter() -> cattrs.Converter:
+    """A converter that takes no value of another type and no unknown key."""
+    converter = cattrs.Converter(forbid_extra_keys=True, omit_if_default=True)
+    for kind in str, bool, int, float:
+        converter.register_structure_hook(kind, _scalar)
+    converter.register_structure_hook_factory(
+        attrs.has, lambda kind, c: _checked(dict, make_dict_structure_fn(
+            kind, c, _cattrs_forbid_extra_keys=True)))
+    converter.register_structure_hook_factory(
+        lambda kind: get_origin(kind) is list, lambda kind, c: _checked(list, list_structure_factory(kind, c)))
+    converter.register_structure_hook_factory(
+        lambda kind: get_origin(kind) is dict, lambda kind, c: _checked(dict, c.gen_structure_mapping(kind)))
+    return converter
+
+
+def _scalar(value: Any, kind: type) -> Any:
+    numbers = {int: int, float: (int, float)}.get(kind, kind)
+    if not isinstance(value, numbers) or isinstance(value, bool) and kind is not bool:
+        raise _Expected(value, kind)
+    return kind(value)
+
+
+def _checked(json_kind: type, hook: Any) -> Any:
+    """``hook``, but only for values of the JSON type."""
+    def structure_checked(value: Any, kind: Any) -> Any:
+        if not isinstance(value, json_kind):
+            raise _Expected(value, json_kind)
+        return hook(value, kind)
+    return structure_checked
+
+
+class _Expected(ValueError):
+    def __init__(self, value: Any, kind: type) -> None:
+        text = json.dumps(value)
+        super().__init__(f'is {text if len(text) <= 40 else text[:37] + "..."}: expected {_NOUNS[kind]}')
+
+
+def _first(error: Exception, where: str) -> str:
+    """The first mistake of an error, behind the path of the value that has it."""
+    words, _, path = cattrs.transform_error(error, where, _words)[0].rpartition(' @ ')
+    return f'{path.lstrip(".") or "the content"} {words}'
+
+
+def _words(error: BaseException, _: Any) -> str:
+    """What is wrong with a value, to stand behind its path."""
+    if isinstance(error, KeyError):
+        return 'is missing'
+    if isinstance(error, cattrs.ForbiddenExtraKeysError):
+        return f'has the unknown key {min(error.extra_fields)}'
+    return str(error)
+
+
+_converter = _make_converter()
