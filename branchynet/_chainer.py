@@ -160,8 +160,6 @@ if not hasattr(chainer.utils.meta, 'base_metaclass'):
     chainer.utils.meta.base_metaclass = type(chainer.Link)
 
 
-def swap_method(owner, name, method):
-    """Replaces a function of one of Chainer's classes or modules and returns the one that was there."""
-    before = getattr(owner, name)
+def set_method(owner, name, method):
+    """Sets a function of one of Chainer's classes or modules."""
     setattr(owner, name, method)
-    return before

@@ -4,9 +4,10 @@
         loss = model(x, t)
         loss.backward()
 
-or ``enable()`` and ``disable()``. While it is on, Chainer's own functions (F.convolution_2d,
-F.max_pooling_2d, ...) take these kernels for float32 arrays, in any Chainer code; everything else, and
-all of it when off, is stock Chainer.
+or ``enable()`` and ``disable()``. After ``enable()``, and as long as any thread is inside ``fast()``, Chainer's own
+functions (F.convolution_2d, F.max_pooling_2d, ...) take these kernels for float32 arrays, in
+any Chainer code; everything else, subclasses of Chainer's functions, chainer.static_graph, and all of it when off, is
+stock Chainer.
 
 Work goes in blocks of a few images, small enough for the cache, which threads share. Blocks and the order
 of every sum depend on the shapes alone, so 1, 2 or 64 threads give identical bits, whatever OpenMP or BLAS
@@ -16,31 +17,29 @@ onednn-cpu-gomp; without it they stay Chainer's, with one warning), each call ru
 What a convolution returns has Chainer's shape, (B, C, H, W), but lies in memory with its channels last
 (``y.array.strides``); code that needs C-contiguous arrays asks for them by np.ascontiguousarray.
 """
-import contextlib
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from branchynet.cpu.threads import set_num_threads  # noqa: F401
 
+if TYPE_CHECKING:
+    from branchynet.cpu import install
 
-def enable():
+
+def enable() -> None:
     """Lets Chainer's functions take the fast kernels; a second call changes nothing."""
-    from branchynet.cpu import functions
-    functions.install()
+    from branchynet.cpu import install
+    install.enable()
 
 
-def disable():
-    """Back to stock Chainer."""
-    from branchynet.cpu import functions
-    functions.uninstall()
+def disable() -> None:
+    """Back to stock Chainer, in a ``fast()`` of this thread too; other threads' blocks go on."""
+    from branchynet.cpu import install
+    install.disable()
 
 
-@contextlib.contextmanager
-def fast():
-    """enable() for the length of a block; afterwards it is as it was before."""
-    from branchynet.cpu import functions
-    before = functions.installed()
-    functions.install(stacklevel=4)  # contextlib calls this
-    try:
-        yield
-    finally:
-        if not before:
-            functions.uninstall()
+def fast() -> install.Block:
+    """enable() for the length of a ``with`` block or, as a decorator, of a function; then it is as it was before."""
+    from branchynet.cpu import install
+    return install.Block()

@@ -8,8 +8,8 @@ from chainer.utils.conv import get_conv_outsize
 import numpy as np
 
 from branchynet.cpu import onednn
-from branchynet.cpu.kernels import covers
 from branchynet.cpu.onednn import ANY, BIAS, DST, MATRIX, NCHW, SRC, VECTOR, WEIGHTS, describe, integers
+from branchynet.cpu.pooling import covers
 from branchynet.links.links import FL, SL, shortcut
 from branchynet.links.resnet import ResBlock
 

@@ -2,7 +2,7 @@
 import copy
 
 from branchynet import cpu
-from branchynet.cpu import kernels
+from branchynet.cpu import layout
 import chainer
 import chainer.functions as F
 import chainer.links as L
@@ -128,7 +128,7 @@ FOUR_DIMENSIONS = {
 
 
 def channels_last(a):
-    return kernels.like(a, kernels.channels_last(a.shape))
+    return layout.like(a, layout.channels_last(a.shape))
 
 
 @pytest.mark.parametrize('shape', [(3, 5, 6, 7), (1, 5, 6, 7), (3, 1, 6, 7), (3, 5, 1, 1), (1, 1, 4, 4), (2, 5, 1, 3)],

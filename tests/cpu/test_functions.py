@@ -4,7 +4,7 @@ import itertools
 import warnings
 
 from branchynet import cpu
-from branchynet.cpu import kernels, onednn
+from branchynet.cpu import convolution, layout, onednn
 import chainer
 import chainer.functions as F
 import chainer.links as L
@@ -422,7 +422,7 @@ def test_batch_normalization_on_every_path(shape, mean):
 def test_constant_channels_have_no_variance(shape, value):
     x, gamma, beta = arrays_of_normalization(*shape)
     x[:, 1:] = value
-    for order in (np.copy, lambda x: kernels.like(x, kernels.channels_last(shape))):
+    for order in (np.copy, lambda x: layout.like(x, layout.channels_last(shape))):
         mean, variance = np.zeros(shape[1], np.float32), np.zeros(shape[1], np.float32)
         with cpu.fast():
             y = F.batch_normalization(order(x), gamma, beta, running_mean=mean, running_var=variance, decay=0).array
@@ -743,7 +743,7 @@ LAYOUTS = {
     'backwards': lambda a: np.ascontiguousarray(a[::-1])[::-1],
     'columns first': np.asfortranarray,
     'transposed': lambda a: np.ascontiguousarray(a.swapaxes(0, -1)).swapaxes(0, -1),
-    'channels last': lambda a: kernels.like(a, kernels.channels_last(a.shape)) if a.ndim == 4 else a,
+    'channels last': lambda a: layout.like(a, layout.channels_last(a.shape)) if a.ndim == 4 else a,
     'read only': lambda a: _read_only(a),
     'unaligned': lambda a: _unaligned(a),
     'one row of many': lambda a: np.concatenate([a, a])[len(a):],
@@ -873,7 +873,7 @@ def test_no_graph_where_none_is_asked_for():
 def test_primitives_are_given_back(monkeypatch):
     given_back = []
     with cpu.fast():
-        primitive = kernels._convolution.__wrapped__(
+        primitive = convolution._convolution.__wrapped__(
             (1, 2, 5, 5), onednn.NCHW, (3, 2, 2, 2), (1, 3, 4, 4), (1, 1), (0, 0))
     handle = primitive._handle
     destroy = handle.destroy

@@ -1,10 +1,12 @@
 """Chainer takes the kernels only while it is told to, and is its old self afterwards."""
+import contextlib
 import ctypes
 import os
 import platform
 import subprocess
 import sys
 import textwrap
+import threading
 import warnings
 
 from branchynet import cpu
@@ -388,3 +390,226 @@ def test_switching_on_is_silent_where_warnings_are_errors():
         warnings.simplefilter('error')
         with cpu.fast():
             F.sum(Model()(X)).backward()
+
+
+# Many threads
+
+def test_threads_that_enter_and_leave_at_once(monkeypatch):
+    x, w = np.ones((2, 3), np.float32), np.ones((4, 3), np.float32)
+    errors = []
+
+    def work(i):
+        try:
+            for turn in range(200):
+                with cpu.fast():
+                    F.linear(x, w)
+                    with cpu.fast():
+                        F.linear(x.astype(np.float64), w.astype(np.float64))
+                    if turn % 7 == i:
+                        cpu.disable()
+                    if turn % 11 == i:
+                        cpu.enable()
+                    F.linear(x, w)
+                with contextlib.suppress(KeyError), cpu.fast():
+                    raise KeyError
+        except BaseException as e:
+            errors.append(e)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not errors
+    cpu.disable()
+    assert not changed()
+    assert F.linear(x.astype(np.float64), w.astype(np.float64)).dtype == np.float64
+
+
+def test_a_block_outlasts_those_of_other_threads():
+    inside, done = threading.Event(), threading.Event()
+
+    def other():
+        with cpu.fast():
+            inside.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=other)
+    with cpu.fast():
+        thread.start()
+        inside.wait(60)
+    assert is_on()  # for the other thread
+    cpu.disable()
+    assert is_on()
+    done.set()
+    thread.join()
+    assert not changed()
+
+
+def test_a_child_that_is_forked_while_another_thread_works():
+    run('''
+        import os, threading, time
+        from branchynet import cpu
+        import chainer.functions.connection.linear as linear
+        stock = linear.LinearFunction.forward
+        inside, done = threading.Event(), threading.Event()
+        def other():
+            with cpu.fast():
+                inside.set()
+                done.wait(60)
+        thread = threading.Thread(target=other)
+        thread.start()
+        inside.wait(60)
+        child = os.fork()
+        if not child:
+            assert linear.LinearFunction.forward is stock
+            with cpu.fast():
+                assert linear.LinearFunction.forward is not stock
+            assert linear.LinearFunction.forward is stock
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        done.set()
+        thread.join()
+    ''')
+
+
+# Subclasses and chainer.static_graph are stock Chainer's
+
+@pytest.mark.onednn
+def test_subclasses_keep_their_methods():
+    from chainer.functions.activation.relu import ReLU
+    from chainer.functions.connection.linear import LinearFunction
+    from chainer.functions.normalization.batch_normalization import GeneralBatchNormalizationImpl
+
+    class Doubled(ReLU):
+        def forward(self, inputs):
+            y, = super().forward(inputs)
+            return y * 2,
+
+    class Shifted(GeneralBatchNormalizationImpl):
+        """As ChainerMN's: the statistics are another's."""
+
+        def get_mean_and_var(self, axis, gamma, x, xp, interm_dtype):
+            mean, var = super().get_mean_and_var(axis, gamma, x, xp, interm_dtype)
+            return mean + 1, var
+
+    class Own(LinearFunction):
+        pass
+
+    def shifted():
+        gamma, beta = np.ones(3, np.float32), np.zeros(3, np.float32)
+        return chainer.functions.normalization.batch_normalization.BatchNormalization(
+            impl_selector=lambda *_: Shifted()).apply((X, gamma, beta))[0].array
+
+    def outputs():
+        return [Doubled().apply((X,))[0].array, shifted(), Own().apply((X[0, 0], X[0, 0]))[0].array]
+
+    expected = outputs()
+    with cpu.fast():
+        for found, stock in zip(outputs(), expected):
+            np.testing.assert_array_equal(found, stock)
+    assert np.abs(expected[1].mean()) > .5
+
+
+def test_static_graph():
+    class Static(chainer.Chain):
+        def __init__(self):
+            super().__init__()
+            with self.init_scope():
+                self.conv = L.Convolution2D(3, 3, 3, pad=1, initialW=chainer.initializers.Normal(.1))
+                self.fc = L.Linear(3 * 9 * 9, 4)
+
+        def forward(self, x):
+            return self.fc(F.tanh(self.conv(x) * .01))
+
+    class Recorded(Static):
+        forward = chainer.static_graph(Static.forward)
+
+    def train(model):
+        optimizer = chainer.optimizers.SGD(.5).setup(model)
+        losses = []
+        for i in range(4):
+            model.cleargrads()
+            loss = F.softmax_cross_entropy(model(X + np.float32(i)), np.arange(4, dtype=np.int32))
+            loss.backward()
+            optimizer.update()
+            losses.append(float(loss.array))
+        return losses
+
+    plain, recorded = Static(), Recorded()
+    recorded.copyparams(plain)
+    with chainer.using_config('use_static_graph', True):
+        expected = train(plain)
+        with cpu.fast():
+            np.testing.assert_allclose(train(recorded), expected, rtol=1e-5)
+
+
+# Calls that differ from the networks' own
+
+def test_adam_with_a_parameter_that_has_no_size_yet():
+    chain = chainer.Chain(used=L.Linear(3, 2), unused=L.Linear(None, 3))
+    optimizer = chainer.optimizers.Adam().setup(chain)
+    with cpu.fast():
+        chain.cleargrads()
+        before = chain.used.W.array.copy()
+        F.sum(chain.used(np.ones((1, 3), np.float32))).backward()
+        optimizer.update()
+    assert (chain.used.W.array != before).all()
+
+
+@pytest.mark.onednn
+def test_indexes_of_a_maximum_pooling_are_chainers():
+    _, expected = F.max_pooling_2d(X, 3, 2, return_indices=True)
+    with cpu.fast():
+        _, found = F.max_pooling_2d(X, 3, 2, return_indices=True)
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(found * 2 - 100, expected * 2 - 100)
+
+
+@pytest.mark.onednn
+@pytest.mark.parametrize('pad, cover_all, size', [(1, True, 4), (0, True, 3)])
+def test_the_lowest_number_in_a_window_with_padding(pad, cover_all, size):
+    def gradient():
+        x = chainer.Variable(np.full((1, 1, size, size), np.finfo(np.float32).min, np.float32))
+        F.sum(F.max_pooling_2d(x, 2, 2, pad, cover_all)).backward()
+        return x.grad
+
+    expected = gradient()
+    with cpu.fast():
+        np.testing.assert_array_equal(gradient(), expected)
+    assert expected.any()
+
+
+@pytest.mark.onednn
+def test_an_epsilon_that_is_an_array():
+    gamma, beta = np.ones(3, np.float32), np.zeros(3, np.float32)
+    expected = F.batch_normalization(X, gamma, beta, eps=np.array(1e-3)).array
+    with cpu.fast():
+        np.testing.assert_allclose(F.batch_normalization(X, gamma, beta, eps=np.array(1e-3)).array, expected, atol=1e-5)
+
+
+@pytest.mark.onednn
+def test_hooks_see_the_functions_of_a_convolutions_gradient():
+    class Hook(chainer.FunctionHook):
+        name = 'Names'
+
+        def __init__(self):
+            self.seen = []
+
+        def forward_postprocess(self, function, in_data):
+            self.seen.append(function.label)
+
+    def seen():
+        x, w = chainer.Variable(X), chainer.Variable(np.ones((2, 3, 3, 3), np.float32))
+        with Hook() as hook:
+            F.sum(F.convolution_2d(x, w)).backward()
+        return hook.seen
+
+    expected = seen()
+    with cpu.fast():
+        assert seen() == expected

@@ -349,13 +349,13 @@ def test_a_raised_exception_keeps_nothing_alive():
 
 
 def test_an_error_in_a_kernel_reaches_the_caller(monkeypatch):
-    from branchynet.cpu import kernels
+    from branchynet.cpu import normalization
     cpu.set_num_threads(2)
     x = np.ones((40, 3, 33, 33), np.float32)
     with cpu.fast():
         expected = F.local_response_normalization(x).array
         with monkeypatch.context() as m:
-            m.setattr(kernels, '_window_sum', lambda *args: 1 // 0)
+            m.setattr(normalization, '_window_sum', lambda *args: 1 // 0)
             with pytest.raises(ZeroDivisionError):
                 F.local_response_normalization(x)
         np.testing.assert_array_equal(F.local_response_normalization(x).array, expected)

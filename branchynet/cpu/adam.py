@@ -1,0 +1,47 @@
+"""Adam (Kingma, Ba, 2014), by NumPy in blocks that threads share."""
+import numpy as np
+
+from branchynet.cpu.layout import plain, takes
+from branchynet.cpu.threads import blocks, run, scratch
+
+_ELEMENTS = 1 << 18  # of a block
+
+
+class Adam:
+    """AdamRule's method."""
+
+    def update_core_cpu(self, param, stock):
+        hp = self.hyperparam
+        # A parameter that has no size yet has no gradient and no state either.
+        if param.grad is None or hp.amsgrad or hp.adabound or hp.weight_decay_rate:
+            return stock(self, param)
+        changed = w, m, v = param.array, self.state['m'], self.state['v']
+        if not (takes(param.grad, *changed) and all(a.flags.c_contiguous for a in changed)):
+            return stock(self, param)
+        self._check_eps(np.float32)
+        adam(w, *plain(param.grad), m, v, self.alpha_t, hp)
+
+
+def adam(w, grad, m, v, alpha_t, hyperparam):
+    """Chainer's update of w, m and v, number by number, in its order of operations."""
+    w, grad, m, v = (a.reshape(-1) for a in (w, grad, m, v))
+    parts = blocks(w.size, 1, _ELEMENTS)
+
+    def task(i):
+        part = parts[i]
+        d = scratch('difference', grad[part].shape)
+        np.subtract(grad[part], m[part], out=d)
+        d *= 1 - hyperparam.beta1
+        m[part] += d
+        np.multiply(grad[part], grad[part], out=d)
+        d -= v[part]
+        d *= 1 - hyperparam.beta2
+        v[part] += d
+        np.sqrt(v[part], out=d)
+        d += hyperparam.eps
+        np.divide(alpha_t, d, out=d)
+        d *= m[part]
+        d *= -hyperparam.eta
+        w[part] += d
+
+    run(task, len(parts))

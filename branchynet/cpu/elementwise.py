@@ -1,0 +1,75 @@
+"""Addition and ReLU, by NumPy in blocks that threads share."""
+import numpy as np
+
+from branchynet.cpu.layout import dense, is_channels_last, like, takes
+from branchynet.cpu.threads import blocks, run
+
+_ELEMENTS = 1 << 18  # of a block
+
+
+class Add:
+
+    def forward(self, inputs, stock):
+        x, y = inputs
+        if not (takes(x, y) and x.shape == y.shape):
+            return stock(self, inputs)
+        x, = dense(x)
+        return add(x, like(y, x), out=np.empty_like(x)),
+
+
+class ReLU:
+
+    def forward_cpu(self, inputs, stock):
+        x, = inputs
+        if not takes(x):
+            return stock(self, inputs)
+        self.retain_outputs((0,))
+        x, = dense(x)
+        return relu(x),
+
+
+class ReLUGradient:
+
+    def forward_cpu(self, inputs, stock):
+        gy, = inputs
+        if not takes(gy, self.b):
+            return stock(self, inputs)
+        y, = dense(self.b)
+        gy = like(gy, y)
+        return relu_gx(y, gy),
+
+
+_ZEROS = np.zeros(_ELEMENTS, np.float32)  # NumPy's maximum of two arrays is faster than of an array and a number
+
+
+def _lines(x):
+    """A view of all elements in the order of memory."""
+    return (x.transpose(0, 2, 3, 1) if is_channels_last(x) else x).reshape(-1)
+
+
+def add(x, y, out):
+    """x + y, all in one memory order."""
+    first, second, target, parts = _lines(x), _lines(y), _lines(out), blocks(x.size, 1, _ELEMENTS)
+    run(lambda i: np.add(first[parts[i]], second[parts[i]], out=target[parts[i]]), len(parts))
+    return out
+
+
+def relu(x):
+    """max(x, 0)."""
+    y = np.empty_like(x)
+    source, target, parts = _lines(x), _lines(y), blocks(x.size, 1, _ELEMENTS)
+    run(lambda i: np.maximum(source[parts[i]], _ZEROS[:len(source[parts[i]])], out=target[parts[i]]), len(parts))
+    return y
+
+
+def relu_gx(y, gy):
+    """gy where y is positive, else 0; y and gy in one memory order."""
+    gx = np.empty_like(gy)
+    outputs, gradients, target, parts = _lines(y), _lines(gy), _lines(gx), blocks(y.size, 1, _ELEMENTS)
+
+    def task(i):
+        np.greater(outputs[parts[i]], 0, out=target[parts[i]])
+        target[parts[i]] *= gradients[parts[i]]
+
+    run(task, len(parts))
+    return gx

@@ -1,0 +1,111 @@
+"""How images lie in memory, the blocks that threads share, and which arrays the kernels take.
+
+Shapes: x (B, C, H, W), y and gy (B, O, H', W'), w (O, C, KH, KW), b (O,). Images are C-contiguous, or lie in memory
+with their channels last, as a convolution leaves them: then the next kernel needs no copy, and per-channel work runs
+over long rows. The shape is (B, C, H, W) either way.
+"""
+import functools
+
+import numpy as np
+
+from branchynet.cpu import onednn
+from branchynet.cpu.onednn import NCHW, NHWC, integers
+from branchynet.cpu.threads import blocks, equal_blocks, run, scratch
+
+PARTS = 8  # at most, of a batch whose parts' sums are added up, in order
+BYTES_OF_BLOCK = 1 << 20  # a block fits the cache and is worth a thread's call
+
+
+def is_channels_last(x):
+    """Whether the images lie in memory as (B, H, W, C), and not as (B, C, H, W) too."""
+    return x.ndim == 4 and not x.flags.c_contiguous and x.transpose(0, 2, 3, 1).flags.c_contiguous
+
+
+def channels_last(shape):
+    """An uninitialised array of a shape (B, C, H, W) that lies in memory as (B, H, W, C)."""
+    b, c, h, w = shape
+    return np.empty((b, h, w, c), np.float32).transpose(0, 3, 1, 2)
+
+
+def like(a, model):
+    """The array in the memory order of another of its shape, copied if need be."""
+    if a.strides == model.strides:
+        return a
+    copied = np.empty_like(model)
+    np.copyto(copied, a)
+    return copied
+
+
+def form_of(x):
+    """oneDNN's name for the memory order of images."""
+    return NHWC if is_channels_last(x) else NCHW
+
+
+def scratch_like(slot, x):
+    """scratch in the memory order of x."""
+    if is_channels_last(x):
+        b, c, h, w = x.shape
+        return scratch(slot, (b, h, w, c)).transpose(0, 3, 1, 2)
+    return scratch(slot, x.shape)
+
+
+def image_blocks(*arrays):
+    """Blocks of images whose part of all arrays fits the cache."""
+    return blocks(len(arrays[0]), sum(array[:1].nbytes for array in arrays))
+
+
+def parts_of(array):
+    """Blocks of images, each worth a call."""
+    return equal_blocks(len(array), min(PARTS, array.nbytes // BYTES_OF_BLOCK))
+
+
+def run_primitives(task, count):
+    """run(task, count), each call of oneDNN by one thread."""
+    run(task, count, around=onednn.single_threaded)
+
+
+def addresses_of(array, parts):
+    """Where the parts of an array begin in memory."""
+    first, step = array.ctypes.data, array.strides[0]
+    return [first + part.start * step for part in parts]
+
+
+def cached(create):
+    """Keeps primitives by their arguments; oneDNN makes them for as many threads as will run them: one."""
+    @functools.lru_cache(maxsize=128)  # each takes up to a megabyte of code and scratch
+    def cached(*arguments):
+        with onednn.single_threaded():
+            return create(*arguments)
+    return cached
+
+
+def sizes_of(part, whole):
+    """Shape of a block of an array."""
+    return (part.stop - part.start,) + whole.shape[1:]
+
+
+def geometry_of(x_shape, kernel, y_shape, stride, pad):
+    """Strides, dilation, padding before and behind, as oneDNN takes them."""
+    behind = [(n - 1) * s + k - size - p
+              for n, s, k, size, p in zip(y_shape[2:], stride, kernel, x_shape[2:], pad)]
+    return integers(stride), integers((0, 0)), integers(pad), integers(behind)
+
+
+def rows_of(array):
+    """Where the elements of the first axis begin in memory."""
+    return addresses_of(array, [slice(i, i + 1) for i in range(len(array))])
+
+
+def takes(*arrays):
+    """Whether the kernels take these arrays: float32, on the CPU, with something in them."""
+    return all(type(a) is np.ndarray and a.dtype == np.float32 and a.size for a in arrays if a is not None)
+
+
+def dense(*arrays):
+    """The arrays without gaps: as they are where their channels lie last, else C-contiguous."""
+    return [a if a is None or is_channels_last(a) else np.asarray(a, order='C') for a in arrays]
+
+
+def plain(*arrays):
+    """The arrays, C-contiguous."""
+    return [a if a is None else np.asarray(a, order='C') for a in arrays]  # ascontiguousarray has no 0 dimensions

@@ -1,0 +1,277 @@
+"""Local response normalisation, by NumPy, and batch normalisation over (B, H, W), by oneDNN."""
+import numpy as np
+
+from branchynet.cpu import onednn
+from branchynet.cpu.elementwise import add
+from branchynet.cpu.layout import (
+    PARTS, addresses_of, cached, dense, form_of, image_blocks, is_channels_last, like, parts_of, rows_of,
+    run_primitives, scratch_like, sizes_of, takes)
+from branchynet.cpu.onednn import (
+    DIFF_DST, DIFF_SCALE, DIFF_SHIFT, DIFF_SRC, DST, MEAN, SCALE, SHIFT, SRC, VARIANCE, VECTOR, create_descriptor,
+    describe)
+from branchynet.cpu.threads import equal_blocks, run
+
+_BYTES_OF_PART = 1 << 22  # of a batch normalisation, which takes less from memory the fewer calls it is made of
+_FAR = 2  # standard deviations between zero and a mean, where sums in float32 leave too much out
+
+
+class LocalResponse:
+    """LocalResponseNormalization's method."""
+
+    def forward_cpu(self, inputs, stock):
+        x, = inputs
+        if not (takes(x) and x.ndim == 4 and self.n // 2 < x.shape[1]):
+            return stock(self, inputs)
+        self.retain_inputs((0,))
+        self.retain_outputs((0,))
+        x, = dense(x)
+        y, self.unit_scale, self.scale = local_response(x, self.n, self.k, self.alpha, self.beta)
+        return y,
+
+
+class LocalResponseGradient:
+    """LocalResponseNormalizationGrad's method."""
+
+    def forward_cpu(self, inputs, stock):
+        x, y, gy = inputs
+        if not (takes(x, y, gy, self.scale) and x.ndim == 4 and self.n // 2 < x.shape[1]):
+            return stock(self, inputs)
+        self.retain_inputs((0, 1, 2))
+        x, = dense(x)
+        y, gy = like(y, x), like(gy, x)
+        return local_response_gx(x, y, gy, self.unit_scale, self.scale, self.n, self.alpha, self.beta),
+
+
+class BatchNormalization:
+    """GeneralBatchNormalizationImpl's methods, for statistics per channel of images."""
+
+    def forward(self, axis, gamma, x, x_layout, xp, expander, beta, eps, decay, running_mean, running_var, stock):
+        if not (takes(x, gamma, beta) and x.ndim == 4 and tuple(axis) == (0, 2, 3)
+                and gamma.shape == beta.shape == x.shape[1:2]):
+            return stock(
+                self, axis, gamma, x, x_layout, xp, expander, beta, eps, decay, running_mean, running_var)
+        x, = dense(x)
+        eps = float(eps)  # users give arrays too
+        y, mean, var = batch_normalization(x, gamma, beta, eps)
+        inv_std = np.reciprocal(np.sqrt(var + np.float32(eps)))
+        if running_mean is not None:
+            m = x.size // gamma.size
+            running_mean *= decay
+            running_mean += (1 - decay) * mean
+            running_var *= decay
+            running_var += (1 - decay) * (m / max(m - 1., 1.)) * var
+        return y, x_layout, running_mean, running_var, mean, var, inv_std, None
+
+    def backward(self, axis, gamma, gy, x, x_layout, xp, expander, mean, inv_std, eps, var, forward_data, stock):
+        if not (takes(x, gamma, gy) and x.ndim == 4 and tuple(axis) == (0, 2, 3) and gamma.shape == x.shape[1:2]):
+            return stock(
+                self, axis, gamma, gy, x, x_layout, xp, expander, mean, inv_std, eps, var, forward_data)
+        x, = dense(x)
+        gy = like(gy, x)
+        gx, ggamma, gbeta = batch_normalization_gradients(x, gamma, gy, mean, inv_std)
+        return gx, None, ggamma, gbeta
+
+
+def apply_bn_fwd(xp, x, mean, inv_std, gamma, beta, stock):
+    """batch_normalization's function of this name: the formula with statistics that are given."""
+    vectors = mean, inv_std, gamma, beta
+    if not (takes(x, *vectors) and x.ndim == 4 and all(v.shape == (1, x.shape[1], 1, 1) for v in vectors)):
+        return stock(xp, x, mean, inv_std, gamma, beta)
+    x, = dense(x)
+    return scale_and_shift(x, (gamma * inv_std).ravel(), beta.ravel(), mean.ravel())
+
+
+# Local response normalisation: y = x s**-beta, s = k + alpha * (sum of x**2 over n channels)
+
+def _window_sum(x, n, out):
+    """Sum over n neighbouring channels, the channel itself in the middle."""
+    np.copyto(out, x)
+    for i in range(1, n // 2 + 1):
+        out[:, i:] += x[:, :-i]
+        out[:, :-i] += x[:, i:]
+
+
+def _negative_power(s, beta, out):
+    """s ** -beta; that of the paper's networks, 0.75, by square roots."""
+    if beta != .75:
+        np.power(s, np.float32(-beta), out=out)
+        return
+    np.sqrt(s, out=out)
+    root = scratch_like('root', s)
+    np.sqrt(out, out=root)
+    out *= root
+    np.reciprocal(out, out=out)
+
+
+def local_response(x, n, k, alpha, beta):
+    """(y, s, s**-beta)."""
+    y, s, scale = (np.empty_like(x) for _ in range(3))
+    parts = image_blocks(x, y, s, scale)
+
+    def task(i):
+        part = parts[i]
+        square = scratch_like('square', x[part])
+        np.multiply(x[part], x[part], out=square)
+        _window_sum(square, n, s[part])
+        s[part] *= np.float32(alpha)
+        s[part] += np.float32(k)
+        _negative_power(s[part], beta, scale[part])
+        np.multiply(x[part], scale[part], out=y[part])
+
+    run(task, len(parts))
+    return y, s, scale
+
+
+def local_response_gx(x, y, gy, s, scale, n, alpha, beta):
+    """Gradient of x: gy s**-beta - 2 alpha beta x (sum over n channels of gy y / s)."""
+    gx = np.empty_like(x)
+    parts = image_blocks(x, y, gy, gx)
+
+    def task(i):
+        part = parts[i]
+        ratio, total = scratch_like('square', x[part]), scratch_like('root', x[part])
+        np.multiply(gy[part], y[part], out=ratio)
+        ratio /= s[part]
+        _window_sum(ratio, n, total)
+        total *= x[part]
+        total *= np.float32(-2 * alpha * beta)
+        np.multiply(gy[part], scale[part], out=gx[part])
+        gx[part] += total
+
+    run(task, len(parts))
+    return gx
+
+
+# Batch normalisation over (B, H, W)
+
+@cached
+def _batch_normalization(shape, form, eps):
+    """(forward, backward) primitives of a whole batch."""
+    x, vector = describe(shape, form), describe(shape[1:2], VECTOR)
+    flags = onednn.flags(onednn.SCALED | onednn.SHIFTED)
+    return _forward_and_backward(x, vector, flags, onednn.real(eps))
+
+
+@cached
+def _normalization(shape, form):
+    """(forward, backward) primitives of a block, with statistics that are given."""
+    x, vector = describe(shape, form), describe(shape[1:2], VECTOR)
+    flags = onednn.flags(onednn.GIVEN_STATISTICS | onednn.SCALED | onednn.SHIFTED)
+    return _forward_and_backward(x, vector, flags, onednn.real(0))
+
+
+def _forward_and_backward(x, vector, flags, eps):
+    statistics = {MEAN: vector, VARIANCE: vector}
+    hint = create_descriptor('batch_normalization_forward', onednn.FORWARD_TRAINING, x, x, eps, flags)
+    descriptor = create_descriptor('batch_normalization_backward', onednn.BACKWARD, x, x, x, eps, flags, hint)
+    return (onednn.Primitive(hint, {SRC: x, DST: x, SCALE: vector, SHIFT: vector, **statistics}),
+            onednn.Primitive(descriptor, {SRC: x, DIFF_DST: x, SCALE: vector, DIFF_SRC: x, DIFF_SCALE: vector,
+                                          DIFF_SHIFT: vector, **statistics}))
+
+
+@cached
+def _statistics(shape, form):
+    """The primitive of a block's mean, variance, and x less the one and over the root of the other."""
+    x, vector = describe(shape, form), describe(shape[1:2], VECTOR)
+    descriptor = create_descriptor('batch_normalization_forward', onednn.FORWARD_TRAINING, x, x, onednn.real(0),
+                                   onednn.flags(0))
+    return onednn.Primitive(descriptor, {SRC: x, DST: x, MEAN: vector, VARIANCE: vector})
+
+
+def batch_normalization(x, gamma, beta, eps):
+    """y, and the mean and (biased) variance of every channel."""
+    if len(_batch_parts(x)) == 1:
+        y, mean, variance = _normalized_at_once(x, gamma, beta, eps)
+        if (np.abs(mean) <= _FAR * np.sqrt(variance + np.float32(eps))).all():
+            return y, mean, variance
+    mean, variance = mean_and_variance(x)
+    return scale_and_shift(x, gamma / np.sqrt(variance + np.float32(eps)), beta, mean), mean, variance
+
+
+def _batch_parts(x):
+    return equal_blocks(len(x), min(PARTS, x.nbytes // _BYTES_OF_PART))
+
+
+def _normalized_at_once(x, gamma, beta, eps):
+    """batch_normalization in one call; the mean is the less exact the farther it is from zero."""
+    y = np.empty_like(x)
+    vectors = np.empty((4, len(gamma)), np.float32)
+    vectors[0], vectors[1] = gamma, beta
+    forward, _ = _batch_normalization(x.shape, form_of(x), eps)
+    with onednn.single_threaded():
+        forward({SRC: x.ctypes.data, DST: y.ctypes.data,
+                 **dict(zip((SCALE, SHIFT, MEAN, VARIANCE), rows_of(vectors)))})
+    return y, vectors[2], vectors[3]
+
+
+def mean_and_variance(x):
+    """Mean and (biased) variance of every channel, float32."""
+    parts, pixels = _batch_parts(x), x[0, 0].size
+    means, variances = (np.empty((len(parts), x.shape[1])) for _ in range(2))
+    counts = np.array([(part.stop - part.start) * pixels for part in parts])[:, None]
+    xs, form = addresses_of(x, parts), form_of(x)
+
+    def task(i):
+        mean, variance = statistics = np.empty((2, x.shape[1]), np.float32)
+        y = scratch_like('difference', x[parts[i]])
+        _statistics(y.shape, form)({
+            SRC: xs[i], DST: y.ctypes.data, **dict(zip((MEAN, VARIANCE), rows_of(statistics)))})
+        # A sum of large numbers leaves something out of the mean: what is left as the mean of y.
+        deviation = np.sqrt(variance.astype(np.float64))
+        rest = np.where(deviation > 0, _sum(y) / counts[i], 0) * deviation
+        means[i], variances[i] = mean + rest, np.maximum(variance - rest ** 2, 0)
+
+    run_primitives(task, len(parts))
+    mean = (means * counts).sum(axis=0) / counts.sum()
+    variance = ((variances + (means - mean) ** 2) * counts).sum(axis=0) / counts.sum()
+    return mean.astype(np.float32), variance.astype(np.float32)
+
+
+def _sum(x):
+    """(C,) float64: sums over all but the channels."""
+    if is_channels_last(x):
+        # Long rows first: NumPy adds those fast.
+        rows = x.transpose(0, 2, 3, 1).reshape(len(x), -1).sum(axis=0).reshape(x.shape[2], -1).sum(axis=0)
+        return rows.reshape(-1, x.shape[1]).sum(axis=0, dtype=np.float64)
+    return x.reshape(x.shape[:2] + (-1,)).sum(axis=2).sum(axis=0, dtype=np.float64)
+
+
+def scale_and_shift(x, scale, shift, mean):
+    """(x - mean) * scale + shift, (C,) all; in this order, or far from zero little of x would be left."""
+    y = np.empty_like(x)
+    parts = parts_of(x)
+    xs, ys, form = addresses_of(x, parts), addresses_of(y, parts), form_of(x)
+    vectors = np.array([mean, np.ones_like(mean), scale, shift], np.float32)
+    given = dict(zip((MEAN, VARIANCE, SCALE, SHIFT), rows_of(vectors)))
+
+    def task(i):
+        forward, _ = _normalization(sizes_of(parts[i], x), form)
+        forward({SRC: xs[i], DST: ys[i], **given})
+
+    run_primitives(task, len(parts))
+    return y
+
+
+def batch_normalization_gradients(x, gamma, gy, mean, inv_std):
+    """Gradients of x, gamma and beta; x and gy in one memory order."""
+    parts, form = _batch_parts(x), form_of(x)
+    gx = np.empty_like(x)
+    sums = ggammas, gbetas = np.empty((2, len(parts), x.shape[1]), np.float32)
+    vectors = np.array([mean, inv_std ** -2, gamma], np.float32)
+    given = dict(zip((MEAN, VARIANCE, SCALE), rows_of(vectors)))
+    own = [dict(zip((SRC, DIFF_DST, DIFF_SRC, DIFF_SCALE, DIFF_SHIFT), addresses)) for addresses in zip(
+        *(addresses_of(array, parts) for array in (x, gy, gx)), *(rows_of(array) for array in sums))]
+    at_once = len(parts) == 1
+
+    def task(i):
+        shape = sizes_of(parts[i], x)
+        _, backward = _batch_normalization(shape, form, 0.) if at_once else _normalization(shape, form)
+        backward({**own[i], **given})
+
+    run_primitives(task, len(parts))
+    ggamma, gbeta = ggammas.sum(axis=0), gbetas.sum(axis=0)
+    if not at_once:  # what goes through the statistics of the whole batch is left to add
+        count = np.float32(x.size // x.shape[1])
+        add(gx, scale_and_shift(
+            x, -gamma * inv_std ** 2 * ggamma / count, -gamma * inv_std * gbeta / count, mean), out=gx)
+    return gx, ggamma, gbeta

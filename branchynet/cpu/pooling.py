@@ -1,0 +1,188 @@
+"""Two-dimensional maximum and average pooling, by oneDNN."""
+from chainer.utils.conv import get_conv_outsize
+import numpy as np
+
+from branchynet.cpu import onednn
+from branchynet.cpu.layout import (
+    addresses_of, cached, channels_last, dense, form_of, geometry_of, image_blocks, is_channels_last, run_primitives,
+    takes)
+from branchynet.cpu.onednn import DIFF_DST, DIFF_SRC, DST, SRC, WORKSPACE, create_descriptor, describe, integers
+
+_LOWEST = np.finfo(np.float32).min
+_LARGEST_WINDOW = 255  # of a maximum pooling: its indexes are uint8
+
+
+class MaxPooling:
+    """MaxPoolingND's method; its indexes are Chainer's, for Chainer's gradients of gradients and for users."""
+
+    def forward_cpu(self, inputs, stock):
+        x, = inputs
+        if not (takes(x) and self.ndim == 2 and np.prod(self.ksize) <= _LARGEST_WINDOW):
+            return stock(self, inputs)
+        y_shape = x.shape[:2] + tuple(
+            get_conv_outsize(size, k, s, p, self.cover_all)
+            for size, k, s, p in zip(x.shape[2:], self.ksize, self.stride, self.pad))
+        geometry = self.ksize, self.stride, self.pad
+        if min(y_shape) <= 0 or not covers(x.shape, y_shape, *geometry):
+            return stock(self, inputs)
+        self._in_shape, self._in_dtype = x.shape, x.dtype
+        x, = dense(x)
+        y, small_indexes = max_pooling(x, y_shape, *geometry)
+        if small_indexes is None:
+            return stock(self, inputs)
+        self._small_indexes = small_indexes
+        return y,
+
+
+def indexes_on_demand(function, name):
+    """MaxPoolingND's ``__getattr__``: ``indexes`` in Chainer's dtype, which training does not ask for."""
+    if name == 'indexes' and '_small_indexes' in vars(function):
+        function.indexes = function._small_indexes.astype(np.intp)
+        return function.indexes
+    raise AttributeError(f'{type(function).__name__!r} object has no attribute {name!r}')
+
+
+class MaxPoolingGradient:
+    """MaxPoolingNDGrad's method."""
+
+    def forward_cpu(self, inputs, stock):
+        gy, = inputs
+        function = self.func
+        if not (takes(gy) and hasattr(function, '_small_indexes')):
+            return stock(self, inputs)
+        gy, = dense(gy)
+        return max_pooling_gx(
+            gy, function._small_indexes, function.ksize, function.stride, function.pad, function._in_shape),
+
+
+class AveragePooling:
+    """AveragePooling2D's method."""
+
+    def forward_cpu(self, inputs, stock):
+        x, = inputs
+        if not takes(x):
+            return stock(self, inputs)
+        y_shape = x.shape[:2] + tuple(
+            get_conv_outsize(size, k, s, p)
+            for size, k, s, p in zip(x.shape[2:], (self.kh, self.kw), (self.sy, self.sx), (self.ph, self.pw)))
+        geometry = _windows(self)
+        if min(y_shape) <= 0 or not covers(x.shape, y_shape, *geometry):
+            return stock(self, inputs)
+        self._in_shape, self._in_dtype = x.shape, x.dtype
+        x, = dense(x)
+        return average_pooling(x, y_shape, *geometry),
+
+
+class AveragePoolingGradient:
+    """AveragePooling2DGrad's method."""
+
+    def forward_cpu(self, inputs, stock):
+        gy, = inputs
+        geometry = _windows(self)
+        if not (takes(gy) and covers(self._in_shape, gy.shape, *geometry)):
+            return stock(self, inputs)
+        gy, = dense(gy)
+        return average_pooling_gx(gy, *geometry, self._in_shape),
+
+
+def _windows(function):
+    """Kernel, stride and padding of a pooling."""
+    return (function.kh, function.kw), (function.sy, function.sx), (function.ph, function.pw)
+
+
+@cached
+def _pooling(algorithm, x_shape, form, y_shape, y_form, kernel, stride, pad):
+    """(forward, backward) primitives; y_form: of y's gradient, all else is in ``form``."""
+    strides, dilation, before, behind = geometry_of(x_shape, kernel, y_shape, stride, pad)
+    formats = describe(x_shape, form), describe(y_shape, form)
+    geometry = strides, integers(kernel), dilation, before, behind
+    hint = create_descriptor('pooling_forward', onednn.FORWARD_TRAINING, algorithm, *formats, *geometry)
+    workspace = {WORKSPACE: None} if algorithm == onednn.POOLING_MAX else {}
+    forward = onednn.Primitive(hint, {SRC: formats[0], DST: formats[1], **workspace})
+    descriptor = create_descriptor('pooling_backward', algorithm, *formats, *geometry, hint)
+    return forward, onednn.Primitive(
+        descriptor, {DIFF_SRC: formats[0], DIFF_DST: describe(y_shape, y_form), **workspace})
+
+
+def covers(x_shape, y_shape, kernel, stride, pad):
+    """Whether every window has pixels in it: Chainer's maximum of padding alone is -inf, oneDNN's is not."""
+    return all(0 <= p < k and (n - 1) * s - p < size for size, n, k, s, p in zip(
+        x_shape[2:], y_shape[2:], kernel, stride, pad))
+
+
+def max_pooling(x, y_shape, kernel, stride, pad):
+    """y, and uint8 of y's shape: where in its window each maximum is, row by row.
+
+    The latter is None where x has infinities or NaN, which are not for oneDNN, or where the maximum of a window that
+    reaches into the padding may be the lowest number, which oneDNN takes the padding for.
+    """
+    y = _pooled(x, y_shape)
+    indexes = np.empty_like(y, np.uint8)
+    parts = image_blocks(x, y)
+    ordinary = [True] * len(parts)
+    is_padded = any(p or (n - 1) * s + k - p > size for n, s, k, p, size in zip(
+        y_shape[2:], stride, kernel, pad, x.shape[2:]))
+    xs, ys, workspaces = (addresses_of(array, parts) for array in (x, y, indexes))
+
+    def task(i):
+        part = parts[i]
+        # oneDNN passes over NaN, and its maximum of nothing is the lowest number instead of -inf. Any of them
+        # makes the sum NaN or infinite (so do numbers near the largest, at no cost but time).
+        with np.errstate(over='ignore', invalid='ignore'):
+            ordinary[i] = bool(np.isfinite(x[part].sum()))
+        forward, _ = _pooling_of(onednn.POOLING_MAX, x[part], y[part], kernel, stride, pad)
+        forward({SRC: xs[i], DST: ys[i], WORKSPACE: workspaces[i]})
+        if is_padded and y[part].min() <= _LOWEST:
+            ordinary[i] = False
+
+    run_primitives(task, len(parts))
+    return y, indexes if all(ordinary) else None
+
+
+def max_pooling_gx(gy, indexes, kernel, stride, pad, x_shape):
+    """Gradient of x, from max_pooling's indexes."""
+    return _pooling_gx(onednn.POOLING_MAX, gy, _pooled(indexes, x_shape), kernel, stride, pad, indexes)
+
+
+def average_pooling(x, y_shape, kernel, stride, pad):
+    """y: the mean of every window, in which padding counts as zeros."""
+    y = _pooled(x, y_shape)
+    parts = image_blocks(x, y)
+    xs, ys = addresses_of(x, parts), addresses_of(y, parts)
+
+    def task(i):
+        forward, _ = _pooling_of(
+            onednn.POOLING_AVERAGE_INCLUDE_PADDING, x[parts[i]], y[parts[i]], kernel, stride, pad)
+        forward({SRC: xs[i], DST: ys[i]})
+
+    run_primitives(task, len(parts))
+    return y
+
+
+def average_pooling_gx(gy, kernel, stride, pad, x_shape):
+    """Gradient of x."""
+    return _pooling_gx(
+        onednn.POOLING_AVERAGE_INCLUDE_PADDING, gy, channels_last(x_shape), kernel, stride, pad, None)
+
+
+def _pooling_gx(algorithm, gy, gx, kernel, stride, pad, indexes):
+    """Fills gx and returns it; the indexes, if any, are in its memory order."""
+    parts = image_blocks(gx, gy)
+    arrays = {DIFF_SRC: gx, DIFF_DST: gy, **({} if indexes is None else {WORKSPACE: indexes})}
+    addresses = {kind: addresses_of(array, parts) for kind, array in arrays.items()}
+
+    def task(i):
+        _, backward = _pooling_of(algorithm, gx[parts[i]], gy[parts[i]], kernel, stride, pad)
+        backward({kind: starts[i] for kind, starts in addresses.items()})
+
+    run_primitives(task, len(parts))
+    return gx
+
+
+def _pooling_of(algorithm, x, y, kernel, stride, pad):
+    return _pooling(algorithm, x.shape, form_of(x), y.shape, form_of(y), kernel, stride, pad)
+
+
+def _pooled(x, y_shape):
+    """An uninitialised float32 array of y's shape, in the memory order of x."""
+    return channels_last(y_shape) if is_channels_last(x) else np.empty(y_shape, np.float32)
