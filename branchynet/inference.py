@@ -1,28 +1,34 @@
 """Early exit for any batch size: classify, and Compiled for the CPU."""
+from __future__ import annotations
+
+import copy
 import math
 from numbers import Real
 import threading
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple, Optional, Sequence
 
 from branchynet import _chainer  # noqa: F401
+import chainer
 from chainer.backends.cuda import to_cpu
 import numpy as np
 
 from branchynet import exits
 from branchynet.cpu import onednn
-from branchynet.cpu.program import Program
+from branchynet.cpu.program import Packed, Program, Workspace
 from branchynet.cpu.threads import run
-from branchynet.exits import answer, below, check_per_exit, rounded
-from branchynet.net import Look, inference_mode
+from branchynet.exits import Array, Setting, answer, below, check_per_exit, rounded
+from branchynet.net import BranchyNet, Look, check_labels, inference_mode
 
 
 class Classification(NamedTuple):
-    """What early exit says of N samples, in the order of the input.
+    """The result of early exit for N samples, in the order of the input.
 
     Attributes:
-        label: int (N,). exit: int (N,), where each sample left.
-        entropy: float (N,), nats, and prob: float (N, C), the softmax of the exit where it left.
+        label: int (N,), the class of highest probability.
+        exit: int (N,), where each sample left, from 0.
+        entropy: float (N,), nats, of the exit where it left.
+        prob: float (N, C), the softmax of the exit where it left.
     """
     label: np.ndarray
     exit: np.ndarray
@@ -30,19 +36,21 @@ class Classification(NamedTuple):
     prob: np.ndarray
 
 
-def classify(net, x, thresholds):
+def classify(net: BranchyNet | Compiled, x: Array, thresholds: Setting) -> Classification:
     """Early-exit classification of x (B, ...), for any batch size.
 
     Args:
         net: a BranchyNet, or a Compiled, which is many times as fast on a CPU.
-        thresholds: entropy (nats) below which a sample leaves: a number, or a sequence of one for every
-            exit but the last.
+        x: NumPy or CuPy array or Variable (B, ...), of the parameters' dtype.
+        thresholds: entropy (nats) below which a sample leaves: a number, or a sequence of one for every exit but
+            the last.
 
     Returns:
         A Classification, of NumPy arrays.
 
     Raises:
-        TypeError, ValueError: x or the thresholds do not fit.
+        TypeError: x or the thresholds have the wrong type.
+        ValueError: x or the thresholds do not fit, x holds NaN, or an exit's answer is NaN.
     """
     if isinstance(net, Compiled):
         return net.classify(x, thresholds)
@@ -53,127 +61,231 @@ def classify(net, x, thresholds):
     index, _, prob, entropy = map(np.concatenate, zip(*parts))
     exit = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
     order = index.argsort()
-    return Classification(prob[order].argmax(axis=1), exit[order], entropy[order], prob[order])
+    return _without_nan(Classification(prob[order].argmax(axis=1), exit[order], entropy[order], prob[order]))
 
 
-def is_compilable(net):
-    """Whether Compiled takes a BranchyNet: float32, on the CPU, with oneDNN at hand."""
+def _without_nan(result: Classification) -> Classification:
+    """The result.
+
+    Raises:
+        ValueError: an answer is NaN.
+    """
+    if math.isnan(result.entropy.sum()):
+        sample = np.isnan(result.entropy).argmax()
+        raise ValueError(f'exit {result.exit[sample]} answers NaN, first for sample {sample}: the weights hold NaN, or '
+                         'are so large that numbers overflow')
+    return result
+
+
+def is_compilable(net: BranchyNet) -> bool:
+    """Whether Compiled takes a BranchyNet: float32 parameters on the CPU, all with a shape, and oneDNN loads."""
+    return _obstacle(net) is None
+
+
+def _obstacle(net: BranchyNet) -> Optional[str]:
+    """The reason why a net cannot be compiled, and the remedy; None if it can be."""
+    if net.gpu:
+        return 'its parameters are on a GPU: call net.to_cpu() first'
+    head = {id(param) for param in _main_head(net)}
+    for path, param in net.namedparams():
+        if not param.is_initialized:
+            if id(param) not in head:
+                return f'parameter {path} has no shape yet: run a batch first, for example net.get_SM(x)'
+        elif param.dtype != np.float32:
+            return f'parameter {path} has dtype {param.dtype}: expected float32'
     try:
         onednn.library()
-    except (OSError, ImportError):
-        return False
-    return not net.gpu and all(param.dtype == np.float32 for param in net.params())
+    except (OSError, ImportError) as e:
+        return f'oneDNN does not load ({e}): pip install onednn-cpu-gomp'
+    return None
+
+
+def _main_head(net: BranchyNet) -> list[chainer.Parameter]:
+    """The parameters of main's own head, which have no shape while it was never run."""
+    return [param for link in net.main[net.models[-1].endi:] for param in link.params()]
+
+
+def _snapshot(net: BranchyNet) -> BranchyNet:
+    """A copy of a net without the parts that only training needs: gradients, optimisers and their state."""
+    memo: dict[int, Any] = {id(param.update_rule): None for param in net.params()}
+    memo.update((id(param.grad), None) for param in net.params() if param.is_initialized and param.grad is not None)
+    for name in 'optimizer', 'optimizers', 'main_copy', 'optimizer_copy':
+        memo[id(getattr(net, name, None))] = None
+    return copy.deepcopy(net, memo)
 
 
 class Compiled:
-    """A BranchyNet compiled for inference on the CPU, with the weights that it has now.
+    """A BranchyNet compiled for inference on the CPU, with the weights that it has at that moment.
 
-    There is no graph, batch normalisation is folded into the convolutions, and every buffer is made
-    beforehand. A batch goes up in chunks, shared among threads; samples that left take no part in what
-    follows. ``test``, ``test_main`` and ``numexits`` are BranchyNet's, by ``thresholdExits`` alone.
+    It keeps a copy of the weights, so training, changing or deleting the net afterwards does not change its answers.
+    It can be pickled, copied, and sent to another process.
+
+    There is no graph, batch normalisation is folded into the convolutions, and all buffers are preallocated. Batches
+    are split into chunks shared among threads; samples that have exited are dropped from later stages. Links that
+    the compiler does not know by their exact class, and links with hooks, are called as they are. While a link hook
+    is on for all links (``with hook:``), the copy of the net answers in Chainer, so that the hook sees its links.
+
+    ``test``, ``test_main``, ``look`` and ``numexits`` are those of BranchyNet; ``test`` lets samples leave by
+    ``thresholdExits`` alone.
+
+    Args:
+        net: a BranchyNet.
+
+    Attributes:
+        thresholdExits: for ``test``, in nats: a number, or a list of one for every exit but the last. At first the
+            net's.
 
     Raises:
-        ValueError: is_compilable(net) is False.
+        ValueError: is_compilable(net) is False; the message says why.
     """
 
-    def __init__(self, net):
-        if not is_compilable(net):
-            raise ValueError('net cannot be compiled: expected float32 parameters on the CPU, and oneDNN (pip '
-                             'install onednn-cpu-gomp)')
-        self.thresholdExits = net.thresholdExits
-        self.gpu = False
-        self._net = net
-        self._local = threading.local()
-        self._shapes = set()  # of samples that were checked before
+    gpu = False
 
-    def numexits(self):
-        """Number of exits, the final one counted."""
+    def __init__(self, net: BranchyNet) -> None:
+        obstacle = _obstacle(net)
+        if obstacle is not None:
+            raise ValueError(f'net cannot be compiled: {obstacle}')
+        self.thresholdExits = net.thresholdExits
+        self._net = _snapshot(net)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Starts without programs: they are compiled when they are first needed."""
+        self._local = threading.local()
+        self._packed = Packed()
+        self._samples: set[tuple] = set()  # shapes and dtypes that the net was found to take
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {'thresholdExits': self.thresholdExits, '_net': self._net}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def numexits(self) -> int:
+        """Number of exits, including the final one."""
         return self._net.numexits()
 
-    def classify(self, x, thresholds):
+    def classify(self, x: Array, thresholds: Setting) -> Classification:
         """inference.classify."""
-        return self._classify(self._given(x, None)[0], self._per_exit(thresholds))[0]
+        thresholds = self._per_exit('thresholds', thresholds)
+        x, _ = self._given(x, None)
+        if chainer._get_link_hooks():
+            return classify(self._net, x, thresholds)
+        return _without_nan(self._classify(x, thresholds)[0])
 
-    def test(self, x, t=None):
-        """BranchyNet.test."""
+    def test(self, x: Array, t: Optional[Array] = None) -> tuple[float, list[float], list[int], float]:
+        """BranchyNet.test, by thresholdExits."""
+        thresholds = self._per_exit('thresholdExits', self.thresholdExits)
         x, t = self._given(x, t)
-        thresholds = self._per_exit(self.thresholdExits)
-        exits = [0] * self.numexits()
-        correct = [0.] * self.numexits()
+        if chainer._get_link_hooks():
+            self._net.thresholdExits = thresholds
+            return self._net.test(x, t)
+        result, seconds = self._classify(x, thresholds)
+        if t is not None:
+            check_labels(result.prob, t)
         if len(x) == 1:
-            k, prob, _, seconds = self._leave_one(x, thresholds)
-            exits[k], correct[k] = 1, math.nan if t is None else float(prob.argmax() == t[0])
-        else:
-            result, seconds = self._classify(x, thresholds)
-            exits = np.bincount(result.exit, minlength=len(exits)).tolist()
-            right = np.full(len(x), math.nan) if t is None else result.label == t
-            correct = np.bincount(result.exit, right, len(exits)).tolist()
-        return sum(correct) / len(x), [c / n if n else 0. for c, n in zip(correct, exits)], exits, seconds
+            k, right = int(result.exit[0]), math.nan if t is None else float(result.label[0] == t[0])
+            counts, accuracies = [0] * self.numexits(), [0.] * self.numexits()
+            counts[k], accuracies[k] = 1, right
+            return right, accuracies, counts, seconds
+        counts = np.bincount(result.exit, minlength=self.numexits()).tolist()
+        right = np.full(len(x), math.nan) if t is None else result.label == t
+        correct = np.bincount(result.exit, right, self.numexits()).tolist()
+        return sum(correct) / len(x), [c / n if n else 0. for c, n in zip(correct, counts)], counts, seconds
 
-    def test_main(self, x, t=None):
+    def test_main(self, x: Array, t: Optional[Array] = None) -> tuple[float, float]:
         """BranchyNet.test_main."""
         x, t = self._given(x, t)
+        if chainer._get_link_hooks():
+            return self._net.test_main(x, t)
         correct, seconds = 0, 0.
         for part in _chunks(len(x)):
-            program = self._programs(x[part], main=True)
-            start = time.perf_counter()
-            program.run()
-            seconds += time.perf_counter() - start
+            with onednn.single_threaded():
+                program = self._programs(x[part], main=True)
+                start = time.perf_counter()
+                program.run()
+                seconds += time.perf_counter() - start
             if t is not None:
-                correct += int((program.y[:part.stop - part.start].argmax(axis=1) == t[part]).sum())
+                logits = program.y[:part.stop - part.start]
+                check_labels(logits, t)
+                correct += int((logits.argmax(axis=1) == t[part]).sum())
         return math.nan if t is None else correct / len(x), seconds
 
-    def _given(self, x, t):
-        """x and t as BranchyNet.checked has them; a look is enough at one sample like others before it."""
-        if (type(x) is np.ndarray and x.dtype == np.float32 and len(x) == 1 and x.shape[1:] in self._shapes
+    def look(self, x: Array) -> list[Look]:
+        """BranchyNet.look."""
+        x, _ = self._given(x, None)
+        if chainer._get_link_hooks():
+            return self._net.look(x)
+        parts = [self._look(x[part]) for part in _chunks(len(x))]
+        return [_together(looks) for looks in zip(*parts)]
+
+    def _given(self, x: Array, t: Optional[Array]) -> tuple[np.ndarray, Optional[np.ndarray]]:
+        """x and t as BranchyNet.checked returns them, and x of a shape that the net takes."""
+        # Fast path: skip full validation for one sample like others that were validated.
+        if (type(x) is np.ndarray and x.dtype == np.float32 and len(x) == 1 and (x.shape[1:], x.dtype) in self._samples
                 and math.isfinite(np.vdot(x, x))
                 and (t is None or type(t) is np.ndarray and t.dtype == np.int32 and t.shape == (1,) and t[0] >= 0)):
             return x, t
         x, t = self._net.checked(x, t)
-        self._shapes.add(x.shape[1:])
+        if (x.shape[1:], x.dtype) not in self._samples:
+            try:
+                self._net.get_SM(x[:1])
+            except (TypeError, ValueError):
+                self._net.get_SM(x)  # raises as the net does, with the shape of the whole batch
+                raise
+            self._samples.add((x.shape[1:], x.dtype))
         return x, t
 
-    def _per_exit(self, thresholds):
+    def _per_exit(self, name: str, thresholds: Setting) -> Sequence[float]:
         """A threshold for every exit but the last."""
-        exits = self.numexits() - 1
-        check_per_exit('thresholds', thresholds, exits)
-        return [thresholds] * exits if isinstance(thresholds, Real) else thresholds
+        count = self.numexits() - 1
+        check_per_exit(name, thresholds, count)
+        return [thresholds] * count if isinstance(thresholds, Real) else thresholds
 
-    def look(self, x):
-        """BranchyNet.look."""
-        x, _ = self._given(x, None)
-        parts = [self._look(x[part]) for part in _chunks(len(x))]
-        return [_together(looks) for looks in zip(*parts)]
-
-    def _look(self, x):
+    def _look(self, x: np.ndarray) -> list[Look]:
         result = []
-        for stage, head in self._programs(x):
-            start = time.perf_counter()
-            stage.run()
-            trunk = time.perf_counter()
-            head.run()
-            prob, entropy = answer(head.y[:len(x)])
-            result.append(Look(prob, entropy, trunk - start, time.perf_counter() - start))
+        with onednn.single_threaded():
+            for stage, head in self._programs(x):
+                start = time.perf_counter()
+                stage.run()
+                trunk = time.perf_counter()
+                head.run()
+                prob, entropy = answer(head.y[:len(x)])
+                result.append(Look(prob, entropy, trunk - start, time.perf_counter() - start))
         return result
 
-    def _classify(self, x, thresholds):
+    def _classify(self, x: np.ndarray, thresholds: Sequence[float]) -> tuple[Classification, float]:
         """(Classification, seconds in the trunk's stages)."""
+        cuts = rounded(thresholds, np.float32)
         if len(x) == 1:
-            k, prob, ent, seconds = self._leave_one(x, thresholds)
-            return Classification(prob.argmax(axis=1), np.array([k]), ent, prob), seconds
+            return self._classify_one(x, cuts)
         parts = _chunks(len(x))
-        chunks = [None] * len(parts)
+        chunks: list[Any] = [None] * len(parts)
 
-        def task(i):
-            chunks[i] = self._classify_chunk(x[parts[i]], thresholds)
+        def task(i: int) -> None:
+            chunks[i] = self._classify_chunk(x[parts[i]], cuts)
 
-        run(task, len(parts))
-        exits, ent, prob, seconds = chunks[0] if len(chunks) == 1 else _joined(chunks)
-        return Classification(prob.argmax(axis=1), exits, ent, prob), seconds
+        run(task, len(parts), around=onednn.single_threaded)
+        exit, entropy, prob, seconds = chunks[0] if len(chunks) == 1 else _joined(chunks)
+        return Classification(prob.argmax(axis=1), exit, entropy, prob), seconds
 
-    def _classify_chunk(self, x, thresholds):
+    def _classify_one(self, x: np.ndarray, cuts: np.ndarray) -> tuple[Classification, float]:
+        seconds = 0.
+        with onednn.single_threaded():
+            for k, (stage, head) in enumerate(self._programs(x)):
+                start = time.perf_counter()
+                stage.run()
+                seconds += time.perf_counter() - start
+                head.run()
+                prob, entropy = answer(head.y)
+                if k == len(cuts) or below(entropy, cuts[k])[0]:
+                    break
+        return Classification(prob.argmax(axis=1), np.array([k]), entropy, prob), seconds
+
+    def _classify_chunk(self, x: np.ndarray, cuts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
         """(exit, entropy, prob, seconds in the trunk's stages)."""
-        seconds, rows = 0., None  # rows: whose samples are still under way; None: all
+        seconds, rows = 0., None  # rows: the samples that have not left; None: all
         programs = self._programs(x)
         for k in range(len(programs)):
             stage, head = programs[k]
@@ -182,83 +294,74 @@ class Compiled:
             seconds += time.perf_counter() - start
             head.run()
             count = len(x) if rows is None else len(rows)
-            prob, ent = answer(head.y[:count])
-            leaves = below(ent, thresholds[k]) if k < len(thresholds) else np.ones(count, bool)
+            prob, entropy = answer(head.y[:count])
+            leaves = below(entropy, cuts[k]) if k < len(cuts) else np.ones(count, bool)
             if rows is None:
-                exits, entropies, probs = np.full(len(x), k), ent, prob
+                exits, entropies, probs = np.full(len(x), k), entropy, prob
             else:
-                exits[rows], entropies[rows], probs[rows] = k, ent, prob
+                exits[rows], entropies[rows], probs[rows] = k, entropy, prob
             if leaves.all():
                 break
             if leaves.any():
                 stays = ~leaves
                 rows = np.flatnonzero(stays) if rows is None else rows[stays]
-                programs = self._carried_on(programs, k, stays, len(rows), x.shape[1:])
+                programs = self._carried_on(programs, k, stays, len(rows), x)
         return exits, entropies, probs, seconds
 
-    def _leave_one(self, x, thresholds):
-        """(exit, prob (1, C), entropy (1,), seconds in the trunk's stages) of one sample."""
-        seconds, cuts = 0., rounded(thresholds, np.float32)
-        for k, (stage, head) in enumerate(self._programs(x)):
-            start = time.perf_counter()
-            stage.run()
-            seconds += time.perf_counter() - start
-            head.run()
-            prob, ent = answer(head.y)
-            if k == len(cuts) or ent[0] < cuts[k]:
-                return k, prob, ent, seconds
-
-    def _carried_on(self, programs, k, stays, count, shape):
-        """Programs for the samples that stay after exit k, their features in place."""
+    def _carried_on(self, programs: list, k: int, stays: np.ndarray, count: int, x: np.ndarray) -> list:
+        """Programs for the samples of x that stay after exit k, their features in place."""
         features = programs[k][0].y[:len(stays)][stays]
-        programs = self._chain(_padded(count), shape)
+        programs = self._chain(_padded(count), x.shape[1:], x.dtype)
         programs[k + 1][0].x[:count] = features
         return programs
 
-    def _programs(self, x, main=False):
+    def _programs(self, x: np.ndarray, main: bool = False) -> Any:
         """Programs for a chunk, the chunk in place."""
-        programs = self._chain(_padded(len(x)), x.shape[1:], main)
+        programs = self._chain(_padded(len(x)), x.shape[1:], x.dtype, main)
         (programs if main else programs[0][0]).x[:len(x)] = x
         return programs
 
-    def _chain(self, count, shape, main=False):
-        """This thread's programs for ``count`` samples: main's, or the stage and the exit of every exit."""
+    def _chain(self, count: int, shape: tuple, dtype: np.dtype, main: bool = False) -> Any:
+        """This thread's programs for ``count`` samples: main's, or (stage, exit's links) of every exit."""
         cache = self._local.__dict__
-        key = count, shape, main
+        key = count, shape, dtype, main
         if key not in cache:
-            cache[key] = self._compile(np.zeros((count,) + shape, np.float32), main)
+            cache[key] = self._compile(np.zeros((count,) + shape, dtype), main)
         return cache[key]
 
-    def _compile(self, x, main):
+    def _compile(self, x: np.ndarray, main: bool) -> Any:
+        workspace = self._local.__dict__.setdefault('workspace', Workspace())
         if main:
-            return Program(self._net.main, x)
+            if not all(param.is_initialized for param in _main_head(self._net)):
+                raise ValueError("main's head has no weights: call net.train_main or net.run_main(x) before Compiled(net)")
+            return Program(self._net.main, x, self._packed, workspace)
         chain = []
         for model in self._net.models:
-            stage = Program(model[model.starti:model.endi], x)
-            chain.append((stage, Program(model[model.endi:], stage.y)))
+            stage = Program(model[model.starti:model.endi], x, self._packed, workspace)
+            chain.append((stage, Program(model[model.endi:], stage.y, self._packed, workspace)))
             x = stage.y
         return chain
 
 
-_CHUNK = 32  # samples that go up together
+_CHUNK = 32  # samples that are classified together
 
 
-def _chunks(count):
+def _chunks(count: int) -> list[slice]:
     return [slice(i, min(i + _CHUNK, count)) for i in range(0, count, _CHUNK)]
 
 
-def _joined(chunks):
+def _joined(chunks: list) -> tuple:
     """What _classify_chunk returned for every chunk, as for one."""
     *arrays, seconds = zip(*chunks)
     return (*map(np.concatenate, arrays), sum(seconds))
 
 
-def _together(looks):
+def _together(looks: Sequence[Look]) -> Look:
     """The Looks of one exit at several chunks, as one."""
     prob, entropy, released, whole = zip(*looks)
     return Look(np.concatenate(prob), np.concatenate(entropy), sum(released), sum(whole))
 
 
-def _padded(count):
-    """The size of program for so many samples: a power of two, so that there are few."""
+def _padded(count: int) -> int:
+    """The size of the program that takes ``count`` samples: a power of two, so that there are few sizes."""
     return 1 << (count - 1).bit_length()

@@ -1,14 +1,22 @@
 """Inference compiled for the CPU says what the network says."""
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+import copy
+import multiprocessing
 import os
+import pickle
+import threading
 
 import branchynet
 import chainer
 import chainer.functions as F
 import chainer.links as L
+from chainer.link_hooks import SpectralNormalization, TimerHook
+import dill
 import numpy as np
 import pytest
 
 from branchynet import cpu, inference, sweep, timing
+from branchynet.cpu import onednn
 from branchynet.functions import entropy
 from branchynet.inference import Compiled, classify
 from branchynet.links.links import FL, SL, Branch, X
@@ -131,24 +139,262 @@ def test_bits_do_not_depend_on_threads(lenet, images):
             np.testing.assert_array_equal(a, b)
 
 
-def test_weights_are_those_at_compilation():
+@pytest.mark.parametrize('change', [
+    lambda net: net.train(*small_data()),
+    lambda net: net.train_main(*small_data()),
+    lambda net: [param.array.fill(0) for param in net.params()],
+    lambda net: [setattr(param, 'array', np.zeros_like(param.array)) for param in net.params()],
+    lambda net: [delattr(net, 'models'), delattr(net, 'main')],
+], ids=['joint', 'main', 'filled', 'assigned', 'deleted'])
+def test_weights_are_those_at_construction(change):
     net, x = small_net(), small_data()[0]
+    expected = classify(net, x, .9)
     compiled = Compiled(net)
-    before = classify(compiled, x, .9)
-    net.models[0][0].W.array[...] = 0
-    np.testing.assert_array_equal(classify(compiled, x, .9).prob, before.prob)
-    assert not np.array_equal(classify(Compiled(net), x, .9).prob, before.prob)
+    change(net)
+    for count in 32, 5, 1:  # programs of every size are compiled after the change
+        result = classify(compiled, x[:count], .9)
+        np.testing.assert_array_equal(result.exit, expected.exit[:count])
+        np.testing.assert_allclose(result.prob, expected.prob[:count], rtol=1e-5)
 
 
-def test_what_cannot_be_compiled_is_named():
+def test_statistics_of_batch_normalisation_are_those_at_construction():
+    net, x = odd_net()
+    expected, compiled = net.get_SM(x), Compiled(net)
+    net.train(x + 5, np.zeros(16, np.int32))
+    for look, prob in zip(compiled.look(x), expected):
+        np.testing.assert_allclose(look.prob, prob, rtol=1e-3, atol=1e-5)
+
+
+def test_a_snapshot_holds_nothing_of_the_training():
+    net = small_net()
+    net.train(*small_data())
+    net.copy_main()
+    compiled = Compiled(net)
+    assert all(param.grad is None and param.update_rule is None for param in compiled._net.params())
+    assert not any(isinstance(value, chainer.Optimizer) for value in vars(compiled._net).values())
+
+
+def test_weights_are_packed_once_for_all_threads_and_sizes(lenet, images, monkeypatch):
+    packed = []
+    pack = onednn.Primitive.pack
+    monkeypatch.setattr(onednn.Primitive, 'pack', lambda self, w: packed.append(w.shape) or pack(self, w))
+    cpu.set_num_threads(2)
+    try:
+        compiled = Compiled(lenet)
+        barrier = threading.Barrier(4)
+
+        def work(_):
+            barrier.wait()
+            for count in 64, 17, 3, 1:
+                classify(compiled, images[0][:count], .0251)
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(work, range(4)))
+    finally:
+        cpu.set_num_threads(None)
+    layers = sum(isinstance(link, (L.Linear, L.Convolution2D)) for model in lenet.models for link in model) - 1
+    # At most one copy in every layout; the sizes of programs share a few layouts.
+    assert layers <= len(packed) <= 3 * layers
+
+
+@pytest.mark.parametrize('copied', [
+    lambda c: pickle.loads(pickle.dumps(c)), lambda c: dill.loads(dill.dumps(c)), copy.deepcopy, copy.copy],
+    ids=['pickle', 'dill', 'deepcopy', 'copy'])
+def test_a_copy_gives_the_same_bits(lenet, images, copied):
+    x, _ = images
+    compiled = Compiled(lenet)
+    compiled.thresholdExits = [.3]
+    expected = classify(compiled, x, .0251)
+    other = copied(compiled)
+    assert other.thresholdExits == [.3]
+    for a, b in zip(classify(other, x, .0251), expected):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_spawned_worker_gives_the_same_bits(lenet, images):
+    x, _ = images
+    compiled = Compiled(lenet)
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+        found = pool.submit(classify, compiled, x, .0251).result()
+    for a, b in zip(found, classify(compiled, x, .0251)):
+        np.testing.assert_array_equal(a, b)
+
+
+class Doubled(L.Linear):
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Shifted(L.Convolution2D):
+
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+class OwnBlock(ResBlock):
+
+    def forward(self, x):
+        return F.tanh(self.conv1(x))
+
+
+def hooked(link, hook):
+    link.add_hook(hook)
+    return link
+
+
+class Halving(chainer.LinkHook):
+    """Halves what a link returns, in place."""
+    name = 'Halving'
+
+    def forward_postprocess(self, args):
+        args.out.array[...] *= .5
+
+
+def with_forward(link):
+    link.forward = lambda x, forward=link.forward: forward(x) + 1
+    return link
+
+
+@pytest.mark.parametrize('make', [
+    lambda: Shifted(3, 4, 3), lambda: OwnBlock(3, 4), lambda: hooked(L.Convolution2D(3, 4, 3), Halving()),
+    lambda: hooked(FL(F.relu), Halving()), lambda: with_forward(L.Convolution2D(3, 4, 3)),
+    lambda: hooked(L.Convolution2D(3, 4, 3), SpectralNormalization()),
+], ids=['subclass', 'block', 'hook', 'hook of a function', 'own forward', 'spectral normalisation'])
+def test_links_that_are_not_stock_are_called(make):
+    np.random.seed(0)
+    net = branchynet.BranchyNet([make(), FL(F.relu), Branch([Doubled(None, 5)]), Branch([Doubled(None, 5)])])
+    x = np.random.randn(9, 3, 8, 8).astype(np.float32)
+    for _ in range(2):
+        net.train(x, np.random.randint(0, 5, 9).astype(np.int32))
+        net.train_main(x, np.random.randint(0, 5, 9).astype(np.int32))
+    check_same(net, x, 1.)
+    check_same(net, x[:1], 1.)
+
+
+def test_hooks_for_all_links_see_the_links():
+    net, (x, t) = small_net(thresholdExits=.9), small_data()
+    compiled = Compiled(net)
+    net.train(x, t)
+    without = classify(compiled, x, .9)
+    with TimerHook() as hook:
+        result = classify(compiled, x, .9)
+        compiled.test(x, t)
+        compiled.test_main(x, t)
+        compiled.look(x)
+    assert 'Linear' in hook.summary()
+    np.testing.assert_allclose(result.prob, without.prob, rtol=1e-5)
+    np.testing.assert_array_equal(result.exit, without.exit)
+
+
+def test_arrays_of_any_number_of_dimensions():
+    np.random.seed(0)
+    for x, links in (
+            (np.random.randn(5, 3, 9), [L.Convolution1D(3, 4, 3), FL(F.relu)]),
+            (np.random.randn(5, 2, 3, 4, 5), [L.Linear(None, 6), FL(F.relu)]),
+            (np.random.randn(5, 7), [FL(F.relu), FL(F.dropout)])):
+        net = branchynet.BranchyNet([*links, Branch([L.Linear(None, 3)])])
+        net.get_SM(x.astype(np.float32))
+        check_same(net, x.astype(np.float32), [])
+
+
+@pytest.mark.parametrize('damage, words', [
+    (lambda net: [setattr(p, 'array', p.array.astype('d')) for p in net.params()],
+     'parameter /main/0/W has dtype float64: expected float32'),
+    (lambda net: net.models[0].append(L.Linear(None, 3)),
+     r'parameter /models/0/3/W has no shape yet: run a batch first, for example net.get_SM\(x\)'),
+], ids=['float64', 'no shape'])
+def test_the_reason_why_a_net_cannot_be_compiled_is_named(damage, words):
+    net = small_net()
+    damage(net)
+    assert not inference.is_compilable(net)
+    with pytest.raises(ValueError, match=f'^net cannot be compiled: {words}$'):
+        Compiled(net)
+
+
+def test_a_missing_onednn_is_named(monkeypatch):
+    def missing():
+        raise OSError('no such library')
+
+    monkeypatch.setattr(onednn, 'library', missing)
+    assert not inference.is_compilable(small_net())
+    with pytest.raises(ValueError, match=r'^net cannot be compiled: oneDNN does not load \(no such library\): pip install'):
+        Compiled(small_net())
+
+
+def test_links_that_pass_on_no_array_are_named():
+    net = branchynet.BranchyNet([
+        FL(F.separate, axis=1), FL(F.stack, axis=1), Branch([L.Linear(4, 3)])])
+    with pytest.raises(ValueError, match='^separate returns a tuple: expected an array, or the net cannot be compiled$'):
+        classify(Compiled(net), small_data()[0], [])
+
+
+def test_joint_training_alone_is_enough_for_layers_sized_by_their_first_input():
+    net = branchynet.BranchyNet([L.Linear(None, 4), Branch([L.Linear(None, 3)]), Branch([L.Linear(None, 3)])])
+    x, t = small_data()
+    net.train(x, t)
+    compiled = Compiled(net)
+    np.testing.assert_allclose(classify(compiled, x, .5).prob, classify(net, x, .5).prob, rtol=1e-4)
+    with pytest.raises(ValueError, match="^main's head has no weights: call net.train_main"):
+        compiled.test_main(x, t)
+
+
+def test_float64_nets_are_classified_in_chainer():
     net = small_net()
     for param in net.params():
         param.array = param.array.astype(np.float64)
-    assert not inference.is_compilable(net)
-    with pytest.raises(ValueError, match='net cannot be compiled'):
-        Compiled(net)
-    result = classify(net, small_data()[0].astype(np.float64), [.5, .5])
-    assert result.prob.shape == (32, 3)
+    assert classify(net, small_data()[0].astype(np.float64), [.5, .5]).prob.shape == (32, 3)
+
+
+def test_impossible_classes_count_alike_one_by_one_and_in_batches():
+    net = branchynet.BranchyNet([Branch([L.Linear(4, 3)]), Branch([L.Linear(4, 3)])])
+    net.models[0][0].b.array[1] = -np.inf
+    x = small_data()[0]
+    compiled = Compiled(net)
+    batch = classify(compiled, x, .5)
+    assert np.isfinite(batch.entropy).all() and (batch.prob[batch.exit == 0, 1] == 0).all()
+    for i in range(len(x)):
+        one = classify(compiled, x[i:i + 1], .5)
+        np.testing.assert_allclose(one.entropy[0], batch.entropy[i], rtol=1e-5)
+        assert one.exit[0] == batch.exit[i]
+
+
+@pytest.mark.parametrize('count', [1, 32])
+def test_nan_weights_are_named(count):
+    net, x = small_net(), small_data()[0]
+    net.models[1][6].b.array[:] = np.nan
+    for model in net, Compiled(net):
+        with pytest.raises(ValueError, match='^exit 2 answers NaN, first for sample 0: the weights hold NaN'):
+            net.models[2][6].b.array[:] = np.nan
+            classify(model if model is net else Compiled(net), x[:count], 0.)
+
+
+@pytest.mark.parametrize('count', [1, 2])
+@pytest.mark.parametrize('method', ['test', 'test_main'])
+def test_labels_beyond_the_classes_are_named(method, count):
+    net, (x, t) = small_net(thresholdExits=.5), small_data()
+    compiled = Compiled(net)
+    for model in net, compiled, compiled:
+        with pytest.raises(ValueError, match='^t holds the label 7: expected less than 3, the number of classes$'):
+            getattr(model, method)(x[:count], np.full(count, 7, np.int32))
+
+
+IMAGES = np.random.RandomState(0).rand(2, 3, 32, 32).astype(np.float32)
+
+
+@pytest.mark.parametrize('x', [
+    IMAGES[0], IMAGES[:, :1], IMAGES.transpose(0, 2, 3, 1), IMAGES.reshape(2, -1), IMAGES[:, :, :2, :2],
+    IMAGES[:, :, :20], (IMAGES * 255).astype(np.uint8), IMAGES.astype('d'), IMAGES[:0], IMAGES * np.nan,
+], ids=['no batch', 'grey', 'channels last', '2-d', 'small', 'half', 'uint8', 'float64', 'empty', 'nan'])
+def test_bad_images_are_named_as_by_the_net(x):
+    net = alex_cifar10.get_network()
+    compiled = Compiled(net)
+    errors = []
+    for model in net, compiled, compiled:  # a second time, when shapes that fit would be known
+        with pytest.raises((TypeError, ValueError)) as error:
+            classify(model, x, .5)
+        errors.append((error.type, str(error.value)))
+    assert errors[0] == errors[1] == errors[2] and '\n' not in errors[0][1]
 
 
 @pytest.mark.parametrize('x, error, words', [

@@ -1,5 +1,9 @@
-"""Links compiled for inference: no graph, batch normalisation folded, ReLU fused, every buffer made beforehand."""
+"""Links compiled for inference: no graph, batch normalisation folded, ReLU fused, all buffers preallocated."""
+from __future__ import annotations
+
 import inspect
+import threading
+from typing import Any, Callable, Iterable, Optional, Sequence
 
 import chainer
 import chainer.functions as F
@@ -14,57 +18,126 @@ from branchynet.links.links import FL, SL, shortcut
 from branchynet.links.resnet import ResBlock
 
 
-class Program:
-    """Links in testing mode, on float32 arrays of one shape, with the weights that they have now.
+class Packed:
+    """Weights in the layouts that oneDNN wants, packed once and shared by the programs of all threads and sizes."""
 
-    A program is run by one thread at a time. Links that it does not know are called as they are.
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._entries: dict[Any, list[tuple[onednn.Primitive, np.ndarray]]] = {}
+
+    def get(self, key: Any, primitive: onednn.Primitive, weights: Callable[[], np.ndarray]) -> np.ndarray:
+        """The weights of ``key`` in the primitive's layout.
+
+        Args:
+            key: which weights; the same key always stands for the same numbers.
+            primitive: the primitive that will read them.
+            weights: returns them as an array (O, ...); called unless an equal layout was packed before.
+        """
+        wanted = primitive.format(WEIGHTS)
+        with self._lock:
+            entries = self._entries.setdefault(key, [])
+            for other, packed in entries:
+                if onednn.equal(other.format(WEIGHTS), wanted):
+                    return packed
+            packed = primitive.pack(weights())
+            entries.append((primitive, packed))  # the layout belongs to the primitive
+            return packed
+
+
+class Workspace:
+    """The memory for intermediate results that the programs of one thread share: only one of them runs at a time."""
+
+    def __init__(self) -> None:
+        self._slots: list[np.ndarray] = []
+
+    def take(self, slot: int, size: int) -> np.ndarray:
+        """The float32 array (size,) in a slot, in which other programs put their results too."""
+        if slot == len(self._slots):
+            self._slots.append(np.zeros(0, np.float32))
+        if len(self._slots[slot]) < size:
+            self._slots[slot] = np.zeros(size, np.float32)  # earlier programs keep the smaller one
+        return self._slots[slot][:size]
+
+
+class Program:
+    """Links in testing mode, compiled for arrays of one shape.
+
+    A link is compiled if its type is known exactly and nothing hooks into it. All others, and subclasses with a
+    ``forward`` of their own, are called as they are, with Chainer. The links must not change afterwards. A program
+    is run by one thread at a time, within onednn.single_threaded().
 
     Args:
-        links: to be called one after the other.
+        links: the links, to be called one after the other.
         x: the array (B, ...) that holds the input whenever ``run`` is called.
+        packed: the links' packed weights.
+        workspace: the calling thread's workspace.
 
     Attributes:
         x, y: the arrays of the input and of the output.
     """
 
-    def __init__(self, links, x):
+    def __init__(self, links: Iterable[chainer.Link], x: np.ndarray, packed: Packed, workspace: Workspace) -> None:
         self.x = x
-        self._steps = []
-        self._arrays = []  # oneDNN knows their addresses only
-        self._value = _Value(x.shape, _plain_format(x.shape), x)
+        self._steps: list[Callable[[], Any]] = []
+        self._arrays: list[np.ndarray] = []  # oneDNN knows their addresses only
+        self._packed = packed
+        self._workspace = workspace
+        self._slot = 0
+        self._value = _Value(x.shape, x)
+        self._links = [link for outer in links for link in _unwrapped(outer)]
         with onednn.single_threaded():
-            self._compile([link for outer in links for link in _unwrapped(outer)])
+            while self._links:
+                self._compile_next()
             self.y = self._plain()
 
-    def run(self):
+    def run(self) -> None:
         """Computes ``y`` from ``x``."""
-        with onednn.single_threaded():
-            for step in self._steps:
-                if step():  # a primitive's status
-                    raise RuntimeError('oneDNN: primitive_execute failed')
+        for step in self._steps:
+            if step():  # a primitive's status
+                raise RuntimeError('oneDNN: primitive_execute failed')
 
-    def _compile(self, links):
-        while links:
-            link = links.pop(0)
-            if isinstance(link, L.Convolution2D) and _is_simple(link):
-                norm = links.pop(0) if links and isinstance(links[0], L.BatchNormalization) else None
-                self._convolution(*_folded(link, norm), link, relu=_pop_relu(links))
-            elif isinstance(link, L.Linear) and link.W.array is not None:
-                self._linear(link, relu=_pop_relu(links))
-            elif isinstance(link, ResBlock):
-                self._residual(link)
-            elif isinstance(link, FL) and link.fn in _FUNCTIONS:
-                arguments = inspect.signature(link.fn).bind(None, *link.args, **link.kwargs)
-                arguments.apply_defaults()
-                _FUNCTIONS[link.fn](self, *list(arguments.arguments.values())[1:])
-            else:
-                self._call(link)
+    def _compile_next(self) -> None:
+        """Compiles the first of the links that are left, and those behind it that are fused with it."""
+        link, *others = self._links
+        value, steps = self._value, len(self._steps)
+        self._links = others
+        try:
+            self._compile(link)
+        except RuntimeError:  # oneDNN has no kernel for these shapes
+            self._links, self._value = others, value
+            del self._steps[steps:]
+            self._apply(link)
+
+    def _compile(self, link: chainer.Link) -> None:
+        dimensions = len(self._value.shape) if self._value.is_float32 else 0
+        if dimensions == 4 and _is_plain_convolution(link):
+            norm = self._links.pop(0) if self._links and _is_plain_norm(self._links[0], link) else None
+            self._convolution(link, norm, relu=self._pop_relu())
+        elif dimensions and _is_exactly(link, L.Linear):
+            self._linear(link, relu=self._pop_relu())
+        elif dimensions == 4 and _is_plain_block(link):
+            self._residual(link)
+        elif _is_exactly(link, FL) and dimensions in _DIMENSIONS.get(link.fn, ()):
+            arguments = inspect.signature(link.fn).bind(None, *link.args, **link.kwargs)
+            arguments.apply_defaults()
+            _FUNCTIONS[link.fn](self, *list(arguments.arguments.values())[1:])
+        else:
+            self._apply(link)
+
+    def _pop_relu(self) -> bool:
+        """Takes a ReLU off the front of the links that are left, if one is there."""
+        if self._links and _is_exactly(self._links[0], FL) and self._links[0].fn is F.relu:
+            del self._links[0]
+            return True
+        return False
 
     # Steps
 
-    def _convolution(self, w, b, link, relu, onto=None):
-        """A convolution, added to the value ``onto`` where there is one."""
+    def _convolution(self, link: L.Convolution2D, norm: Optional[L.BatchNormalization], relu: bool,
+                     onto: Optional[_Value] = None) -> None:
+        """A convolution and the normalisation behind it, if any, added to the value ``onto``, if any."""
         value = self._value
+        w, b = _folded(link, norm)
         y_shape = _output_shape(value.shape, w.shape, link.stride, link.pad)
         behind = [(n - 1) * s + k - size - p for n, s, k, size, p in zip(
             y_shape[2:], link.stride, w.shape[2:], value.shape[2:], link.pad)]
@@ -79,10 +152,14 @@ class Program:
         if onto is not None:
             self._copy(onto, y)
         source = self._in_format(primitive.format(SRC))
-        self._execute(primitive, {SRC: source.array, WEIGHTS: primitive.pack(w), BIAS: b, DST: y.array})
+        packed = self._packed.get((id(link), id(norm)), primitive, lambda: w)
+        self._execute(primitive, {SRC: source.array, WEIGHTS: packed, BIAS: b, DST: y.array})
         self._value = y
 
-    def _linear(self, link, relu):
+    def _linear(self, link: L.Linear, relu: bool) -> None:
+        if len(self._value.shape) not in (2, 4):
+            x = self._plain()
+            self._value = _Value((len(x), x[0].size), x.reshape(len(x), -1))
         value = self._value
         w = np.ascontiguousarray(link.W.array)
         b = np.zeros(len(w), np.float32) if link.b is None else link.b.array.copy()
@@ -94,21 +171,22 @@ class Program:
         primitive = onednn.Primitive(descriptor, {
             SRC: None, WEIGHTS: describe(w.shape, _plain_tag(w.shape)), BIAS: describe(b.shape, VECTOR), DST: None})
         y = self._new(y_shape, primitive.format(DST))
-        self._execute(primitive, {SRC: value.array, WEIGHTS: primitive.pack(w), BIAS: b, DST: y.array})
+        packed = self._packed.get((id(link), w.shape), primitive, lambda: w)
+        self._execute(primitive, {SRC: value.array, WEIGHTS: packed, BIAS: b, DST: y.array})
         self._value = y
 
-    def _residual(self, block):
-        """ResBlock: its second convolution is added onto the shortcut."""
+    def _residual(self, block: ResBlock) -> None:
+        """A ResBlock: its second convolution is added onto the shortcut."""
         before = self._value
-        self._convolution(*_folded(block.conv1, block.bn1), block.conv1, relu=True)
+        self._convolution(block.conv1, block.bn1, relu=True)
         inner = self._value
         if inner.shape != before.shape:
             self._value = before
             self._apply(lambda x: shortcut(x, inner.shape))
             before, self._value = self._value, inner
-        self._convolution(*_folded(block.conv2, block.bn2), block.conv2, relu=True, onto=before)
+        self._convolution(block.conv2, block.bn2, relu=True, onto=before)
 
-    def _relu(self):
+    def _relu(self) -> None:
         value = self._value
         descriptor = onednn.create_descriptor(
             'eltwise_forward', onednn.FORWARD_INFERENCE, onednn.RELU, value.format, value.format,
@@ -117,16 +195,17 @@ class Program:
         self._execute(onednn.Primitive(descriptor, {SRC: None, DST: None}), {SRC: value.array, DST: y.array})
         self._value = y
 
-    def _max_pooling(self, ksize, stride, pad, cover_all, return_indices):
+    def _max_pooling(self, ksize: Any, stride: Any, pad: Any, cover_all: bool, return_indices: bool) -> None:
         self._pooling(onednn.POOLING_MAX, ksize, stride, pad, cover_all,
                       lambda x: F.max_pooling_2d(x, ksize, stride, pad, cover_all))
 
-    def _average_pooling(self, ksize, stride, pad):
+    def _average_pooling(self, ksize: Any, stride: Any, pad: Any) -> None:
         self._pooling(onednn.POOLING_AVERAGE_INCLUDE_PADDING, ksize, stride, pad, False,
                       lambda x: F.average_pooling_2d(x, ksize, stride, pad))
 
-    def _pooling(self, algorithm, ksize, stride, pad, cover_all, otherwise):
-        """A pooling; where windows lie in the padding, ``otherwise``, Chainer's own."""
+    def _pooling(self, algorithm: int, ksize: Any, stride: Any, pad: Any, cover_all: bool,
+                 otherwise: Callable[[np.ndarray], Any]) -> None:
+        """A pooling; if a window lies in the padding alone, ``otherwise``, Chainer's own."""
         value = self._value
         ksize, pad = _pair(ksize), _pair(pad)
         stride = ksize if stride is None else _pair(stride)
@@ -146,32 +225,37 @@ class Program:
         self._execute(primitive, {SRC: value.array, DST: y.array})
         self._value = y
 
-    def _skip(self, *arguments):
+    def _skip(self, *arguments: Any) -> None:
         """Dropout, in testing mode."""
 
-    def _call(self, link):
-        self._apply(link)
-
-    def _apply(self, function):
+    def _apply(self, function: Callable[[np.ndarray], Any]) -> None:
         """A step in Chainer, on a plain array."""
         x = self._plain()
 
-        def call():
+        def call() -> np.ndarray:
             with chainer.using_config('train', False), chainer.no_backprop_mode():
                 return chainer.as_array(function(x))
 
-        y = np.ascontiguousarray(call())
-        self._value = _Value(y.shape, _plain_format(y.shape), y)
+        y = call()
+        if not isinstance(y, np.ndarray):
+            raise ValueError(f'{_name(function)} returns a {type(y).__name__}: expected an array, or the net cannot be '
+                             'compiled')
+        y = np.ascontiguousarray(y)
+        self._value = _Value(y.shape, y)
         self._steps.append(lambda: np.copyto(y, call()))
 
     # Values and layouts
 
-    def _new(self, shape, form):
-        array = np.zeros(onednn.size(form) // 4, np.float32)
-        self._arrays.append(array)
-        return _Value(shape, form, array)
+    def _new(self, shape: tuple, form: Any) -> _Value:
+        """A new value; that of the last link in memory of its own, as it outlives this program's run."""
+        size = onednn.size(form) // 4
+        if not self._links:
+            return _Value(shape, np.zeros(size, np.float32), form)
+        array = self._workspace.take(self._slot, size)
+        self._slot += 1
+        return _Value(shape, array, form)
 
-    def _in_format(self, form):
+    def _in_format(self, form: Any) -> _Value:
         """The current value in a layout."""
         if onednn.equal(self._value.format, form):
             return self._value
@@ -179,27 +263,35 @@ class Program:
         self._copy(self._value, y)
         return y
 
-    def _copy(self, source, target):
+    def _copy(self, source: _Value, target: _Value) -> None:
         self._execute(onednn.Reorder(source.format, target.format), {SRC: source.array, DST: target.array})
 
-    def _plain(self):
+    def _plain(self) -> np.ndarray:
         """The current value as an array of its shape."""
-        value = self._in_format(_plain_format(self._value.shape))
-        self._value = value
-        return value.array.reshape(value.shape)
+        if self._value.own_format is not None:
+            self._value = self._in_format(_plain_format(self._value.shape))
+        return self._value.array.reshape(self._value.shape)
 
-    def _execute(self, primitive, arrays):
+    def _execute(self, primitive: onednn.Primitive, arrays: dict[int, np.ndarray]) -> None:
         self._arrays += arrays.values()
         self._steps.append(primitive.bound(arrays))
 
 
 class _Value:
-    """An array of a shape, in oneDNN's layout."""
+    """An array of a shape, plain or in one of oneDNN's layouts."""
 
-    def __init__(self, shape, form, array):
+    def __init__(self, shape: tuple, array: np.ndarray, form: Any = None) -> None:
         self.shape = shape
-        self.format = form
         self.array = array
+        self.own_format = form  # None: plain
+
+    @property
+    def format(self) -> Any:
+        return self.own_format or _plain_format(self.shape)
+
+    @property
+    def is_float32(self) -> bool:
+        return self.array.dtype == np.float32
 
 
 _FUNCTIONS = {
@@ -208,27 +300,43 @@ _FUNCTIONS = {
     F.average_pooling_2d: Program._average_pooling,
     F.dropout: Program._skip,
 }
+# The numbers of dimensions of the arrays that they are compiled for.
+_DIMENSIONS = {F.relu: (2, 4), F.max_pooling_2d: (4,), F.average_pooling_2d: (4,), F.dropout: range(1, 9)}
 
 
-def _unwrapped(link):
+def _unwrapped(link: Optional[chainer.Link]) -> Sequence[chainer.Link]:
     """The links that run in testing mode."""
-    if isinstance(link, SL):
-        return [] if link.fnTest is None else _unwrapped(link.fnTest)
-    return [link]
+    if not _is_exactly(link, SL):
+        return [link]
+    return [] if link.fnTest is None else _unwrapped(link.fnTest)
 
 
-def _is_simple(link):
-    return link.W.array is not None and link.groups == 1 and _pair(link.dilate) == (1, 1)
+def _is_exactly(link: Any, kind: type) -> bool:
+    """Whether a link is of this very class, with the class's own forward and no hooks."""
+    return type(link) is kind and not link._local_link_hooks and 'forward' not in vars(link)
 
 
-def _pop_relu(links):
-    if links and isinstance(links[0], FL) and links[0].fn is F.relu:
-        links.pop(0)
-        return True
-    return False
+def _name(function: Any) -> str:
+    return getattr(getattr(function, 'fn', None), '__name__', type(function).__name__)
 
 
-def _folded(convolution, norm):
+def _is_plain_convolution(link: Any) -> bool:
+    return _is_exactly(link, L.Convolution2D) and link.groups == 1 and _pair(link.dilate) == (1, 1)
+
+
+def _is_plain_norm(link: Any, convolution: L.Convolution2D) -> bool:
+    """Whether a link is a batch normalisation per channel of the convolution before it."""
+    return _is_exactly(link, L.BatchNormalization) and link.axis in (None, (0, 2, 3)) and link.avg_mean is not None and (
+        link.avg_mean.shape == convolution.W.shape[:1])
+
+
+def _is_plain_block(link: Any) -> bool:
+    return _is_exactly(link, ResBlock) and all(
+        _is_plain_convolution(conv) and _is_plain_norm(norm, conv)
+        for conv, norm in ((link.conv1, link.bn1), (link.conv2, link.bn2)))
+
+
+def _folded(convolution: L.Convolution2D, norm: Optional[L.BatchNormalization]) -> tuple[np.ndarray, np.ndarray]:
     """(w, b) of a convolution and the batch normalisation behind it."""
     w = np.ascontiguousarray(convolution.W.array)
     b = np.zeros(len(w), np.float32) if convolution.b is None else convolution.b.array
@@ -240,18 +348,18 @@ def _folded(convolution, norm):
     return w * scale[:, None, None, None], ((b - norm.avg_mean) * scale + beta).astype(np.float32)
 
 
-def _output_shape(x_shape, w_shape, stride, pad):
+def _output_shape(x_shape: tuple, w_shape: tuple, stride: tuple, pad: tuple) -> tuple:
     return (x_shape[0], w_shape[0]) + tuple(
         get_conv_outsize(size, k, s, p) for size, k, s, p in zip(x_shape[2:], w_shape[2:], stride, pad))
 
 
-def _pair(value):
+def _pair(value: Any) -> tuple:
     return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
 
 
-def _plain_tag(shape):
+def _plain_tag(shape: tuple) -> int:
     return {2: MATRIX, 4: NCHW}[len(shape)]
 
 
-def _plain_format(shape):
+def _plain_format(shape: tuple) -> Any:
     return describe(shape, _plain_tag(shape))
