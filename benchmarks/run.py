@@ -25,7 +25,7 @@ import numpy as np  # noqa: E402
 
 from benchmarks import measuring, peers  # noqa: E402
 from benchmarks.measuring import Row  # noqa: E402
-from branchynet import cpu, experiments, inference, sweep, utils  # noqa: E402
+from branchynet import checkpoint, cpu, experiments, inference, sweep, utils  # noqa: E402
 from branchynet.cost import cost  # noqa: E402
 from branchynet.datasets import folder, mnist  # noqa: E402
 from branchynet.experiments import (  # noqa: E402
@@ -55,7 +55,7 @@ def build(network, weights=None):
     net = NETWORKS[network].get_network()
     if weights:
         name = 'weights_%s_seed0.npz' % NETWORKS[network].__name__.split('.')[-1]
-        chainer.serializers.load_npz(os.path.join(weights, name), net)
+        checkpoint.load_npz(os.path.join(weights, name), net)
     else:
         with cpu.fast():
             peers.settle(net, images(network, BATCHES[network])[0])

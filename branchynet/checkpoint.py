@@ -1,4 +1,9 @@
-"""Checkpoints anywhere in a training, written and read whole."""
+"""Checkpoints anywhere in a training, written and read whole; weights read without running what a file may hold.
+
+A checkpoint is an .npz archive followed by its SHA-256, which readers of .npz files pass over.
+"""
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import io
@@ -6,30 +11,56 @@ import json
 import os
 import random
 import sys
+import zipfile
+import zlib
+from typing import TYPE_CHECKING, Any, Optional
 
 from branchynet import _chainer  # noqa: F401
-import chainer
-import numpy as np
-
 from branchynet.files import remove_parts, write_atomically
 from branchynet.training import Position
 
+import chainer
+import numpy as np
+
+if TYPE_CHECKING:
+    from branchynet.net import BranchyNet
+
 _FORMAT = 2  # of a checkpoint
+_CHECKSUM_BYTES = hashlib.sha256().digest_size
 
 
-def save(path, net, notes, position=None):
-    """Writes all that the rest of a training depends on, and ``notes`` (JSON-ready), whole or not at all.
+def check(net: chainer.Link) -> None:
+    """Raises ValueError where a parameter has no shape yet: its values could not be written."""
+    for name, param in sorted(net.namedparams()):
+        if param.array is None:
+            raise ValueError(f'parameter {name} has no shape yet, so the net cannot be saved: give its link the size '
+                             'of its input, or pass some samples through the net first')
+
+
+def save(path: str, net: BranchyNet, notes: Any, position: Optional[Position] = None) -> None:
+    """Writes all that the rest of a training depends on, whole or not at all.
 
     That is the net and its optimisers, the generators of Python and NumPy, and within an epoch its Position. The
-    checkpoint before is kept beside it. Not kept is the state of a GPU's generators.
+    checkpoint before is kept beside it. The state of a GPU's generators is not kept.
+
+    Args:
+        path: The checkpoint.
+        net: A BranchyNet.
+        notes: JSON-ready; `load` returns it.
+        position: How far the epoch is; None between epochs.
+
+    Raises:
+        ValueError: A parameter has no shape yet.
+        OSError: The file cannot be written.
     """
+    check(net)
     # An optimiser that has made no step has no moments to write, and Chainer cannot read what is not there.
     parts = {name: part for name, part in _parts(net).items() if part is net or part.t}
     serializer = chainer.serializers.DictionarySerializer()
     for name, part in parts.items():
         serializer[name].save(part)
     name, keys, *rest = np.random.get_state()
-    meta = {'format': _FORMAT, 'network': _shapes(net), 'parts': list(parts), 'numpy': [name] + rest,
+    meta = {'format': _FORMAT, 'network': _shapes(net), 'parts': list(parts), 'numpy': [name, *rest],
             'python': random.getstate(), 'learned': net._learned, 'notes': notes}
     arrays = {**serializer.target, 'generator': keys}
     if position is not None:
@@ -37,19 +68,25 @@ def save(path, net, notes, position=None):
         meta['results'] = position.results
     buffer = io.BytesIO()
     np.savez(buffer, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **arrays)
-    # What follows the archive's end is its checksum, which zip's own readers pass over.
-    write_atomically(path, buffer.getvalue() + hashlib.sha256(buffer.getbuffer()).digest(), keep=_before(path))
+    content = buffer.getvalue()
+    write_atomically(path, content + hashlib.sha256(content).digest(), keep=_before(path))
 
 
-def load(path, net):
-    """Puts back what save wrote last; where that is damaged, with a warning, what it wrote before.
+def load(path: str, net: BranchyNet) -> tuple[Any, Optional[Position]]:
+    """Puts back what `save` wrote last; where that is damaged, with a warning, what it wrote before.
+
+    Args:
+        path: The checkpoint.
+        net: A BranchyNet of the same parameters and optimiser.
 
     Returns:
-        (notes, position): the latter None between epochs.
+        (notes, position): position is None between epochs.
 
     Raises:
-        OSError: none is whole, or it is of another version or network. The net is as it was.
+        ValueError: A parameter has no shape yet.
+        OSError: Neither checkpoint is whole, or it is of another version or network. The net is as it was.
     """
+    check(net)
     try:
         arrays, meta = _read(path)
     except (FileNotFoundError, ValueError) as e:  # another error does not say that it is damaged
@@ -57,16 +94,16 @@ def load(path, net):
         try:
             arrays, meta = _read(_before(path))
         except (FileNotFoundError, ValueError):
-            raise OSError('%s is not a whole checkpoint (%s), nor is the one before: expected one of them; '
-                          'leave out --resume to start anew' % (path, why)) from e
-        print('%s is not a whole checkpoint (%s): going on from the one before' % (path, why), file=sys.stderr)
+            raise OSError(f'{path} is not a whole checkpoint ({why}), nor is the one before: leave out --resume to '
+                          'start from the beginning') from e
+        print(f'{path} is not a whole checkpoint ({why}): going on from the one before', file=sys.stderr)
         os.replace(_before(path), path)
     if meta.get('format') != _FORMAT:
-        raise OSError('%s is a checkpoint of version %s: expected %d; leave out --resume to start anew' % (
-            path, meta.get('format'), _FORMAT))
+        raise OSError(f'{path} is a checkpoint of version {meta.get("format")}, and only version {_FORMAT} can be '
+                      'read: leave out --resume to start from the beginning')
     if meta['network'] != _shapes(net):
-        raise OSError('%s is a checkpoint of another network: expected parameters of the same names and shapes; '
-                      'leave out --resume to start anew' % path)
+        raise OSError(f'{path} is a checkpoint of another network (names and shapes of parameters differ): leave out '
+                      '--resume to start from the beginning')
     deserializer = chainer.serializers.NpzDeserializer(arrays)
     for name in meta['parts']:
         deserializer[name].load(_parts(net)[name])
@@ -79,20 +116,50 @@ def load(path, net):
     return meta['notes'], position
 
 
-def has(path):
-    """Whether save has written there, even if it was interrupted since."""
+def has(path: str) -> bool:
+    """Whether `save` has written there, even if it was interrupted since."""
     return os.path.exists(path) or os.path.exists(_before(path))
 
 
-def remove(path):
-    """Removes what save wrote, where there is anything."""
+def remove(path: str) -> None:
+    """Removes all that `save` wrote, and what it left where it was killed."""
+    if not os.path.isdir(os.path.dirname(path) or '.'):
+        return
     remove_parts(path)
     for name in path, _before(path):
         with contextlib.suppress(FileNotFoundError):
             os.remove(name)
 
 
-def _read(path):
+def load_npz(path: str, link: chainer.Link) -> None:
+    """Reads the weights that ``chainer.serializers.save_npz`` wrote; unlike Chainer's own, it runs nothing of a file.
+
+    Args:
+        path: An .npz file.
+        link: Takes the weights.
+
+    Raises:
+        OSError: The file is missing or damaged, holds Python objects, or is of another network; one line. The link is
+            as it was.
+    """
+    expected = chainer.serializers.DictionarySerializer()
+    expected.save(link)
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            arrays = {name: content[name] for name in expected.target}
+    except KeyError as e:
+        raise OSError(f'{path} holds the weights of another network: {e.args[0]}') from e
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError, TypeError) as e:
+        raise OSError(f'{path} cannot be read as weights ({e})') from e
+    for name, wanted in expected.target.items():
+        shape = np.shape(wanted)
+        if np.asarray(wanted).dtype != object and arrays[name].shape != shape:  # else it has no shape yet
+            raise OSError(f'{path} holds the weights of another network: {name} has shape {arrays[name].shape}, and '
+                          f'this one needs {shape}')
+    chainer.serializers.NpzDeserializer(arrays).load(link)
+
+
+def _read(path: str) -> tuple[dict, dict]:
     """(arrays, meta) of a checkpoint; ValueError where it is not whole."""
     with open(path, 'rb') as f:
         content = f.read()
@@ -104,20 +171,17 @@ def _read(path):
     return arrays, json.loads(arrays.pop('meta').tobytes())
 
 
-_CHECKSUM_BYTES = hashlib.sha256().digest_size
-
-
-def _before(path):
+def _before(path: str) -> str:
     """Where the checkpoint before the last is."""
     return path + '.before'
 
 
-def _shapes(net):
-    """What tells one network from another: the names and shapes of its parameters, and its optimiser."""
-    return [net.opt] + [[name, list(param.shape or ())] for name, param in sorted(net.namedparams())]
+def _shapes(net: BranchyNet) -> list:
+    """The names and shapes of a network's parameters, and its optimiser: these differ between networks."""
+    return [net.opt, *([name, list(param.shape)] for name, param in sorted(net.namedparams()))]
 
 
-def _parts(net):
+def _parts(net: BranchyNet) -> dict[str, Any]:
     parts = {'net': net, 'optimizer': net.optimizer}
-    parts.update(('optimizers/%d' % k, optimizer) for k, optimizer in enumerate(net.optimizers))
+    parts.update((f'optimizers/{k}', optimizer) for k, optimizer in enumerate(net.optimizers))
     return parts

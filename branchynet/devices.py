@@ -1,11 +1,16 @@
-"""GPUs and CPU, by name."""
+"""GPUs and the CPU, by name."""
+from __future__ import annotations
+
+from typing import Any
+
 from branchynet import _chainer  # noqa: F401
+
 import chainer
-from chainer.backends import cuda
 import numpy as np
+from chainer.backends import cuda
 
 
-def count_gpus():
+def count_gpus() -> int:
     """Number of GPUs that the driver has: CUDA's libraries alone do not make a GPU."""
     if not cuda.available:
         return 0
@@ -15,11 +20,14 @@ def count_gpus():
         return 0
 
 
-def find_device(name):
-    """Chainer's device for 'cpu', 'gpu:N' or 'auto' (the first GPU, else the CPU).
+def find_device(name: str) -> Any:
+    """Chainer's device of a name.
+
+    Args:
+        name: 'cpu', 'gpu:N' or 'auto' (the first GPU, else the CPU).
 
     Raises:
-        ValueError: another name, or a GPU that is not there.
+        ValueError: Another name, or a GPU that is not there.
     """
     gpus = count_gpus()
     if name == 'auto':
@@ -29,10 +37,10 @@ def find_device(name):
     if name.startswith('gpu:') and name[4:].isdigit():
         if int(name[4:]) < gpus:
             return chainer.get_device('@cupy:' + name[4:])
-        raise ValueError('device is %s: expected one of the %d GPUs that the driver has' % (name, gpus))
-    raise ValueError("device is %s: expected 'auto', 'cpu' or 'gpu:N'" % name)
+        raise ValueError(f'device is {name}, but the driver has {gpus} GPUs: choose another, or cpu')
+    raise ValueError(f"device is {name}: choose 'auto', 'cpu' or 'gpu:N'")
 
 
-def device_name(device):
-    """What find_device calls a device."""
-    return 'cpu' if device.xp is np else 'gpu:%d' % device.device.id
+def device_name(device: Any) -> str:
+    """The name that `find_device` knows a device by."""
+    return 'cpu' if device.xp is np else f'gpu:{device.device.id}'

@@ -116,7 +116,7 @@ def digest(path: str, algorithm: str = 'sha256') -> str:
 
 @contextlib.contextmanager
 def lock(folder: str) -> Iterator[None]:
-    """Keeps other processes that call this out of a folder, which is made if need be.
+    """Keeps other processes that call this out of a folder. It is made if need be, and does not stay if it stays empty.
 
     The system releases the lock when its holder ends, however it ends. Where the system cannot lock files (Windows,
     some network file systems), a line on standard error says that the folder is not locked.
@@ -124,6 +124,7 @@ def lock(folder: str) -> Iterator[None]:
     Raises:
         OSError: Another process holds the lock; one line says which, on which host and since when.
     """
+    made = not os.path.isdir(folder)
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, _LOCK)
     f = _open_lock(path, folder)
@@ -137,6 +138,9 @@ def lock(folder: str) -> Iterator[None]:
         with contextlib.suppress(OSError):
             os.remove(path)  # before it is unlocked: nobody else's is removed
         f.close()
+        if made:
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
 
 
 def _open_lock(path: str, folder: str) -> BinaryIO:

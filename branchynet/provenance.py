@@ -1,26 +1,29 @@
 """Where a result comes from: the commit, the machine and its libraries, and hashes of arrays and nets."""
+from __future__ import annotations
+
 import hashlib
-from importlib import metadata
 import os
 import platform
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
+from importlib import metadata
+from typing import Any
 
-from branchynet import _chainer, cpu  # noqa: F401
-import chainer
-from chainer.backends import cuda
-import numpy as np
-
-from branchynet import determinism
+from branchynet import cpu, determinism
 from branchynet.devices import count_gpus
 
+import chainer
+import numpy as np
+from chainer.backends import cuda
 
-def environment(out=None):
-    """What a result may depend on: versions, processor, threads, BLAS, commit. A JSON-ready dict.
+
+def environment(out: str | None = None) -> dict[str, Any]:
+    """What a result may depend on, JSON-ready: versions, processor, threads, BLAS, commit.
 
     Args:
-        out: of tree.
+        out: A folder whose files do not make the tree dirty, as in `tree`.
     """
     from branchynet.cpu import onednn
     return {
@@ -41,56 +44,116 @@ def environment(out=None):
         'blas': determinism.pools(),
         'gpus': [_gpu_name(i) for i in range(count_gpus())],
         'cuda': _cuda() if count_gpus() else None,
-        'command': ' '.join([os.path.basename(sys.argv[0])] + sys.argv[1:]),
+        'command': ' '.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
     }
 
 
-def commit():
-    """The commit of these files; None outside a checkout, or where they are installed inside another project's."""
-    return _git('rev-parse', 'HEAD') if _git('ls-files', os.path.abspath(__file__)) else None
+def commit() -> str | None:
+    """The commit of these files.
 
-
-def tree(out=None):
-    """'clean', 'dirty' (the checkout differs from its commit), or None where commit() is None.
-
-    What runs write does not count: all of results/, and what is in the folder ``out``, if the commit holds none of it.
+    None where they are in no checkout, are installed inside another project's, or where git fails.
     """
-    if commit() is None:
+    try:
+        return _git('rev-parse', 'HEAD') if _is_tracked() else None
+    except _GitFailed:
+        return None
+
+
+def _is_tracked() -> bool:
+    return bool(_git('ls-files', os.path.abspath(__file__)))
+
+
+def tree(out: str | None = None) -> str | None:
+    """Whether the checkout holds what its commit does.
+
+    Files that runs write do not count: all of results/, and the files in ``out`` if the commit holds none of them.
+
+    Args:
+        out: A results folder.
+
+    Returns:
+        'clean'; 'dirty'; 'unknown' where git is missing or fails; None where these files are in no checkout.
+    """
+    try:
+        return _tree(out)
+    except _GitFailed:
+        return 'unknown'
+
+
+def require_clean(out: str | None = None) -> None:
+    """Raises ValueError, with the reason, unless `tree` is certain to be clean."""
+    try:
+        found = _tree(out)
+    except _GitFailed as e:
+        raise ValueError(f'whether the tree is clean, as --require-clean demands, is unknown: {e}') from e
+    if found is None:
+        raise ValueError('this is no checkout of the code, so it cannot be clean as --require-clean demands')
+    if found != 'clean':
+        raise ValueError(f'the tree is {found}: commit or remove the changes that `git status` lists, or leave out '
+                         '--require-clean')
+
+
+def _tree(out: str | None) -> str | None:
+    if not _is_tracked():
         return None
     changes = _git('status', '--porcelain', '-z', '--untracked-files=all', '--', ':/', ':(top,exclude)results')
-    if out is not None and not _git('ls-files', '--', os.path.realpath(out)):
-        out = os.path.relpath(os.path.realpath(out), os.path.realpath(_git('rev-parse', '--show-toplevel')))
-        changes = ''.join(change for change in changes.split('\0') if not change.startswith('?? %s%s' % (out, os.sep)))
+    top = _git('rev-parse', '--show-toplevel')
+    if changes is None or top is None:
+        raise _GitFailed('git lost the repository')
+    if out is not None and not _in_commit(os.path.realpath(out), os.path.realpath(top)):
+        written = f'?? {os.path.relpath(os.path.realpath(out), os.path.realpath(top))}{os.sep}'
+        changes = ''.join(change for change in changes.split('\0') if not change.startswith(written))
     return 'dirty' if changes else 'clean'
 
 
-def sha256_of_arrays(arrays):
-    """SHA-256 over the bytes of NumPy arrays, one after the other."""
+def _in_commit(folder: str, top: str) -> bool:
+    """Whether the repository at ``top`` holds files of a folder; git refuses to say it of one outside."""
+    return os.path.commonpath([folder, top]) == top and bool(_git('ls-files', '--', folder))
+
+
+def sha256_of_arrays(arrays: Iterable[np.ndarray]) -> str:
+    """SHA-256 over the bytes of NumPy arrays, one after the other, as hexadecimal digits."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()
 
 
-def sha256_of_net(net):
+def sha256_of_net(net: chainer.Link) -> str:
     """SHA-256 over a link's parameters and persistent values (BN statistics), in the order of their paths."""
     serializer = chainer.serializers.DictionarySerializer()
     serializer.save(net)
     return sha256_of_arrays(np.asarray(array) for _, array in sorted(serializer.target.items()))
 
 
-def _git(*words):
+class _GitFailed(Exception):
+    """Git is missing, or refuses; the message says why in one line."""
+
+
+def _git(*words: str) -> str | None:
+    """What a git command prints, run where these files are; None where that is in no repository.
+
+    Raises:
+        _GitFailed: Git is missing, or failed otherwise.
+    """
     here = os.path.dirname(os.path.abspath(__file__))
     try:
-        return subprocess.run(('git',) + words, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                              check=True, universal_newlines=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
+        done = subprocess.run(['git', *words], cwd=here, capture_output=True, text=True, check=False,
+                              env={**os.environ, 'LC_ALL': 'C'})
+    except OSError as e:
+        raise _GitFailed(f'git cannot be run: {e.strerror}') from e
+    if done.returncode == 0:
+        return done.stdout.strip()
+    if 'not a git repository' in done.stderr:
         return None
+    why = done.stderr.strip().splitlines() or [f'status {done.returncode}']
+    raise _GitFailed(f'git {words[0]} failed: {why[0]}')
 
 
-def _packages(name):
-    """Versions of what an installed package needs, and what that needs, by name; extras as far as installed."""
-    found, names = {}, [name]
+def _packages(name: str) -> dict[str, str]:
+    """Versions by name of an installed package and all that it needs; of its extras, those of CUDA."""
+    found: dict[str, str] = {}
+    names = [name]
     while names:
         name = re.sub('[-_.]+', '-', names.pop()).lower()
         if name in found:
@@ -100,28 +163,29 @@ def _packages(name):
         except metadata.PackageNotFoundError:
             continue
         found[name] = distribution.version
-        names += [re.match(r'[\w.-]+', text).group() for text in distribution.requires or ()
+        names += [re.split(r'[^\w.-]', text, maxsplit=1)[0] for text in distribution.requires or ()
                   if 'extra ==' not in text or 'cuda12' in text]
     return dict(sorted(found.items()))
 
 
-def _cuda():
+def _cuda() -> dict[str, Any]:
     """Versions of the driver and of CUDA's libraries."""
     runtime = cuda.cupy.cuda.runtime
     return {'driver': _driver(), 'driver_cuda': runtime.driverGetVersion(), 'runtime': runtime.runtimeGetVersion(),
             'cudnn': cuda.libcudnn.getVersion() if cuda.cudnn_enabled else None}
 
 
-def _driver():
-    """The version of NVIDIA's driver, as Linux tells it."""
+def _driver() -> str | None:
+    """The version of NVIDIA's driver, from Linux's /proc."""
     try:
         with open('/proc/driver/nvidia/version') as f:
-            return re.search(r'\d+\.[\d.]+', f.read()).group()
-    except (OSError, AttributeError):
+            found = re.search(r'\d+\.[\d.]+', f.read())
+    except OSError:
         return None
+    return found.group() if found else None
 
 
-def _cpu():
+def _cpu() -> str:
     try:
         with open('/proc/cpuinfo') as f:
             return next(line.split(':', 1)[1].strip() for line in f if line.startswith('model name'))
@@ -129,5 +193,5 @@ def _cpu():
         return platform.processor()
 
 
-def _gpu_name(i):
+def _gpu_name(i: int) -> str:
     return cuda.cupy.cuda.runtime.getDeviceProperties(i)['name'].decode()

@@ -1,22 +1,31 @@
-"""Epochs of training, as the original runs them."""
-from typing import NamedTuple
+"""The epochs of a training, as the original runs them: the only loop over epochs."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
 from branchynet import _chainer  # noqa: F401
-import numpy as np
-
 from branchynet.progress import progress
 
+import numpy as np
 
-def check_pairs(x, y):
-    """Raises ValueError unless x (N, ...) and y (N,) hold as many samples, and at least one."""
+if TYPE_CHECKING:
+    from branchynet.net import BranchyNet
+
+# Makes an epoch's batches (x, y) of x (N, ...), y (N,) in the order of the epoch, and a batch size.
+Feed = Callable[[np.ndarray, np.ndarray, int], Iterable[tuple[np.ndarray, np.ndarray]]]
+
+
+def check_pairs(x: Any, y: Any) -> None:
+    """Raises ValueError unless x (N, ...) and y (N,) hold the same number of samples, and at least one."""
     if len(x) != len(y) or len(x) == 0:
-        raise ValueError('x has %d samples and y %d: expected as many, and at least one' % (len(x), len(y)))
+        raise ValueError(f'x has {len(x)} samples and y has {len(y)}: both need the same number, at least one')
 
 
-def batches(count, batchsize):
-    """Slices of ``batchsize`` that cover ``count`` samples in order; the last may be shorter."""
+def batches(count: int, batchsize: int) -> list[slice]:
+    """Slices of ``batchsize`` samples that cover ``count`` samples in order; the last may be shorter."""
     if batchsize < 1:
-        raise ValueError('batchsize is %s: expected 1 or more' % batchsize)
+        raise ValueError(f'batchsize is {batchsize}: it must be 1 or more')
     return [slice(i, i + batchsize) for i in range(0, count, batchsize)]
 
 
@@ -30,51 +39,75 @@ class Position(NamedTuple):
     order: np.ndarray
     results: list
 
-    def means(self):
-        """(loss, accuracy): means over the steps, an array per exit; scalars for main."""
+    def means(self) -> tuple[np.ndarray, np.ndarray]:
+        """(loss, accuracy): means over the steps, an array with an element per exit; scalars for main."""
         losses, accuracies = zip(*self.results)
         return np.mean(losses, axis=0), np.mean(accuracies, axis=0)
 
 
-def steps(net, x, y, batchsize, main=False, position=None):
-    """One epoch on x (N, ...), y (N,), in the order of ``numpy.random.permutation``.
+def steps(net: BranchyNet, x: np.ndarray, y: np.ndarray, batchsize: int, main: bool = False,
+          position: Optional[Position] = None, feed: Optional[Feed] = None) -> Iterator[Position]:
+    """One epoch, in the order of ``numpy.random.permutation``.
 
     Args:
-        main: train the baseline instead of all exits jointly.
-        position: a Position of this epoch, to go on from there.
+        net: What is trained.
+        x: Samples (N, ...).
+        y: Labels (N,).
+        batchsize: Samples of a step.
+        main: Train the baseline instead of all exits jointly.
+        position: Where in this epoch to go on from.
+        feed: Makes the batches of the ordered samples; None: slices of them, checked before any parameter changes.
 
     Yields:
-        The Position after every step; it is one object, whose results grow.
+        The Position after every step. It is one object, whose results grow.
     """
     check_pairs(x, y)
-    net.check_data(x, y, x[:1])
+    if feed is None:
+        net.check_data(x, y, x[:1])
     if position is None:
         position = Position(np.random.permutation(len(x)), [])
     step = net.train_main if main else net.train
-    for part in batches(len(x), batchsize)[len(position.results):]:
-        samples = position.order[part]
-        position.results.append(step(x[samples], y[samples]))
+    rest = position.order[len(position.results) * batchsize:]
+    if feed is None:
+        pairs: Iterable = ((x[rest[part]], y[rest[part]]) for part in batches(len(rest), batchsize))
+    else:
+        pairs = feed(x[rest], y[rest], batchsize)
+    for pair in pairs:
+        position.results.append(step(*pair))
         yield position
 
 
-def epochs(net, x, y, batchsize, num_epoch, main=False):
-    """Trains on x (N, ...), y (N,), epoch by epoch.
+def epochs(net: BranchyNet, x: np.ndarray, y: np.ndarray, batchsize: int, num_epoch: int, main: bool = False,
+           begun: int = 0, position: Optional[Position] = None, feed: Optional[Feed] = None,
+           after_step: Optional[Callable[[Position], None]] = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Trains epoch by epoch, with a progress bar.
 
     Args:
-        main: train the baseline instead of all exits jointly.
+        net: What is trained.
+        x: Samples (N, ...).
+        y: Labels (N,).
+        batchsize: Samples of a step.
+        num_epoch: Epochs in all.
+        main: Train the baseline instead of all exits jointly.
+        begun: Epochs that were done before, of ``num_epoch``.
+        position: Where in the epoch after these to go on from.
+        feed: As in `steps`.
+        after_step: Called with the Position after every step.
 
     Yields:
-        (loss, accuracy) after every epoch: means over the batches, an array per exit; scalars for main.
+        (loss, accuracy) after every epoch: means over its steps, an array with an element per exit; scalars for main.
     """
-    with progress_of_steps(len(x), batchsize, num_epoch, main) as bar:
-        for _ in range(num_epoch):
-            for position in steps(net, x, y, batchsize, main):
+    if num_epoch < 0:
+        raise ValueError(f'num_epoch is {num_epoch}: it must be 0 or more')
+    count = len(batches(len(x), batchsize))
+    done = begun * count + (len(position.results) if position else 0)
+    label = f'training {"main" if main else "exits"}'
+    with progress(label=label, total=num_epoch * count, initial=done, unit='step') as bar:
+        for _ in range(begun, num_epoch):
+            for position in steps(net, x, y, batchsize, main, position, feed):
                 bar.update()
+                if after_step:
+                    after_step(position)
+            assert position is not None  # an epoch has a step, or was interrupted after its last one
             yield position.means()
-
-
-def progress_of_steps(count, batchsize, num_epoch, main, done=0):
-    """A progress bar over the steps of ``num_epoch`` epochs of ``count`` samples, ``done`` of them made."""
-    label = 'training %s' % ('main' if main else 'exits')
-    total = len(batches(count, batchsize)) * num_epoch
-    return progress(label=label, total=total, initial=done, unit='step')
+            position = None

@@ -90,12 +90,8 @@ def train_augment(net, x, y, batchsize=10000, num_epoch=20, main=False):
     """train over augment.augmentation: ``batchsize`` images make a batch of all their views."""
     check_pairs(x, y)
     net.check_data(x, y, augment.normalize(augment.crops(x[:1]))[:1])
-    step = net.train_main if main else net.train
-    start, history = time.perf_counter(), []
-    for _ in range(num_epoch):
-        order = np.random.permutation(len(x))
-        results = [step(*views) for views in augment.augmentation(x[order], y[order], batchsize)]
-        history.append([np.mean(column, axis=0) for column in zip(*results)])
+    start = time.perf_counter()
+    history = list(epochs(net, x, y, batchsize, num_epoch, main, feed=augment.augmentation))
     return (*_columns(history, 2), time.perf_counter() - start)
 
 

@@ -149,7 +149,7 @@ def classify(variant: str, weights: str, images: str, count: str, *setting: str)
     runs.load_weights(net, weights, files.digest(weights))
     net.thresholdExits = [float(t) for t in setting] or None
     compiled = runs.for_inference(net)
-    x = np.load(images)
+    x = np.load(images, allow_pickle=False)
     step = compiled.test if setting else compiled.test_main
     for i in [0, *range(int(count))]:
         step(x[i:i + 1])

@@ -26,6 +26,9 @@ def reproduce(names: list[str], seeds: int, setup: runs.Setup, all_of_them: bool
 
     Returns:
         The exit status: 0 all checked claims hold, 1 one fell short, 2 nothing can run, or not all of them.
+
+    Raises:
+        OSError: another process writes to the folder.
     """
     ready, skipped = _ready(names, setup.preset)
     for line in skipped:
@@ -33,7 +36,12 @@ def reproduce(names: list[str], seeds: int, setup: runs.Setup, all_of_them: bool
     if not ready:
         return 2
     check_writable(setup.out)
-    os.makedirs(setup.out, exist_ok=True)
+    with files.lock(setup.out):
+        return _reproduce(ready, skipped, seeds, setup, all_of_them)
+
+
+def _reproduce(ready: list[tuple[Any, runs.Data]], skipped: list[str], seeds: int, setup: runs.Setup,
+               all_of_them: bool) -> int:
     results = _kept(setup, [] if setup.resume else [experiment.name for experiment, _ in ready])
     for experiment, _ in ready:
         runs.check_origin(results_file.path_of(setup.out), results.experiments.get(experiment.name, []), setup)

@@ -15,7 +15,7 @@ from branchynet.experiments import results
 from branchynet.files import write_atomically
 from branchynet.inference import Compiled, is_compilable
 from branchynet.net import BranchyNet
-from branchynet.training import Position, batches, progress_of_steps, steps
+from branchynet.training import Position, epochs
 import chainer
 import numpy as np
 
@@ -111,6 +111,7 @@ def begin(run: RunId, get_network: Callable[[], BranchyNet], preset: Preset, dat
     _, _, seed = run
     determinism.seed_generators(seed)
     net = get_network()
+    checkpoint.check(net)
     net.to_device(setup.device)
     record = results.Training(
         variant=setup.variant, device=str(setup.device), main_epochs=preset.main_epochs,
@@ -206,25 +207,27 @@ class ResumableTraining:
         history = getattr(record, phase)
         if num_epoch is None:
             num_epoch = getattr(record, f'{phase}_epochs')
-        done = len(history.loss) * len(batches(len(x), record.batchsize))
-        with progress_of_steps(len(x), record.batchsize, num_epoch, phase == 'main', done) as bar:
-            start = time.perf_counter()
-            for _ in range(len(history.loss), num_epoch):
-                position = self._position  # perhaps that of the epoch's last step
-                for position in steps(self.net, x, y, record.batchsize, phase == 'main', self._position):
-                    bar.update()
-                    if self._is_due():
-                        history.seconds += time.perf_counter() - start
-                        start = time.perf_counter()
-                        self.save(position)
-                losses, accuracies = position.means()
-                history.loss.append(losses.tolist())
-                history.accuracy.append(accuracies.tolist())
-                history.weights_sha256.append(provenance.sha256_of_net(self.net))
-                history.seconds += time.perf_counter() - start
-                start = time.perf_counter()
-                self._position = None
-                self.save()
+        start = time.perf_counter()
+
+        def count_seconds() -> None:
+            nonlocal start
+            now = time.perf_counter()
+            history.seconds += now - start
+            start = now
+
+        def save_if_due(position: Position) -> None:
+            if self._is_due():
+                count_seconds()
+                self.save(position)
+
+        for losses, accuracies in epochs(self.net, x, y, record.batchsize, num_epoch, phase == 'main',
+                                         len(history.loss), self._position, after_step=save_if_due):
+            history.loss.append(losses.tolist())
+            history.accuracy.append(accuracies.tolist())
+            history.weights_sha256.append(provenance.sha256_of_net(self.net))
+            count_seconds()
+            self._position = None
+            self.save()
 
     def _is_due(self) -> bool:
         # A GPU's generators cannot be put back into the middle of an epoch.
@@ -270,8 +273,4 @@ def load_weights(net: chainer.Link, path: str, sha256: Optional[str]) -> None:
         raise FileNotFoundError(f'{path} is missing: expected the weights of the run')
     if files.digest(path) != sha256:
         raise OSError(f'{path} is not what its run wrote: expected SHA-256 {sha256}')
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            chainer.serializers.NpzDeserializer(arrays).load(net)
-    except (KeyError, ValueError) as e:
-        raise OSError(f'{path} is of another network ({e}): expected the weights of the run') from e
+    checkpoint.load_npz(path, net)

@@ -1,9 +1,11 @@
+import contextlib
 import os
 import random
 import resource
 import signal
 
 import branchynet
+import chainer
 import chainer.links as L
 import numpy as np
 import pytest
@@ -125,7 +127,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path, other):
     path = str(tmp_path / 'checkpoint.npz')
     checkpoint.save(path, small_net(), {})
     before = weights(other)
-    with pytest.raises(OSError, match='checkpoint.npz is a checkpoint of another network: expected'):
+    with pytest.raises(OSError, match='checkpoint.npz is a checkpoint of another network'):
         checkpoint.load(path, other)
     assert same(weights(other), before)
 
@@ -135,7 +137,7 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, '_FORMAT', 1)
     checkpoint.save(path, small_net(), {})
     monkeypatch.undo()
-    with pytest.raises(OSError, match='checkpoint of version 1: expected 2'):
+    with pytest.raises(OSError, match='checkpoint of version 1, and only version 2'):
         checkpoint.load(path, small_net())
 
 
@@ -154,3 +156,87 @@ def test_a_full_disk_is_named_and_leaves_the_last_good_checkpoint(tmp_path):
         signal.signal(signal.SIGXFSZ, handler)
     assert sorted(os.listdir(str(tmp_path))) == names
     assert len(checkpoint.load(path, small_net(dropout=True))[1].results) == 2
+
+
+def test_a_parameter_without_a_shape_is_told_before_the_training():
+    net = branchynet.BranchyNet([L.Linear(None, 3), branchynet.Branch([L.Linear(3, 3)])])
+    with pytest.raises(ValueError, match=r'^parameter /main/0/W has no shape yet.*pass some samples through the net'):
+        checkpoint.check(net)
+    checkpoint.check(small_net())
+
+
+def test_nothing_is_left_of_a_checkpoint_that_is_removed(tmp_path):
+    path = str(tmp_path / 'checkpoint.npz')
+    checkpoint.remove(path)  # nothing is there
+    checkpoint.remove(str(tmp_path / 'nowhere' / 'checkpoint.npz'))
+    for _ in range(2):
+        checkpoint.save(path, small_net(), {})
+    (tmp_path / 'checkpoint.npz.0123abcd.part').write_bytes(b'of a process that was killed')
+    (tmp_path / 'other.npz.0123abcd.part').write_bytes(b'of another file')
+    checkpoint.remove(path)
+    assert os.listdir(str(tmp_path)) == ['other.npz.0123abcd.part']
+
+
+class Trap:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def saved(path, net, **changes):
+    """An .npz file of the weights of a net, some of them changed."""
+    serializer = chainer.serializers.DictionarySerializer()
+    serializer.save(net)
+    np.savez(path, **{**serializer.target, **changes})
+    return path
+
+
+def test_weights_are_read_as_chainer_writes_them(tmp_path):
+    path = str(tmp_path / 'weights.npz')
+    chainer.serializers.save_npz(path, small_net(seed=3))
+    net = small_net()
+    checkpoint.load_npz(path, net)
+    assert same(weights(net), weights(small_net(seed=3)))
+
+
+def test_weights_that_hold_python_objects_run_nothing(tmp_path):
+    trap = np.empty(1, object)
+    trap[0] = Trap(str(tmp_path / 'ran'))
+    name = next(iter(weights(small_net())))[1:]
+    path = saved(str(tmp_path / 'weights.npz'), small_net(seed=3), **{name: trap})
+    net = small_net()
+    with pytest.raises(OSError, match='weights.npz cannot be read as weights .*allow_pickle'):
+        checkpoint.load_npz(path, net)
+    assert not (tmp_path / 'ran').exists()
+    assert same(weights(net), weights(small_net()))
+    with contextlib.suppress(Exception):
+        chainer.serializers.load_npz(path, net)
+    assert (tmp_path / 'ran').exists()  # as it does where it is let
+
+
+@pytest.mark.parametrize('content', [b'', b'nothing of the kind', b'PK\3\4 cut off', b'\x80\x04N.'])
+def test_weights_that_are_no_archive_are_refused(tmp_path, content):
+    path = tmp_path / 'weights.npz'
+    path.write_bytes(content)
+    with pytest.raises(OSError, match='weights.npz cannot be read as weights'):
+        checkpoint.load_npz(str(path), small_net())
+
+
+@pytest.mark.parametrize('spoil', [
+    lambda arrays: arrays.popitem(),
+    lambda arrays: arrays.update({name: array[:1] for name, array in arrays.items() if array.ndim == 2})])
+def test_weights_of_another_network_change_nothing(tmp_path, spoil):
+    serializer = chainer.serializers.DictionarySerializer()
+    serializer.save(small_net(seed=3))
+    arrays = serializer.target
+    spoil(arrays)
+    path = str(tmp_path / 'weights.npz')
+    np.savez(path, **arrays)
+    net = small_net()
+    with pytest.raises(OSError, match='weights.npz holds the weights of another network'):
+        checkpoint.load_npz(path, net)
+    assert same(weights(net), weights(small_net()))

@@ -40,7 +40,7 @@ def test_test_weights_over_samples():
 
 @pytest.mark.parametrize('call', [utils.train, utils.test])
 def test_samples_and_labels_must_match(call):
-    with pytest.raises(ValueError, match='x has 40 samples and y 39'):
+    with pytest.raises(ValueError, match='x has 40 samples and y has 39'):
         call(small_net(), X, T[:39])
     with pytest.raises(ValueError, match='batchsize is 0'):
         call(small_net(), X, T, batchsize=0)
