@@ -8,6 +8,15 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
+for word in "$@"; do
+    if [ "$word" = --help ] || [ "$word" = -h ]; then # the comment above; nothing is installed for it
+        while IFS= read -r line && [ "$line" != "set -euo pipefail" ]; do
+            case $line in "#!"*) ;; *) line=${line#"#"} && echo "${line# }" ;; esac
+        done <"${BASH_SOURCE[0]##*/}"
+        exit
+    fi
+done
+
 options=()
 if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
     options=(--gpu)

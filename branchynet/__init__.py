@@ -1,6 +1,14 @@
-"""BranchyNet: early exits for Chainer networks (Teerapittayanon, McDanel, Kung, ICPR 2016)."""
+"""BranchyNet: early exits for Chainer networks (Teerapittayanon, McDanel, Kung, ICPR 2016).
+
+Importing it makes ``import chainer`` work on current Python and NumPy. Of this, three things stay for the whole
+process: ``numpy.sctypes`` (NumPy 2) and ``numpy.float`` (NumPy 1.24), where NumPy has removed them, because Chainer
+reads them when its functions run; and where CuPy is installed, the CUDA libraries of the nvidia-*-cu12 wheels, loaded
+with RTLD_GLOBAL, because CuPy finds them only so. Stand-ins for ``pkg_resources`` and ``numpy.distutils`` are taken
+away again once Chainer has been imported.
+"""
 from branchynet import _chainer  # noqa: F401  (first: it makes Chainer importable)
 from branchynet.links.links import FL, SL, Branch
 from branchynet.net import BranchyNet
 
 __all__ = ['BranchyNet', 'Branch', 'FL', 'SL']
+__version__ = '1.1.0'

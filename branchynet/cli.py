@@ -1,135 +1,177 @@
-"""The `branchynet` command."""
+"""The `branchynet` command: a table of subcommands, each a function under `command`, in the order of --help."""
+from __future__ import annotations
+
 import argparse
 import os
+import signal
 import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Optional
 
 from branchynet.experiments import NAMES, NETWORKS, PRESETS, VARIANTS
 
 DATASETS = {'mnist': 'mnist', 'cifar10': 'cifar10', 'cifar100': 'cifar100gcn', 'pcifar10': 'pcifar10'}  # name: module
+MAX_SEEDS = 1000
+Namespace = argparse.Namespace
 
 
-def main(argv=None):
-    """Runs a command line; returns the exit status (2 with one line on standard error for a user's mistake)."""
+class Command(NamedTuple):
+    """A subcommand.
+
+    Attributes:
+        name: As it is typed.
+        summary: Its line in --help.
+        arguments: Of argparse's add_argument: names and options of every argument.
+        run: Takes the parsed arguments, returns the exit status.
+    """
+    name: str
+    summary: str
+    arguments: Sequence[tuple[tuple[str, ...], dict[str, Any]]]
+    run: Callable[[Namespace], int]
+
+
+COMMANDS: list[Command] = []
+
+
+def argument(*names: str, **options: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """An argument of a command; takes the arguments of argparse's add_argument."""
+    return names, options
+
+
+def command(name: str, summary: str, *arguments: tuple[tuple[str, ...], dict[str, Any]]) -> Callable:
+    """Makes a subcommand of a function that takes the parsed arguments and returns the exit status."""
+    def register(run: Callable[[Namespace], int]) -> Callable[[Namespace], int]:
+        COMMANDS.append(Command(name, summary, arguments, run))
+        return run
+    return register
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Runs a command line.
+
+    Args:
+        argv: Its words; None: those of this process. A call with words cannot start Python again, as a bit profile
+            may need: it goes on without the profile and says so, or refuses where --profile names it.
+
+    Returns:
+        The exit status: 2, with one line on standard error, for a user's mistake.
+    """
     args = _parser().parse_args(argv)
+    args.from_python = argv is not None
     try:
-        args.keeps_environment = argv is not None  # a call from Python, which cannot start again
-        return args.run(args)
+        status = args.run(args)
+        sys.stdout.flush()  # here, where a closed pipe can be handled
+        return status
+    except BrokenPipeError:  # the reader, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return 128 + signal.SIGPIPE
     except (OSError, ValueError) as e:
         if os.environ.get('BRANCHYNET_DEBUG'):
             raise
-        print('branchynet: %s' % e, file=sys.stderr)
+        print(f'branchynet: {e}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print('branchynet: interrupted', file=sys.stderr)
-        return 130
+        return 128 + signal.SIGINT
 
 
 class _Parser(argparse.ArgumentParser):
     """Says in one line what is wrong with the arguments."""
 
-    def error(self, message):
-        self.exit(2, '%s: %s (see --help)\n' % (self.prog, message))
+    def error(self, message: str) -> Any:
+        self.exit(2, f'{self.prog}: {message} (see --help)\n')
 
 
-def _parser():
+def _parser() -> argparse.ArgumentParser:
+    import branchynet
     parser = _Parser(
         prog='branchynet', description='BranchyNet: early-exit networks, and the experiments of their paper.',
         epilog='BRANCHYNET_DATA names the data folder; BRANCHYNET_DEBUG=1 shows the traceback of an error.')
-    commands = parser.add_subparsers(metavar='COMMAND', required=True)
-
-    command = commands.add_parser('reproduce', help='train, sweep, and compare with the published numbers')
-    command.add_argument('--preset', choices=PRESETS, help='default: paper on a GPU, quick on a CPU')
-    command.add_argument('--only', type=_experiments, metavar='NAME,...',
-                         help='experiments to run, of: %s (default: all with preset paper, else %s)' % (
-                             ', '.join(NAMES), ', '.join(NETWORKS)))
-    command.add_argument('--variant', choices=VARIANTS, default=VARIANTS[0],
-                         help='where the released code and the paper disagree (default: %(default)s)')
-    command.add_argument('--seeds', type=_positive, default=1, metavar='N', help='seeds 0 to N - 1 (default: 1)')
-    command.add_argument('--device', default='auto', help='auto (default), cpu or gpu:N')
-    command.add_argument('--profile', choices=['portable', 'fast'],
-                         help='the same bits on every x86-64 machine with AVX2 (default), or on this machine only')
-    command.add_argument('--require-clean', action='store_true', help='run only what a commit holds')
-    command.add_argument('--out', default=os.path.join('results', 'local'), metavar='DIR',
-                         help='results folder (default: %(default)s)')
-    command.add_argument('--resume', action='store_true', help='go on with a run that was interrupted')
-    command.set_defaults(run=_reproduce)
-
-    command = commands.add_parser('report', help='check the claims against results folders (status 1: one fell short)')
-    command.add_argument('dirs', nargs='+', metavar='DIR')
-    command.add_argument('--write', action='store_true', help='write their tables, figures and reports anew')
-    command.add_argument('--update', metavar='FILE',
-                         help='put the tables between the markers of a Markdown file, and check nothing')
-    command.set_defaults(run=_report)
-
-    command = commands.add_parser('verify', help='compare two runs bit by bit (status 1: they differ)')
-    command.add_argument('a', metavar='A', help='a results folder or its manifest.json')
-    command.add_argument('b', metavar='B', help='another, or a reference manifest')
-    command.add_argument('--tolerance', type=_tolerance, default=0., metavar='T',
-                         help='pass too where losses and shares differ by T at most, above 1 relatively (default: 0)')
-    command.set_defaults(run=_verify)
-
-    command = commands.add_parser('results', help='convert results folders that an earlier version wrote')
-    command.add_argument('action', choices=['convert'])
-    command.add_argument('dirs', nargs='+', metavar='DIR')
-    command.set_defaults(run=_convert)
-
-    command = commands.add_parser('data', help='say which data is there, download it, or build pcifar10')
-    command.add_argument('action', nargs='?', choices=['info', 'download', 'build'], default='info')
-    command.add_argument('name', nargs='?', choices=list(DATASETS),
-                         help='default: all for info, mnist for download, pcifar10 for build')
-    command.add_argument('--recipe', choices=['gcn', 'zca'], help='what to build pcifar10 by (default: gcn)')
-    command.set_defaults(run=_data)
-
-    command = commands.add_parser('info', help='say what the results depend on here')
-    command.set_defaults(run=_info)
+    parser.add_argument('--version', action='version', version=f'branchynet {branchynet.__version__}')
+    subparsers = parser.add_subparsers(metavar='COMMAND', required=True)
+    for name, summary, arguments, run in COMMANDS:
+        subparser = subparsers.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + '.')
+        for names, options in arguments:
+            subparser.add_argument(*names, **options)
+        subparser.set_defaults(run=run)
     return parser
 
 
-def _experiments(text):
+def _experiments(text: str) -> list[str]:
     names = text.split(',')
     unknown = [name for name in names if name not in NAMES]
     if unknown:
-        raise argparse.ArgumentTypeError('%r is no experiment: expected some of %s' % (unknown[0], ', '.join(NAMES)))
+        raise argparse.ArgumentTypeError(f'{unknown[0]!r} is no experiment; there are {", ".join(NAMES)}')
     return names
 
 
-def _positive(text):
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError('%r is no number of seeds: expected 1 or more' % text)
+def _seeds(text: str) -> int:
+    if not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= MAX_SEEDS:
+        raise argparse.ArgumentTypeError(f'{text!r} is no number of seeds: give 1 to {MAX_SEEDS}')
     return int(text)
 
 
-def _tolerance(text):
+def _tolerance(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = -1
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError('%r is no tolerance: expected 0 or more, less than 1' % text)
+        raise argparse.ArgumentTypeError(f'{text!r} is no tolerance: give a number from 0 to below 1')
     return value
 
 
-def _reproduce(args):
-    from branchynet import determinism, devices, provenance
-    from branchynet.experiments.runs import Setup
+@command(
+    'reproduce', 'train, sweep, and compare with the published numbers',
+    argument('--preset', choices=PRESETS, help='default: paper on a GPU, quick on a CPU'),
+    argument('--only', type=_experiments, metavar='NAME,...',
+             help=f'experiments to run, of: {", ".join(NAMES)} (default: all with preset paper, else '
+                  f'{", ".join(NETWORKS)})'),
+    argument('--variant', choices=VARIANTS, default=VARIANTS[0],
+             help='where the released code and the paper disagree (default: %(default)s)'),
+    argument('--seeds', type=_seeds, default=1, metavar='N', help='seeds 0 to N - 1 (default: 1)'),
+    argument('--device', default='auto', help='auto (default), cpu or gpu:N'),
+    argument('--profile', choices=['portable', 'fast'],
+             help='the same bits on every x86-64 machine with AVX2 (default), or on this machine only'),
+    argument('--require-clean', action='store_true', help='refuse to run code that differs from its commit'),
+    argument('--out', default=os.path.join('results', 'local'), metavar='DIR',
+             help='results folder (default: %(default)s)'),
+    argument('--resume', action='store_true', help='go on with a run that was interrupted'))
+def _reproduce(args: Namespace) -> int:
+    from branchynet import devices, provenance
     from branchynet.experiments.reproduce import check_writable, reproduce
-    tree = provenance.tree(args.out) or 'no checkout'
-    if args.require_clean and tree != 'clean':
-        raise ValueError('the tree is %s: expected a clean one, as --require-clean says' % tree)
+    from branchynet.experiments.runs import Setup
+    if args.require_clean:
+        provenance.require_clean(args.out)
     device = devices.find_device(args.device)
     check_writable(args.out)
-    if not args.keeps_environment:
-        determinism.fix(args.profile or determinism.default_profile())
-    device.use()  # what is made from nothing, generators among it, is made on the current GPU
+    _fix_profile(args)
+    device.use()  # arrays and generators made without a device are made on the current GPU
     preset = args.preset or ('paper' if args.device != 'cpu' and devices.count_gpus() else 'quick')
     only = args.only or (NAMES if preset == 'paper' else NETWORKS)
     setup = Setup(preset, args.variant, device, args.out, args.resume)
     return reproduce(only, args.seeds, setup, all_of_them=bool(args.only))
 
 
-def _report(args):
+def _fix_profile(args: Namespace) -> None:
+    """Puts the bit profile in place; a call from Python that cannot says so."""
+    from branchynet import determinism
+    try:
+        determinism.fix(args.profile or determinism.default_profile(), restart=not args.from_python)
+    except ValueError as e:
+        if args.profile or not args.from_python:
+            raise
+        print(f'branchynet: these bits may differ from those of the command: {e}', file=sys.stderr)
+
+
+@command(
+    'report', 'check the claims against results folders (status 1: one fell short)',
+    argument('dirs', nargs='+', metavar='DIR'),
+    argument('--write', action='store_true', help='write their tables, figures and reports again'),
+    argument('--update', metavar='FILE', help='put the tables between the markers of a Markdown file, check nothing'))
+def _report(args: Namespace) -> int:
     from branchynet.experiments import report, reproduce, results
-    from branchynet.files import write_atomically
+    from branchynet.files import lock, write_atomically
     found = [results.read(folder) for folder in args.dirs]
     if args.update is not None:
         with open(args.update, encoding='utf-8') as f:
@@ -143,23 +185,38 @@ def _report(args):
     status = 0
     for folder, one in zip(args.dirs, found):
         if args.write:
-            reproduce.write(one, folder)
+            with lock(folder):
+                reproduce.write(one, folder)
         print(report.tables(one))
         status = max(status, reproduce.verdict(one))
     return status
 
 
-def _convert(args):
+@command(
+    'results', 'convert results folders that an earlier version wrote',
+    argument('action', choices=['convert']),
+    argument('dirs', nargs='+', metavar='DIR'))
+def _convert(args: Namespace) -> int:
     from branchynet.experiments import conversion, reproduce
+    from branchynet.files import lock
     for folder in args.dirs:
-        found = conversion.convert(folder)
-        if found is not None:
-            reproduce.write(found, folder)
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(f'{folder} is missing: name a results folder')
+        with lock(folder):
+            found = conversion.convert(folder)
+            if found is not None:
+                reproduce.write(found, folder)
         print(f'{folder}: ' + ('converted' if found is not None else 'has the present format already'))
     return 0
 
 
-def _verify(args):
+@command(
+    'verify', 'compare two runs bit by bit (status 1: they differ)',
+    argument('a', metavar='A', help='a results folder or its manifest.json'),
+    argument('b', metavar='B', help='another, or a reference manifest'),
+    argument('--tolerance', type=_tolerance, default=0., metavar='T',
+             help='pass too where losses and shares differ by T at most, above 1 relatively (default: 0)'))
+def _verify(args: Namespace) -> int:
     from branchynet import verify
     a, b = verify.read(args.a), verify.read(args.b)
     comparisons = verify.compare(a, b)
@@ -167,57 +224,81 @@ def _verify(args):
     return int(not all(c.passes(args.tolerance) for c in comparisons))
 
 
-def _data(args):
+@command(
+    'data', 'say which data is there, download it, or build pcifar10',
+    argument('action', nargs='?', choices=['info', 'download', 'build'], default='info'),
+    argument('name', nargs='?', choices=list(DATASETS),
+             help='default: all for info, mnist for download, pcifar10 for build'),
+    argument('--recipe', choices=['gcn', 'zca'], help='recipe that pcifar10 is built by (default: gcn)'))
+def _data(args: Namespace) -> int:
     from branchynet.datasets import folder
     if args.recipe and args.action != 'build':
-        raise ValueError("--recipe is %s: expected with 'branchynet data build' only" % args.recipe)
+        raise ValueError("--recipe goes with 'branchynet data build' only")
     if args.action == 'download':
         _download(args.name or 'mnist')
     if args.action == 'build':
         _build(args.name or 'pcifar10', args.recipe)
-    print('Data folder: %s' % folder.root())
+    print(f'Data folder: {folder.root()}')
     names = {'info': list(DATASETS), 'download': ['mnist'], 'build': ['pcifar10']}[args.action]
     return _inspect([args.name] if args.name else names)
 
 
-def _download(name):
+def _download(name: str) -> None:
     if name == 'pcifar10':
-        raise ValueError("pcifar10 is nowhere to be had: expected mnist, cifar10 or cifar100, or 'data build pcifar10'")
+        raise ValueError("pcifar10 cannot be downloaded; run 'branchynet data build pcifar10'")
     _dataset(name).download()
 
 
-def _build(name, recipe):
+def _build(name: str, recipe: Optional[str]) -> None:
     if name != 'pcifar10':
-        raise ValueError("%s is not built: expected pcifar10, or 'data download %s'" % (name, name))
+        raise ValueError(f"{name} cannot be built; run 'branchynet data download {name}'")
     _dataset(name).build(recipe or 'gcn')
 
 
-def _inspect(names):
-    """Says what is there; status 2 where a data set is not whole, or none is there."""
+def _inspect(names: list[str]) -> int:
+    """Prints the state of data sets; status 2 where one is damaged, or none is whole."""
     from branchynet.datasets import folder
     whole, damaged = 0, 0
     for name in names:
         found = list(_dataset(name).inspect())
         for line, error in found:
-            print('%s: %s' % (name, error or line))
+            print(f'{name}: {error or line}')
         errors = [error for _, error in found if error]
         if errors and name != 'pcifar10':
-            print("'%s data download %s' gets what is missing or damaged" % (folder.command(), name))
+            print(f"'{folder.command()} data download {name}' gets what is missing or damaged")
         whole += not errors
         damaged += bool(errors) and not all(isinstance(error, FileNotFoundError) for _, error in found)
     return 0 if whole and not damaged else 2
 
 
-def _dataset(name):
+def _dataset(name: str) -> Any:
     from importlib import import_module
     return import_module('branchynet.datasets.' + DATASETS[name])
 
 
-def _info(args):
+@command(
+    'info', 'show versions, the machine, its bit profile and the data: all that results depend on',
+    argument('--json', action='store_true', help='all of it, as JSON'))
+def _info(args: Namespace) -> int:
     import json
-    from branchynet import provenance
+
+    import branchynet
+    from branchynet import devices, provenance
     from branchynet.datasets import folder
-    print(json.dumps({**provenance.environment(), 'data_folder': folder.root()}, indent=1))
+    whole = [name for name in DATASETS if not any(error for _, error in _dataset(name).inspect())]
+    info = {'branchynet': branchynet.__version__, **provenance.environment(), 'data_folder': folder.root(),
+            'data': whole, 'device': devices.device_name(devices.find_device('auto'))}
+    if args.json:
+        print(json.dumps(info, indent=1))
+        return 0
+    for label, value in (
+            ('branchynet', f'{info["branchynet"]}, commit {info["commit"] or "unknown"} ({info["tree"]})'),
+            ('versions', ', '.join(f'{name} {info[name]}' for name in ('python', 'numpy', 'chainer', 'cupy'))),
+            ('device', f'{info["device"]}; {info["cpu"]}, {info["cores"]} cores; GPUs: {info["gpus"] or "none"}'),
+            ('bit profile', info['profile'] or 'none in place; commands put theirs in place when they start'),
+            ('oneDNN', info['onednn'] or 'does not load: NumPy computes'),
+            ('data', f'{info["data_folder"]}: {", ".join(whole) or "no data set is whole"}')):
+        print(f'{label + ":":13}{value}')
     return 0
 
 

@@ -77,10 +77,11 @@ def _has_avx2():
         _NUMPY.__cpu_features__.get(name) or name in taken for name in ('AVX2', 'FMA3'))
 
 
-def fix(profile, seed=0):
+def fix(profile, seed=0, restart=True):
     """Puts a profile in place and seeds all generators.
 
-    Where libraries have loaded in another environment, this process starts again, once, and says so.
+    Where libraries have loaded in another environment, this process starts again, once, and says so; with
+    ``restart=False`` that is a ValueError.
 
     Raises:
         ValueError: there is no such profile here; this process cannot start again, as a session, a worker or a
@@ -88,7 +89,7 @@ def fix(profile, seed=0):
     """
     different = {name: value for name, value in variables(profile).items() if os.environ.get(name) != value}
     if different or _loaded_otherwise(profile):
-        _start_again(profile, different)
+        _start_again(profile, different, restart)
     os.environ.pop(_STARTED_AGAIN, None)
     for config in chainer.config, chainer.global_config:
         config.cudnn_deterministic = True
@@ -108,13 +109,13 @@ def _loaded_otherwise(profile):
     return found
 
 
-def _start_again(profile, different):
+def _start_again(profile, different, restart):
     words = ['%s=%s' % (name, shlex.quote(value)) for name, value in different.items() if value is not None]
     words += ['no ' + name for name, value in different.items() if value is None]
     wanted = ' '.join(words) or 'none of ' + ', '.join(_loaded_otherwise(profile))
     if _STARTED_AGAIN in os.environ:
         raise ValueError('profile %s is not in place after starting again: expected %s' % (profile, wanted))
-    if not _can_start_again():
+    if not (restart and _can_start_again()):
         raise ValueError('profile %s needs another environment: expected Python to be started with %s' % (
             profile, wanted))
     given = ['%s=%s' % (name, shlex.quote(os.environ[name])) for name in different if name in os.environ]

@@ -172,7 +172,16 @@ def _compare(a: Run, b: Run) -> Comparison:
     if len(a.steps) != len(b.steps):
         worst = np.inf  # no number says how far a run is from one that was cut short
         first = first or f'{max(a.steps, b.steps, key=len)[len(pairs)].what}, which only one run has'
+    diverged = [step.what for step in [*a.steps, *b.steps] if not _is_finite(step)]
+    if diverged:
+        worst = np.inf  # equal bits or not: a run that diverged vouches for nothing
+        first = first or f'{diverged[0]}, which has NaN or infinity'
     return Comparison(a.name, len(pairs), first, worst, _causes(a, b))
+
+
+def _is_finite(step: Step) -> bool:
+    numbers = [getattr(step, key) for key in _MEASURES if getattr(step, key) is not None]
+    return all(np.isfinite(number).all() for number in numbers)
 
 
 def _distance(p: Step, q: Step) -> float:

@@ -119,8 +119,9 @@ if [ -e "$venv" ] && [ ! -e "$venv/pyvenv.cfg" ] && [ -n "$(ls -A "$venv")" ]; t
     fail "$venv is neither empty nor a virtual environment"
 fi
 if [ -e "$venv" ] && [ ! -w "$venv" ]; then
-    fail "$venv is not what this checkout's lock files say and cannot be written; if it is an image's, build the image again: docker/build.sh"
+    fail "$venv is not what this checkout's lock files say and cannot be written; if it is an image's, build the image again: docker/build.sh; else name another folder in BRANCHYNET_VENV"
 fi
+mkdir -p "$venv" 2>/dev/null || fail "$venv cannot be made; name another folder in BRANCHYNET_VENV"
 echo "Installing into $venv (Python $version${installed_options:+, $installed_options}): minutes the first time, seconds later"
 
 # Removed before the first change and written after the last: an interrupted install is done again.

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -8,13 +9,73 @@ import branchynet  # noqa: F401
 from branchynet import cli
 from branchynet.datasets import mnist
 
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-@pytest.mark.parametrize('command', [[], ['reproduce'], ['report'], ['verify'], ['data'], ['info']])
+
+@pytest.mark.parametrize('command', [[], *([command.name] for command in cli.COMMANDS)])
 def test_help_everywhere(command, capsys):
     with pytest.raises(SystemExit) as info:
         cli.main(command + ['--help'])
     assert info.value.code == 0
-    assert capsys.readouterr().out.startswith('usage: branchynet')
+    out = capsys.readouterr().out
+    assert out.startswith('usage: branchynet') and out.count('\n') <= 40  # a screen
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(['--version'])
+    assert capsys.readouterr().out == f'branchynet {branchynet.__version__}\n'
+
+
+@pytest.mark.parametrize('seeds', ['0', '-1', '1.5', '\u00b2', '1001', '1' + 18 * '0', 23 * '9', 5000 * '9'])
+def test_seeds_have_a_bound(seeds, capsys):
+    with pytest.raises(SystemExit) as info:
+        cli.main(['reproduce', '--seeds', seeds])
+    error = capsys.readouterr().err
+    assert info.value.code == 2 and 'is no number of seeds: give 1 to 1000' in error and error.count('\n') == 1
+
+
+def test_a_reader_that_has_enough_ends_the_command_quietly():
+    command = f'"{sys.executable}" -m branchynet.cli report results/lenet_mnist_quick; echo $? >&2'
+    done = subprocess.run(['bash', '-c', f'{{ {command}; }} | head -c 1'], capture_output=True, text=True, cwd=ROOT)
+    assert done.stderr == '141\n'
+
+
+def test_a_bug_shows_as_a_bug(monkeypatch):
+    from branchynet.experiments import report
+
+    def buggy(*arguments):
+        raise KeyError('a bug')
+
+    monkeypatch.setattr(report, 'tables', buggy)
+    with pytest.raises(KeyError, match='a bug'):
+        cli.main(['report', os.path.join(ROOT, 'results', 'lenet_mnist_quick')])
+
+
+def test_a_call_from_python_says_that_it_has_no_bit_profile(tmp_path):
+    code = "from branchynet import cli; import sys; sys.exit(cli.main(['reproduce', '--preset', 'smoke', '--only', " \
+           "'figure6', '--out', sys.argv[1]] + sys.argv[2:]))"
+    environment = {**os.environ, 'PYTHONHASHSEED': '1', 'BRANCHYNET_DATA': str(tmp_path / 'no data')}
+
+    def run(*words):
+        return subprocess.run([sys.executable, '-c', code, str(tmp_path / 'out'), *words], capture_output=True,
+                              text=True, env=environment)
+    error = run().stderr
+    assert 'these bits may differ from those of the command' in error and 'starting again' not in error
+    done = run('--profile', 'fast')
+    assert done.returncode == 2 and 'profile fast needs another environment' in done.stderr
+    assert done.stderr.count('\n') == 1
+
+
+def test_the_second_run_into_a_folder_is_told_who_holds_it(tmp_path, capsys, images):
+    code = 'import sys; from branchynet import files\nwith files.lock(sys.argv[1]): print(flush=True); sys.stdin.read()'
+    first = subprocess.Popen([sys.executable, '-c', code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    first.stdout.readline()
+    before = os.listdir(str(tmp_path))
+    assert cli.main(['reproduce', '--preset', 'smoke', '--only', 'lenet_mnist', '--out', str(tmp_path)]) == 2
+    assert f'{tmp_path} is in use by process {first.pid} on ' in capsys.readouterr().err.splitlines()[-1]
+    assert os.listdir(str(tmp_path)) == before
+    first.communicate()
 
 
 def test_a_command_is_needed(capsys):
@@ -39,8 +100,11 @@ def test_data_says_what_is_there(capsys, tmp_path, monkeypatch):
 
 def test_info_says_what_results_depend_on(capsys):
     assert cli.main(['info']) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith('branchynet:') and 'oneDNN:' in shown and 'mnist' in shown
+    assert cli.main(['info', '--json']) == 0
     info = json.loads(capsys.readouterr().out)
-    assert {'python', 'numpy', 'chainer', 'cpu', 'cores', 'blas', 'gpus', 'commit', 'data_folder'} <= info.keys()
+    assert {'python', 'numpy', 'chainer', 'cpu', 'cores', 'blas', 'gpus', 'commit', 'data_folder', 'device', 'data'} <= info.keys()
     assert info['chainer'].startswith('7.8')
 
 

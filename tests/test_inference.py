@@ -1,7 +1,6 @@
 import branchynet  # noqa: F401
 from hypothesis import given, settings
 from hypothesis import strategies as st
-import numpy as np
 import pytest
 
 from helpers import small_data, small_net

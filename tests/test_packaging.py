@@ -103,3 +103,17 @@ def test_install_refuses_a_python_that_does_not_fit(tmp_path):
 
 def test_install_help():
     assert '--venv DIR' in checked([INSTALL, '--help'])
+
+
+def test_help_installs_nothing_and_a_place_that_cannot_be_written_names_the_remedy():
+    environment = {**os.environ, 'BRANCHYNET_VENV': '/dev/null/venv'}
+    for words in ['--help'], ['--preset', 'smoke', '-h']:
+        done = subprocess.run(['bash', str(ROOT / 'get_results.sh'), *words], capture_output=True, text=True,
+                              env=environment)
+        assert done.returncode == 0 and done.stderr == ''
+        assert '--preset smoke|quick|paper' in done.stdout and 'Exit status' in done.stdout
+    done = subprocess.run(['bash', str(ROOT / 'docker' / 'install.sh')], capture_output=True, text=True,
+                          env=environment)
+    assert done.returncode == 2
+    assert done.stderr == ('docker/install.sh: /dev/null/venv cannot be made; name another folder in '
+                           'BRANCHYNET_VENV\n')

@@ -16,10 +16,10 @@ def test_the_hash_of_a_net_is_of_weights_and_statistics():
 
 
 def test_a_dirty_tree_is_refused_where_a_clean_one_is_required(monkeypatch, capsys):
-    monkeypatch.setattr(provenance, 'tree', lambda out: 'dirty')
+    monkeypatch.setattr(provenance, '_tree', lambda out: 'dirty')
     assert cli.main(['reproduce', '--preset', 'smoke', '--require-clean']) == 2
     error = capsys.readouterr().err
-    assert 'the tree is dirty: expected a clean one' in error and error.count('\n') == 1
+    assert 'the tree is dirty: commit or remove' in error and error.count('\n') == 1
 
 
 @pytest.fixture
@@ -55,3 +55,31 @@ def test_another_projects_commit_is_not_taken_for_this_ones(checkout):
     assert len(provenance.commit()) == 40
     git('rm', '-q', '--cached', 'branchynet/provenance.py')  # as where it is installed into a checkout's .venv
     assert provenance.commit() is provenance.tree() is None
+
+
+@pytest.mark.parametrize('script, why', [
+    (None, 'git cannot be run: No such file or directory'),
+    ('echo "fatal: detected dubious ownership in repository" >&2; exit 128', 'detected dubious ownership'),
+    ('case $1 in ls-files) echo name;; *) echo "fatal: index file corrupt" >&2; exit 128;; esac', 'index file corrupt'),
+    ('case $1 in ls-files|rev-parse) echo name;; *) exit 3;; esac', 'git status failed: status 3')])
+def test_where_git_fails_a_tree_is_never_clean(checkout, monkeypatch, capsys, script, why):
+    folder, _ = checkout
+    tools = folder / 'tools'
+    tools.mkdir()
+    if script is not None:
+        (tools / 'git').write_text(f'#!/bin/sh\n{script}\n')
+        (tools / 'git').chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tools}')
+    assert provenance.tree() == 'unknown' and provenance.tree(str(folder / 'out')) == 'unknown'
+    assert cli.main(['reproduce', '--preset', 'smoke', '--require-clean', '--out', str(folder / 'out')]) == 2
+    error = capsys.readouterr().err
+    assert why in error and 'is unknown' in error and error.count('\n') == 1
+
+
+def test_a_clean_tree_passes_and_code_outside_a_checkout_does_not(checkout, tmp_path_factory, monkeypatch):
+    folder, _ = checkout
+    provenance.require_clean(str(folder / 'out'))
+    provenance.require_clean(str(tmp_path_factory.mktemp('elsewhere')))
+    monkeypatch.setattr(provenance, '__file__', str(tmp_path_factory.mktemp('none') / 'provenance.py'))
+    with pytest.raises(ValueError, match='no checkout'):
+        provenance.require_clean()

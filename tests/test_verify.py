@@ -71,6 +71,33 @@ def test_other_bits_are_different_where_numbers_are_the_same(pair, capsys):
     assert run('--tolerance', '.01') == 0
 
 
+@pytest.mark.parametrize('spoil', [lambda steps: None, lambda steps: steps[0].update(sha256='x')])
+def test_a_truncated_run_never_passes(pair, spoil, capsys):
+    a, b, run = pair
+    for step in a['steps'], b['steps']:
+        step[0].update(loss=1.)
+    spoil(b['steps'])  # numbers stay as near as can be
+    for _ in range(7):
+        a['steps'].append({**a['steps'][1], 'what': f'weights after epoch {len(a["steps"])} of main training'})
+    for tolerance in '0', '.01', '.9':
+        assert run('--tolerance', tolerance) == 1
+    assert 'where no number says how far' in capsys.readouterr().out
+
+
+def test_steps_in_another_order_never_pass(pair):
+    _, b, run = pair
+    b['steps'][1:] = reversed(b['steps'][1:])
+    assert run('--tolerance', '.9') == 1
+
+
+def test_runs_that_diverged_never_pass(pair, capsys):
+    a, b, run = pair
+    for one in a, b:
+        one['steps'][1].update(loss=[.5, float('nan')])  # the same bits, too
+    assert run() == run('--tolerance', '.9') == 1
+    assert 'first in weights after epoch 1 of main training, which has NaN or infinity' in capsys.readouterr().out
+
+
 def test_a_run_that_only_one_has_is_named(tmp_path, capsys):
     a, b = manifest(), manifest()
     a['runs'] += [{**a['runs'][0], 'name': 'other_seed0'}]

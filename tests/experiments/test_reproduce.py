@@ -229,7 +229,7 @@ def test_bad_usage_is_status_2(words, message, capsys):
 def test_a_device_that_is_not_there_is_status_2(device, capsys):
     assert cli.main(['reproduce', '--preset', 'smoke', '--device', device]) == 2
     error = capsys.readouterr().err
-    assert device in error and 'expected' in error and error.count('\n') == 1
+    assert device in error and error.count('\n') == 1
 
 
 def test_other_code_is_told_by_its_files(tmp_path, monkeypatch):
