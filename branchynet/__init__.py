@@ -6,9 +6,10 @@ reads them when its functions run; and where CuPy is installed, the CUDA librari
 with RTLD_GLOBAL, because CuPy finds them only so. Stand-ins for ``pkg_resources`` and ``numpy.distutils`` are taken
 away again once Chainer has been imported.
 """
-from branchynet import _chainer  # noqa: F401  (first: it makes Chainer importable)
+# _chainer comes first: it makes Chainer importable.
+from branchynet import _chainer, _names  # noqa: F401
 from branchynet.links.links import FL, SL, Branch
 from branchynet.net import BranchyNet
 
-__all__ = ['BranchyNet', 'Branch', 'FL', 'SL']
+__all__ = ['FL', 'SL', 'Branch', 'BranchyNet']
 __version__ = '1.1.0'

@@ -17,15 +17,29 @@ _TIMEOUT = 20  # seconds without an answer
 _BLOCK = 1 << 16
 
 
-def root():
-    """The data folder: BRANCHYNET_DATA, else datasets/data of a checkout, else in the user's cache."""
-    checkout = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data')
-    if os.environ.get('BRANCHYNET_DATA'):
-        return os.environ['BRANCHYNET_DATA']
-    if os.path.isdir(checkout):
-        return checkout
-    cache = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
-    return os.path.join(cache, 'branchynet')
+def root() -> str:
+    """The data folder: BRANCHYNET_DATA, else datasets/data of a checkout, else in the user's cache.
+
+    Raises:
+        ValueError: BRANCHYNET_DATA names a file.
+    """
+    named = os.environ.get('BRANCHYNET_DATA')
+    if named:
+        if os.path.exists(named) and not os.path.isdir(named):
+            raise ValueError(f'BRANCHYNET_DATA names {named}, which is a file: let it name a folder')
+        return named
+    package = os.path.dirname(os.path.abspath(__file__))
+    if os.path.exists(os.path.join(os.path.dirname(package), 'setup.py')):
+        return os.path.join(package, 'data')
+    return _cache()
+
+
+def _cache() -> str:
+    import platformdirs
+    folder = platformdirs.user_cache_dir('branchynet', appauthor=False)
+    # Up to version 1.0 the folder was Linux's on every system.
+    before = os.path.join(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'branchynet')
+    return before if os.path.isdir(before) and not os.path.isdir(folder) else folder
 
 
 def command():
@@ -51,32 +65,6 @@ def read_gzip(path, sha256):
     if found != sha256:
         raise OSError('%s has content of SHA-256 %s: expected %s' % (path, found, sha256))
     return content
-
-
-def download_gzip(path, sha256, mirrors):
-    """Downloads a gzip file from the first mirror that has it; `path` appears only once it is whole.
-
-    Raises:
-        OSError: no mirror gave the expected content; one line with every mirror's failure.
-    """
-    part, failures = path + '.part', []
-    try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        for mirror in mirrors:
-            url = mirror + os.path.basename(path)
-            try:
-                _fetch(url, part)
-                read_gzip(part, sha256)
-            except (OSError, http.client.HTTPException) as e:
-                failures.append('%s: %s' % (url, e))
-            else:
-                os.replace(part, path)
-                return
-    finally:
-        if os.path.exists(part):
-            os.remove(part)
-    raise OSError('%s is missing and cannot be downloaded: expected content of SHA-256 %s (%s)' % (
-        path, sha256, '; '.join(failures)))
 
 
 def read(path, expected):

@@ -1,29 +1,32 @@
-"""MNIST (LeCun, Cortes, Burges): 60,000 + 10,000 images of handwritten digits."""
+"""MNIST (LeCun, Cortes, Burges): 60,000 + 10,000 images of handwritten digits, which come with the package."""
+
+from __future__ import annotations
+
 import os
+from collections.abc import Iterator
 
 from branchynet.datasets import folder
+
 import numpy as np
 
 # Content's SHA-256, and shape.
-FILES = {
+FILES: dict[str, tuple[str, tuple[int, ...]]] = {
     'train-images-idx3-ubyte.gz': (
-        'ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db', (60000, 1, 28, 28)),
-    'train-labels-idx1-ubyte.gz': (
-        '65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5', (60000,)),
+        'ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db',
+        (60000, 1, 28, 28),
+    ),
+    'train-labels-idx1-ubyte.gz': ('65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5', (60000,)),
     't10k-images-idx3-ubyte.gz': (
-        '0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7', (10000, 1, 28, 28)),
-    't10k-labels-idx1-ubyte.gz': (
-        'ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2', (10000,)),
+        '0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7',
+        (10000, 1, 28, 28),
+    ),
+    't10k-labels-idx1-ubyte.gz': ('ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2', (10000,)),
 }
-MIRRORS = [
-    'https://storage.googleapis.com/cvdf-datasets/mnist/',
-    'https://ossci-datasets.s3.amazonaws.com/mnist/',
-    'http://yann.lecun.com/exdb/mnist/',
-]
+FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data', 'mnist')
 
 
-def get_data():
-    """Training and test images and labels, from the data folder; downloaded into it if absent.
+def get_data() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Training and test images and labels.
 
     Returns:
         (x_train, y_train, x_test, y_test):
@@ -36,50 +39,54 @@ def get_data():
         ======= ================== ======= ========
 
     Raises:
-        OSError: a file is damaged, or missing and not to be had.
+        OSError: a file of the package is damaged or missing.
     """
     x_train, y_train, x_test, y_test = [_read(name) for name in FILES]
     return _scaled(x_train), y_train.astype(np.int32), _scaled(x_test), y_test.astype(np.int32)
 
 
-def download():
-    """Downloads the files that are missing or damaged.
+def download() -> None:
+    """Checks the package's files: there is nothing to download.
 
     Raises:
-        OSError: one cannot be had.
+        OSError: a file of the package is damaged or missing.
     """
-    for name, (sha256, _) in FILES.items():
-        try:
-            folder.read_gzip(path(name), sha256)
-        except OSError:
-            folder.download_gzip(path(name), sha256, MIRRORS)
+    for name in FILES:
+        _content(name)
 
 
-def inspect():
-    """Yields (what is there, None) or ('', the error) for every file."""
-    for name, (sha256, _) in FILES.items():
+def inspect() -> Iterator[tuple[str, OSError | None]]:
+    """Checks every file.
+
+    Yields:
+        (a line for the user, None) for a file that is whole, else ('', the error).
+    """
+    for name in FILES:
         try:
-            folder.read_gzip(path(name), sha256)
-            yield path(name) + ' is whole', None
+            _content(name)
+            yield f'{path(name)} is whole', None
         except OSError as e:
             yield '', e
 
 
-def path(name):
-    """Where the data folder holds a file."""
-    return os.path.join(folder.root(), 'mnist', name)
+def path(name: str) -> str:
+    """Path of a file of the package."""
+    return os.path.join(FOLDER, name)
 
 
-def _read(name):
-    sha256, shape = FILES[name]
-    with folder.mended_by_download('mnist'):
-        if not os.path.exists(path(name)):
-            folder.download_gzip(path(name), sha256, MIRRORS)
-        content = folder.read_gzip(path(name), sha256)
-    # IDX: a header of 4 bytes and 4 more for every dimension, then the values, row by row.
+def _read(name: str) -> np.ndarray:
+    shape = FILES[name][1]
+    # IDX: a header of 4 bytes and 4 more for every dimension (images have three), then the values, row by row.
     header = 4 + 4 * (3 if len(shape) > 1 else 1)
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    return np.frombuffer(_content(name), np.uint8, offset=header).reshape(shape)
 
 
-def _scaled(images):
+def _content(name: str) -> bytes:
+    try:
+        return folder.read_gzip(path(name), FILES[name][0])
+    except OSError as e:
+        raise type(e)(f'{e}; restore the file with "git checkout", or install the package again') from e
+
+
+def _scaled(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32) / 255

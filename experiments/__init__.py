@@ -1,4 +1,7 @@
 """What the paper reports, run again: each module named below holds an EXPERIMENT."""
+from branchynet import _names
+
+_names.unify(__name__)
 
 NETWORKS = ['lenet_mnist', 'alex_cifar10', 'resnet_cifar10']
 ANALYSES = ['figure5', 'figure6', 'loss_weights', 'initialisation']

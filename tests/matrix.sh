@@ -19,7 +19,7 @@ find_python() {
 run() {
     local version=$1 numpy=$2 venv=.matrix/python$1 python
     shift 2
-    if [ ! "$venv/installed" -nt setup.py ]; then
+    if [ ! "$venv/installed" -nt pyproject.toml ]; then
         python=$(find_python "$version")
         "$python" -m venv --clear "$venv"
         PIP_CONSTRAINT=docker/build-constraints.txt PIP_BUILD_CONSTRAINT=docker/build-constraints.txt \

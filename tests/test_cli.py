@@ -88,11 +88,12 @@ def test_data_says_what_is_there(capsys, tmp_path, monkeypatch):
     assert cli.main(['data']) == 0
     assert capsys.readouterr().out.count(' is whole') == len(mnist.FILES)
     monkeypatch.setenv('BRANCHYNET_DATA', str(tmp_path))
-    monkeypatch.setattr(mnist, 'MIRRORS', [])
-    assert cli.main(['data']) == 2
-    out = capsys.readouterr().out
-    assert out.count(' is missing: expected') == len(mnist.FILES)
-    assert "branchynet data download mnist' gets" in out
+    assert cli.main(['data']) == 0  # MNIST comes with the package
+    assert "branchynet data download cifar10' gets" in capsys.readouterr().out
+    assert cli.main(['data', 'info', 'cifar10']) == 2
+    assert cli.main(['data', 'download', 'mnist']) == 0
+    monkeypatch.setattr(mnist, 'FOLDER', str(tmp_path))
+    capsys.readouterr()
     assert cli.main(['data', 'download', 'mnist']) == 2
     error = capsys.readouterr().err
     assert error.startswith('branchynet: ') and error.count('\n') == 1
@@ -118,3 +119,9 @@ def test_the_command_runs_as_a_module():
 def test_importing_branchynet_imports_nothing_heavy():
     code = "import sys, branchynet; print([m for m in ('matplotlib', 'tqdm', 'dill', 'cupy') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, '-c', code], universal_newlines=True).strip() == '[]'
+
+
+def test_a_data_set_that_cannot_be_built(capsys):
+    assert cli.main(['data', 'build', 'cifar10']) == 2
+    assert capsys.readouterr().err == (
+        "branchynet: cifar10 cannot be built; run 'branchynet data download cifar10'\n")

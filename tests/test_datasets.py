@@ -1,23 +1,16 @@
 import gzip
-import hashlib
 import os
+import subprocess
+import sys
 
 import branchynet  # noqa: F401
+from branchynet import cli
+from branchynet.datasets import folder, mnist, splits
+
 import numpy as np
 import pytest
-
-from branchynet.datasets import folder, mnist
-
-CONTENT = b'\x00' * 100
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
-
-
-@pytest.fixture
-def data(tmp_path, monkeypatch):
-    """An empty data folder, and no mirror that answers."""
-    monkeypatch.setenv('BRANCHYNET_DATA', str(tmp_path))
-    monkeypatch.setattr(mnist, 'MIRRORS', [(tmp_path / 'mirror').as_uri() + '/'])
-    return tmp_path
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 
 def test_mnist_is_the_real_one():
@@ -29,8 +22,15 @@ def test_mnist_is_the_real_one():
         assert set(y) == set(range(10))
     # The first training image is the well-known five; the pixel means are those of the whole set.
     assert y_train[:8].tolist() == [5, 0, 4, 1, 9, 2, 1, 3]
-    assert x_train.mean() == pytest.approx(.1307, abs=1e-4)
-    assert x_train.std() == pytest.approx(.3081, abs=1e-4)
+    assert x_train.mean() == pytest.approx(0.1307, abs=1e-4)
+    assert x_train.std() == pytest.approx(0.3081, abs=1e-4)
+
+
+def test_mnist_comes_with_the_package(monkeypatch, tmp_path):
+    """Without network and whatever the data folder is."""
+    monkeypatch.setenv('BRANCHYNET_DATA', str(tmp_path))
+    assert mnist.get_data()[3].shape == (10000,)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_data_folder(monkeypatch, tmp_path):
@@ -38,68 +38,86 @@ def test_data_folder(monkeypatch, tmp_path):
     assert folder.root() == str(tmp_path)
     monkeypatch.delenv('BRANCHYNET_DATA')
     assert folder.root().endswith(os.path.join('datasets', 'data'))
-    monkeypatch.setattr(os.path, 'isdir', lambda path: False)
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-    assert folder.root() == str(tmp_path / 'branchynet')
 
 
-def test_a_file_not_to_be_had_is_one_line(data):
-    with pytest.raises(OSError, match=r'train-images-idx3-ubyte.gz is missing') as info:
-        mnist.get_data()
-    message = str(info.value)
-    assert mnist.FILES['train-images-idx3-ubyte.gz'][0] in message and '\n' not in message
-    assert message.endswith("branchynet data download mnist'")
-    assert not [name for _, _, names in os.walk(data) for name in names]
+@pytest.mark.skipif(sys.platform != 'linux', reason='the folders are those of Linux')
+def test_data_folder_of_an_installed_package(monkeypatch, tmp_path):
+    monkeypatch.delenv('BRANCHYNET_DATA', raising=False)
+    monkeypatch.setattr(folder, '__file__', str(tmp_path / 'branchynet' / 'datasets' / 'folder.py'))
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    assert folder.root() == str(tmp_path / 'cache' / 'branchynet')
+
+
+def test_data_in_the_folder_of_earlier_versions_is_found(monkeypatch, tmp_path):
+    """As on macOS, whose cache folder was ~/.cache before."""
+    monkeypatch.delenv('BRANCHYNET_DATA', raising=False)
+    monkeypatch.setattr(folder, '__file__', str(tmp_path / 'branchynet' / 'datasets' / 'folder.py'))
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'old'))
+    new = tmp_path / 'Library' / 'Caches' / 'branchynet'
+    monkeypatch.setattr('platformdirs.user_cache_dir', lambda *args, **kwargs: str(new))
+    assert folder.root() == str(new)
+    (tmp_path / 'old' / 'branchynet').mkdir(parents=True)
+    assert folder.root() == str(tmp_path / 'old' / 'branchynet')
+    new.mkdir(parents=True)
+    assert folder.root() == str(new)
+
+
+@pytest.mark.parametrize('command', [['data'], ['data', 'download', 'cifar10'], ['data', 'build', 'pcifar10']])
+def test_a_data_folder_that_is_a_file(monkeypatch, tmp_path, capsys, command):
+    file = tmp_path / 'file'
+    file.touch()
+    monkeypatch.setenv('BRANCHYNET_DATA', str(file))
+    assert cli.main(command) == 2
+    assert capsys.readouterr().err == (
+        f'branchynet: BRANCHYNET_DATA names {file}, which is a file: let it name a folder\n')
 
 
 @pytest.mark.parametrize('damage', [
     lambda b: b[:1000], lambda b: b'no gzip', lambda b: b'', lambda b: gzip.compress(b'other content'),
-    lambda b: b[:5000] + b'\xff\xff\xff\xff' + b[5004:]])
-def test_a_damaged_file_is_named_and_kept(data, damage):
-    real = os.path.join(os.path.dirname(mnist.__file__), 'data', 'mnist')
-    os.makedirs(str(data / 'mnist'))
+    lambda b: b[:5000] + b'\xff\xff\xff\xff' + b[5004:], None])
+def test_a_damaged_or_missing_file_is_named_and_kept(monkeypatch, tmp_path, damage):
     for name in mnist.FILES:
-        with open(os.path.join(real, name), 'rb') as f:
-            (data / 'mnist' / name).write_bytes(f.read())
-    path = data / 'mnist' / 't10k-images-idx3-ubyte.gz'
-    damaged = damage(path.read_bytes())
-    path.write_bytes(damaged)
-    with pytest.raises(OSError) as info:
-        mnist.get_data()
-    message = str(info.value)
-    assert str(path) in message and mnist.FILES[path.name][0] in message and '\n' not in message
-    assert "; mend it with '" in message and message.endswith("branchynet data download mnist'")
-    assert path.read_bytes() == damaged
+        with open(mnist.path(name), 'rb') as f:
+            (tmp_path / name).write_bytes(f.read())
+    path = tmp_path / 't10k-images-idx3-ubyte.gz'
+    damaged = damage(path.read_bytes()) if damage else None
+    path.unlink()
+    if damage:
+        path.write_bytes(damaged)
+    monkeypatch.setattr(mnist, 'FOLDER', str(tmp_path))
+    for call in mnist.get_data, mnist.download:
+        with pytest.raises(OSError) as info:
+            call()
+        message = str(info.value)
+        assert str(path) in message and mnist.FILES[path.name][0] in message and '\n' not in message
+        assert message.endswith('install the package again')
+    assert [error is None for _, error in mnist.inspect()] == [True, True, False, True]
+    assert path.read_bytes() == damaged if damage else not path.exists()
 
 
-def test_download_takes_the_first_mirror_that_has_the_content(tmp_path):
-    for name, content in ('wrong', b'other'), ('right', CONTENT):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / 'f.gz').write_bytes(gzip.compress(content))
-    mirrors = [(tmp_path / name).as_uri() + '/' for name in ('none', 'wrong', 'right')]
-    path = tmp_path / 'data' / 'f.gz'
-    folder.download_gzip(str(path), SHA256, mirrors)
-    assert folder.read_gzip(str(path), SHA256) == CONTENT
-    assert os.listdir(str(path.parent)) == ['f.gz']
-    with pytest.raises(OSError, match='none.*wrong'):
-        folder.download_gzip(str(tmp_path / 'data' / 'g' / 'f.gz'), SHA256, mirrors[:2])
-    assert os.listdir(str(tmp_path / 'data' / 'g')) == []
+@settings(deadline=None)  # scikit-learn is imported by the first
+@given(counts=st.lists(st.integers(10, 60), min_size=2, max_size=10), share=st.floats(.2, .8),
+       seed=st.integers(0, 2**32 - 1))
+def test_a_stratified_split(counts, share, seed):
+    y = np.repeat(np.arange(len(counts)), counts)
+    kept, held = splits.stratified(y, share, seed)
+    assert sorted([*kept, *held]) == list(range(len(y)))
+    assert (np.diff(kept) > 0).all() and (np.diff(held) > 0).all()
+    of_class = np.bincount(y[held], minlength=len(counts))
+    assert (abs(of_class - np.array(counts) * len(held) / len(y)) <= 1).all()  # as near as whole samples allow
+    again = splits.stratified(y, share, seed)
+    assert np.array_equal(kept, again[0]) and np.array_equal(held, again[1])
 
 
-def test_a_killed_download_leaves_nothing(tmp_path, monkeypatch):
-    (tmp_path / 'f.gz').write_bytes(gzip.compress(CONTENT))
-
-    def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(folder, 'read_gzip', interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        folder.download_gzip(str(tmp_path / 'data' / 'f.gz'), SHA256, [tmp_path.as_uri() + '/'])
-    assert os.listdir(str(tmp_path / 'data')) == []
+def test_a_stratified_split_of_mnist_is_the_same_everywhere():
+    y = mnist.get_data()[1]
+    kept, held = splits.stratified(y, 5000, seed=0)
+    assert (len(kept), len(held)) == (55000, 5000)
+    assert not np.array_equal(held, splits.stratified(y, 5000, seed=1)[1])
+    share = np.bincount(y[held]) / 5000
+    np.testing.assert_allclose(share, np.bincount(y) / 60000, atol=1 / 5000)
 
 
-def test_mnist_is_downloaded_if_absent(data, monkeypatch):
-    real = os.path.join(os.path.dirname(mnist.__file__), 'data', 'mnist')
-    monkeypatch.setattr(mnist, 'MIRRORS', ['file://' + os.path.abspath(real) + '/'])
-    assert mnist.get_data()[3].shape == (10000,)
-    assert sorted(os.listdir(str(data / 'mnist'))) == sorted(mnist.FILES)
+def test_what_only_some_need_is_imported_late():
+    code = "import branchynet.datasets.splits, branchynet.datasets.folder, sys; print('sklearn' in sys.modules)"
+    assert subprocess.check_output([sys.executable, '-c', code], text=True).strip() == 'False'

@@ -1,9 +1,13 @@
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
+
+import branchynet
+from branchynet.datasets import mnist
 
 import pytest
 
@@ -40,23 +44,93 @@ def test_only_the_package_is_built(copy, tmp_path):
         assert folder + '/__init__.py' in built
     for path in (ROOT / 'experiments' / 'published').glob('*.csv'):
         assert 'branchynet/experiments/published/' + path.name in built
-    assert {os.path.splitext(name)[1] for name in built} <= {'.py', '.toml', '.csv'}  # no data sets
+    assert {name for name in built if name.endswith('.gz')} == {  # MNIST, and no other data set
+        f'branchynet/datasets/data/mnist/{name}' for name in mnist.FILES}
+    assert {os.path.splitext(name)[1] for name in built} <= {'.py', '.toml', '.csv', '.gz'}
 
 
-@pytest.mark.slow  # half a minute, and it needs the package index
+@pytest.mark.slow  # a minute, and it needs the package index
 def test_the_documented_line_installs_into_a_fresh_environment(copy, tmp_path):
-    python = tmp_path / 'bin' / 'python'
     checked([sys.executable, '-m', 'venv', tmp_path])
-    constraints = {name: 'docker/build-constraints.txt' for name in ['PIP_CONSTRAINT', 'PIP_BUILD_CONSTRAINT']}
-    checked([python, '-m', 'pip', 'install', '.'], cwd=str(copy), env={**os.environ, **constraints})
-    checked([python, '-c', 'import branchynet.networks.lenet_mnist, branchynet.datasets, branchynet.experiments'],
+    line = re.search(r'^ {4}(pip install "setuptools<81".*)$', (ROOT / 'README.md').read_text(), re.MULTILINE).group(1)
+    bin_folder = tmp_path / 'bin'
+    environment = {**os.environ, 'PATH': f"{bin_folder}:{os.environ['PATH']}"}
+    checked(['bash', '-c', line], cwd=str(copy), env=environment)
+    data = "from branchynet.datasets import mnist; print(mnist.get_data()[0].shape)"
+    checked([bin_folder / 'python', '-c', 'import branchynet.networks.lenet_mnist, branchynet.experiments'],
             cwd=str(tmp_path))
+    said = checked([bin_folder / 'python', '-c', data], cwd=str(tmp_path), env={**environment, 'HOME': str(tmp_path)})
+    assert said == '(60000, 1, 28, 28)\n'
     assert not list(tmp_path.glob('lib/python*/site-packages/datasets'))
 
-    checked([python, '-m', 'pip', 'wheel', '--no-deps', '--wheel-dir', tmp_path, '.'], cwd=str(copy))
+    checked([bin_folder / 'pip', 'wheel', '--no-deps', '--wheel-dir', tmp_path, '.'], cwd=str(copy))
     wheel, = tmp_path.glob('branchynet-*.whl')
     names = zipfile.ZipFile(str(wheel)).namelist()
     assert {name.partition('/')[0].partition('-')[0] for name in names} == {'branchynet'}
+    assert wheel.name.startswith(f'branchynet-{branchynet.__version__}-')
+
+
+def setup_in(environment, found, tmp_path):
+    """Runs setup.py as pip does where only some packages are installed: `environment` {name: version} where pip
+    installs, `found` where it builds."""
+    purelib = tmp_path / 'purelib'
+    for name, version in environment.items():
+        folder = purelib / f'{name}-{version}.dist-info'
+        folder.mkdir(parents=True)
+        (folder / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n')
+    code = ('import importlib.util, sysconfig, sys; real = importlib.util.find_spec; '
+            f'importlib.util.find_spec = lambda name: name in {found!r} if name == "pkg_resources" else real(name); '
+            f'sysconfig.get_path = lambda name: {str(purelib)!r}; '
+            'import setuptools; setuptools.setup = lambda **kwargs: print("built"); '
+            f'exec(open({str(ROOT / "setup.py")!r}).read())')
+    return call([sys.executable, '-c', code], env={**os.environ, 'PIP_BUILD_TRACKER': 'x'})
+
+
+@pytest.mark.parametrize('environment, found, builds', [
+    ({'pip': '24.2'}, (), False),  # as a fresh one of Python 3.13
+    ({'pip': '23.2.1', 'setuptools': '65.5.0'}, (), False),  # as one of Python 3.11
+    ({'pip': '25.3', 'setuptools': '65.5.0', 'wheel': '0.48'}, (), False),
+    ({'pip': '25.3'}, ('pkg_resources',), True),  # with a build constraint
+    ({'pip': '25.3', 'chainer': '7.8.1'}, (), True),
+    ({'pip': '23.0.1', 'setuptools': '58.1.0'}, (), True),  # as one of Python 3.9: it builds in place
+    ({'pip': '24.2', 'setuptools': '65.5.0', 'wheel': '0.48'}, (), True),
+])
+def test_plain_pip_is_told_what_to_do_where_chainer_would_not_build(environment, found, builds, tmp_path):
+    done = setup_in(environment, found, tmp_path)
+    if builds:
+        assert (done.returncode, done.stdout) == (0, 'built\n'), done.stderr
+    else:
+        assert done.returncode == 1
+        assert done.stderr.startswith('Chainer must be installed first') and done.stderr.count('\n') == 1
+        line = re.search('Run: (pip install .*)', done.stderr).group(1)
+        assert f'    {line}\n' in (ROOT / 'README.md').read_text()
+
+
+SAME = '; '.join([
+    'import sys',
+    # An editable install's finder would hide what is missing.
+    "sys.meta_path[:] = [finder for finder in sys.meta_path if 'editable' not in repr(finder).lower()]",
+    *[f'import {first}.{module}, {second}.{module}; assert {first}.{module} is {second}.{module}'
+      for name, module in [('networks', 'lenet_mnist'), ('datasets', 'mnist'), ('experiments', 'claims')]
+      for first, second in [(name, f'branchynet.{name}')]],
+    'from experiments import claims; import branchynet; assert claims is branchynet.experiments.claims',
+    'print(branchynet.networks.lenet_mnist.__file__)',
+])
+
+
+@pytest.mark.parametrize('first', ['', 'import branchynet; ', 'import branchynet.networks.lenet_mnist; '])
+def test_both_names_are_one_module_in_a_checkout_that_is_not_installed(copy, first):
+    code = SAME.replace('import networks', first + 'import networks', 1)
+    said = checked([sys.executable, '-c', code], cwd=str(copy))
+    assert said == f"{copy / 'networks' / 'lenet_mnist.py'}\n"
+
+
+def test_another_package_may_be_named_datasets(tmp_path):
+    (tmp_path / 'datasets').mkdir()
+    (tmp_path / 'datasets' / '__init__.py').touch()
+    (tmp_path / 'datasets' / 'mnist.py').write_text('MINE = True')
+    code = 'import branchynet.datasets.mnist, datasets.mnist; print(datasets.mnist.MINE)'
+    assert checked([sys.executable, '-c', code], cwd=str(tmp_path)) == 'True\n'
 
 
 def test_installed_names(tmp_path):

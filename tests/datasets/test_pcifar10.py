@@ -166,7 +166,7 @@ def test_what_cannot_be_asked_for(data, words, capsys):
     except SystemExit as e:
         assert e.code == 2
     error = capsys.readouterr().err
-    assert error.startswith('branchynet') and error.count('\n') == 1 and 'expected' in error or 'choose from' in error
+    assert error.startswith('branchynet') and error.count('\n') == 1
 
 
 @needs_cifar10
