@@ -60,22 +60,19 @@ def augmentation(x, y, batchsize):
         float32 array (36 n, C, 24, 24) and int32 array (36 n,); the last n may be smaller.
 
     Raises:
-        TypeError: x is no NumPy array of float32, or y no NumPy array.
+        TypeError: x is no float32 NumPy array.
         ValueError: shapes or batchsize do not fit.
         RuntimeError: the worker was killed. An exception in the worker is raised as it is, with the
             worker's traceback as its cause.
     """
-    for name, array in ('x', x), ('y', y):
-        if not isinstance(array, np.ndarray):
-            raise TypeError(f'{name} must be a NumPy array, not a {type(array).__name__}')
-    if x.dtype != np.float32:
-        raise TypeError(f'x must be a NumPy array of float32, not of {x.dtype}')
+    if not isinstance(x, np.ndarray) or x.dtype != np.float32:
+        raise TypeError('x must be a NumPy array of float32, not a %s of %s' % (type(x).__name__, x.dtype))
     if x.ndim != 4 or x.shape[2:] != (32, 32):
-        raise ValueError(f'x must have the shape (N, C, 32, 32), not {x.shape}')
+        raise ValueError('x must have the shape (N, C, 32, 32), not %s' % (x.shape,))
     if y.shape != x.shape[:1]:
-        raise ValueError(f'y must have the shape {x.shape[:1]}, one label per image, not {y.shape}')
+        raise ValueError('y must have the shape %s, one label per image, not %s' % (x.shape[:1], y.shape))
     if batchsize < 1:
-        raise ValueError(f'batchsize must be at least 1, not {batchsize}')
+        raise ValueError('batchsize must be at least 1, not %s' % batchsize)
     return _receive(x, y, batchsize)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from branchynet import exits
 from branchynet.exits import Array, check_per_exit
 from branchynet.functions import rows
-from branchynet.links.links import Branch, Net, check_links, check_number
+from branchynet.links.links import Branch, Net, check_links
 from branchynet.timing import now
 from branchynet.progress import progress
 from branchynet.training import batches, check_pairs
@@ -72,22 +72,17 @@ class BranchyNet(chainer.Chain):
     integer labels. They raise TypeError or ValueError, before any parameter changes, where these do
     not fit. ``train*`` and ``find_*`` run in training mode, all others in testing mode.
 
-    A file written by ``chainer.serializers.save_npz`` keeps the weights and ``thresholdExits``, if they are set.
-    Thresholds are found by a sweep (``utils.screen_branchy``, ``sweep.sweep`` and ``sweep.knee``) or for a share of
-    samples (``find_thresholds``), on data that is neither trained nor reported on.
-
     Args:
-        network: list of links, which become the net's own; a Branch in it marks an exit, and its last element is a
-            Branch.
-        thresholdExits: entropy (nats) below which a sample leaves at an exit: a number or a list, one for every exit
-            but the last. Training drops samples by it too, so set it after training, unless that is wanted. If it is
-            None, ``percentTestExits`` decides.
-        percentTestExits: without thresholds, the share of samples of lowest entropy that leaves. A number is a share
-            of the samples that reach the exit; a list gives shares of the whole batch.
-        percentTrainKeeps: without thresholds, the share of samples that training carries on past an exit; a number
-            or a list, as above.
-        lr, momentum, weight_decay: MomentumSGD's settings, 0 or more; momentum is less than 1.
-        alpha: the step size of the trunk's Adam; the exits' own links keep Chainer's default, as released.
+        network: list of links, which become the net's own; a Branch in it marks an exit, and its last
+            element is a Branch.
+        thresholdExits: entropy (nats) below which a sample leaves at an exit: a number or a list,
+            one for every exit but the last. Training drops samples by it too.
+        percentTestExits: where there are no thresholds, the share of samples of lowest entropy that
+            leaves: a number, of those that reach the exit; a list, of the whole batch.
+        percentTrainKeeps: where there are no thresholds, the share of samples that training carries
+            on past an exit: a number or a list, as above.
+        lr, momentum, weight_decay: of MomentumSGD.
+        alpha: of the trunk's Adam; the exits' own links keep Chainer's default, as released.
         opt: 'Adam' or 'MomentumSGD'.
         joint: False: only the last exit's gradient reaches the trunk.
         verbose: print the models once built.
@@ -108,11 +103,7 @@ class BranchyNet(chainer.Chain):
         super().__init__()
         _check_network(network)
         if opt not in ('Adam', 'MomentumSGD'):
-            raise ValueError(f"opt is {opt!r}: expected 'Adam' or 'MomentumSGD'")
-        check_number('lr', lr)
-        check_number('momentum', momentum, below=1)
-        check_number('weight_decay', weight_decay)
-        check_number('alpha', alpha)
+            raise ValueError("opt is %r: expected 'Adam' or 'MomentumSGD'" % (opt,))
         self.thresholdExits = thresholdExits
         self.percentTestExits = percentTestExits
         self.percentTrainKeeps = percentTrainKeeps
@@ -456,20 +447,6 @@ class BranchyNet(chainer.Chain):
         for k, model in enumerate(self.models):
             for i in range(model.endi, len(model)):
                 model[i].serialize(serializer['models'][str(k)][str(i)])
-        self._serialize_thresholds(serializer)
-
-    def _serialize_thresholds(self, serializer):
-        """Keeps thresholdExits in the file if they are set; a file without them leaves the net's as they are."""
-        if isinstance(serializer, chainer.Serializer):
-            if self.thresholdExits is not None:
-                serializer('thresholdExits', np.array(self.thresholdExits, float))
-            return
-        try:
-            thresholds = serializer('thresholdExits', None)
-        except KeyError:
-            return
-        if thresholds is not None:
-            self.thresholdExits = thresholds.tolist()
 
     def copy(self, mode='share'):
         if mode == 'copy':
@@ -491,8 +468,6 @@ class BranchyNet(chainer.Chain):
             check_per_exit('percentTrainExits', self.percentTrainExits, count, upper=1)
         check_per_exit('percentTrainKeeps', self.percentTrainKeeps, count, upper=1)
         check_per_exit('percentTestExits', self.percentTestExits, count, upper=1)
-        for k, model in enumerate(self.models):
-            check_number(f'weight of exit {k}', model.weight)
 
     def checked(self, x, t=None):
         """x (B, ...) and t (B,) as arrays on the net's device.

@@ -19,15 +19,9 @@ def train(net, x, y, batchsize=10000, num_epoch=20, main=False):
         (losses, accuracies, seconds): the first two a list of the epochs' means over batches, an
         array per exit, or a scalar for main.
     """
-    _check_epochs(num_epoch)
     start = time.perf_counter()
     history = list(epochs(net, x, y, batchsize, num_epoch, main))
     return (*_columns(history, 2), time.perf_counter() - start)
-
-
-def _check_epochs(num_epoch):
-    if num_epoch < 0:
-        raise ValueError(f'num_epoch is {num_epoch}: expected 0 or more')
 
 
 def _columns(rows, count):
@@ -37,9 +31,6 @@ def _columns(rows, count):
 
 def test(net, x, y, batchsize=10000, main=False):
     """Early-exit classification of x (N, ...), y (N,), or main's.
-
-    Joint training moves the trunk under main's own head, which then no longer fits it: take the baseline's accuracy
-    (``main=True``) before joint training.
 
     Returns:
         (accuracy, seconds, exits, accuracies): overall accuracy, the released clock's total seconds,
@@ -82,7 +73,6 @@ def traintest(net, xtr, ytr, xte, yte, batchsize=10000, num_epoch=20, main=False
 
 
 def _traintest(train_once, test_once, num_epoch, verbose):
-    _check_epochs(num_epoch)
     rows, train_seconds, test_seconds = [], 0., 0.
     for epoch in range(num_epoch):
         losses, accuracies, seconds = train_once()
@@ -98,7 +88,6 @@ def _traintest(train_once, test_once, num_epoch, verbose):
 
 def train_augment(net, x, y, batchsize=10000, num_epoch=20, main=False):
     """train over augment.augmentation: ``batchsize`` images make a batch of all their views."""
-    _check_epochs(num_epoch)
     check_pairs(x, y)
     net.check_data(x, y, augment.normalize(augment.crops(x[:1]))[:1])
     start = time.perf_counter()
@@ -123,30 +112,22 @@ def traintest_augment(net, xtr, ytr, xte, yte, batchsize=10000, num_epoch=20, ma
     return _traintest(train_once, test_once, num_epoch, verbose)
 
 
-def test_suite_A(net, x, y, batchsize=10000, ps=None):
+def test_suite_A(net, x, y, batchsize=10000, ps=np.linspace(.1, 1., 10)):
     """Runs every setting of percentTestExits and puts the net's own settings back.
-
-    Args:
-        ps: the settings; None: 0.1, 0.2, ..., 1.
 
     Returns:
         (ps, accuracies, seconds): one per setting; seconds are the released clock's total.
     """
-    ps = np.linspace(.1, 1., 10) if ps is None else ps
     results = _test_settings(net, x, y, batchsize, [(None, p) for p in ps])
     return ps, [r[0] for r in results], [r[1] for r in results]
 
 
-def test_suite_B(net, x, y, batchsize=10000, ps=None):
+def test_suite_B(net, x, y, batchsize=10000, ps=np.linspace(.1, 1., 10)):
     """Runs every setting of thresholdExits and puts the net's own settings back.
-
-    Args:
-        ps: the settings, in nats; None: 0.1, 0.2, ..., 1.
 
     Returns:
         (ps, accuracies (array), seconds per sample (array, released clock), exits (list of int arrays)).
     """
-    ps = np.linspace(.1, 1., 10) if ps is None else ps
     results = _test_settings(net, x, y, batchsize, [(p, net.percentTestExits) for p in ps])
     return ps, np.array([r[0] for r in results]), np.array([r[1] for r in results]) / len(x), [r[2] for r in results]
 
@@ -180,8 +161,7 @@ def screen_branchy(net, x, y, base_ts, batchsize=1, enumerate_ts=True, verbose=F
     ts = generate_thresholds(base_ts, net.numexits()) if enumerate_ts else base_ts
     for setting in ts:
         check_per_exit('threshold setting', setting, net.numexits() - 1)
-    settings = [np.broadcast_to(setting, net.numexits() - 1) for setting in ts]
-    result = sweep.sweep(sweep.profile(net, x, y, batchsize), np.reshape(settings, (len(ts), -1)))
+    result = sweep.sweep(sweep.profile(net, x, y, batchsize), np.reshape(ts, (len(ts), -1)))
     if verbose:
         for setting, accuracy, seconds, exits in zip(ts, result.accuracy, result.released, result.exits):
             print('thresholds %s: accuracy %.4f, %.3f ms, exits %s' % (setting, accuracy, seconds * 1e3, exits))

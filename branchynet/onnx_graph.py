@@ -1,0 +1,471 @@
+"""Chainer's functions as ONNX nodes.
+
+A link is called once on a batch of random numbers while Chainer records the graph. Every function of that graph
+becomes ONNX nodes; arrays that do not depend on the input (weights, and functions of weights alone) become
+constants. So a user's own links, lambdas and partial functions are followed too, if they call functions of _NODES.
+"""
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any, Callable, NamedTuple, Optional
+
+from branchynet import _chainer  # noqa: F401
+from branchynet.links.links import FL
+
+import chainer
+import numpy as np
+from chainer.functions.activation.clipped_relu import ClippedReLU
+from chainer.functions.activation.elu import ELU
+from chainer.functions.activation.hard_sigmoid import HardSigmoid
+from chainer.functions.activation.leaky_relu import LeakyReLU
+from chainer.functions.activation.log_softmax import LogSoftmax
+from chainer.functions.activation.prelu import PReLUFunction
+from chainer.functions.activation.relu import ReLU
+from chainer.functions.activation.sigmoid import Sigmoid
+from chainer.functions.activation.softmax import Softmax
+from chainer.functions.activation.softplus import Softplus
+from chainer.functions.activation.swish import Swish
+from chainer.functions.activation.tanh import Tanh
+from chainer.functions.array.broadcast import BroadcastTo
+from chainer.functions.array.concat import Concat
+from chainer.functions.array.expand_dims import ExpandDims
+from chainer.functions.array.pad import Pad
+from chainer.functions.array.reshape import Reshape
+from chainer.functions.array.squeeze import Squeeze
+from chainer.functions.array.transpose import Transpose
+from chainer.functions.connection.convolution_2d import Convolution2DFunction
+from chainer.functions.connection.convolution_nd import ConvolutionND
+from chainer.functions.connection.deconvolution_2d import Deconvolution2DFunction
+from chainer.functions.connection.linear import LinearFunction
+from chainer.functions.math import basic_math, exponential
+from chainer.functions.math.average import Mean
+from chainer.functions.math.matmul import MatMul
+from chainer.functions.math.maximum import Maximum
+from chainer.functions.math.minimum import Minimum
+from chainer.functions.math.minmax import Max, Min
+from chainer.functions.math.sqrt import Sqrt
+from chainer.functions.math.square import Square
+from chainer.functions.math.sum import Sum
+from chainer.functions.normalization.batch_normalization import FixedBatchNormalization
+from chainer.functions.normalization.local_response_normalization import LocalResponseNormalization
+from chainer.functions.pooling.average_pooling_2d import AveragePooling2D
+from chainer.functions.pooling.average_pooling_nd import AveragePoolingND
+from chainer.functions.pooling.max_pooling_nd import MaxPoolingND
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+
+class Value(NamedTuple):
+    """An array of the recorded call.
+
+    Attributes:
+        name: of the ONNX value that holds it; None for an array that does not depend on the input.
+        array: its numbers in the recorded call; the batch comes first where there is a name.
+    """
+    name: Optional[str]
+    array: np.ndarray
+
+
+class Graph:
+    """Nodes and constants of an ONNX graph, or of a subgraph (a branch of an If) that sees all of its outer graph.
+
+    Nodes that compute the same are made once, so that a subgraph takes up what its outer graph has computed.
+
+    Args:
+        weights: names for constants: id of an array to its path in the net.
+        outer: the graph around this subgraph.
+    """
+
+    def __init__(self, weights: dict[int, str], outer: Optional[Graph] = None) -> None:
+        self.nodes: list[NodeProto] = []
+        self.initializers: list[TensorProto] = []
+        self._weights = weights
+        self._outer = outer
+        self._known: dict[Any, str] = {}
+        self._numbers: dict[str, itertools.count] = outer._numbers if outer else {}
+
+    def subgraph(self) -> Graph:
+        """A graph for a branch of an If within this one."""
+        return Graph(self._weights, self)
+
+    def node(self, op: str, *inputs: str, **attributes: Any) -> str:
+        """Adds a node of one output, unless there is one that computes the same; returns the output's name."""
+        key = op, inputs, repr(sorted(attributes.items()))
+        return self._find(key) or self._remember(key, self.new_node(op, *inputs, **attributes))
+
+    def new_node(self, op: str, *inputs: str, output: Optional[str] = None, **attributes: Any) -> str:
+        """Adds a node whose output has the given name; without one, a name of its own."""
+        name = output or self._name(op)
+        self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
+        return name
+
+    def constant(self, array: Any, dtype: Any = np.float32) -> str:
+        """Name of a constant, which is stored once."""
+        path = self._weights.get(id(array))
+        array = np.asarray(array, dtype, order='C')
+        key = array.dtype.str, array.shape, array.tobytes()
+        return self._find(key) or self._remember(key, self._initializer(path, array))
+
+    def integers(self, *values: int) -> str:
+        """Name of a constant vector of int64."""
+        return self.constant(values, np.int64)
+
+    def named(self, value: Value) -> str:
+        """Name of a value's ONNX value, a constant where it does not depend on the input."""
+        return self.constant(value.array) if value.name is None else value.name
+
+    def _initializer(self, path: Optional[str], array: np.ndarray) -> str:
+        name = path or self._name('constant')
+        self.initializers.append(numpy_helper.from_array(array, name))
+        return name
+
+    def _find(self, key: Any) -> Optional[str]:
+        return self._known.get(key) or (self._outer._find(key) if self._outer else None)
+
+    def _remember(self, key: Any, name: str) -> str:
+        self._known[key] = name
+        return name
+
+    def _name(self, word: str) -> str:
+        return f'{word}_{next(self._numbers.setdefault(word, itertools.count()))}'
+
+
+def add_link(graph: Graph, link: Callable, x: Value, place: str) -> Value:
+    """Adds the nodes of a link in testing mode, and returns its output.
+
+    Args:
+        place: where the link stands, for errors.
+
+    Raises:
+        ValueError: the link calls a function that is not covered, or computes outside Chainer's functions.
+    """
+    start = chainer.Variable(x.array)
+    with chainer.using_config('train', False), chainer.force_backprop_mode(), _Recorder() as recorder:
+        y = link(start)
+    names = {id(start.node): x.name}
+    try:
+        for function in _functions(y):
+            inputs = [Value(names.get(id(node)), array)
+                      for node, array in zip(function.inputs, recorder.inputs[function])]
+            if any(value.name for value in inputs):
+                node = function.outputs[0]()
+                names[id(node)] = _add_function(graph, function, inputs, node.shape)
+    except _NotCovered as e:
+        raise ValueError(f'{place}: {e}') from None
+    if not isinstance(y, chainer.Variable) or id(y.node) not in names:
+        raise ValueError(f"{place} computes outside Chainer's functions, where an export cannot follow")
+    return Value(names[id(y.node)], y.array)
+
+
+def describe(link: Any) -> str:
+    """A link's type, and for an FL its function, for errors."""
+    if not isinstance(link, FL):
+        return type(link).__name__
+    function = link.fn.func if isinstance(link.fn, functools.partial) else link.fn
+    return f'FL of {getattr(function, "__name__", type(function).__name__)}'
+
+
+class _NotCovered(Exception):
+    """ONNX nodes for a function are missing here; add_link says where it is called."""
+
+
+class _Recorder(chainer.FunctionHook):
+    """Keeps the arrays that functions take, of which Chainer's graph keeps only some."""
+    name = 'BranchyNet export'
+
+    def __init__(self) -> None:
+        self.inputs: dict[chainer.FunctionNode, Sequence[np.ndarray]] = {}
+
+    def forward_postprocess(self, function: chainer.FunctionNode, in_data: Sequence[np.ndarray]) -> None:
+        self.inputs[function] = in_data
+
+
+def _functions(y: Any) -> list[chainer.FunctionNode]:
+    """The functions behind a Variable, in an order in which they can be called."""
+    found: dict[chainer.FunctionNode, None] = {}  # a set that keeps the order
+    waiting = [y.creator_node] if isinstance(y, chainer.Variable) else []
+    while waiting:
+        function = waiting.pop()
+        if function is not None and function not in found:
+            found[function] = None
+            waiting += [node.creator_node for node in function.inputs]
+    return sorted(reversed(found), key=lambda function: function.rank)
+
+
+def _add_function(graph: Graph, function: chainer.FunctionNode, inputs: list[Value], shape: tuple[int, ...]) -> str:
+    """Adds the nodes of a function whose output has a shape (B, ...); returns the output's name."""
+    write = _NODES.get(type(function))
+    if write is None or len(function.outputs) > 1:
+        raise _NotCovered(f'the function {type(function).__name__} has no ONNX nodes here (covered: '
+                          f'{", ".join(sorted(known.__name__ for known in _NODES))})')
+    batch = next(len(value.array) for value in inputs if value.name)
+    if shape[:1] != (batch,):
+        raise _NotCovered(f'the function {type(function).__name__} mixes the samples of a batch')
+    return write(graph, function, [_for_any_batch(value, batch, len(shape)) for value in inputs], shape)
+
+
+def _for_any_batch(value: Value, batch: int, ndim: int) -> Value:
+    """A constant that repeats a row for every sample of the recorded batch: the row alone, which broadcasts."""
+    array = value.array
+    if value.name or array.ndim != ndim or len(array) != batch or (array != array[:1]).any():
+        return value
+    return Value(None, array[:1])
+
+
+# A writer adds the nodes of one function: (graph, function, its inputs, its output's shape) -> its output's name.
+_Writer = Callable[[Graph, Any, 'list[Value]', 'tuple[int, ...]'], str]
+
+
+def _simple(op: str, **attributes: Callable[[Any], Any]) -> _Writer:
+    """The writer of one node that takes a function's inputs as they are.
+
+    Args:
+        attributes: of the node, each read from the function.
+    """
+    def write(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...]) -> str:
+        return graph.node(op, *map(graph.named, inputs), **{name: get(function) for name, get in attributes.items()})
+    return write
+
+
+def _with_number(op: str, number_first: bool = False) -> _Writer:
+    """The writer of one node that takes a function's input and its attribute ``value``."""
+    def write(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...]) -> str:
+        operands = [graph.named(inputs[0]), graph.constant(function.value)]
+        return graph.node(op, *(operands[::-1] if number_first else operands))
+    return write
+
+
+def _reduction(op: str) -> _Writer:
+    """The writer of a sum, mean, maximum or minimum over axes."""
+    def write(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...]) -> str:
+        axes = range(inputs[0].array.ndim) if function.axis is None else function.axis
+        return graph.node(op, graph.named(inputs[0]), graph.integers(*axes), keepdims=int(function.keepdims))
+    return write
+
+
+def _sum_of_many(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...]) -> str:
+    return functools.reduce(lambda x, y: graph.node('Add', x, y), map(graph.named, inputs))
+
+
+def _reshape(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...]) -> str:
+    x = graph.named(inputs[0])
+    if len(shape) == 2:
+        return graph.node('Flatten', x, axis=1)
+    return graph.node('Reshape', x, graph.integers(-1, *shape[1:]))
+
+
+def _broadcast_to(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...]) -> str:
+    return graph.node('Expand', graph.named(inputs[0]), graph.integers(1, *shape[1:]))
+
+
+def _transpose(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...]) -> str:
+    ndim = len(shape)
+    axes = [axis % ndim for axis in (reversed(range(ndim)) if function.axes is None else function.axes)]
+    if axes[0] != 0:
+        raise _NotCovered('the function Transpose moves the axis of the batch')
+    return graph.node('Transpose', graph.named(inputs[0]), perm=axes)
+
+
+def _concat(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...]) -> str:
+    """Concat; constant zeros, as of a ResBlock's shortcut, become padding."""
+    axis = function.axis % len(shape)
+    if axis == 0:
+        raise _NotCovered('the function Concat joins batches')
+    if len(inputs) == 2 and any(value.name is None and not value.array.any() for value in inputs):
+        ahead = inputs[0].name is None
+        zeros, x = inputs if ahead else inputs[::-1]
+        pads = np.zeros((2, len(shape)), int)
+        pads[0 if ahead else 1, axis] = zeros.array.shape[axis]
+        return graph.node('Pad', graph.named(x), graph.integers(*pads.ravel()))
+    if not all(value.name for value in inputs):
+        raise _NotCovered('the function Concat joins numbers that do not depend on the input')
+    return graph.node('Concat', *map(graph.named, inputs), axis=axis)
+
+
+def _pad(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...]) -> str:
+    width = np.broadcast_to(function.pad_width, (len(shape), 2))
+    if function.mode != 'constant' or width[0].any() or set(function.keywords) - {'constant_values'}:
+        raise _NotCovered('the function Pad pads with another mode than "constant", or pads the batch')
+    value = np.asarray(function.keywords.get('constant_values', 0))
+    if value.size != 1:
+        raise _NotCovered('the function Pad pads with several values')
+    return graph.node('Pad', graph.named(inputs[0]), graph.integers(*width.T.ravel()), graph.constant(value.reshape(())))
+
+
+def _linear(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...]) -> str:
+    return graph.node('Gemm', *map(graph.named, inputs), transB=1)
+
+
+def _matmul(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...]) -> str:
+    a, b = inputs
+    if a.name is None or function.transa or function.transc or (b.name and function.transb):
+        raise _NotCovered('the function MatMul multiplies with the batch in another place than the first axis')
+    if function.transb:
+        b = Value(None, np.swapaxes(b.array, -1, -2))
+    return graph.node('MatMul', graph.named(a), graph.named(b))
+
+
+def _convolution(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...]) -> str:
+    x, w = inputs[0].array, inputs[1].array
+    stride, pad, dilate = _geometry(function, 'sy sx', 'stride'), _geometry(function, 'ph pw', 'pad'), _geometry(
+        function, 'dy dx', 'dilate')
+    ends = _pads_behind(x.shape, shape, [(k - 1) * d + 1 for k, d in zip(w.shape[2:], dilate)], stride, pad)
+    return graph.node('Conv', *map(graph.named, inputs), kernel_shape=w.shape[2:], strides=stride, dilations=dilate,
+                      pads=[*pad, *ends], group=function.groups)
+
+
+def _deconvolution(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...]) -> str:
+    x, w = inputs[0].array, inputs[1].array
+    stride, pad, dilate = (function.sy, function.sx), (function.ph, function.pw), (function.dy, function.dx)
+    whole = [(size - 1) * s + (k - 1) * d + 1
+             for size, s, k, d in zip(x.shape[2:], stride, w.shape[2:], dilate)]
+    missing = [out - (size - 2 * p) for out, size, p in zip(shape[2:], whole, pad)]
+    if not all(0 <= m < s for m, s in zip(missing, stride)):
+        raise _NotCovered('the function Deconvolution2DFunction has an outsize that ONNX cannot state')
+    return graph.node('ConvTranspose', *map(graph.named, inputs), kernel_shape=w.shape[2:], strides=stride,
+                      dilations=dilate, pads=[*pad, *pad], output_padding=missing, group=function.groups)
+
+
+def _max_pooling(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...]) -> str:
+    return _pooling(graph, 'MaxPool', inputs[0], shape, (function.ksize, function.stride, function.pad))
+
+
+def _average_pooling(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...]) -> str:
+    geometry = _geometry(function, 'kh kw', 'ksize'), _geometry(function, 'sy sx', 'stride'), _geometry(
+        function, 'ph pw', 'pad')
+    count = getattr(function, 'pad_value', 0) is not None
+    return _pooling(graph, 'AveragePool', inputs[0], shape, geometry, count_include_pad=int(count))
+
+
+def _pooling(graph: Graph, op: str, x: Value, shape: tuple[int, ...], geometry: tuple, **attributes: int) -> str:
+    ksize, stride, pad = geometry
+    pads = [*pad, *_pads_behind(x.array.shape, shape, ksize, stride, pad)]
+    if any(p >= k for p, k in zip(pads, [*ksize, *ksize])):
+        raise _NotCovered('a pooling has windows of padding alone')
+    return graph.node(op, graph.named(x), kernel_shape=ksize, strides=stride, pads=pads, **attributes)
+
+
+def _geometry(function: Any, pair: str, several: str) -> list[int]:
+    """A setting of a convolution or pooling: two attributes, or one tuple where it takes any number of axes."""
+    if hasattr(function, several):
+        return list(getattr(function, several))
+    return [getattr(function, name) for name in pair.split()]
+
+
+def _pads_behind(x_shape: Sequence[int], y_shape: Sequence[int], ksize: Sequence[int], stride: Sequence[int],
+                 pad: Sequence[int]) -> list[int]:
+    """Padding behind each axis that makes exactly the windows of y; Chainer's cover_all may need more than ``pad``."""
+    return [max((n - 1) * s + k - size - p, 0)
+            for n, s, k, size, p in zip(y_shape[2:], stride, ksize, x_shape[2:], pad)]
+
+
+def _batch_normalization(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...]) -> str:
+    if tuple(function.key_axis) == (1,):
+        return graph.node('BatchNormalization', *map(graph.named, inputs), epsilon=function.eps)
+    gamma, beta, mean, var = (value.array[function.expander] for value in inputs[1:])
+    scale = gamma / np.sqrt(var + function.eps)
+    scaled = graph.node('Mul', graph.named(inputs[0]), graph.constant(scale))
+    return graph.node('Add', scaled, graph.constant(beta - mean * scale))
+
+
+def _local_response(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...]) -> str:
+    """Local response normalisation: x / (k + alpha * the window's sum of squares) ** beta.
+
+    ONNX Runtime's own operator takes a power of every number, some 20 times as long as these nodes, which cover the
+    common beta.
+    """
+    half = function.n // 2
+    if function.beta != .75 or len(shape) != 4:
+        # ONNX divides alpha by the number of channels in the window, Chainer does not.
+        return graph.node('LRN', graph.named(inputs[0]), size=2 * half + 1, alpha=function.alpha * (2 * half + 1),
+                          beta=function.beta, bias=float(function.k))
+    x, channels = graph.named(inputs[0]), np.arange(shape[1])
+    window = (abs(channels[:, None] - channels) <= half) * function.alpha
+    scale = graph.node('Conv', graph.node('Mul', x, x), graph.constant(window.reshape(*window.shape, 1, 1)),
+                       graph.constant(np.full(shape[1], function.k)), kernel_shape=(1, 1))
+    root = graph.node('Sqrt', scale)
+    return graph.node('Div', x, graph.node('Mul', root, graph.node('Sqrt', root)))
+
+
+def _clipped_relu(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...]) -> str:
+    return graph.node('Clip', graph.named(inputs[0]), graph.constant(0), graph.constant(function.cap))
+
+
+def _softplus(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...]) -> str:
+    x = graph.named(inputs[0])
+    if function.beta == 1:
+        return graph.node('Softplus', x)
+    y = graph.node('Softplus', graph.node('Mul', x, graph.constant(function.beta)))
+    return graph.node('Mul', y, graph.constant(function.beta_inv))
+
+
+def _swish(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...]) -> str:
+    x, beta = graph.named(inputs[0]), _per_channel(graph, inputs[1], len(shape))
+    return graph.node('Mul', x, graph.node('Sigmoid', graph.node('Mul', x, beta)))
+
+
+def _prelu(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...]) -> str:
+    return graph.node('PRelu', graph.named(inputs[0]), _per_channel(graph, inputs[1], len(shape)))
+
+
+def _per_channel(graph: Graph, value: Value, ndim: int) -> str:
+    """A constant whose axes are the first ones of a sample."""
+    if value.name:
+        raise _NotCovered('a parameter of an activation depends on the input')
+    return graph.constant(value.array.reshape((1, *value.array.shape) + (1,) * (ndim - 1 - value.array.ndim)))
+
+
+_NODES: dict[type, _Writer] = {
+    basic_math.Absolute: _simple('Abs'),
+    basic_math.Add: _simple('Add'),
+    basic_math.AddConstant: _with_number('Add'),
+    basic_math.Div: _simple('Div'),
+    basic_math.DivFromConstant: _with_number('Div', number_first=True),
+    basic_math.Mul: _simple('Mul'),
+    basic_math.MulConstant: _with_number('Mul'),
+    basic_math.MultiAdd: _sum_of_many,
+    basic_math.Neg: _simple('Neg'),
+    basic_math.PowVarConst: _with_number('Pow'),
+    basic_math.Sub: _simple('Sub'),
+    basic_math.SubFromConstant: _with_number('Sub', number_first=True),
+    exponential.Exp: _simple('Exp'),
+    exponential.Log: _simple('Log'),
+    AveragePooling2D: _average_pooling,
+    AveragePoolingND: _average_pooling,
+    BroadcastTo: _broadcast_to,
+    ClippedReLU: _clipped_relu,
+    Concat: _concat,
+    Convolution2DFunction: _convolution,
+    ConvolutionND: _convolution,
+    Deconvolution2DFunction: _deconvolution,
+    ELU: _simple('Elu', alpha=lambda function: function.alpha),
+    ExpandDims: _reshape,
+    FixedBatchNormalization: _batch_normalization,
+    HardSigmoid: _simple('HardSigmoid'),
+    LeakyReLU: _simple('LeakyRelu', alpha=lambda function: function.slope),
+    LinearFunction: _linear,
+    LocalResponseNormalization: _local_response,
+    LogSoftmax: _simple('LogSoftmax', axis=lambda function: function.axis),
+    MatMul: _matmul,
+    Max: _reduction('ReduceMax'),
+    Maximum: _simple('Max'),
+    MaxPoolingND: _max_pooling,
+    Mean: _reduction('ReduceMean'),
+    Min: _reduction('ReduceMin'),
+    Minimum: _simple('Min'),
+    Pad: _pad,
+    PReLUFunction: _prelu,
+    ReLU: _simple('Relu'),
+    Reshape: _reshape,
+    Sigmoid: _simple('Sigmoid'),
+    Softmax: _simple('Softmax', axis=lambda function: function.axis),
+    Softplus: _softplus,
+    Sqrt: _simple('Sqrt'),
+    Square: lambda graph, function, inputs, shape: graph.node('Mul', *[graph.named(inputs[0])] * 2),
+    Squeeze: _reshape,
+    Sum: _reduction('ReduceSum'),
+    Swish: _swish,
+    Tanh: _simple('Tanh'),
+    Transpose: _transpose,
+}
