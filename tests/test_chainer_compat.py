@@ -151,3 +151,15 @@ def test_cuda_libraries_are_loaded_from_their_wheels(tmp_path):
     (tmp_path / 'cupy.py').write_text('')
     run("import branchynet; assert {!r} in open('/proc/self/maps').read()".format(str(library)),
         '-W', 'ignore::ResourceWarning', env={'PYTHONPATH': str(tmp_path)})
+
+
+def test_the_docstring_names_all_that_importing_leaves_in_numpy():
+    run("""
+import numpy
+before = set(vars(numpy))
+import branchynet
+left = {name for name, value in vars(numpy).items()
+        if name not in before and not isinstance(value, type(numpy)) and getattr(value, "__module__", "") != "numpy"}
+for name in left:
+    assert "numpy." + name in branchynet.__doc__, name
+""")
