@@ -277,6 +277,51 @@ def _dataset(name: str) -> Any:
 
 
 @command(
+    'export', 'write a network for other runtimes',
+    argument('form', choices=['onnx'], help='the form to write'),
+    argument('weights', metavar='DIR|WEIGHTS', help='a weights file, or a results folder with one of the network'),
+    argument('--network', choices=NETWORKS, required=True, help='the network that the weights are of'),
+    argument('--variant', choices=VARIANTS, default=VARIANTS[0], help='of the network (default: %(default)s)'),
+    argument('--thresholds', type=float, nargs='+', metavar='T',
+             help='default entropies (nats) below which a sample leaves, one for every exit but the last (default: the '
+                  "paper's)"),
+    argument('--out', required=True, metavar='F',
+             help='F.onnx: one file for one sample, with early exit; another name: a folder with a file for every '
+                  'stage, for batches'),
+    argument('--opset', type=int, metavar='N', help="of an older ONNX Runtime (default: the newest that is installed)"))
+def _export(args: Namespace) -> int:
+    from importlib import import_module
+
+    from branchynet import export
+    from branchynet.checkpoint import load_npz
+    from branchynet.files import digest
+    experiment = import_module('branchynet.experiments.' + args.network).EXPERIMENT
+    net = experiment.get_network(variant=args.variant)
+    weights = _weights(args.weights, args.network)
+    load_npz(weights, net)
+    thresholds = args.thresholds or experiment.published_thresholds
+    shape = (1, 28, 28) if args.network == 'lenet_mnist' else (3, 32, 32)
+    try:
+        export.export(net, args.out, shape, thresholds, opset=args.opset, properties={
+            'network': args.network, 'variant': args.variant, 'weights_file_sha256': digest(weights)})
+    except ImportError as e:
+        raise OSError(e) from e
+    print(f'{args.out}: {args.network} with thresholds {", ".join(map(str, thresholds))}')
+    return 0
+
+
+def _weights(path: str, network: str) -> str:
+    """A weights file, or the one of a network in a results folder."""
+    if not os.path.isdir(path):
+        return path
+    found = sorted(name for name in os.listdir(path)
+                   if name.startswith(f'weights_{network}_seed') and name.endswith('.npz') and '_main' not in name)
+    if len(found) != 1:
+        raise ValueError(f'{path} holds {len(found)} weights files of {network}: name the file')
+    return os.path.join(path, found[0])
+
+
+@command(
     'info', 'show versions, the machine, its bit profile and the data: all that results depend on',
     argument('--json', action='store_true', help='all of it, as JSON'))
 def _info(args: Namespace) -> int:

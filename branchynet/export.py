@@ -432,7 +432,7 @@ def _add_stage(graph: Graph, net: BranchyNet, k: int, x: Value) -> tuple[Value, 
     features = _add_links(graph, model, range(model.starti, model.endi), x, f'stage {k}')
     logits = _add_links(graph, model, range(model.endi, len(model)), features, f'exit {k}')
     if logits.array.ndim != 2:
-        raise ValueError(f'exit {k} gives arrays of shape {logits.array.shape[1:]} a sample: expected a score per class')
+        raise ValueError(f'exit {k} gives arrays of shape {logits.array.shape[1:]} per sample: expected (classes,)')
     return features, logits
 
 
@@ -448,7 +448,8 @@ def _add_softmax(graph: Graph, logits: Value) -> tuple[str, str]:
 def _add_links(graph: Graph, model: Any, indices: Sequence[int], x: Value, place: str) -> Value:
     from branchynet.onnx_graph import add_link, describe
     for i in _in_order(model, list(indices)):
-        x = add_link(graph, functools.partial(model, starti=i, endi=i + 1), x, f'{place}: link {i} ({describe(model[i])})')
+        x = add_link(graph, functools.partial(model, starti=i, endi=i + 1), x,
+                     f'{place}: link {i} ({describe(model[i])})')
     return x
 
 
@@ -518,8 +519,8 @@ def _compare(runner: Any, net: BranchyNet, x: np.ndarray) -> None:
                 raise ValueError(f'exit {k} of the net gives NaN or infinity for random samples: check its weights')
             _, exits, _, found = runner.run(x[:count], [-1.] * k + [math.inf] * (last - k))
             if (exits != k).any() or not np.allclose(found, prob, rtol=0, atol=_CLOSE):
-                raise ValueError(f'exit {k} differs from the net by {abs(found - prob).max():.2g} in ONNX Runtime for a '
-                                 f'batch of {count}: a link computes something else for other batches')
+                raise ValueError(f'exit {k} differs from the net by {abs(found - prob).max():.2g} in ONNX Runtime for '
+                                 f'a batch of {count}: a link computes something else for other batches')
 
 
 _CLOSE = 1e-3  # of probabilities: convolutions add up in another order

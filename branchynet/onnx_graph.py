@@ -190,7 +190,7 @@ def _functions(y: Any) -> list[chainer.FunctionNode]:
         if function is not None and function not in found:
             found[function] = None
             waiting += [node.creator_node for node in function.inputs]
-    return sorted(reversed(found), key=lambda function: function.rank)
+    return sorted(found, key=lambda function: function.rank)
 
 
 def _add_function(graph: Graph, function: chainer.FunctionNode, inputs: list[Value], shape: tuple[int, ...]) -> str:
@@ -290,7 +290,8 @@ def _pad(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...
     value = np.asarray(function.keywords.get('constant_values', 0))
     if value.size != 1:
         raise _NotCovered('the function Pad pads with several values')
-    return graph.node('Pad', graph.named(inputs[0]), graph.integers(*width.T.ravel()), graph.constant(value.reshape(())))
+    pads = graph.integers(*width.T.ravel())
+    return graph.node('Pad', graph.named(inputs[0]), pads, graph.constant(value.reshape(())))
 
 
 def _linear(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...]) -> str:
