@@ -23,8 +23,6 @@ import branchynet  # noqa: E402,F401  (before chainer)
 import chainer  # noqa: E402
 import numpy as np  # noqa: E402
 
-from benchmarks import measuring, peers  # noqa: E402
-from benchmarks.measuring import Row  # noqa: E402
 from branchynet import checkpoint, cpu, experiments, inference, sweep, utils  # noqa: E402
 from branchynet.cost import cost  # noqa: E402
 from branchynet.datasets import folder, mnist  # noqa: E402
@@ -32,6 +30,14 @@ from branchynet.experiments import (  # noqa: E402
     alex_cifar10 as alex, lenet_mnist as lenet, resnet_cifar10 as resnet)
 from branchynet.exits import below  # noqa: E402
 from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10  # noqa: E402
+
+try:
+    from benchmarks import measuring, peers
+    from benchmarks.measuring import Row
+except ModuleNotFoundError as e:  # without PyTorch there is --help
+    if e.name != 'torch':
+        raise
+    measuring = peers = None
 
 EXPERIMENTS = {'lenet': lenet.EXPERIMENT, 'alexnet': alex.EXPERIMENT, 'resnet': resnet.EXPERIMENT}
 NETWORKS = {'lenet': lenet_mnist, 'alexnet': alex_cifar10, 'resnet': resnet_cifar10}
@@ -258,6 +264,8 @@ def draw(out, rows, scaling):
 
 def main():
     args = _parse()
+    if peers is None:
+        sys.exit('benchmarks/run.py: PyTorch is not installed: run `pip install torch`')
     if 'onnxruntime' in args.contenders and not all(map(importlib.util.find_spec, ['onnx', 'onnxruntime'])):
         print('onnxruntime is not measured: expected the packages onnx and onnxruntime')
         args.contenders.remove('onnxruntime')

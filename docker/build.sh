@@ -35,8 +35,8 @@ case ${1:-} in
     *) fail "unknown target '$1', expected cpu or gpu" ;;
 esac
 
-command -v docker >/dev/null || fail "docker is not to be found, expected Docker 23 or newer"
-said=$(docker info 2>&1 >/dev/null) || fail "no Docker engine answers: ${said##*$'\n'}"
+command -v docker >/dev/null || fail "docker is not installed: install Docker 23 or newer; docker/check.sh checks the image without Docker"
+said=$(docker info 2>&1 >/dev/null) || fail "no Docker engine answers (${said##*$'\n'}); docker/check.sh checks the image without one"
 
 # Docker gives the image's own times this second too, but only where it is told on the command line.
 epoch=$(sed -n 's/^ARG SOURCE_DATE_EPOCH=//p' "$root/Dockerfile")

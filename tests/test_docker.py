@@ -78,14 +78,18 @@ def test_wrong_arguments(command, said):
 def test_no_docker(script, tools):
     done = call([ROOT / script, 'cpu'], env={'PATH': str(tools)})
     assert done.returncode == 2
-    assert done.stderr == 'docker/build.sh: docker is not to be found, expected Docker 23 or newer\n'
+    assert done.stderr == (
+        'docker/build.sh: docker is not installed: install Docker 23 or newer; '
+        'docker/check.sh checks the image without Docker\n')
 
 
 def test_no_docker_engine(tools):
     stand_in(tools, 'docker', 'echo "Cannot connect to the Docker daemon." >&2; exit 1\n')
     done = call([ROOT / 'docker' / 'build.sh'], env={'PATH': str(tools)})
     assert done.returncode == 2
-    assert done.stderr == 'docker/build.sh: no Docker engine answers: Cannot connect to the Docker daemon.\n'
+    assert done.stderr == (
+        'docker/build.sh: no Docker engine answers (Cannot connect to the Docker daemon.); '
+        'docker/check.sh checks the image without one\n')
 
 
 def test_data_folder_that_is_not_there(tools, tmp_path):

@@ -191,3 +191,15 @@ def test_help_installs_nothing_and_a_place_that_cannot_be_written_names_the_reme
     assert done.returncode == 2
     assert done.stderr == ('docker/install.sh: /dev/null/venv cannot be made; name another folder in '
                            'BRANCHYNET_VENV\n')
+
+
+@pytest.mark.parametrize('arguments, status', [(['--help'], 0), (['--only', 'joint'], 1)])
+def test_benchmarks_without_pytorch(arguments, status, tmp_path):
+    (tmp_path / 'torch.py').write_text("raise ModuleNotFoundError('no torch', name='torch')")
+    done = call([sys.executable, ROOT / 'benchmarks' / 'run.py', *arguments],
+                env={**os.environ, 'PYTHONPATH': str(tmp_path)})
+    assert done.returncode == status
+    if status:
+        assert done.stderr == 'benchmarks/run.py: PyTorch is not installed: run `pip install torch`\n'
+    else:
+        assert done.stdout.startswith('usage: ') and not done.stderr
