@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Optional
 
-from branchynet.experiments import NAMES, NETWORKS, PRESETS, VARIANTS
+from branchynet.experiments import NAMES, NETWORKS, PRESETS, REDUCED, VARIANTS
 
 DATASETS = {'mnist': 'mnist', 'cifar10': 'cifar10', 'cifar100': 'cifar100gcn', 'pcifar10': 'pcifar10'}  # name: module
 MAX_SEEDS = 1000
@@ -111,6 +111,12 @@ def _seeds(text: str) -> int:
     return int(text)
 
 
+def _epochs(text: str) -> int:
+    if not text.isdecimal() or len(text) > 9 or int(text) == 0:
+        raise argparse.ArgumentTypeError(f'{text!r} is no number of epochs: give 1 or more')
+    return int(text)
+
+
 def _tolerance(text: str) -> float:
     try:
         value = float(text)
@@ -136,21 +142,34 @@ def _tolerance(text: str) -> float:
     argument('--require-clean', action='store_true', help='refuse to run code that differs from its commit'),
     argument('--out', default=os.path.join('results', 'local'), metavar='DIR',
              help='results folder (default: %(default)s)'),
-    argument('--resume', action='store_true', help='go on with a run that was interrupted'))
+    argument('--resume', action='store_true', help='go on with a run that was interrupted'),
+    argument('--from-results', action='store_true',
+             help='train nothing: make the tables and figures of the committed results again, from their weights'))
 def _reproduce(args: Namespace) -> int:
     from branchynet import devices, provenance
-    from branchynet.experiments.reproduce import check_writable, reproduce
+    from branchynet.experiments import measure, reproduce
     from branchynet.experiments.runs import Setup
+    if args.from_results and (args.preset or args.only or args.resume):
+        raise ValueError('--from-results trains nothing: leave out --preset, --only and --resume')
     if args.require_clean:
         provenance.require_clean(args.out)
+    reproduce.check_writable(args.out)
+    device = _device(args)
+    if args.from_results:
+        return measure.committed('results', os.path.join(args.out, 'from_results'), device)
+    preset = args.preset or ('paper' if args.device != 'cpu' and devices.count_gpus() else 'quick')
+    only = args.only or {'paper': NAMES, 'reduced': REDUCED}.get(preset, NETWORKS)
+    setup = Setup(preset, args.variant, device, args.out, args.resume)
+    return reproduce.reproduce(only, args.seeds, setup, all_of_them=bool(args.only))
+
+
+def _device(args: Namespace) -> Any:
+    """The device that --device names, current, with the bit profile in place."""
+    from branchynet import devices
     device = devices.find_device(args.device)
-    check_writable(args.out)
     _fix_profile(args)
     device.use()  # arrays and generators made without a device are made on the current GPU
-    preset = args.preset or ('paper' if args.device != 'cpu' and devices.count_gpus() else 'quick')
-    only = args.only or (NAMES if preset == 'paper' else NETWORKS)
-    setup = Setup(preset, args.variant, device, args.out, args.resume)
-    return reproduce(only, args.seeds, setup, all_of_them=bool(args.only))
+    return device
 
 
 def _fix_profile(args: Namespace) -> None:
@@ -162,6 +181,31 @@ def _fix_profile(args: Namespace) -> None:
         if args.profile or not args.from_python:
             raise
         print(f'branchynet: these bits may differ from those of the command: {e}', file=sys.stderr)
+
+
+@command(
+    'measure', 'measure a results folder again, from its weights (status 1: accuracies or exits differ)',
+    argument('dir', metavar='DIR', help='a results folder'),
+    argument('--out', metavar='OUT', help='results folder to write (default: DIR itself)'),
+    argument('--device', default='auto', help='auto (default), cpu or gpu:N'),
+    argument('--profile', choices=['portable', 'fast'], help='bit profile, as of reproduce'))
+def _measure(args: Namespace) -> int:
+    from branchynet.experiments import measure
+    return measure.measure(args.dir, args.out, _device(args))
+
+
+@command(
+    'retrain', "train a run's first epochs again and compare the weights (status 1: they differ)",
+    argument('dir', metavar='DIR', help='a results folder'),
+    argument('--epochs', type=_epochs, default=1, metavar='N', help='default: 1'),
+    argument('--seed', type=int, default=0, metavar='K', help='seed of the run (default: 0)'),
+    argument('--device', default='auto', help='auto (default), cpu or gpu:N'),
+    argument('--profile', choices=['portable', 'fast'], help='bit profile (default: that of the recorded run)'))
+def _retrain(args: Namespace) -> int:
+    from branchynet.experiments import measure
+    recorded = measure.trained_runs(args.dir, args.seed)
+    args.profile = args.profile or (None if args.from_python else recorded[0][1].training.environment.profile)
+    return measure.retrain(args.dir, args.epochs, args.seed, _device(args))
 
 
 @command(

@@ -6,6 +6,7 @@ _names.unify(__name__)
 NETWORKS = ['lenet_mnist', 'alex_cifar10', 'resnet_cifar10']
 ANALYSES = ['figure5', 'figure6', 'loss_weights', 'initialisation']
 NAMES = NETWORKS + ANALYSES
+REDUCED = ['resnet_cifar10', 'figure5', 'loss_weights', 'initialisation']  # have the preset reduced
 PRESETS = {  # each has to reach the claims of those before it
     'smoke': 'shows that everything runs; it claims no result',
     'quick': 'trains for minutes on a CPU; it claims a fraction of the published results',

@@ -1,14 +1,13 @@
 """Runs experiments and writes a results folder: the work of `branchynet reproduce` and get_results.sh."""
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 import tempfile
 from typing import Any
 
 from branchynet import checkpoint, devices, files, schema, verify
-from branchynet.experiments import claims, pages, report, runs
+from branchynet.experiments import PRESETS, claims, pages, report, runs
 from branchynet.experiments import results as results_file
 from branchynet.experiments.results import Results
 from branchynet.files import write_atomically
@@ -42,6 +41,7 @@ def reproduce(names: list[str], seeds: int, setup: runs.Setup, all_of_them: bool
 
 def _reproduce(ready: list[tuple[Any, runs.Data]], skipped: list[str], seeds: int, setup: runs.Setup,
                all_of_them: bool) -> int:
+    """Runs experiments in a folder that is locked; returns the exit status."""
     results = _kept(setup, [] if setup.resume else [experiment.name for experiment, _ in ready])
     for experiment, _ in ready:
         runs.check_origin(results_file.path_of(setup.out), results.experiments.get(experiment.name, []), setup)
@@ -55,8 +55,7 @@ def _reproduce(ready: list[tuple[Any, runs.Data]], skipped: list[str], seeds: in
         return 2
     write(results, setup.out)
     print(f'\n{report.tables(results)}\nWritten to {setup.out}', *skipped, sep='\n')
-    if setup.preset == 'smoke':
-        print('The smoke preset shows that everything runs; it claims no result.')
+    print(f'Preset {setup.preset} {PRESETS[setup.preset]}.')
     return 2 if skipped and all_of_them else verdict(results)
 
 
@@ -127,7 +126,7 @@ def _run(experiment: Any, seeds: int, data: runs.Data, setup: runs.Setup, result
         A line on why the experiment cannot run, where it cannot.
     """
     done = results.experiments.get(experiment.name, [])
-    for seed, part in itertools.product(range(seeds), experiment.parts):
+    for seed, part in ((seed, part) for seed in range(seeds) for part in experiment.parts):
         saved = runs.checkpoint_path(setup.out, experiment.name, part, seed)
         if (part, seed) not in [(run.part, run.seed) for run in done]:
             print(f'{runs.stem(experiment.name, part, seed)} ...', flush=True)
@@ -197,28 +196,36 @@ def _manifest(results: Results, written: list[str], out: str) -> verify.Manifest
     """The origin and the steps of every run, and the hashes of all files that were written."""
     return verify.Manifest(
         preset=results.preset,
-        runs=[_run_of_manifest(name, run) for name, seeds in results.experiments.items() for run in seeds],
+        runs=[run_of_manifest(name, run) for name, seeds in results.experiments.items() for run in seeds],
         sha256={os.path.relpath(path, out): files.digest(path) for path in sorted(written)})
 
 
-def _run_of_manifest(name: str, run: Any) -> verify.Run:
+def run_of_manifest(name: str, run: Any) -> verify.Run:
     """One seed as `branchynet verify` compares it: settings that must agree, and steps in the order of the run."""
     training, measurement = getattr(run, 'training', None), run.measurement
     settings = {'seed': run.seed, 'test_samples': measurement.test_samples}
-    origin = training or measurement
-    steps = [verify.Step(what='data', sha256=origin.data_sha256)]
     if training is not None:
         names = ('variant', 'main_epochs', 'joint_epochs', 'batchsize', 'train_samples')
         settings.update({name: getattr(training, name) for name in names})
-        for phase in 'main', 'joint':
-            history = getattr(training, phase)
-            epochs = zip(history.weights_sha256, history.loss, history.accuracy)
-            steps += [verify.Step(what=f'weights after epoch {epoch} of {phase} training', sha256=sha256, loss=loss,
-                                  accuracy=accuracy) for epoch, (sha256, loss, accuracy) in enumerate(epochs, 1)]
+        steps = training_steps(training)
+    else:
+        steps = [verify.Step(what='data', sha256=measurement.data_sha256)]
     steps += [verify.Step(what=f'output {what}', sha256=digest.sha256, mean=digest.mean)
               for what, digest in getattr(measurement, 'outputs', {}).items()]
+    origin = training or measurement
     return verify.Run(
         name=runs.stem(name, run.part, run.seed), settings=settings, device=origin.device,
         environment=schema.unstructure(origin.environment), measured_in=schema.unstructure(measurement.environment),
         weights_sha256={os.path.basename(path): sha256 for path, sha256 in weights_of(name, run, '').items()},
         steps=steps)
+
+
+def training_steps(training: results_file.Training) -> list[verify.Step]:
+    """The steps of a training: the data, then the weights after each epoch."""
+    steps = [verify.Step(what='data', sha256=training.data_sha256)]
+    for phase in 'main', 'joint':
+        history = getattr(training, phase)
+        epochs = zip(history.weights_sha256, history.loss, history.accuracy)
+        steps += [verify.Step(what=f'weights after epoch {epoch} of {phase} training', sha256=sha256, loss=loss,
+                              accuracy=accuracy) for epoch, (sha256, loss, accuracy) in enumerate(epochs, 1)]
+    return steps

@@ -1,0 +1,243 @@
+"""Measures the weights of results folders with the code and the machine of today.
+
+    branchynet measure results/lenet_mnist_quick --out /tmp/measured
+    ./get_results.sh --from-results
+
+Nothing is trained: the records of the trainings stay, and the measurements (sweep, times, accuracies) are made again.
+Accuracies and exits have to be the same as recorded; times are this machine's.
+"""
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import sys
+import tempfile
+from typing import Any, Iterator, Optional
+
+import attrs
+
+from branchynet import cpu, files, provenance, schema, verify
+from branchynet.experiments import conversion, report, reproduce, results, runs
+
+NOT_COMMITTED = 'local'  # the subfolder of results/ that holds a user's own runs
+
+
+def measure(folder: str, out: Optional[str], device: Any) -> int:
+    """Measures a results folder's weights, and writes its results, figures and reports again.
+
+    Args:
+        folder: a results folder of any format.
+        out: where to write; None: into the folder itself, but only if accuracies and exits are as recorded.
+        device: a Chainer device.
+
+    Returns:
+        The exit status: 0 accuracies and exits are as recorded, 1 they differ.
+
+    Raises:
+        OSError: results, weights or data are missing or damaged, or another process holds the folder's lock.
+        ValueError: the folder has nothing to measure, or was trained on other data.
+    """
+    found = conversion.read(folder)
+    target = folder if out is None else out
+    with files.lock(target):
+        if not os.path.samefile(folder, target):
+            _copy_weights(found, folder, target)
+        again = _measured_again(found, target, device)
+        different = list(_differences(found, again))
+        for line in different:
+            print(f'{folder}: {line}', file=sys.stderr)
+        if different and out is None:
+            print(f'{folder} stays as it is: name another folder with --out to keep this measurement', file=sys.stderr)
+            return 1
+        results.write(target, again)
+        reproduce.write(again, target)
+    print(f'{report.tables(again)}\n{folder}: accuracies and exits '
+          f'{"differ" if different else "are identical"}; written to {target}')
+    return int(bool(different))
+
+
+def committed(root: str, out: str, device: Any) -> int:
+    """Makes every table and figure of the committed results again, from their weights.
+
+    A folder whose weights were not committed has its tables and figures made from its results.json.
+
+    Args:
+        root: the folder of results folders. out: where to write; a subfolder for each.
+
+    Returns:
+        The exit status: 0 accuracies and exits are as committed, 1 they differ.
+    """
+    folders = [os.path.join(root, name) for name in sorted(os.listdir(root)) if name != NOT_COMMITTED
+               and os.path.exists(results.path_of(os.path.join(root, name)))]
+    if not folders:
+        raise OSError(f'{root} holds no results folder')
+    status = 0
+    for folder in folders:
+        target = os.path.join(out, os.path.basename(folder))
+        missing = _weights_not_kept(folder)
+        if missing:
+            _write_again(folder, target)
+            print(f'{folder}: {missing[0]} is too large to be kept; tables and figures were made from results.json '
+                  f'and written to {target}')
+        else:
+            status = max(status, measure(folder, target, device))
+    return status
+
+
+def _write_again(folder: str, target: str) -> None:
+    found = conversion.read(folder)
+    with files.lock(target):
+        results.write(target, found)
+        reproduce.write(found, target)
+
+
+def _weights_not_kept(folder: str) -> list[str]:
+    """The names of weights that a folder lacks and that its manifest does not list either.
+
+    Raises:
+        OSError: a file that the manifest lists is missing or is another.
+    """
+    listed = verify.read(folder).sha256
+    found = conversion.read(folder)
+    names = [os.path.basename(path) for name, seeds in found.experiments.items() for run in seeds
+             for path in reproduce.weights_of(name, run, folder)]
+    return [name for name in names if name not in listed]
+
+
+def _copy_weights(found: results.Results, folder: str, target: str) -> None:
+    for name, seeds in found.experiments.items():
+        for run in seeds:
+            for path in reproduce.kept_weights(name, run, folder).values():
+                shutil.copyfile(path, os.path.join(target, os.path.basename(path)))
+
+
+def _measured_again(found: results.Results, folder: str, device: Any) -> results.Results:
+    """The results with new measurements of all runs that were trained; figure6 counts and stays as it is."""
+    setup = runs.Setup(found.preset, found.variant, device, folder, False)
+    trained = {name: seeds for name, seeds in found.experiments.items() if hasattr(seeds[0], 'training')}
+    if not trained:
+        raise ValueError(f'{folder} holds no run that trained weights')
+    _check_weights(trained, folder)
+    experiments = dict(found.experiments)
+    for name, seeds in trained.items():
+        experiment, new = report.load(name), []
+        for run in seeds:
+            print(f'{runs.stem(name, run.part, run.seed)} ...', flush=True)
+            data = _data_of(experiment, run)
+            measurement = experiment.measure(run.part, run.seed, run.training, data, setup)
+            new.append(attrs.evolve(run, measurement=measurement))
+        experiments[name] = new
+    return attrs.evolve(found, experiments=experiments)
+
+
+def _check_weights(trained: dict[str, list[Any]], folder: str) -> None:
+    """Raises OSError, before anything is measured, unless all weights are there and are those of their runs."""
+    for name, seeds in trained.items():
+        for run in seeds:
+            reproduce.kept_weights(name, run, folder)
+            wanted = [runs.weights_path(folder, name, run.part, run.seed)]
+            if isinstance(run, results.NetworkRun):
+                wanted.append(runs.main_weights_path(folder, name, run.part, run.seed))
+            for path in wanted:
+                if not os.path.exists(path):
+                    raise FileNotFoundError(
+                        f"{path} is missing: '{run.training.environment.command}' writes it")
+
+
+def _data_of(experiment: Any, run: Any) -> runs.Data:
+    """The data that a run was trained and measured on.
+
+    Raises:
+        ValueError: the data here is other data.
+    """
+    preset = runs.Preset(0, 0, 1, run.training.train_samples, run.measurement.test_samples)
+    data = runs.cut(experiment.get_data(), preset)
+    found = provenance.sha256_of_arrays(data)
+    if found != run.training.data_sha256:
+        raise ValueError(f'{experiment.name} was trained on data of SHA-256 {run.training.data_sha256}, and the data '
+                         f'here has {found}: build the data by the same recipe')
+    return data
+
+
+def _differences(old: results.Results, new: results.Results) -> Iterator[str]:
+    """Yields a line on each run whose accuracies or exits are not as recorded."""
+    for name, seeds in old.experiments.items():
+        for before, after in zip(seeds, new.experiments[name]):
+            pairs = itertools.zip_longest(_figures(before), _figures(after))
+            for one, other in pairs:
+                if one != other:
+                    yield (f'{runs.stem(name, before.part, before.seed)}: {_words(one)} was recorded, '
+                           f'{_words(other)} is measured')
+                    break
+
+
+def _words(figure: Optional[tuple[str, Any]]) -> str:
+    return 'nothing' if figure is None else f'{figure[0]} {figure[1]}'
+
+
+def _figures(run: Any) -> Iterator[tuple[str, Any]]:
+    """Yields the accuracies and exits of a run, with their names; the knee depends on times and is not among them."""
+    measurement = run.measurement
+    if isinstance(run, results.NetworkRun):
+        yield 'baseline accuracy (%)', measurement.baseline.accuracy_percent
+        yield 'baseline accuracy as released (%)', measurement.baseline.accuracy_as_released_percent
+        for setting in [measurement.measured.published, *measurement.sweep]:
+            where = f'at T = {setting.thresholds}'
+            yield f'accuracy (%) {where}', setting.accuracy_percent
+            yield f'exits (%) {where}', setting.exit_percent
+    yield 'accuracy of the exits (%)', getattr(measurement, 'exit_accuracy_percent', None)
+
+
+def retrain(folder: str, epochs: int, seed: int, device: Any) -> int:
+    """Trains the first epochs of a folder's runs again, and compares the weights after each with those recorded.
+
+    Args:
+        epochs: of the baseline and then of the joint training. seed: of the runs.
+
+    Returns:
+        The exit status: 0 the same weights, 1 others.
+
+    Raises:
+        OSError: the folder holds no results, or data is missing.
+        ValueError: the folder has no run of this seed, or the runs have fewer epochs, or the data is other data.
+    """
+    pairs = [_retrained(name, run, epochs, device) for name, run in trained_runs(folder, seed)]
+    recorded, again = (verify.Manifest(runs=list(manifest)) for manifest in zip(*pairs))
+    comparisons = verify.compare(recorded, again)
+    print(*verify.lines(comparisons, 0), sep='\n')
+    return int(any(c.difference is not None for c in comparisons))
+
+
+def trained_runs(folder: str, seed: int) -> list[tuple[str, Any]]:
+    """The names of a folder's experiments and their runs of one seed that trained weights.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = [(name, run) for name, seeds in conversion.read(folder).experiments.items() for run in seeds
+             if run.seed == seed and hasattr(run, 'training')]
+    if not found:
+        raise ValueError(f'{folder} has no trained run of seed {seed}')
+    return found
+
+
+def _retrained(name: str, run: Any, epochs: int, device: Any) -> tuple[verify.Run, verify.Run]:
+    """A run as recorded and as trained again, both up to an epoch."""
+    training, experiment = run.training, report.load(name)
+    total = training.main_epochs + training.joint_epochs
+    if epochs > total:
+        raise ValueError(f'{runs.stem(name, run.part, run.seed)} has {total} epochs: --epochs {epochs} is too many')
+    get_network = experiment.parts[run.part].get_network if run.part else experiment.get_network
+    preset = runs.Preset(training.main_epochs, training.joint_epochs, training.batchsize)
+    main = min(epochs, training.main_epochs)
+    with tempfile.TemporaryDirectory() as out, cpu.fast():
+        setup = runs.Setup('paper', training.variant, device, out, False)
+        again = runs.begin((name, run.part, run.seed), lambda: get_network(variant=training.variant), preset,
+                           _data_of(experiment, run), setup)
+        again.train('main', main)
+        again.train('joint', epochs - main)
+    recorded = attrs.evolve(reproduce.run_of_manifest(name, run), steps=reproduce.training_steps(training)[:epochs + 1])
+    return recorded, attrs.evolve(
+        recorded, device=again.record.device, environment=schema.unstructure(again.record.environment),
+        steps=reproduce.training_steps(again.record))

@@ -1,0 +1,256 @@
+"""`branchynet measure`, `retrain` and `results convert` on a run of a few real images."""
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+import shutil
+
+import pytest
+
+import branchynet  # noqa: F401
+from branchynet import cli, files
+from branchynet.experiments import PRESETS, lenet_mnist, measure, results, runs
+
+TINY = runs.Preset(main_epochs=2, joint_epochs=2, batchsize=64, train_samples=256, test_samples=40)
+WEIGHTS, MAIN = 'weights_lenet_mnist_seed0.npz', 'weights_lenet_mnist_seed0_main.npz'
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory) -> Path:
+    """A results folder that a run wrote; tests copy it."""
+    folder = tmp_path_factory.mktemp('trained') / 'out'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lenet_mnist, 'EXPERIMENT', lenet_mnist.EXPERIMENT._replace(
+            presets={name: TINY for name in PRESETS}))
+        assert cli.main(['reproduce', '--only', 'lenet_mnist', '--preset', 'smoke', '--device', 'cpu', '--out',
+                         str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(trained, tmp_path) -> Path:
+    """A copy of the results folder."""
+    shutil.copytree(trained, tmp_path / 'copy')
+    return tmp_path / 'copy'
+
+
+def run_of(folder: Path) -> results.NetworkRun:
+    return results.read(str(folder)).experiments['lenet_mnist'][0]
+
+
+def figures(run: results.NetworkRun) -> list:
+    return list(measure._figures(run))
+
+
+def rewrite(folder: Path, change) -> None:
+    """Changes the content of results.json."""
+    path = folder / 'results.json'
+    content = json.loads(path.read_text())
+    change(content['experiments']['lenet_mnist'][0])
+    path.write_text(json.dumps(content))
+
+
+def run(*words: object) -> int:
+    return cli.main([*map(str, words), '--device', 'cpu'])
+
+
+def test_a_folder_is_measured_again_from_its_weights_alone(folder, tmp_path, capsys):
+    before = run_of(folder)
+    bare = tmp_path / 'bare'
+    bare.mkdir()
+    for name in 'results.json', WEIGHTS, MAIN:
+        shutil.copy(folder / name, bare)
+    assert run('measure', bare) == 0
+    assert 'accuracies and exits are identical' in capsys.readouterr().out
+    after = run_of(bare)
+    assert after.training == before.training
+    assert figures(after) == figures(before) and after.measurement.outputs == before.measurement.outputs
+    assert after.measurement.baseline.whole != before.measurement.baseline.whole  # times are taken again
+    assert sorted(os.listdir(bare)) == sorted(os.listdir(folder))
+    manifest = json.loads((bare / 'manifest.json').read_text())
+    assert manifest['runs'][0]['weights_sha256'] == {
+        WEIGHTS: before.training.weights_sha256, MAIN: before.training.main_weights_sha256}
+    assert {'environment', 'measured_in'} <= manifest['runs'][0].keys()
+    capsys.readouterr()
+    assert cli.main(['verify', str(folder), str(bare)]) == 0
+    assert 'identical' in capsys.readouterr().out
+
+
+def test_the_origin_of_the_training_stays(folder, tmp_path):
+    rewrite(folder, lambda run: run['training']['environment'].update(commit='of the training'))
+    assert run('measure', folder, '--out', tmp_path / 'out') == 0
+    after = run_of(tmp_path / 'out')
+    assert after.training.environment.commit == 'of the training'
+    assert after.measurement.environment.commit != 'of the training'
+    assert run_of(folder).measurement.environment == run_of(folder).measurement.environment
+    manifest = json.loads((tmp_path / 'out' / 'manifest.json').read_text())['runs'][0]
+    assert manifest['environment']['commit'] == 'of the training' != manifest['measured_in']['commit']
+    assert all(files.digest(str(tmp_path / 'out' / name)) == files.digest(str(folder / name))
+               for name in (WEIGHTS, MAIN))
+
+
+@pytest.mark.parametrize('change', [
+    lambda run: run['measurement']['baseline'].update(accuracy_percent=12.5),
+    lambda run: run['measurement']['baseline'].update(accuracy_as_released_percent=12.5),
+    lambda run: run['measurement']['sweep'][3].update(exit_percent=[12.5, 87.5]),
+    lambda run: run['measurement']['sweep'].pop(),
+    lambda run: run['measurement'].update(exit_accuracy_percent=[12.5, 12.5])])
+def test_other_accuracies_or_exits_are_status_1_and_replace_nothing(folder, tmp_path, capsys, change):
+    rewrite(folder, change)
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert run('measure', folder) == 1
+    captured = capsys.readouterr()
+    assert 'was recorded' in captured.err and 'is measured' in captured.err and '--out' in captured.err
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    assert run('measure', folder, '--out', tmp_path / 'out') == 1
+    assert 'accuracies and exits differ' in capsys.readouterr().out
+    assert len(run_of(tmp_path / 'out').measurement.sweep) == 17
+
+
+@pytest.mark.parametrize('damage, words', [
+    (lambda folder: (folder / MAIN).unlink(), MAIN + ' is missing'),
+    (lambda folder: (folder / WEIGHTS).unlink(), WEIGHTS + ' is missing'),
+    (lambda folder: (folder / WEIGHTS).write_bytes(b'x'), WEIGHTS + ' is not what its run wrote: expected SHA-256'),
+    (lambda folder: (folder / MAIN).write_bytes((folder / WEIGHTS).read_bytes()), MAIN + ' is not what its run wrote'),
+    (lambda folder: (folder / 'results.json').unlink(), 'results.json is missing'),
+    (lambda folder: rewrite(folder, lambda run: run['training'].update(data_sha256='other')),
+     'was trained on data of SHA-256 other')])
+def test_what_cannot_be_measured_is_one_line_and_status_2(folder, capsys, damage, words):
+    damage(folder)
+    before = sorted(os.listdir(folder))
+    capsys.readouterr()
+    assert run('measure', folder) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count('\n') == 1
+    assert sorted(os.listdir(folder)) == before
+
+
+def test_without_data_nothing_is_measured(folder, tmp_path, monkeypatch, capsys):
+    from branchynet.datasets import mnist
+    monkeypatch.setenv('BRANCHYNET_DATA', str(tmp_path / 'data'))
+    monkeypatch.setattr(mnist, 'MIRRORS', [])
+    assert run('measure', folder) == 2
+    error = capsys.readouterr().err
+    assert 'mnist' in error and error.count('\n') == 1
+
+
+def test_weights_are_loaded_without_unpickling(folder, capsys):
+    import numpy as np
+    np.savez(folder / WEIGHTS, **{'models/0/0/W': np.array([print], dtype=object)})
+    rewrite(folder, lambda run: run['training'].update(weights_sha256=files.digest(str(folder / WEIGHTS))))
+    assert run('measure', folder) == 2
+    error = capsys.readouterr().err
+    assert WEIGHTS in error and error.count('\n') == 1
+
+
+def test_a_folder_in_use_is_left_alone(folder, capsys):
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with files.lock(str(folder)):
+        for command in (['measure', folder], ['reproduce', '--preset', 'smoke', '--only', 'lenet_mnist', '--out', folder]):
+            assert run(*command) == 2
+            error = capsys.readouterr().err
+            assert f'{folder} is in use by process {os.getpid()}' in error and error.count('\n') == 1
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_committed_folders_are_made_again(folder, tmp_path, capsys):
+    root = tmp_path / 'results'
+    shutil.copytree(folder, root / 'lenet_mnist_smoke')
+    shutil.copytree(folder, root / 'local')
+    assert measure.committed(str(root), str(tmp_path / 'out'), runs.chainer.get_device('@numpy')) == 0
+    assert os.listdir(tmp_path / 'out') == ['lenet_mnist_smoke']
+    assert figures(run_of(tmp_path / 'out' / 'lenet_mnist_smoke')) == figures(run_of(folder))
+    (root / 'lenet_mnist_smoke' / MAIN).unlink()
+    with pytest.raises(FileNotFoundError, match='the manifest lists it'):
+        measure.committed(str(root), str(tmp_path / 'out'), runs.chainer.get_device('@numpy'))
+
+
+def test_committed_results_without_weights_have_their_figures_made_again(folder, tmp_path, capsys):
+    root = tmp_path / 'results'
+    shutil.copytree(folder, root / 'lenet_mnist_smoke')
+    committed = root / 'lenet_mnist_smoke'
+    for name in WEIGHTS, MAIN:
+        (committed / name).unlink()
+    manifest = json.loads((committed / 'manifest.json').read_text())
+    for name in WEIGHTS, MAIN:
+        del manifest['sha256'][name]
+    (committed / 'manifest.json').write_text(json.dumps(manifest))
+    assert measure.committed(str(root), str(tmp_path / 'out'), runs.chainer.get_device('@numpy')) == 0
+    assert f'{WEIGHTS} is too large to be kept' in capsys.readouterr().out
+    assert sorted(os.listdir(tmp_path / 'out' / 'lenet_mnist_smoke')) == sorted(os.listdir(committed))
+
+
+@pytest.mark.parametrize('epochs', [1, 3, 4])
+def test_the_first_epochs_trained_again_have_the_recorded_weights(folder, capsys, epochs):
+    assert run('retrain', folder, '--epochs', epochs) == 0
+    assert capsys.readouterr().out == f'lenet_mnist_seed0: identical ({epochs + 1} steps)\n'
+
+
+def test_other_weights_are_told_by_retraining(folder, capsys):
+    rewrite(folder, lambda run: run['training']['main'].update(weights_sha256=['other', 'weights']))
+    assert run('retrain', folder) == 1
+    assert 'different; first in weights after epoch 1 of main training' in capsys.readouterr().out
+    assert run('retrain', folder, '--epochs', 5) == 2
+    assert 'has 4 epochs: --epochs 5 is too many' in capsys.readouterr().err
+    assert run('retrain', folder, '--seed', 1) == 2
+    assert 'has no trained run of seed 1' in capsys.readouterr().err
+
+
+def format1(folder: Path) -> None:
+    """Writes a results.json as the tag results-1 did."""
+    path = folder / 'results.json'
+    content = json.loads(path.read_text())
+    run = content['experiments']['lenet_mnist'][0]
+    training, measurement = run['training'], run['measurement']
+    for setting in [*measurement['sweep'], *measurement['measured'].values()]:
+        for key in 'gain_allowed', 'efficiency':
+            del setting[key]
+    measured = [{key: measurement['measured'][name][key] for key in (
+        'thresholds', 'exit_percent', 'accuracy_percent', 'released', 'whole', 'images')}
+        for name in ('published', 'knee')]
+    old = {'seed': run['seed'], 'main_training': training.pop('main'), 'joint_training': training.pop('joint'),
+           **training, **{key: measurement[key] for key in (
+               'test_samples', 'compiled', 'baseline', 'exit_accuracy_percent', 'outputs', 'exit1_curve', 'sweep',
+               'knee')}, 'measured': measured}
+    path.write_text(json.dumps({'format': 1, 'preset': 'smoke', 'variant': 'code', 'experiments': {
+        'lenet_mnist': {'network': 'LeNet', 'seeds': [old]}, 'figure6': {'title': 'Figure 6', 'seeds': []}}}))
+
+
+def test_results_of_format_1_are_refused_by_the_commands_name_and_converted(folder, capsys):
+    before = run_of(folder)
+    format1(folder)
+    assert cli.main(['report', str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert f"'branchynet results convert {folder}'" in error and error.count('\n') == 1
+    assert cli.main(['results', 'convert', str(folder)]) == 0
+    after = run_of(folder)
+    assert after.training == before.training and figures(after) == figures(before)
+    for name in 'published', 'knee':
+        one, other = (getattr(run.measurement.measured, name) for run in (before, after))
+        assert other.gain_whole == pytest.approx(one.gain_whole) and other.gain_allowed == one.gain_allowed
+        assert other.composed_whole_ms == pytest.approx(one.composed_whole_ms)
+    assert after.measurement.measured.fastest is None
+    assert cli.main(['report', str(folder)]) == 0
+    capsys.readouterr()
+    assert cli.main(['results', 'convert', str(folder)]) == 0
+    assert 'has the present format already' in capsys.readouterr().out
+
+
+def test_a_folder_of_format_1_is_measured(folder):
+    before = run_of(folder)
+    format1(folder)
+    assert run('measure', folder) == 0
+    after = run_of(folder)
+    assert after.training == before.training and figures(after) == figures(before)
+    assert after.measurement.measured.fastest is not None
+
+
+def test_damaged_results_of_format_1_are_named(folder, capsys):
+    format1(folder)
+    content = json.loads((folder / 'results.json').read_text())
+    del content['experiments']['lenet_mnist']['seeds'][0]['baseline']
+    (folder / 'results.json').write_text(json.dumps(content))
+    assert cli.main(['results', 'convert', str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert 'results.json is damaged' in error and 'baseline' in error and error.count('\n') == 1
