@@ -1,9 +1,13 @@
-"""Tables in the README and docs are those that their commands make of the committed results."""
+"""Tables in README and docs are made of the committed results by their commands, and the README's snippets run."""
 import json
 import os
 import re
+import subprocess
+import sys
 
 import branchynet  # noqa: F401
+import pytest
+
 from benchmarks import determinism
 from branchynet.experiments import report, results
 
@@ -23,3 +27,17 @@ def test_the_cost_of_determinism_is_generated():
     with open(path, encoding='utf-8') as f, open(os.path.join(ROOT, 'results', 'benchmarks', 'determinism.json')) as g:
         page, measured = f.read(), json.load(g)
     assert report.between_markers(page, determinism.table(measured)) == page
+
+
+@pytest.mark.slow
+def test_the_snippets_run(tmp_path):
+    """In their order, as one program, from anywhere and without a data folder."""
+    with open(os.path.join(ROOT, 'README.md'), encoding='utf-8') as f:
+        snippets = re.findall(r'```python\n(.*?)```', f.read(), re.DOTALL)
+    assert len(snippets) == 3
+    environment = {**os.environ, 'BRANCHYNET_DATA': str(tmp_path)}
+    done = subprocess.run([sys.executable, '-c', '\n'.join(snippets)], cwd=str(tmp_path), env=environment,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    tested, classified = done.stdout.strip().splitlines()
+    assert float(tested.split()[0]) > .9 and float(classified) > .9
