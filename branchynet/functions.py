@@ -20,15 +20,15 @@ def entropy(prob: Any) -> Any:
         Array (B,) of the same dtype on the same device: -sum_c p log p, with 0 log 0 = 0.
     """
     prob = chainer.as_array(prob)
-    xp = np if type(prob) is np.ndarray else get_array_module(prob)
-    logs = xp.maximum(prob, _smallest(prob.dtype))  # the logarithm of 0 would be infinite
+    xp = get_array_module(prob)
+    logs = xp.maximum(prob, smallest(prob.dtype))  # the logarithm of 0 would be infinite
     xp.log(logs, out=logs)
     logs *= prob
     return -logs.sum(axis=1)
 
 
 @functools.lru_cache(maxsize=None)
-def _smallest(dtype: np.dtype) -> np.floating:
+def smallest(dtype: np.dtype) -> np.floating:
     """The smallest positive number of a dtype."""
     return np.nextafter(dtype.type(0), dtype.type(1))
 

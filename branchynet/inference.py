@@ -17,7 +17,7 @@ from branchynet import exits
 from branchynet.cpu import onednn
 from branchynet.cpu.program import Packed, Program, Workspace
 from branchynet.cpu.threads import run
-from branchynet.exits import Array, Setting, answer, below, check_per_exit, rounded
+from branchynet.exits import Array, Setting, answer, answer_on_cpu, below, check_per_exit, rounded
 from branchynet.net import BranchyNet, Look, check_labels, inference_mode
 
 
@@ -153,7 +153,8 @@ class Compiled:
         """Starts without programs: they are compiled when they are first needed."""
         self._local = threading.local()
         self._packed = Packed()
-        self._samples: set[tuple] = set()  # shapes and dtypes that the net was found to take
+        self._samples: set[tuple] = set()  # shapes of float32 samples that the net was found to take
+        self._checked: dict[Any, tuple] = {}  # thresholds that were checked, and their cuts
 
     def __getstate__(self) -> dict[str, Any]:
         return {'thresholdExits': self.thresholdExits, '_net': self._net}
@@ -168,30 +169,38 @@ class Compiled:
 
     def classify(self, x: Array, thresholds: Setting) -> Classification:
         """inference.classify."""
-        thresholds = self._per_exit('thresholds', thresholds)
+        cuts = self._cuts('thresholds', thresholds)
         x, _ = self._given(x, None)
         if chainer._get_link_hooks():
-            return classify(self._net, x, thresholds)
-        return _without_nan(self._classify(x, thresholds)[0])
+            return classify(self._net, x, cuts)
+        if len(x) > 1:
+            return _without_nan(self._classify(x, cuts)[0])
+        k, prob, entropy, _ = self._leave_one(x, cuts)
+        result = Classification(prob.argmax(axis=1), np.array([k]), entropy, prob)
+        return result if entropy.item() >= 0 else _without_nan(result)
 
     def test(self, x: Array, t: Optional[Array] = None) -> tuple[float, list[float], list[int], float]:
         """BranchyNet.test, by thresholdExits."""
-        thresholds = self._per_exit('thresholdExits', self.thresholdExits)
+        cuts = self._cuts('thresholdExits', self.thresholdExits)
         x, t = self._given(x, t)
         if chainer._get_link_hooks():
-            self._net.thresholdExits = thresholds
+            self._net.thresholdExits = list(cuts)
             return self._net.test(x, t)
-        result, seconds = self._classify(x, thresholds)
-        if t is not None:
-            check_labels(result.prob, t)
+        counts = [0] * self.numexits()
         if len(x) == 1:
-            k, right = int(result.exit[0]), math.nan if t is None else float(result.label[0] == t[0])
-            counts, accuracies = [0] * self.numexits(), [0.] * self.numexits()
+            k, prob, _, seconds = self._leave_one(x, cuts)
+            if t is not None and t[0] >= prob.shape[1]:
+                check_labels(prob, t)
+            right = math.nan if t is None else float(prob.argmax() == t[0])
+            accuracies = [0.] * len(counts)
             counts[k], accuracies[k] = 1, right
             return right, accuracies, counts, seconds
-        counts = np.bincount(result.exit, minlength=self.numexits()).tolist()
+        result, seconds = self._classify(x, cuts)
+        if t is not None:
+            check_labels(result.prob, t)
+        counts = np.bincount(result.exit, minlength=len(counts)).tolist()
         right = np.full(len(x), math.nan) if t is None else result.label == t
-        correct = np.bincount(result.exit, right, self.numexits()).tolist()
+        correct = np.bincount(result.exit, right, len(counts)).tolist()
         return sum(correct) / len(x), [c / n if n else 0. for c, n in zip(correct, counts)], counts, seconds
 
     def test_main(self, x: Array, t: Optional[Array] = None) -> tuple[float, float]:
@@ -223,25 +232,36 @@ class Compiled:
     def _given(self, x: Array, t: Optional[Array]) -> tuple[np.ndarray, Optional[np.ndarray]]:
         """x and t as BranchyNet.checked returns them, and x of a shape that the net takes."""
         # Fast path: skip full validation for one sample like others that were validated.
-        if (type(x) is np.ndarray and x.dtype == np.float32 and len(x) == 1 and (x.shape[1:], x.dtype) in self._samples
-                and math.isfinite(np.vdot(x, x))
+        if (type(x) is np.ndarray and x.dtype == np.float32 and len(x) == 1 and x.shape[1:] in self._samples
+                and _is_finite(x.ravel())
                 and (t is None or type(t) is np.ndarray and t.dtype == np.int32 and t.shape == (1,) and t[0] >= 0)):
             return x, t
         x, t = self._net.checked(x, t)
-        if (x.shape[1:], x.dtype) not in self._samples:
+        if x.dtype != np.float32 or x.shape[1:] not in self._samples:
             try:
                 self._net.get_SM(x[:1])
             except (TypeError, ValueError):
                 self._net.get_SM(x)  # raises as the net does, with the shape of the whole batch
                 raise
-            self._samples.add((x.shape[1:], x.dtype))
+            if x.dtype == np.float32:
+                self._samples.add(x.shape[1:])
         return x, t
 
-    def _per_exit(self, name: str, thresholds: Setting) -> Sequence[float]:
-        """A threshold for every exit but the last."""
+    def _cuts(self, name: str, thresholds: Setting) -> tuple[float, ...]:
+        """A threshold for every exit but the last, rounded to float32."""
+        key = tuple(thresholds) if isinstance(thresholds, list) else thresholds
+        try:
+            return self._checked[key]
+        except (KeyError, TypeError):  # an array cannot be a key
+            pass
         count = self.numexits() - 1
         check_per_exit(name, thresholds, count)
-        return [thresholds] * count if isinstance(thresholds, Real) else thresholds
+        cuts = tuple(rounded(np.broadcast_to(thresholds, count), np.float32).tolist())
+        if isinstance(key, (Real, tuple)):
+            if len(self._checked) >= _REMEMBERED:
+                self._checked.clear()
+            self._checked[key] = cuts
+        return cuts
 
     def _look(self, x: np.ndarray) -> list[Look]:
         result = []
@@ -255,11 +275,8 @@ class Compiled:
                 result.append(Look(prob, entropy, trunk - start, time.perf_counter() - start))
         return result
 
-    def _classify(self, x: np.ndarray, thresholds: Sequence[float]) -> tuple[Classification, float]:
-        """(Classification, seconds in the trunk's stages)."""
-        cuts = rounded(thresholds, np.float32)
-        if len(x) == 1:
-            return self._classify_one(x, cuts)
+    def _classify(self, x: np.ndarray, cuts: Sequence[float]) -> tuple[Classification, float]:
+        """(Classification, seconds in the trunk's stages) of a batch."""
         parts = _chunks(len(x))
         chunks: list[Any] = [None] * len(parts)
 
@@ -270,7 +287,8 @@ class Compiled:
         exit, entropy, prob, seconds = chunks[0] if len(chunks) == 1 else _joined(chunks)
         return Classification(prob.argmax(axis=1), exit, entropy, prob), seconds
 
-    def _classify_one(self, x: np.ndarray, cuts: np.ndarray) -> tuple[Classification, float]:
+    def _leave_one(self, x: np.ndarray, cuts: Sequence[float]) -> tuple[int, np.ndarray, np.ndarray, float]:
+        """(exit, prob (1, C), entropy (1,), seconds in the trunk's stages) of one sample."""
         seconds = 0.
         with onednn.single_threaded():
             for k, (stage, head) in enumerate(self._programs(x)):
@@ -278,12 +296,12 @@ class Compiled:
                 stage.run()
                 seconds += time.perf_counter() - start
                 head.run()
-                prob, entropy = answer(head.y)
-                if k == len(cuts) or below(entropy, cuts[k])[0]:
+                prob, entropy = answer_on_cpu(head.y)
+                if k == len(cuts) or entropy.item() < cuts[k]:  # exits.below, on numbers that are rounded already
                     break
-        return Classification(prob.argmax(axis=1), np.array([k]), entropy, prob), seconds
+        return k, prob, entropy, seconds
 
-    def _classify_chunk(self, x: np.ndarray, cuts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    def _classify_chunk(self, x: np.ndarray, cuts: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
         """(exit, entropy, prob, seconds in the trunk's stages)."""
         seconds, rows = 0., None  # rows: the samples that have not left; None: all
         programs = self._programs(x)
@@ -343,7 +361,13 @@ class Compiled:
         return chain
 
 
+_REMEMBERED = 1000  # settings of thresholds
 _CHUNK = 32  # samples that are classified together
+
+
+def _is_finite(x: np.ndarray) -> bool:
+    """Whether a vector holds neither NaN nor infinity; False for numbers so large that their squares overflow."""
+    return math.isfinite(x.dot(x))
 
 
 def _chunks(count: int) -> list[slice]:
