@@ -4,6 +4,8 @@ import copy
 import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 import threading
 
 import branchynet
@@ -407,3 +409,29 @@ def test_bad_input_is_named(x, error, words):
             classify(net, x, .5)
     with pytest.raises(ValueError, match='thresholds is'):
         classify(small_net(), small_data()[0], [.5])
+
+
+AT_ONCE = """
+import sys, threading
+import branchynet
+from branchynet.cpu import onednn
+
+sys.setswitchinterval(1e-6)
+barrier, found = threading.Barrier(8), []
+
+def call():
+    barrier.wait()
+    found.append(onednn.library())
+
+threads = [threading.Thread(target=call) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(len(found), len(set(map(id, found))))
+"""
+
+
+def test_threads_that_start_onednn_at_once_share_it():
+    found = subprocess.run([sys.executable, '-c', AT_ONCE], check=True, capture_output=True, text=True).stdout
+    assert found.split() == ['8', '1']

@@ -99,6 +99,15 @@ def library():
     Raises:
         OSError, ImportError: it is not installed, or does not load.
     """
+    with _loading:  # threads that come at once share one engine: primitives of another's streams do not run
+        return _load()
+
+
+_loading = threading.Lock()
+
+
+@functools.lru_cache(maxsize=None)
+def _load():
     return _Library()
 
 
