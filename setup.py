@@ -1,4 +1,5 @@
 """Builds the package. Its metadata are in pyproject.toml; docker/install.sh installs it with pinned dependencies."""
+
 import importlib.util
 import os
 import sysconfig
@@ -12,7 +13,8 @@ INSIDE = ['networks', 'datasets', 'experiments']
 
 CHAINER_FIRST = (
     'Chainer must be installed first: it comes as source only, which builds with setuptools below 81. Run: '
-    'pip install "setuptools<81" wheel && pip install --no-build-isolation "chainer>=7.8.1,<8" && pip install .')
+    'pip install "setuptools<81" wheel && pip install --no-build-isolation "chainer>=7.8.1,<8" && pip install .'
+)
 
 
 def chainer_would_fail():
@@ -23,8 +25,10 @@ def chainer_would_fail():
     """
     if 'PIP_BUILD_TRACKER' not in os.environ or importlib.util.find_spec('pkg_resources'):
         return False
-    installed = {dist.metadata['Name'].lower(): dist.version
-                 for dist in metadata.distributions(path=[sysconfig.get_path('purelib')])}
+    installed = {
+        dist.metadata['Name'].lower(): dist.version
+        for dist in metadata.distributions(path=[sysconfig.get_path('purelib')])
+    }
     if 'chainer' in installed:
         return False
     pip = tuple(int(part) for part in installed.get('pip', '99.0').split('.')[:2])

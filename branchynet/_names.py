@@ -5,6 +5,7 @@ Installed, they are subpackages of branchynet, because a top-level ``datasets`` 
 Both names work in a checkout, installed or not, and name the same module objects: ``networks.lenet_mnist`` is
 ``branchynet.networks.lenet_mnist``.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -29,8 +30,9 @@ def unify(name: str) -> None:
 class _Finder(importlib.abc.MetaPathFinder):
     """Finds ``branchynet.networks`` in a checkout, and what is in ``networks`` under its long name."""
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None = None,
-                  target: types.ModuleType | None = None) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
         package, _, rest = fullname.partition('.')
         if package == 'branchynet' and rest in FOLDERS:
             file = os.path.join(_ROOT, rest, '__init__.py')

@@ -10,11 +10,13 @@ files   {file name: its MD5 or SHA-256}, or None where neither is published
 decode  makes records of a file's content: uint8 (N, 3073), a label and 3 x 32 x 32 pixels
 ======= ================================================================================
 """
+
 import io
 import os
 import pickle
 
 from branchynet.datasets import folder
+
 import numpy as np
 
 URL = 'https://www.cs.toronto.edu/~kriz/'
@@ -45,8 +47,11 @@ def find(name, versions):
     """(version, path) of the first archive or folder of a version that is there; (None, None) where none is."""
     there = [(version, archive_path(name, version)) for version in versions]
     # An unpacked file is read only where its digest is known.
-    there += [(version, os.path.join(folder.root(), name, version['folder'])) for version in versions
-              if all(version['files'].values())]
+    there += [
+        (version, os.path.join(folder.root(), name, version['folder']))
+        for version in versions
+        if all(version['files'].values())
+    ]
     return next((pair for pair in there if os.path.exists(pair[1])), (None, None))
 
 
@@ -70,7 +75,7 @@ def inspect(name, versions):
     version, path = find(name, versions)
     try:
         if path is None:
-            raise FileNotFoundError('there is no %s' % ' or '.join(archive_path(name, v) for v in versions))
+            raise FileNotFoundError('there is no {}'.format(' or '.join(archive_path(name, v) for v in versions)))
         list(_contents(version, path))
         yield path + ' holds all of it', None
     except OSError as e:
@@ -85,7 +90,7 @@ def archive_path(name, version):
 def decode_binary(content, label_bytes=1):
     """Records of the binary version; CIFAR-100 has 2 bytes of labels, of which the last is the fine one."""
     records = np.frombuffer(content, np.uint8).reshape(-1, label_bytes + PIXELS)
-    return records[:, label_bytes - 1:]
+    return records[:, label_bytes - 1 :]
 
 
 def decode_python(content, label_key=b'labels'):
@@ -115,7 +120,7 @@ def of_classes(data, numclasses):
     x_train, y_train, x_test, y_test = data
     classes = y_train.max() + 1
     if not 1 <= numclasses <= classes:
-        raise ValueError('numclasses is %s: expected 1 to %d' % (numclasses, classes))
+        raise ValueError(f'numclasses is {numclasses}: expected 1 to {classes}')
     train, test = y_train < numclasses, y_test < numclasses
     return x_train[train], y_train[train], x_test[test], y_test[test]
 
@@ -143,9 +148,11 @@ def _unpickle(content):
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module, name):
-            called = '%s %s' % (module, name)
+            called = f'{module} {name}'
             if called not in admitted:
-                raise pickle.UnpicklingError('the pickle calls %s: expected only %s' % (called, ', '.join(admitted)))
+                raise pickle.UnpicklingError(
+                    'the pickle calls {}: expected only {}'.format(called, ', '.join(admitted))
+                )
             return admitted[called]
 
     # Python 2 wrote the published files: its strings are bytes.

@@ -1,7 +1,9 @@
 """CIFAR-10 (Krizhevsky): 50,000 + 10,000 photographs of 32 x 32 pixels in 10 classes."""
+
 import hashlib
 
 from branchynet.datasets import cifar, recipes
+
 import numpy as np
 
 NAME = 'cifar10'
@@ -77,7 +79,7 @@ def read():
     for (batch, sha256), part in zip(BATCHES.items(), records):
         found = hashlib.sha256(np.ascontiguousarray(part)).hexdigest()
         if found != sha256:
-            raise OSError("CIFAR-10's %s has records of SHA-256 %s: expected %s" % (batch, found, sha256))
+            raise OSError(f"CIFAR-10's {batch} has records of SHA-256 {found}: expected {sha256}")
     return cifar.split(np.concatenate(records[:-1]), records[-1])
 
 

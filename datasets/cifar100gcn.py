@@ -1,4 +1,5 @@
 """CIFAR-100 (Krizhevsky), fine labels, with global contrast normalisation."""
+
 from functools import partial
 
 from branchynet.datasets import cifar, recipes

@@ -1,4 +1,5 @@
 """CIFAR-10 with global contrast normalisation."""
+
 from branchynet.datasets import cifar, cifar10, recipes
 
 

@@ -1,4 +1,5 @@
 """The data folder: where files are found, checked before use, and downloaded."""
+
 import contextlib
 import gzip
 import hashlib
@@ -36,6 +37,7 @@ def root() -> str:
 
 def _cache() -> str:
     import platformdirs
+
     folder = platformdirs.user_cache_dir('branchynet', appauthor=False)
     # Up to version 1.0 the folder was Linux's on every system.
     before = os.path.join(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'branchynet')
@@ -58,12 +60,12 @@ def read_gzip(path, sha256):
         with gzip.open(path) as f:
             content = f.read()
     except FileNotFoundError:
-        raise FileNotFoundError('%s is missing: expected content of SHA-256 %s' % (path, sha256)) from None
+        raise FileNotFoundError(f'{path} is missing: expected content of SHA-256 {sha256}') from None
     except (EOFError, gzip.BadGzipFile, gzip.zlib.error) as e:
-        raise OSError('%s is damaged (%s): expected content of SHA-256 %s' % (path, e, sha256)) from e
+        raise OSError(f'{path} is damaged ({e}): expected content of SHA-256 {sha256}') from e
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
-        raise OSError('%s has content of SHA-256 %s: expected %s' % (path, found, sha256))
+        raise OSError(f'{path} has content of SHA-256 {found}: expected {sha256}')
     return content
 
 
@@ -77,7 +79,7 @@ def read(path, expected):
         with open(path, 'rb') as f:
             content = f.read()
     except FileNotFoundError:
-        raise OSError('%s is missing: expected one of %s' % (path, _named(expected))) from None
+        raise OSError(f'{path} is missing: expected one of {_named(expected)}') from None
     _check(path, hashlib.new(_algorithm(expected), content).hexdigest(), expected)
     return content
 
@@ -102,7 +104,7 @@ def read_archive(path, md5, members):
                 found[member.name] = archive.extractfile(member).read()
     for name in members:
         if name not in found:
-            raise OSError('%s holds no file %s: expected %s' % (path, name, ', '.join(members)))
+            raise OSError('{} holds no file {}: expected {}'.format(path, name, ', '.join(members)))
     return found
 
 
@@ -124,8 +126,7 @@ def download(url, path, expected):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         _fetch_checked(url, part, expected)
     except (OSError, http.client.HTTPException) as e:
-        raise OSError('%s cannot be downloaded (%s: %s): put one of %s there' % (
-            path, url, e, _named(expected))) from e
+        raise OSError(f'{path} cannot be downloaded ({url}: {e}): put one of {_named(expected)} there') from e
     os.replace(part, path)
 
 
@@ -148,20 +149,29 @@ def _fetch_checked(url, part, expected):
 
 def _fetch(url, path, start=0):
     """Writes what a URL holds to a file, whose first `start` bytes are kept if the server can go on from there."""
-    request = urllib.request.Request(url, headers={'Range': 'bytes=%d-' % start} if start else {})
+    request = urllib.request.Request(url, headers={'Range': f'bytes={start}-'} if start else {})
     with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
-        if not response.headers.get('Content-Range', '').startswith('bytes %d-' % start):
+        if not response.headers.get('Content-Range', '').startswith(f'bytes {start}-'):
             start = 0
         left = int(response.headers.get('Content-Length') or 0)
-        with open(path, 'ab' if start else 'wb') as f, progress(
-                label=os.path.basename(path), total=start + left or None, initial=start, unit='B', unit_scale=True,
-                ) as bar:
+        with (
+            open(path, 'ab' if start else 'wb') as f,
+            progress(
+                label=os.path.basename(path),
+                total=start + left or None,
+                initial=start,
+                unit='B',
+                unit_scale=True,
+            ) as bar,
+        ):
             for block in iter(lambda: response.read(_BLOCK), b''):
                 bar.update(f.write(block))
             size = f.tell()
     if size < start + left:
-        raise OSError('it ended after %d of %d bytes; what is there is kept, and the next download goes on from it' % (
-            size, start + left))
+        raise OSError(
+            'it ended after %d of %d bytes; what is there is kept, and the next download goes on from it'
+            % (size, start + left)
+        )
 
 
 @contextlib.contextmanager
@@ -170,16 +180,16 @@ def mended_by_download(name):
     try:
         yield
     except OSError as e:
-        raise OSError("%s; mend it with '%s data download %s'" % (e, command(), name)) from e
+        raise OSError(f"{e}; mend it with '{command()} data download {name}'") from e
 
 
 def _check(path, found, expected):
     if found != expected:
-        raise OSError('%s has %s: expected %s' % (path, _named(found), expected))
+        raise OSError(f'{path} has {_named(found)}: expected {expected}')
 
 
 def _named(hexdigest):
-    return '%s %s' % ({'md5': 'MD5', 'sha256': 'SHA-256'}[_algorithm(hexdigest)], hexdigest)
+    return '{} {}'.format({'md5': 'MD5', 'sha256': 'SHA-256'}[_algorithm(hexdigest)], hexdigest)
 
 
 def _algorithm(hexdigest):

@@ -2,6 +2,7 @@
 
 The authors' file is lost; docs/reproducing.md says what stands in for it, and why.
 """
+
 import json
 import os
 import sys
@@ -11,6 +12,7 @@ import zlib
 from branchynet import files
 from branchynet.datasets import cifar, cifar10, folder, recipes
 from branchynet.training import batches
+
 import numpy as np
 
 KEYS = 'train_x', 'train_y', 'test_x', 'test_y'
@@ -41,8 +43,10 @@ def get_data():
     """
     if os.path.exists(path()):
         return _read()[0]
-    print("pcifar10: %s is missing: taking CIFAR-10 by recipe %s, as '%s data build pcifar10' would write it" % (
-        path(), DEFAULT, folder.command()), file=sys.stderr)
+    print(
+        f"pcifar10: {path()} is missing: taking CIFAR-10 by recipe {DEFAULT}, as '{folder.command()} data build pcifar10' would write it",
+        file=sys.stderr,
+    )
     return recipes.apply(DEFAULT, cifar10.read())
 
 
@@ -70,9 +74,9 @@ def build(recipe=DEFAULT):
         OSError: there is a data.npz already, or CIFAR-10 is not to be had.
     """
     if recipe not in SHA256:
-        raise ValueError('recipe is %s: expected %s' % (recipe, ' or '.join(SHA256)))
+        raise ValueError('recipe is {}: expected {}'.format(recipe, ' or '.join(SHA256)))
     if os.path.exists(path()):
-        raise FileExistsError('%s exists, expected none: move it away to build another' % path())
+        raise FileExistsError(f'{path()} exists, expected none: move it away to build another')
     x_train, y_train, x_test, y_test = cifar10.read()
     transform = recipes.RECIPES[recipe](x_train)
     about = np.array(json.dumps({'recipe': recipe, 'source': 'cifar10', 'source_sha256': cifar10.BATCHES}))
@@ -80,10 +84,15 @@ def build(recipe=DEFAULT):
     with files.written_whole(path()) as f:
         with zipfile.ZipFile(f, 'w') as archive:
             for name, x, y in ('train', x_train, y_train), ('test', x_test, y_test):
-                _write_array(archive, name + '_x', '<f4', x.shape, (transform(x[part]) for part in batches(
-                    len(x), recipes.BLOCK)))
+                _write_array(
+                    archive,
+                    name + '_x',
+                    '<f4',
+                    x.shape,
+                    (transform(x[part]) for part in batches(len(x), recipes.BLOCK)),
+                )
                 _write_array(archive, name + '_y', '<i4', y.shape, [y])
-            _write_array(archive, 'recipe', '<U%d' % len(str(about)), (), [about])
+            _write_array(archive, 'recipe', f'<U{len(str(about))}', (), [about])
         f.flush()
         _check_built(f.name, recipe)
 
@@ -92,10 +101,12 @@ def inspect():
     """Yields (where data.npz is and its recipe, None) where it is whole, else ('', the error)."""
     try:
         if not os.path.exists(path()):
-            raise FileNotFoundError("%s is missing: CIFAR-10 by recipe %s stands in for it; '%s data build pcifar10' "
-                                    "writes it" % (path(), DEFAULT, folder.command()))
+            raise FileNotFoundError(
+                f"{path()} is missing: CIFAR-10 by recipe {DEFAULT} stands in for it; '{folder.command()} data build pcifar10' "
+                'writes it'
+            )
         data, recipe = _read()
-        yield '%s, %s' % (path(), 'recipe ' + recipe if recipe else _looks_like(data[0])), None
+        yield '{}, {}'.format(path(), 'recipe ' + recipe if recipe else _looks_like(data[0])), None
     except OSError as e:
         yield '', e
 
@@ -108,26 +119,32 @@ def _read():
         with np.load(path(), allow_pickle=False) as npz:
             missing = [key for key in KEYS if key not in npz]
             if missing:
-                raise ValueError('it has no array %s' % missing[0])
+                raise ValueError(f'it has no array {missing[0]}')
             arrays = [npz[key] for key in KEYS]
             recipe = json.loads(str(npz['recipe']))['recipe'] if 'recipe' in npz else None
         for k, count in enumerate(COUNTS):
-            _check_arrays(KEYS[2 * k:2 * k + 2], *arrays[2 * k:2 * k + 2], count)
+            _check_arrays(KEYS[2 * k : 2 * k + 2], *arrays[2 * k : 2 * k + 2], count)
         if recipe:
             _check_built(path(), recipe)
     except (ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as e:
-        raise OSError("%s is not whole, or not this data set (%s): expected arrays %s; move it away, and '%s data "
-                      "build pcifar10' makes another" % (path(), e, ', '.join(KEYS), folder.command())) from e
+        raise OSError(
+            "{} is not whole, or not this data set ({}): expected arrays {}; move it away, and '{} data "
+            "build pcifar10' makes another".format(path(), e, ', '.join(KEYS), folder.command())
+        ) from e
     x_train, y_train, x_test, y_test = arrays
-    return (x_train.astype(np.float32, copy=False), y_train.astype(np.int32, copy=False),
-            x_test.astype(np.float32, copy=False), y_test.astype(np.int32, copy=False)), recipe
+    return (
+        x_train.astype(np.float32, copy=False),
+        y_train.astype(np.int32, copy=False),
+        x_test.astype(np.float32, copy=False),
+        y_test.astype(np.int32, copy=False),
+    ), recipe
 
 
 def _check_arrays(keys, x, y, count):
     if x.shape != (count, 3, 32, 32) or x.dtype.kind != 'f':
-        raise ValueError('%s is %s %s: expected floats %s' % (keys[0], x.dtype, x.shape, (count, 3, 32, 32)))
+        raise ValueError(f'{keys[0]} is {x.dtype} {x.shape}: expected floats {(count, 3, 32, 32)}')
     if y.shape != (count,) or y.dtype.kind not in 'iu':
-        raise ValueError('%s is %s %s: expected integers %s' % (keys[1], y.dtype, y.shape, (count,)))
+        raise ValueError(f'{keys[1]} is {y.dtype} {y.shape}: expected integers {(count,)}')
     if set(np.unique(y)) != set(range(10)):
         raise ValueError('%s has labels from %d to %d: expected 0 to 9, all of them' % (keys[1], y.min(), y.max()))
 
@@ -135,19 +152,22 @@ def _check_arrays(keys, x, y, count):
 def _check_built(file, recipe):
     found = files.digest(file)
     if found != SHA256.get(recipe):
-        raise ValueError('%s, of recipe %s, has SHA-256 %s: expected %s' % (
-            file, recipe, found, SHA256.get(recipe, 'recipe ' + ' or '.join(SHA256))))
+        raise ValueError(
+            '{}, of recipe {}, has SHA-256 {}: expected {}'.format(
+                file, recipe, found, SHA256.get(recipe, 'recipe ' + ' or '.join(SHA256))
+            )
+        )
 
 
 def _looks_like(x):
     """In words, which recipe images (N, 3, 32, 32) seem to come from: the first thousand tell."""
     x = x[:1000].astype(np.float64)
     rows = x.reshape(len(x), -1)
-    if np.allclose(rows.std(axis=1, ddof=1), 1, atol=1e-3) and abs(rows.mean(axis=1)).max() > .1:
+    if np.allclose(rows.std(axis=1, ddof=1), 1, atol=1e-3) and abs(rows.mean(axis=1)).max() > 0.1:
         return 'looks like recipe gcn (every image has standard deviation 1, around a mean of its own)'
     centred = x - x.mean(axis=(2, 3), keepdims=True)
-    neighbours = (centred[..., 1:] * centred[..., :-1]).sum() / (centred ** 2).sum()
-    if np.allclose(rows.min(axis=1), 0, atol=1e-3) and np.allclose(rows.max(axis=1), 1, atol=1e-3) and neighbours < .5:
+    neighbours = (centred[..., 1:] * centred[..., :-1]).sum() / (centred**2).sum()
+    if np.allclose(rows.min(axis=1), 0, atol=1e-3) and np.allclose(rows.max(axis=1), 1, atol=1e-3) and neighbours < 0.5:
         return 'looks like recipe zca (every image spans 0 to 1, its neighbouring pixels hardly correlated)'
     return 'recipe unknown'
 

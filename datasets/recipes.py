@@ -3,9 +3,11 @@
 Sums run over integers that float64 or int64 hold exactly, so that their order, and with it the processor, the number of
 threads and the BLAS, do not matter. What is not exact is done element by element, where IEEE 754 says the bits.
 """
+
 import math
 
 from branchynet.training import batches
+
 import numpy as np
 
 BLOCK = 1000  # images that are worked on at a time
@@ -46,7 +48,7 @@ def fit_gcn(x_train):
     def transform(x):
         # 255 * count times the deviation from the mean image, in integers; the factor cancels in the end.
         deviation = (x.astype(np.int64) * count - total).reshape(len(x), size)
-        sums, squares = deviation.sum(axis=1), (deviation ** 2).sum(axis=1)
+        sums, squares = deviation.sum(axis=1), (deviation**2).sum(axis=1)
         # Python's integers do not overflow, and their quotient is rounded once.
         variances = [(size * int(q) - int(s) ** 2) / (size * (size - 1)) for s, q in zip(sums, squares)]
         return (deviation / np.sqrt(variances)[:, None]).astype(np.float32).reshape(x.shape)
@@ -61,7 +63,7 @@ def fit_zca(x_train):
     total = pixels.sum(axis=0, dtype=np.int64)
     matrix = _inverse_root(_covariance(pixels, total))
     # In integers below 2^27, for exact products with pixels; the factor cancels when an image is scaled.
-    matrix = np.rint(matrix * (2. ** 27 / abs(matrix).max()))
+    matrix = np.rint(matrix * (2.0**27 / abs(matrix).max()))
     offset = total @ matrix.astype(np.int64) / count
 
     def transform(x):
@@ -80,7 +82,7 @@ def _covariance(pixels, total):
         block = pixels[part].astype(np.float64)
         products += block.T @ block
     total = total.astype(np.float64)
-    covariance = (count * products - total[:, None] * total) / (255. * count) ** 2
+    covariance = (count * products - total[:, None] * total) / (255.0 * count) ** 2
     covariance[np.diag_indices(size)] += EPSILON
     return covariance
 
@@ -93,12 +95,12 @@ def _inverse_root(matrix):
     LAPACK's eigenvectors would differ from one machine to the next.
     """
     # No eigenvalue is above the largest sum of a row. Its bits may depend on the order, so it is rounded up.
-    bound = 2. ** math.frexp(abs(matrix).sum(axis=1).max())[1]
+    bound = 2.0 ** math.frexp(abs(matrix).sum(axis=1).max())[1]
     root, inverse = matrix / bound, np.eye(len(matrix))
     low = math.sqrt(EPSILON / bound)
-    while low < 1 - 2. ** -_BITS:
+    while low < 1 - 2.0**-_BITS:
         stretch = math.sqrt(3 / (1 + low + low * low))
-        step = _product(inverse, root) * (-.5 * stretch * stretch * stretch)
+        step = _product(inverse, root) * (-0.5 * stretch * stretch * stretch)
         step[np.diag_indices(len(step))] += 1.5 * stretch
         root, inverse = _product(root, step), _product(step, inverse)
         low = stretch * low * (3 - stretch * stretch * low * low) / 2
@@ -113,13 +115,13 @@ def _product(a, b):
     a_high, a_low, a_unit = _split(a)
     b_high, b_low, b_unit = _split(b)
     low = a_high @ b_low + a_low @ b_high
-    return (a_high @ b_high + low * 2. ** -_BITS) * (a_unit * b_unit)
+    return (a_high @ b_high + low * 2.0**-_BITS) * (a_unit * b_unit)
 
 
 def _split(matrix):
-    unit = 2. ** (math.frexp(abs(matrix).max())[1] - _BITS)
+    unit = 2.0 ** (math.frexp(abs(matrix).max())[1] - _BITS)
     high = np.rint(matrix / unit)
-    return high, np.rint((matrix / unit - high) * 2. ** _BITS), unit
+    return high, np.rint((matrix / unit - high) * 2.0**_BITS), unit
 
 
 RECIPES = {'scaled': fit_scaled, 'gcn': fit_gcn, 'zca': fit_zca}

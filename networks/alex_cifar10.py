@@ -1,7 +1,9 @@
 """B-AlexNet for CIFAR-10: three exits (figure 2 of the paper), layers as released."""
+
 from branchynet.links.links import FL, Branch
 from branchynet.net import BranchyNet
 from branchynet.networks import variants
+
 import chainer.functions as F
 import chainer.links as L
 
@@ -22,7 +24,7 @@ def get_network(percentTrainKeeps=1, variant='code', **kwargs):
     return variants.as_described(net, variant)
 
 
-def get_one_branch_network(conv_layers=2, weights=(1., 1.), variant='code', **kwargs):
+def get_one_branch_network(conv_layers=2, weights=(1.0, 1.0), variant='code', **kwargs):
     """B-AlexNet without its second branch.
 
     Args:
@@ -43,6 +45,7 @@ def get_one_branch_network(conv_layers=2, weights=(1., 1.), variant='code', **kw
 
 def _with_branches(branches):
     """The trunk and the final exit, with branches by the number of the convolution they follow."""
+
     def after(number):
         return [branches[number]] if number in branches else []
 
@@ -56,11 +59,17 @@ def _with_branches(branches):
         L.Convolution2D(64, 96, 3, pad=1),
         *after(3),
         FL(F.relu),
-        L.Convolution2D(96, 96, 3, pad=1), FL(F.relu),
-        L.Convolution2D(96, 64, 3, pad=1), FL(F.relu),
+        L.Convolution2D(96, 96, 3, pad=1),
+        FL(F.relu),
+        L.Convolution2D(96, 64, 3, pad=1),
+        FL(F.relu),
         FL(F.max_pooling_2d, 3, 2),
-        L.Linear(1024, 256), FL(F.relu), FL(F.dropout, .5),
-        L.Linear(256, 128), FL(F.relu), FL(F.dropout, .5),
+        L.Linear(1024, 256),
+        FL(F.relu),
+        FL(F.dropout, 0.5),
+        L.Linear(256, 128),
+        FL(F.relu),
+        FL(F.dropout, 0.5),
         Branch([L.Linear(128, 10)]),
     ]
 
@@ -77,5 +86,5 @@ def _relu_pool_norm():
     return [
         FL(F.relu),
         FL(F.max_pooling_2d, 3, 2),
-        FL(F.local_response_normalization, n=3, alpha=5e-5, beta=.75, k=2),
+        FL(F.local_response_normalization, n=3, alpha=5e-5, beta=0.75, k=2),
     ]

@@ -1,7 +1,9 @@
 """B-LeNet for MNIST: two exits (figure 2 of the paper), layers as released."""
+
 from branchynet.links.links import FL, Branch
 from branchynet.net import BranchyNet
 from branchynet.networks import variants
+
 import chainer.functions as F
 import chainer.links as L
 
@@ -14,19 +16,24 @@ def get_network(percentTrainKeeps=1, variant='code', **kwargs):
     """
     variants.check(variant)
     branch1 = [
-        FL(F.max_pooling_2d, 2, 2), FL(F.relu),
+        FL(F.max_pooling_2d, 2, 2),
+        FL(F.relu),
         L.Convolution2D(5, 10, 3, pad=1),
-        FL(F.max_pooling_2d, 2, 2), FL(F.relu),
+        FL(F.max_pooling_2d, 2, 2),
+        FL(F.relu),
         L.Linear(640, 10),
     ]
     network = [
         L.Convolution2D(1, 5, 5, pad=3),
         Branch(branch1),
-        FL(F.max_pooling_2d, 2, 2), FL(F.relu),
+        FL(F.max_pooling_2d, 2, 2),
+        FL(F.relu),
         L.Convolution2D(5, 10, 5, pad=3),
-        FL(F.max_pooling_2d, 2, 2), FL(F.relu),
+        FL(F.max_pooling_2d, 2, 2),
+        FL(F.relu),
         L.Convolution2D(10, 20, 5, pad=3),
-        FL(F.max_pooling_2d, 2, 2), FL(F.relu),
+        FL(F.max_pooling_2d, 2, 2),
+        FL(F.relu),
         L.Linear(720, 84),
         Branch([L.Linear(84, 10)]),
     ]

@@ -1,8 +1,10 @@
 """B-ResNet-110 for CIFAR-10: three exits (figure 2 of the paper), layers as released."""
+
 from branchynet.links.links import FL, Branch
 from branchynet.links.resnet import ResBlock, batch_norm, conv
 from branchynet.net import BranchyNet
 from branchynet.networks import variants
+
 import chainer.functions as F
 import chainer.links as L
 
@@ -16,10 +18,13 @@ def get_network(percentTrainKeeps=1, variant='code', **kwargs):
     """
     variants.check(variant)
     branch1 = [
-        L.Convolution2D(16, 64, 5, pad=2), FL(F.relu),
-        FL(F.local_response_normalization, n=3, alpha=5e-5, beta=.75, k=2),
-        L.Convolution2D(64, 32, 3, pad=1), FL(F.relu),
-        L.Convolution2D(32, 32, 3, pad=1), FL(F.relu),
+        L.Convolution2D(16, 64, 5, pad=2),
+        FL(F.relu),
+        FL(F.local_response_normalization, n=3, alpha=5e-5, beta=0.75, k=2),
+        L.Convolution2D(64, 32, 3, pad=1),
+        FL(F.relu),
+        L.Convolution2D(32, 32, 3, pad=1),
+        FL(F.relu),
         L.Linear(28800, 10),
     ]
     branch2 = [ResBlock(16, 16), L.Linear(14400, 10)]

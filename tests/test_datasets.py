@@ -69,12 +69,21 @@ def test_a_data_folder_that_is_a_file(monkeypatch, tmp_path, capsys, command):
     monkeypatch.setenv('BRANCHYNET_DATA', str(file))
     assert cli.main(command) == 2
     assert capsys.readouterr().err == (
-        f'branchynet: BRANCHYNET_DATA names {file}, which is a file: let it name a folder\n')
+        f'branchynet: BRANCHYNET_DATA names {file}, which is a file: let it name a folder\n'
+    )
 
 
-@pytest.mark.parametrize('damage', [
-    lambda b: b[:1000], lambda b: b'no gzip', lambda b: b'', lambda b: gzip.compress(b'other content'),
-    lambda b: b[:5000] + b'\xff\xff\xff\xff' + b[5004:], None])
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda b: b[:1000],
+        lambda b: b'no gzip',
+        lambda b: b'',
+        lambda b: gzip.compress(b'other content'),
+        lambda b: b[:5000] + b'\xff\xff\xff\xff' + b[5004:],
+        None,
+    ],
+)
 def test_a_damaged_or_missing_file_is_named_and_kept(monkeypatch, tmp_path, damage):
     for name in mnist.FILES:
         with open(mnist.path(name), 'rb') as f:
@@ -96,8 +105,11 @@ def test_a_damaged_or_missing_file_is_named_and_kept(monkeypatch, tmp_path, dama
 
 
 @settings(deadline=None)  # scikit-learn is imported by the first
-@given(counts=st.lists(st.integers(10, 60), min_size=2, max_size=10), share=st.floats(.2, .8),
-       seed=st.integers(0, 2**32 - 1))
+@given(
+    counts=st.lists(st.integers(10, 60), min_size=2, max_size=10),
+    share=st.floats(0.2, 0.8),
+    seed=st.integers(0, 2**32 - 1),
+)
 def test_a_stratified_split(counts, share, seed):
     y = np.repeat(np.arange(len(counts)), counts)
     kept, held = splits.stratified(y, share, seed)
