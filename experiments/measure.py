@@ -78,7 +78,7 @@ def committed(root: str, out: str, device: Any) -> int:
         missing = _weights_not_kept(folder)
         if missing:
             _write_again(folder, target)
-            print(f'{folder}: {missing[0]} is too large to be kept; tables and figures were made from results.json '
+            print(f'{folder}: {missing[0]} was not kept; tables and figures were made from results.json '
                   f'and written to {target}')
         else:
             status = max(status, measure(folder, target, device))
@@ -100,9 +100,16 @@ def _weights_not_kept(folder: str) -> list[str]:
     """
     listed = verify.read(folder).sha256
     found = conversion.read(folder)
-    names = [os.path.basename(path) for name, seeds in found.experiments.items() for run in seeds
-             for path in reproduce.weights_of(name, run, folder)]
-    return [name for name in names if name not in listed]
+    wanted = [path for name, seeds in found.experiments.items() for run in seeds if hasattr(run, 'training')
+              for path in _weights_to_measure(name, run, folder)]
+    return [name for name in map(os.path.basename, wanted) if name not in listed]
+
+
+def _weights_to_measure(name: str, run: Any, folder: str) -> list[str]:
+    """The paths of the weights that a measurement of a run takes."""
+    which = folder, name, run.part, run.seed
+    main = [runs.main_weights_path(*which)] if isinstance(run, results.NetworkRun) else []
+    return [runs.weights_path(*which), *main]
 
 
 def _copy_weights(found: results.Results, folder: str, target: str) -> None:
@@ -136,10 +143,7 @@ def _check_weights(trained: dict[str, list[Any]], folder: str) -> None:
     for name, seeds in trained.items():
         for run in seeds:
             reproduce.kept_weights(name, run, folder)
-            wanted = [runs.weights_path(folder, name, run.part, run.seed)]
-            if isinstance(run, results.NetworkRun):
-                wanted.append(runs.main_weights_path(folder, name, run.part, run.seed))
-            for path in wanted:
+            for path in _weights_to_measure(name, run, folder):
                 if not os.path.exists(path):
                     raise FileNotFoundError(
                         f"{path} is missing: '{run.training.environment.command}' writes it")
