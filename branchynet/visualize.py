@@ -1,38 +1,50 @@
 """Figures of training, of the trade-off between accuracy and time, and of the exits.
 
-Every function returns its matplotlib Figure. With a path (``output_path``, in plot_layers
-``save_name``) the figure is saved there in the format that the suffix names (.png, .pdf, .svg) and
-pyplot never learns of it. Without one it is a pyplot figure, left open: a notebook shows it after the
-cell (and a second time if the call is the cell's last line without a semicolon), a script at
-``plt.show()``. matplotlib is imported at the first call only, its settings and backend stay as they are.
+Every function returns its matplotlib Figure. With a path (``output_path``; ``save_name`` in plot_layers) the figure is
+saved there, in the format that the suffix names (.png, .pdf, .svg), and pyplot does not keep it. Without a path it is
+an open pyplot figure: a notebook shows it below the cell (twice if the call is the cell's last line and has no
+semicolon), a script shows it at ``plt.show()``. matplotlib is imported by the first call. Its settings and its backend
+stay as they are.
 
-Accuracies are fractions in [0, 1] and are shown in percent.
+Accuracies and probabilities are fractions in [0, 1]; the figures show them in percent.
 """
+from __future__ import annotations
+
 import contextlib
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Iterator, Mapping, Optional, Sequence, Union
 
 import numpy as np
 
 from branchynet import _chainer  # noqa: F401
 from chainer.backends.cuda import to_cpu
 
-from branchynet import functions, utils
+from branchynet import functions, sweep, utils
 from branchynet.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+PathLike = Union[str, Path]
+Setting = Union[float, Sequence[float]]  # percentTestExits or thresholdExits
+Point = tuple  # (x, y)
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9'
 COLORS = [BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY]
 GREY, BLACK = '#777777', '#000000'
-LINES = ['-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1))]  # and these tell them apart in print
+LINES = ['-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1))]  # tell lines apart where print has no colours
 
 STYLE = {
     'figure.figsize': (4.5, 3.2),
     'figure.dpi': 120,
     'figure.constrained_layout.use': True,
     'savefig.dpi': 300,
-    'pdf.fonttype': 42,  # fonts that journals accept and editors can change
-    'svg.hashsalt': 'branchynet',  # the same bytes for the same figure
+    'pdf.fonttype': 42,  # TrueType: journals accept it, and the text can be edited
+    'svg.hashsalt': 'branchynet',  # the same figure has the same bytes
     'font.size': 9,
     'axes.titlesize': 10,
     'axes.labelsize': 9,
@@ -52,12 +64,14 @@ STYLE = {
 }
 
 
-def plot_layers(values, save_name=None, xlabel='', ylabel=''):
-    """One line per exit over the epochs.
+def plot_layers(values: Sequence, save_name: Optional[PathLike] = None, xlabel: str = '', ylabel: str = '') -> Figure:
+    """Draws a line per exit over the epochs.
 
     Args:
-        values: per epoch a scalar or an array (exits,), as utils.train returns losses and accuracies.
+        values: losses or accuracies as utils.train returns them: per epoch a scalar or an array (exits,).
         save_name: path of the file.
+        xlabel: label of the x axis.
+        ylabel: label of the y axis.
     """
     with _figure(save_name) as figure:
         axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
@@ -66,12 +80,15 @@ def plot_layers(values, save_name=None, xlabel='', ylabel=''):
     return figure
 
 
-def plot_curves(losses, accs, labels=None, output_path=None):
-    """Loss and accuracy over the epochs in two panels, one line per exit.
+def plot_curves(losses: Sequence, accs: Sequence, labels: Optional[Sequence[str]] = None,
+                output_path: Optional[PathLike] = None) -> Figure:
+    """Draws loss and accuracy over the epochs in two panels, a line per exit.
 
     Args:
-        losses, accs: per epoch a scalar or an array (exits,), as utils.train returns them.
-        labels: names of the exits; 'Exit 1', ... by default.
+        losses: losses as utils.train returns them: per epoch a scalar or an array (exits,).
+        accs: accuracies in the same form.
+        labels: names of the exits; 'Exit 1', 'Exit 2', ... by default.
+        output_path: path of the file.
     """
     with _figure(output_path, columns=2) as figure:
         left = figure.add_subplot(1, 2, 1, xlabel='Epoch', ylabel='Training loss')
@@ -83,13 +100,17 @@ def plot_curves(losses, accs, labels=None, output_path=None):
     return figure
 
 
-def plot_tradeoff(ps, accs, diffs, baseacc, basediff, output_path=None):
-    """Accuracy and time of every setting, in two panels under each other; the baseline as a line.
+def plot_tradeoff(ps: Sequence[Setting], accs: Sequence[float], diffs: Sequence[float], baseacc: float,
+                  basediff: float, output_path: Optional[PathLike] = None) -> Figure:
+    """Draws accuracy and time of every setting in two panels, one above the other; the baseline is a line.
 
     Args:
-        ps: the settings, scalars or lists (percentTestExits or thresholds), one per tick.
-        accs, diffs: accuracy and time of every setting, as utils.test_suite_A and _B return them.
-        baseacc, basediff: accuracy and time of the baseline, in the units of accs and diffs.
+        ps: the settings, a tick each.
+        accs: accuracy of every setting, as utils.test_suite_A and test_suite_B return it.
+        diffs: time of every setting, as they return it.
+        baseacc: the baseline's accuracy.
+        basediff: the baseline's time, in the unit of diffs.
+        output_path: path of the file.
     """
     with _figure(output_path, rows=2) as figure:
         upper, lower = figure.subplots(2, sharex=True)
@@ -106,65 +127,83 @@ def plot_tradeoff(ps, accs, diffs, baseacc, basediff, output_path=None):
     return figure
 
 
-def plot_roc(ps, accs, diffs, baseacc, basediff, output_path=None):
-    """Change of accuracy against speed-up, both over the baseline, of every setting.
+def plot_roc(ps: Sequence[Setting], accs: Sequence[float], diffs: Sequence[float], baseacc: float, basediff: float,
+             output_path: Optional[PathLike] = None) -> Figure:
+    """Draws the change of accuracy against the speed-up, both over the baseline, of every setting.
 
-    The line joins the settings that no other beats in both; its two ends, the most accurate and the
-    fastest, are named.
+    The line joins the Pareto front (sweep.pareto). The settings at its two ends, the most accurate and the fastest,
+    are named.
 
     Args:
-        ps: the settings, scalars or lists (percentTestExits or thresholds).
-        accs, diffs: accuracy and time of every setting.
-        baseacc, basediff: accuracy and time of the baseline, in the units of accs and diffs.
+        ps: the settings.
+        accs: their accuracies.
+        diffs: their times.
+        baseacc: the baseline's accuracy.
+        basediff: the baseline's time, in the unit of diffs.
+        output_path: path of the file.
     """
     gains = basediff / np.asarray(diffs)
     changes = 100 * (np.asarray(accs) - baseacc)
-    best = _front(gains, changes)
+    best = sweep.pareto(accs, diffs)[::-1]  # by rising gain
     with _figure(output_path) as figure:
         axes = figure.add_subplot(xlabel='Speed-up over the baseline', ylabel='Change of accuracy (points)')
         axes.plot(gains, changes, 'o', color=SKY, alpha=.6, markeredgewidth=0, label='All settings')
         axes.plot(gains[best], changes[best], 'o-', color=BLUE, label='Best settings')
         axes.plot(1, 0, 'D', color=VERMILION, markersize=7, label='Baseline')
         for k, place in ((best[0], {'xytext': (0, 7)}), (best[-1], {'xytext': (6, 0), 'va': 'center'})):
-            axes.annotate('T = ' + _setting(ps[k]), (gains[k], changes[k]), textcoords='offset points', fontsize=8,
+            axes.annotate(f'T = {_setting(ps[k])}', (gains[k], changes[k]), textcoords='offset points', fontsize=8,
                           **place)
         axes.xaxis.set_major_formatter('{x:g}x')
-        axes.legend(loc='lower left')  # slow and inaccurate: the emptiest corner
+        axes.legend(loc='lower left')  # slow and inaccurate settings: the emptiest corner
     return figure
 
 
-def plot_line_tradeoff(accs, diffs, ps, exits, baseacc, basediff, orig_label='Baseline', title=None,
-                       our_label='Our Method', xlabel='Runtime (ms)', ylabel='Classification Accuracy',
-                       all_samples=False, knee_idx=None, xlim=None, ylim=None, inc_amt=-0.0005, output_path=None):
-    """The trade-off curve of a BranchyNet beside its baseline (figure 3 of the paper).
+def plot_line_tradeoff(
+        accs: Sequence[float], diffs: Sequence[float], ps: Sequence[Sequence[float]], exits: Sequence[Sequence[int]],
+        baseacc: float, basediff: float, orig_label: str = 'Baseline', title: Optional[str] = None,
+        our_label: str = 'Our Method', xlabel: str = 'Runtime (ms)', ylabel: str = 'Classification Accuracy',
+        all_samples: bool = False, knee_idx: Optional[int] = None, xlim: Optional[tuple[float, float]] = None,
+        ylim: Optional[tuple[float, float]] = None, inc_amt: float = -0.0005,
+        output_path: Optional[PathLike] = None) -> Figure:
+    """Draws the trade-off curve of a BranchyNet and its baseline (figure 3 of the paper).
 
-    The curve runs through the settings that utils.get_inc_points keeps.
+    The curve joins the settings that utils.get_inc_points keeps.
 
     Args:
-        accs, diffs, ps, exits: accuracy, time, thresholds and number per exit of every setting, as
-            utils.screen_branchy returns them; times in the unit that xlabel names.
-        baseacc, basediff: accuracy and time of the baseline, in the units of accs and diffs.
-        all_samples: draws every setting too.
+        accs: accuracy of every setting, as utils.screen_branchy returns it.
+        diffs: time of every setting, in the unit that xlabel names.
+        ps: thresholds of every setting.
+        exits: number of samples per exit of every setting.
+        baseacc: the baseline's accuracy.
+        basediff: the baseline's time.
+        orig_label: name of the baseline.
+        title: title of the figure.
+        our_label: name of the BranchyNet.
+        xlabel: label of the x axis.
+        ylabel: label of the y axis.
+        all_samples: whether every setting is drawn too.
         knee_idx: which of the kept settings (by rising time, from 0) is marked as the knee.
-        xlim, ylim: limits of the axes; those of accuracy as fractions.
-        inc_amt: by how much the accuracy must exceed the last kept one.
+        xlim: limits of the time.
+        ylim: limits of the accuracy.
+        inc_amt: by how much an accuracy must exceed the last one kept.
+        output_path: path of the file.
 
     Raises:
-        ValueError: knee_idx is none of the kept settings.
+        ValueError: knee_idx is not one of the kept settings.
     """
     kept_accs, kept_times, kept_ps, _ = utils.get_inc_points(accs, diffs, ps, exits, inc_amt)
     if knee_idx is not None and not 0 <= knee_idx < len(kept_accs):
-        raise ValueError('knee_idx must be one of the %d kept settings, 0 to %d, not %s' % (
-            len(kept_accs), len(kept_accs) - 1, knee_idx))
+        raise ValueError(f'knee_idx must be one of the {len(kept_accs)} kept settings, 0 to {len(kept_accs) - 1}, '
+                         f'not {knee_idx}')
     with _figure(output_path) as figure:
         axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel, title=title)
         if all_samples:
             axes.plot(diffs, accs, 'o', color=SKY, alpha=.5, markersize=3.5, markeredgewidth=0,
-                      label=our_label + ', all settings')
+                      label=f'{our_label}, all settings')
         axes.plot(kept_times, kept_accs, 'o-', color=BLUE, label=our_label)
         if knee_idx is not None:
             axes.plot(kept_times[knee_idx], kept_accs[knee_idx], '*', color=ORANGE, markersize=13,
-                      markeredgecolor='black', markeredgewidth=.6, label='Knee: T = ' + _setting(kept_ps[knee_idx]))
+                      markeredgecolor='black', markeredgewidth=.6, label=f'Knee: T = {_setting(kept_ps[knee_idx])}')
         axes.plot(basediff, baseacc, 'D', color=VERMILION, markersize=7, label=orig_label)
         _percent(axes.yaxis)
         axes.set(xlim=xlim, ylim=ylim)
@@ -172,14 +211,15 @@ def plot_line_tradeoff(accs, diffs, ps, exits, baseacc, basediff, orig_label='Ba
     return figure
 
 
-def plot_layer_entropy(net, x, output_path=None):
-    """Share of samples whose entropy at an exit is below a threshold, for every exit and threshold.
+def plot_layer_entropy(net: Any, x: Any, output_path: Optional[PathLike] = None) -> Figure:
+    """Draws, for every exit, the share of samples whose entropy is below a threshold, against the threshold.
 
-    Read upwards from a threshold, a line gives the share that would leave at that exit were it the first.
+    At a threshold, a line's height is the share that would leave at that exit if it were the first.
 
     Args:
         net: a BranchyNet.
         x: samples (N, ...), on the net's device.
+        output_path: path of the file.
     """
     with _figure(output_path) as figure:
         axes = figure.add_subplot(xlabel='Entropy (nat)', ylabel='Samples below')
@@ -187,25 +227,30 @@ def plot_layer_entropy(net, x, output_path=None):
         for k, prob in enumerate(net.get_SM(x)):
             entropies = np.sort(to_cpu(functions.entropy(prob)))
             axes.step(entropies, np.arange(1, len(entropies) + 1) / len(entropies), where='post',
-                      label='Exit %d' % (k + 1), **_line(k))
+                      label=f'Exit {k + 1}', **_line(k))
         _percent(axes.yaxis)
         _legend(axes)
     return figure
 
 
-def plot_exits(exits, accs, exits2, accs2, i=0, labels=('Network 1', 'Network 2'), output_path=None):
-    """Accuracy against the share of samples that leave at exit i, for two networks.
+def plot_exits(exits: Sequence[Sequence[int]], accs: Sequence[float], exits2: Sequence[Sequence[int]],
+               accs2: Sequence[float], i: int = 0, labels: Sequence[str] = ('Network 1', 'Network 2'),
+               output_path: Optional[PathLike] = None) -> Figure:
+    """Draws accuracy against the share of samples that leave at exit i, for two networks.
 
-    Every setting is a point; the line joins the most accurate at each share.
+    Every setting is a point; the line joins the most accurate setting at each share.
 
     Args:
-        exits, exits2: (settings, exits), number of samples that left at every exit.
-        accs, accs2: (settings,), accuracy.
+        exits: (settings, exits), number of samples that left at every exit of the first network.
+        accs: (settings,), its accuracies.
+        exits2: exits of the second network.
+        accs2: accuracies of the second network.
         i: the exit, from 0.
-        labels: names of the two.
+        labels: names of the two networks.
+        output_path: path of the file.
     """
     with _figure(output_path) as figure:
-        axes = figure.add_subplot(xlabel='Samples leaving at exit %d' % (i + 1), ylabel='Accuracy')
+        axes = figure.add_subplot(xlabel=f'Samples leaving at exit {i + 1}', ylabel='Accuracy')
         for k, (counts, values, marker) in enumerate(((exits, accs, 'o'), (exits2, accs2, 's'))):
             counts = np.asarray(counts)
             share = counts[:, i] / counts.sum(axis=1)
@@ -217,12 +262,15 @@ def plot_exits(exits, accs, exits2, accs2, i=0, labels=('Network 1', 'Network 2'
     return figure
 
 
-def plot_runtimes(labels, times, xlabel='Runtime (ms)', output_path=None):
-    """A bar with its value for the time of every network, the first on top.
+def plot_runtimes(labels: Sequence[str], times: Sequence[float], xlabel: str = 'Runtime (ms)',
+                  output_path: Optional[PathLike] = None) -> Figure:
+    """Draws a bar with its value for the time of every network, the first on top.
 
     Args:
-        labels: their names.
+        labels: names of the networks.
         times: (networks,), in the unit that xlabel names.
+        xlabel: label of the x axis.
+        output_path: path of the file.
     """
     with _figure(output_path) as figure:
         axes = figure.add_subplot(xlabel=xlabel)
@@ -235,46 +283,54 @@ def plot_runtimes(labels, times, xlabel='Runtime (ms)', output_path=None):
     return figure
 
 
-def plot_relative_tradeoff(curves, base_accuracy, knee, published=(), published_base=None, network='Network',
-                           output_path=None):
-    """Accuracy against the share of the baseline's time, one line per clock (figure 3 of the paper).
+def plot_relative_tradeoff(
+        curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], base_accuracy: float, knee: int,
+        published: Sequence[Point] = (), published_base: Optional[float] = None, network: str = 'Network',
+        output_path: Optional[PathLike] = None) -> Figure:
+    """Draws accuracy against the share of the baseline's time, a line per clock (figure 3 of the paper).
 
     Args:
-        curves: {label: (shares of the baseline's time, accuracies)} of every setting; a line joins those that no
-            other beats.
-        base_accuracy: of the baseline.
-        knee: index of the setting that is marked.
-        published: (share of its baseline's time, accuracy) points of the paper. published_base: accuracy of its
-            baseline.
+        curves: {label: (shares of the baseline's time, accuracies)} of every setting. A line joins the Pareto front.
+        base_accuracy: the baseline's accuracy.
+        knee: index of the setting that is marked as the knee.
+        published: points (share of its baseline's time, accuracy) of the paper.
+        published_base: accuracy of the paper's baseline.
         network: the baseline's name.
+        output_path: path of the file.
     """
     with _figure(output_path) as figure:
         axes = figure.add_subplot(xlabel="Time, in units of the baseline's", ylabel='Accuracy')
-        for k, (label, (times, accuracies)) in enumerate(curves.items()):
-            times, accuracies = np.asarray(times), np.asarray(accuracies)
-            best = _front(1 / times, accuracies)
+        for k, (label, (shares, values)) in enumerate(curves.items()):
+            times, accuracies = np.asarray(shares), np.asarray(values)
+            best = sweep.pareto(accuracies, times)
             axes.plot(times, accuracies, 'o', color=COLORS[k], alpha=.15, markersize=3, markeredgewidth=0)
-            axes.plot(times[best], accuracies[best], marker='o', markersize=3, label='B-%s, %s' % (network, label),
+            axes.plot(times[best], accuracies[best], marker='o', markersize=3, label=f'B-{network}, {label}',
                       **_line(k))
             axes.plot(times[knee], accuracies[knee], '*', color=ORANGE, markersize=12, markeredgecolor='black',
                       markeredgewidth=.6, zorder=3, label='Knee' if k == 0 else None)
         if len(published):
             axes.plot(*np.transpose(sorted(published)), 's--', color=GREY, markersize=4, linewidth=1,
-                      label='B-%s, published' % network)
-            axes.plot(1, published_base, 'D', color=GREY, markersize=6, label='%s, published' % network)
+                      label=f'B-{network}, published')
+            axes.plot(1, published_base, 'D', color=GREY, markersize=6, label=f'{network}, published')
         axes.plot(1, base_accuracy, 'D', color=BLACK, markersize=6, label=network)
         axes.set_xlim(left=0)
         _percent(axes.yaxis)
-        axes.legend(loc='upper center', bbox_to_anchor=(.5, -.16), ncol=2)  # beside the points, wherever they lie
+        axes.legend(loc='upper center', bbox_to_anchor=(.5, -.16), ncol=2)  # outside: points may lie anywhere inside
     return figure
 
 
-def plot_exit1(share, accuracy, entropy, published_accuracy=(), published_entropy=(), output_path=None):
-    """Accuracy and the highest entropy that leaves against the share that leaves at exit 1 (figure 4 of the paper).
+def plot_exit1(share: Sequence[float], accuracy: Sequence[float], entropy: Sequence[float],
+               published_accuracy: Sequence[Point] = (), published_entropy: Sequence[Point] = (),
+               output_path: Optional[PathLike] = None) -> Figure:
+    """Draws accuracy and the highest entropy that leaves against the share leaving at exit 1 (figure 4 of the paper).
 
     Args:
-        share, accuracy: shares in [0, 1]; entropy: nats. One each per setting.
-        published_accuracy, published_entropy: (share, value) points of the paper.
+        share: (settings,), share of samples leaving at exit 1.
+        accuracy: (settings,).
+        entropy: (settings,), nats.
+        published_accuracy: points (share, accuracy) of the paper.
+        published_entropy: points (share, nats) of the paper.
+        output_path: path of the file.
     """
     with _figure(output_path, columns=2) as figure:
         left = figure.add_subplot(1, 2, 1, xlabel='Samples leaving at exit 1', ylabel='Accuracy')
@@ -289,13 +345,16 @@ def plot_exit1(share, accuracy, entropy, published_accuracy=(), published_entrop
     return figure
 
 
-def plot_comparison(names, accuracies, published, xlabel='', output_path=None):
-    """Accuracy of variants of a network: a dot per run, a line through the means where the names are numbers.
+def plot_comparison(names: Sequence[str], accuracies: Sequence[Sequence[float]], published: Mapping[str, float],
+                    xlabel: str = '', output_path: Optional[PathLike] = None) -> Figure:
+    """Draws the accuracy of variants of a network, a dot per run; a line joins the means where names are numbers.
 
     Args:
         names: of the variants.
-        accuracies: per variant its runs' accuracies.
-        published: {name: accuracy}.
+        accuracies: per variant the accuracies of its runs.
+        published: the paper's accuracy by name.
+        xlabel: label of the x axis.
+        output_path: path of the file.
     """
     with _figure(output_path) as figure:
         axes = figure.add_subplot(xlabel=xlabel, ylabel='Accuracy of the final exit')
@@ -314,17 +373,24 @@ def plot_comparison(names, accuracies, published, xlabel='', output_path=None):
     return figure
 
 
-def plot_cache_misses(times, rates, base_time, base_rate, published=(), published_base=(), output_path=None):
-    """Cache miss rate against runtime (figure 6 of the paper): measured beside published, each on axes of its own.
+def plot_cache_misses(times: Sequence[float], rates: Sequence[float], base_time: float, base_rate: float,
+                      published: Sequence[Point] = (), published_base: Point = (),
+                      output_path: Optional[PathLike] = None) -> Figure:
+    """Draws the rate of cache misses against the runtime (figure 6 of the paper), measured and published panels.
 
     Args:
-        times, rates: ms and shares of every setting. base_time, base_rate: of the baseline.
-        published: (ms, share) points of the paper. published_base: one, of its baseline.
+        times: (settings,), ms.
+        rates: (settings,), misses as a share of loads and stores.
+        base_time: the baseline's time, ms.
+        base_rate: the baseline's rate.
+        published: points (ms, rate) of the paper.
+        published_base: the point of the paper's baseline.
+        output_path: path of the file.
     """
     with _figure(output_path, columns=1 + bool(len(published))) as figure:
         panels = [('Measured', list(zip(times, rates)), (base_time, base_rate))]
         if len(published):
-            panels.append(('Published', published, published_base))
+            panels.append(('Published', list(published), published_base))
         for k, (title, points, base) in enumerate(panels):
             axes = figure.add_subplot(1, len(panels), k + 1, title=title, xlabel='Runtime (ms)',
                                       ylabel='Cache miss rate')
@@ -336,12 +402,133 @@ def plot_cache_misses(times, rates, base_time, base_rate, published=(), publishe
     return figure
 
 
+def plot_leaving(x: np.ndarray, labels: np.ndarray, probs: np.ndarray, exits: np.ndarray, names: Sequence[str],
+                 count: int = 5, output_path: Optional[PathLike] = None) -> Figure:
+    """Shows samples that leave at every exit: the easiest and the hardest, those classified rightly and wrongly.
+
+    A sample is easy where the entropy at the exit that it leaves is low. Below it stands the class that the exit
+    names, and below that the entropy in nats; under a wrong one also the true class.
+
+    Args:
+        x: images (N, C, H, W) of 1 or 3 channels. Each is shown from its own darkest to its own brightest value.
+        labels: int (N,), the true classes.
+        probs: (E, N, K), softmax of every exit.
+        exits: int (N,), the exit at which each sample leaves, from 0.
+        names: of the K classes.
+        count: of samples in each group, at most.
+        output_path: path of the file.
+    """
+    entropies = np.stack([functions.entropy(prob) for prob in probs])[exits, np.arange(len(x))]
+    answers = probs.argmax(axis=2)[exits, np.arange(len(x))]
+    rows = [(k, right) for k in range(len(probs)) for right in (True, False)]
+    with _figure(output_path, columns=2, rows=.75 + .72 * len(rows)) as figure:
+        panels = figure.subplots(len(rows), 2, squeeze=False)
+        for (k, right), pair in zip(rows, panels):
+            group = np.flatnonzero((exits == k) & ((answers == labels) == right))
+            group = group[np.argsort(entropies[group], kind='stable')]
+            title = f"Exit {k + 1}, {'right' if right else 'wrong'}"
+            for axes, chosen, which in ((pair[0], group[:count], 'easiest'), (pair[1], group[::-1][:count], 'hardest')):
+                axes.set_title(f'{title}: {which} of {len(group)}', loc='left', fontsize=9)
+                texts = [f'{names[answers[i]]}' + ('' if right else f'\nis {names[labels[i]]}')
+                         + f'\n{entropies[i]:.2g}' for i in chosen]
+                _strip(axes, x[chosen], texts, count)
+    return figure
+
+
+def _strip(axes: Axes, images: np.ndarray, texts: Sequence[str], count: int) -> None:
+    """Shows up to ``count`` images (B, C, H, W) in a row, a text under each."""
+    from skimage import exposure, util
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelsize=7, pad=2)
+    axes.set_yticks([])
+    gap, (height, width) = 2, images.shape[2:]
+    axes.set(xlim=(-.5, count * (width + gap) + gap - .5), ylim=(height + 2 * gap - .5, -.5))
+    if not len(images):
+        axes.text(0, (height + gap) / 2, 'none', color=GREY, fontsize=8)
+        axes.set_xticks([])
+        return
+    scaled = [exposure.rescale_intensity(image.astype(float), out_range=(0., 1.)).transpose(1, 2, 0)
+              for image in images]
+    montage = util.montage(scaled, grid_shape=(1, len(scaled)), padding_width=gap, fill=[1.] * scaled[0].shape[2],
+                           channel_axis=3)
+    axes.imshow(montage.squeeze(), cmap='gray_r' if montage.shape[2] == 1 else None, vmin=0, vmax=1,
+                interpolation='nearest')
+    axes.set(xlim=(-.5, count * (width + gap) + gap - .5), ylim=(height + 2 * gap - .5, -.5))
+    axes.set_xticks([gap + width / 2 - .5 + i * (width + gap) for i in range(len(images))], texts)
+
+
+def plot_confusion(labels: np.ndarray, probs: np.ndarray, names: Sequence[str],
+                   output_path: Optional[PathLike] = None) -> Figure:
+    """Draws a confusion matrix per exit: of the samples of each true class, the percentage that gets each answer.
+
+    Every exit answers for all samples, whether or not they would leave earlier.
+
+    Args:
+        labels: int (N,), the true classes.
+        probs: (E, N, K), softmax of every exit.
+        names: of the K classes.
+        output_path: path of the file.
+    """
+    from sklearn.metrics import confusion_matrix
+    with _figure(output_path, columns=.85 * len(probs), rows=1.3) as figure:
+        for k, (axes, prob) in enumerate(zip(figure.subplots(1, len(probs), squeeze=False)[0], probs)):
+            answers = prob.argmax(axis=1)
+            matrix = 100 * confusion_matrix(labels, answers, labels=range(len(names)), normalize='true')
+            axes.imshow(matrix, cmap='Blues', vmin=0, vmax=100)
+            for (row, column), value in np.ndenumerate(matrix):
+                if value >= .05:
+                    axes.text(column, row, f'{value:.0f}' if value >= 9.95 else f'{value:.1f}', ha='center', va='center',
+                              fontsize=6, color='white' if value > 50 else BLACK)
+            axes.grid(visible=False)
+            axes.tick_params(length=0)
+            axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 2 else 0)
+            axes.set_yticks(range(len(names)), names if k == 0 else [])
+            axes.set(title=f'Exit {k + 1}: {100 * np.mean(answers == labels):.2f} % right', xlabel='Answer (%)',
+                     ylabel='True class' if k == 0 else '')
+    return figure
+
+
+def plot_reliability(labels: np.ndarray, probs: np.ndarray, bins: int = 10,
+                     output_path: Optional[PathLike] = None) -> Figure:
+    """Draws a reliability diagram per exit: how often the answer is right against its probability.
+
+    Bins hold equally many samples, as most probabilities lie near 1. On the diagonal an exit is calibrated, below it
+    is too sure. Beside it stand the log loss of the true class (nats) and the Brier score of the answer, which is the
+    mean square of (probability of the answer - 1 where it is right, else 0).
+
+    Args:
+        labels: int (N,), the true classes.
+        probs: (E, N, K), softmax of every exit.
+        bins: number of bins, at most.
+        output_path: path of the file.
+    """
+    from sklearn.calibration import calibration_curve
+    from sklearn.metrics import brier_score_loss, log_loss
+    with _figure(output_path, columns=.75 * len(probs)) as figure:
+        for k, (axes, prob) in enumerate(zip(figure.subplots(1, len(probs), squeeze=False)[0], probs.astype(float))):
+            prob = prob / prob.sum(axis=1, keepdims=True)  # log_loss asks for sums of 1 in float64
+            right, sure = prob.argmax(axis=1) == labels, prob.max(axis=1).clip(0, 1)
+            shares, confidences = calibration_curve(right, sure, n_bins=bins, strategy='quantile')
+            loss = log_loss(labels, prob, labels=range(prob.shape[1]))
+            brier = brier_score_loss(right, sure, pos_label=True)
+            low = min(confidences.min(), shares.min())
+            axes.plot([low, 1], [low, 1], color=GREY, linewidth=1, linestyle='--')
+            axes.plot(confidences, shares, 'o-', color=COLORS[k % len(COLORS)])
+            axes.text(.97, .04, f'log loss {loss:.3f} nat\nBrier score {brier:.3f}', transform=axes.transAxes,
+                      ha='right', fontsize=8)
+            axes.set(title=f'Exit {k + 1}', xlabel="Answer's probability", ylabel='Right' if k == 0 else '')
+            _percent(axes.xaxis)
+            _percent(axes.yaxis)
+    return figure
+
+
 @contextlib.contextmanager
-def _figure(path, rows=1, columns=1):
-    """An empty figure in this file's style; saved at path at the end, or pyplot's if there is none."""
+def _figure(path: Optional[PathLike], rows: float = 1, columns: float = 1) -> Iterator[Figure]:
+    """Yields an empty figure in this file's style, and saves it at path; without a path it stays pyplot's."""
     import matplotlib
     if path is None:
-        matplotlib.get_backend()  # settles it now: within rc_context matplotlib 3.5 would forget it again
+        matplotlib.get_backend()  # chooses it now: a choice made within rc_context is lost in matplotlib 3.5
     with matplotlib.rc_context(STYLE):
         width, height = STYLE['figure.figsize']
         size = columns * width, (1 + .5 * (rows - 1)) * height
@@ -356,65 +543,67 @@ def _figure(path, rows=1, columns=1):
 
 
 @contextlib.contextmanager
-def _pyplot_figure(size):
+def _pyplot_figure(size: tuple[float, float]) -> Iterator[Figure]:
     from matplotlib import pyplot
     figure = pyplot.figure(figsize=size)
     try:
         yield figure
-        figure.canvas.draw()  # what is left to the first drawing (ticks) would miss the style
+        figure.canvas.draw()  # ticks are made by the first drawing, which has to happen within the style
     except BaseException:
         pyplot.close(figure)
         raise
 
 
-def _save(figure, path):
+def _save(figure: Figure, path: Path) -> None:
     if not path.suffix:
-        raise ValueError('the path of a figure must end in its format, as in .pdf or .png, not %s' % path)
-    dates = {'.pdf': {'CreationDate': None}, '.svg': {'Date': None}}  # the same bytes for the same figure
+        raise ValueError(f'the path of a figure must end in its format, as in .pdf or .png, not {path}')
+    dates = {'.pdf': {'CreationDate': None}, '.svg': {'Date': None}}  # the same figure has the same bytes
     image = io.BytesIO()
     figure.savefig(image, format=path.suffix[1:], metadata=dates.get(path.suffix))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(str(path), image.getvalue())
 
 
-def _line(k):
+def _line(k: int) -> dict[str, Any]:
+    """Colour and dashes of line k."""
     return {'color': COLORS[k % len(COLORS)], 'linestyle': LINES[k % len(LINES)]}
 
 
-def _epochs(axes, values, labels=None):
+def _epochs(axes: Axes, values: Sequence, labels: Optional[Sequence[str]] = None) -> None:
+    """Draws a line per exit; values hold per epoch a scalar or an array (exits,)."""
     from matplotlib.ticker import MaxNLocator
-    values = np.array([np.atleast_1d(value) for value in values])
-    if labels is None:
-        labels = ['Exit %d' % (k + 1) for k in range(values.shape[1])]
-    marker = 'o' if len(values) == 1 else None  # a line needs two
-    for k, (line, label) in enumerate(zip(values.T, labels)):
+    table = np.array([np.atleast_1d(value) for value in values])
+    names = labels or [f'Exit {k + 1}' for k in range(table.shape[1])]
+    marker = 'o' if len(table) == 1 else None  # a line needs two epochs
+    for k, (line, label) in enumerate(zip(table.T, names)):
         axes.plot(range(1, len(line) + 1), line, marker=marker, label=label, **_line(k))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
 
-def _legend(axes):
+def _legend(axes: Axes) -> None:
+    """Adds a legend where there are several lines."""
     if len(axes.get_legend_handles_labels()[0]) > 1:
         axes.legend()
 
 
-def _percent(axis):
-    """Shows fractions in percent, with the decimals that the ticks need (PercentFormatter adds one)."""
+def _percent(axis: Axis) -> None:
+    """Shows fractions in percent with as many decimals as the ticks need (PercentFormatter adds one too many)."""
     from matplotlib.ticker import FuncFormatter
 
-    def label(value, _):
+    def label(value: float, _: Optional[int]) -> str:
         ticks = 100 * axis.get_majorticklocs()
         decimals = next(d for d in range(9) if d == 8 or np.allclose(ticks.round(d), ticks, rtol=0, atol=1e-8))
-        return '%.*f %%' % (decimals, 100 * value)
+        return f'{100 * value:.{decimals}f} %'
 
     axis.set_major_formatter(FuncFormatter(label))
 
 
-def _setting(p):
-    return ', '.join('%g' % value for value in np.atleast_1d(p))
+def _setting(p: Setting) -> str:
+    return ', '.join(f'{value:g}' for value in np.atleast_1d(p))
 
 
-def _setting_ticks(axes, ps):
-    """Names the settings under an axis of their indices, as many as there is room for."""
+def _setting_ticks(axes: Axes, ps: Sequence[Setting]) -> None:
+    """Names settings under an x axis of their indices, as many as there is room for."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
     axes.xaxis.set_major_locator(MaxNLocator(9, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(
@@ -422,17 +611,9 @@ def _setting_ticks(axes, ps):
     axes.tick_params(axis='x', rotation=30)
 
 
-def _best_at_each(share, accs):
+def _best_at_each(share: np.ndarray, accs: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """The distinct shares, ascending, and the highest accuracy at each."""
     share, group = np.unique(share, return_inverse=True)
     best = np.full(len(share), -np.inf)
     np.maximum.at(best, group, accs)
     return share, best
-
-
-def _front(gains, changes):
-    """Indices, by rising gain, of the settings that no other beats in both."""
-    order = np.lexsort((-changes, -gains))
-    best = np.maximum.accumulate(changes[order])
-    first = np.r_[True, best[1:] > best[:-1]]
-    return order[first][::-1]
