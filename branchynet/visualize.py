@@ -428,7 +428,8 @@ def plot_leaving(x: np.ndarray, labels: np.ndarray, probs: np.ndarray, exits: np
             group = group[np.argsort(entropies[group], kind='stable')]
             title = f"Exit {k + 1}, {'right' if right else 'wrong'}"
             for axes, chosen, which in ((pair[0], group[:count], 'easiest'), (pair[1], group[::-1][:count], 'hardest')):
-                axes.set_title(f'{title}: {which} of {len(group)}', loc='left', fontsize=9)
+                axes.set_title(f'{title}: {which} of {len(group)}' if len(group) else f'{title}: none', loc='left',
+                               fontsize=9)
                 texts = [f'{names[answers[i]]}' + ('' if right else f'\nis {names[labels[i]]}')
                          + f'\n{entropies[i]:.2g}' for i in chosen]
                 _strip(axes, x[chosen], texts, count)
@@ -444,16 +445,16 @@ def _strip(axes: Axes, images: np.ndarray, texts: Sequence[str], count: int) -> 
     axes.set_yticks([])
     gap, (height, width) = 2, images.shape[2:]
     axes.set(xlim=(-.5, count * (width + gap) + gap - .5), ylim=(height + 2 * gap - .5, -.5))
+    axes.set_xticks([])
     if not len(images):
-        axes.text(0, (height + gap) / 2, 'none', color=GREY, fontsize=8)
-        axes.set_xticks([])
         return
     scaled = [exposure.rescale_intensity(image.astype(float), out_range=(0., 1.)).transpose(1, 2, 0)
               for image in images]
+    if images.shape[1] == 1:
+        scaled = [1 - image for image in scaled]  # dark strokes on white
     montage = util.montage(scaled, grid_shape=(1, len(scaled)), padding_width=gap, fill=[1.] * scaled[0].shape[2],
                            channel_axis=3)
-    axes.imshow(montage.squeeze(), cmap='gray_r' if montage.shape[2] == 1 else None, vmin=0, vmax=1,
-                interpolation='nearest')
+    axes.imshow(montage.squeeze(), cmap='gray', vmin=0, vmax=1, interpolation='nearest')
     axes.set(xlim=(-.5, count * (width + gap) + gap - .5), ylim=(height + 2 * gap - .5, -.5))
     axes.set_xticks([gap + width / 2 - .5 + i * (width + gap) for i in range(len(images))], texts)
 
@@ -515,8 +516,8 @@ def plot_reliability(labels: np.ndarray, probs: np.ndarray, bins: int = 10,
             low = min(confidences.min(), shares.min())
             axes.plot([low, 1], [low, 1], color=GREY, linewidth=1, linestyle='--')
             axes.plot(confidences, shares, 'o-', color=COLORS[k % len(COLORS)])
-            axes.text(.97, .04, f'log loss {loss:.3f} nat\nBrier score {brier:.3f}', transform=axes.transAxes,
-                      ha='right', fontsize=8)
+            axes.text(.05, .95, f'log loss {loss:.3f} nat\nBrier score {brier:.3f}', transform=axes.transAxes,
+                      va='top', fontsize=8)
             axes.set(title=f'Exit {k + 1}', xlabel="Answer's probability", ylabel='Right' if k == 0 else '')
             _percent(axes.xaxis)
             _percent(axes.yaxis)

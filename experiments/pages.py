@@ -1,150 +1,180 @@
-"""A page of headings, texts, tables and figures, as Markdown or as one HTML file that needs nothing else."""
+"""A page made of headings, texts, tables and figures, written as Markdown or as one HTML file that needs no other.
+
+The HTML comes from templates/report.html by jinja2, which escapes all text. Both forms are made from the same blocks.
+"""
+from __future__ import annotations
+
 import base64
-from html import escape
+import functools
 import os
 import re
 import struct
-from typing import NamedTuple
+from typing import NamedTuple, Sequence, Union
 
-STYLE = '''
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; color: #222; background: #fff;
-       max-width: 76rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: .5rem 0; }
-h2 { font-size: 1.25rem; margin: 2.2rem 0 .5rem; border-bottom: 1px solid #ddd; padding-bottom: .2rem; }
-p { margin: .6rem 0; max-width: 60rem; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; margin: .8rem 0; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; text-align: left; vertical-align: top; border-bottom: 1px solid #e4e4e4; }
-th { border-bottom: 2px solid #999; vertical-align: bottom; }
-td { white-space: nowrap; }
-td.long { white-space: normal; min-width: 12rem; max-width: 26rem; }
-tr.PASS td:first-child { color: #00694d; font-weight: 600; }
-tr.FAIL td:first-child { color: #a83b00; font-weight: 600; }
-.figures { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1rem 0; }
-figure { margin: 0; flex: 1 1 20rem; max-width: 30rem; overflow-x: auto; }
-figure.wide { flex: 2 1 34rem; max-width: 44rem; }
-figure img { width: 100%; height: auto; }
-figure.wide img { min-width: 32rem; }
-figcaption { font-size: .8rem; color: #555; }
-details { margin: .5rem 0; }
-summary { cursor: pointer; }
-'''
+PASS, FAIL, NOT_RUN = 'PASS', 'FAIL', 'NOT RUN'
+WIDE = 2  # a figure is wide from this ratio of width to height
 
 
 class Heading(NamedTuple):
-    """A heading of level 1, 2, ..."""
+    """A heading.
+
+    Attributes:
+        level: 1 for the page's title, 2, ...
+        text: of the heading.
+    """
     level: int
     text: str
 
-    def markdown(self):
-        return '#' * self.level + ' ' + self.text
-
-    def html(self):
-        return '<h%d>%s</h%d>' % (self.level, escape(self.text), self.level)
+    def markdown(self) -> str:
+        """The heading with its level as number signs."""
+        return f"{'#' * self.level} {self.text}"
 
 
 class Text(NamedTuple):
-    """A paragraph; **two stars** make bold."""
+    """A paragraph. Words between **two stars** are bold."""
     text: str
 
-    def markdown(self):
+    def markdown(self) -> str:
+        """The text as it is."""
         return self.text
-
-    def html(self):
-        return '<p>%s</p>' % re.sub(r'\*\*(.+?)\*\*', r'<strong>\1</strong>', escape(self.text))
 
 
 class Lines(NamedTuple):
-    """A list."""
-    lines: list
+    """A list of one-line items, in which words between **two stars** are bold."""
+    lines: Sequence[str]
 
-    def markdown(self):
-        return '\n'.join('- ' + line for line in self.lines)
+    def markdown(self) -> str:
+        """One item per line."""
+        return '\n'.join(f'- {line}' for line in self.lines)
 
-    def html(self):
-        return '<ul>%s</ul>' % ''.join('<li>%s</li>' % escape(line) for line in self.lines)
+
+class Counts(NamedTuple):
+    """How many claims have each verdict, as badges.
+
+    Attributes:
+        counts: number of claims by verdict, in the order in which they are shown.
+    """
+    counts: dict[str, int]
+
+    def markdown(self) -> str:
+        """The counts in one line."""
+        return ', '.join(f'**{count} {verdict}**' for verdict, count in self.counts.items())
+
+
+class Facts(NamedTuple):
+    """Pairs of a label and a text."""
+    pairs: Sequence[tuple[str, str]]
+
+    def markdown(self) -> str:
+        """One pair per line."""
+        return '\n'.join(f'- **{label}**: {text}' for label, text in self.pairs)
 
 
 class Table(NamedTuple):
-    """Rows of cells, the first of them the header. A row whose first cell is PASS or FAIL shows it."""
-    rows: list
+    """A table.
 
-    def markdown(self):
-        rows = [[cell or '-' if i else cell for cell in map(_no_bar, row)] for i, row in enumerate(self.rows)]
+    Attributes:
+        head: titles of the columns.
+        rows: cells as text. A line break in a cell begins a note to it. A row of a single cell is the title of the rows
+            below it. A cell that says PASS, FAIL or NOT RUN is a badge.
+    """
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """Columns of equal width; notes stand in parentheses, empty cells hold a hyphen."""
+        rows = [list(self.head)]
+        for row in self.rows:
+            titled = [f'**{row[0]}**'] + [' '] * (len(self.head) - 1) if len(row) == 1 else row
+            rows.append([cell or '-' if i else cell for i, cell in enumerate(titled)])
+        rows = [[_one_line(cell) for cell in row] for row in rows]
         widths = [max(map(len, column)) for column in zip(*rows)]
-        lines = ['| ' + ' | '.join(cell.ljust(width) for cell, width in zip(row, widths)) + ' |' for row in rows]
-        return '\n'.join([lines[0], '|' + '|'.join('-' * (width + 2) for width in widths) + '|'] + lines[1:])
-
-    def html(self):
-        head, *body = self.rows
-        text = ['<tr>%s</tr>' % ''.join('<th>%s</th>' % escape(cell) for cell in head)]
-        text += ['<tr class="%s">%s</tr>' % (row[0] if row[0] in ('PASS', 'FAIL') else '', ''.join(
-            _cell(cell) for cell in row)) for row in body]
-        return '<div class="scroll"><table>\n%s\n</table></div>' % '\n'.join(text)
+        lines = [f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths))} |" for row in rows]
+        return '\n'.join([lines[0], f"|{'|'.join('-' * (width + 2) for width in widths)}|", *lines[1:]])
 
 
 class Figures(NamedTuple):
-    """PNG files, by their captions, side by side where there is room."""
-    paths: dict
+    """PNG files, side by side where there is room.
 
-    def markdown(self):
-        return '\n'.join('![%s](figures/%s)' % (caption, os.path.basename(path))
-                         for caption, path in self.paths.items())
+    Attributes:
+        captions: caption by the file's path.
+    """
+    captions: dict[str, str]
 
-    def html(self):
-        return '<div class="figures">\n%s\n</div>' % '\n'.join(
-            _figure(caption, path) for caption, path in self.paths.items())
+    def markdown(self) -> str:
+        """An image per line, by a path relative to the report."""
+        return '\n\n'.join(f'![{caption}](figures/{os.path.basename(path)})' for path, caption in self.captions.items())
 
 
 class Folded(NamedTuple):
-    """Blocks behind a line that opens them; Markdown, which cannot fold, has the line alone."""
+    """Blocks that a click on the title opens. Markdown, which cannot fold, has the title alone."""
     title: str
-    blocks: list
+    blocks: Sequence[Block]
 
-    def markdown(self):
-        return '- ' + self.title
-
-    def html(self):
-        return '<details><summary>%s</summary>\n%s\n</details>' % (
-            escape(self.title), '\n'.join(block.html() for block in self.blocks))
+    def markdown(self) -> str:
+        """The title as an item of a list."""
+        return f'- {self.title}'
 
 
-def markdown(blocks):
-    """Blocks as Markdown."""
-    return '\n\n'.join(filter(None, (block.markdown() for block in blocks))) + '\n'
+Block = Union[Heading, Text, Lines, Counts, Facts, Table, Figures, Folded]
 
 
-def html(title, blocks):
-    """Blocks as a whole HTML page, figures within."""
-    return '''<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>%s</title>
-<style>%s</style>
-</head>
-<body>
-%s
-</body>
-</html>
-''' % (escape(title), STYLE, '\n'.join(block.html() for block in blocks))
+def markdown(blocks: Sequence[Block]) -> str:
+    """Blocks as a Markdown text that ends with a line break."""
+    text, before = '', None
+    for block in blocks:
+        part = block.markdown()
+        if part:
+            together = isinstance(block, Folded) and isinstance(before, Folded)  # items of one list
+            text += ('' if before is None else '\n' if together else '\n\n') + part
+            before = block
+    return text + '\n'
 
 
-def _no_bar(text):
-    return text.replace('|', '\\|')
+def html(title: str, blocks: Sequence[Block]) -> str:
+    """Blocks as a whole HTML page with its style and its figures inside.
+
+    Args:
+        title: of the browser's window.
+        blocks: of the page.
+
+    Raises:
+        OSError: a figure's file is missing.
+    """
+    return _environment().get_template('report.html').render(title=title, blocks=blocks)
 
 
-def _cell(text):
-    return '<td%s>%s</td>' % (' class="long"' if len(text) > 32 else '', escape(text))
+@functools.lru_cache(None)
+def _environment():
+    import jinja2  # only a report needs it
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader('branchynet.experiments', 'templates'), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment.filters.update(bold=_bold, image=_image, is_wide=_is_wide)
+    environment.tests.update(block=lambda block, name: type(block).__name__ == name)
+    environment.globals.update(badges={PASS: 'pass', FAIL: 'fail', NOT_RUN: 'not-run'})
+    return environment
 
 
-def _figure(caption, path):
+def _bold(text: str):
+    """Text with **stars** as safe HTML, all else escaped."""
+    from markupsafe import Markup, escape
+    return Markup(re.sub(r'\*\*(.+?)\*\*', r'<strong>\1</strong>', str(escape(text))))
+
+
+def _image(path: str) -> str:
+    """A file's content in base 64."""
     with open(path, 'rb') as f:
-        image = f.read()
-    width, height = struct.unpack('>II', image[16:24])  # as the format of PNG has it
-    return '<figure%s><img alt="%s" src="data:image/png;base64,%s"><figcaption>%s</figcaption></figure>' % (
-        ' class="wide"' if width > 2 * height else '', escape(caption), base64.b64encode(image).decode(),
-        escape(caption))
+        return base64.b64encode(f.read()).decode()
+
+
+def _is_wide(path: str) -> bool:
+    """Whether a PNG file holds a wide image. PNG has width and height in bytes 16 to 23."""
+    with open(path, 'rb') as f:
+        width, height = struct.unpack('>II', f.read(24)[16:])
+    return width > WIDE * height
+
+
+def _one_line(cell: str) -> str:
+    text, *notes = cell.replace('|', '\\|').split('\n')
+    return ' '.join([text, *(f'({note})' for note in notes)])
