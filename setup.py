@@ -44,6 +44,6 @@ setup(
     package_dir={f'branchynet.{name}': name for name in INSIDE},
     package_data={
         'branchynet.datasets': ['data/mnist/*.gz'],
-        'branchynet.experiments': ['*.toml', 'published/*.csv'],
+        'branchynet.experiments': ['*.toml', 'published/*.csv', 'templates/*'],
     },
 )

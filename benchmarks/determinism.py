@@ -116,7 +116,7 @@ def table(measured):
             '%.0f ms, %.1f MB' % (1e3 * m['checkpoint_s'], m['checkpoint_bytes'] / 1e6),
             '%.0f s (%.2f %% of the time)' % (waited, 100 * m['checkpoint_s'] / waited)])
     env = measured['environment']
-    return pages.markdown([pages.Table(rows), pages.Text('%s, %d threads, NumPy %s; medians of %d pairs.' % (
+    return pages.markdown([pages.Table(rows[0], rows[1:]), pages.Text('%s, %d threads, NumPy %s; medians of %d pairs.' % (
         env['cpu'], env['threads'], env['numpy'], len(portable)))])
 
 

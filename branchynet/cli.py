@@ -212,6 +212,7 @@ def _retrain(args: Namespace) -> int:
     'report', 'check the claims against results folders (status 1: one fell short)',
     argument('dirs', nargs='+', metavar='DIR'),
     argument('--write', action='store_true', help='write their tables, figures and reports again'),
+    argument('--all', action='store_true', help='print a line for every claim, also for those not run'),
     argument('--update', metavar='FILE', help='put the tables between the markers of a Markdown file, check nothing'))
 def _report(args: Namespace) -> int:
     from branchynet.experiments import report, reproduce, results
@@ -220,9 +221,8 @@ def _report(args: Namespace) -> int:
     if args.update is not None:
         with open(args.update, encoding='utf-8') as f:
             page = f.read()
-        tables = '\n'.join(report.for_readme(one) for one in found)
         try:
-            write_atomically(args.update, report.between_markers(page, tables).encode())
+            write_atomically(args.update, report.updated(page, found).encode())
         except ValueError as e:
             raise ValueError(f'{args.update}: {e}') from e
         return 0
@@ -232,7 +232,7 @@ def _report(args: Namespace) -> int:
             with lock(folder):
                 reproduce.write(one, folder)
         print(report.tables(one))
-        status = max(status, reproduce.verdict(one))
+        status = max(status, reproduce.verdict(one, args.all))
     return status
 
 

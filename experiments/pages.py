@@ -11,7 +11,8 @@ import re
 import struct
 from typing import NamedTuple, Sequence, Union
 
-PASS, FAIL, NOT_RUN = 'PASS', 'FAIL', 'NOT RUN'
+from branchynet.experiments.claims import FAIL, NOT_RUN, PASS
+
 WIDE = 2  # a figure is wide from this ratio of width to height
 
 

@@ -1,302 +1,516 @@
-"""The report of a run: what was measured beside what was published, computed from results.json and claims.toml."""
+"""The report of a run: measured beside published, computed from results.json and claims.toml."""
+from __future__ import annotations
+
 from collections import Counter
 import importlib
 import os
+import re
+from typing import Any, Iterator, Mapping, NamedTuple, Optional, Sequence
 
 from branchynet.experiments import NETWORKS, PRESETS, claims, intervals, pages
+from branchynet.experiments.claims import FAIL, NOT_RUN, PASS, Claim, Verdict
+from branchynet.experiments.figures import Drawn
+from branchynet.experiments.results import Environment, NetworkRun, Pairs, Results
 import numpy as np
 
-BEGIN, END = '<!-- results: begin -->', '<!-- results: end -->'
-COLUMNS = ['', 'Accuracy (%)', '95 % interval', "McNemar's p", 'T', 'Exits (%)', 'Released clock (ms)', 'Gain',
-           'Whole clock (ms): mean / median / p95', 'Gain', 'Gain allowed', 'Efficiency']
-CLOCKS = ("Times are at batch size 1. The released clock is the original's: it runs in the trunk's stages only. The "
-          "whole clock takes in the exits' own links, softmax, entropy and the decision. In the tables a setting was "
-          "run by itself; in figure 3 its time is composed from the stages'. A gain is the baseline's mean "
-          "time over the setting's, on the same machine. The knee is the fastest setting that is at least as accurate "
-          "as the baseline, chosen on the test images, as in the paper. The gain allowed is that of the multiply-adds at "
-          "the same exit shares; the efficiency is the whole clock's gain over it. McNemar's p is that of B-net and baseline "
-          "being right equally often.")
-
+COLUMNS = ['', 'Accuracy (%)', "McNemar's p", 'T', 'Exits (%)', 'Released clock (ms)', 'Gain', 'Whole clock (ms)',
+           'Gain', 'Gain allowed', 'Efficiency']
+READING = (
+    "Times are at batch size 1. The **released clock** is the original's: it runs in the trunk's stages only. The "
+    "**whole clock** includes the exits' own links, softmax, entropy and the decision; under its mean stand median and "
+    "95th percentile. A **gain** is the baseline's mean time over the setting's on the same machine, and means little "
+    'without the accuracy beside it. The **gain allowed** is that of the multiply-adds at the same exit shares; the '
+    "**efficiency** is the whole clock's gain over it. The **knee** is the fastest setting that is at least as accurate "
+    "as the baseline, chosen on the test images, as in the paper. **McNemar's p** tests whether B-net and baseline are "
+    'right equally often. Intervals are of 95 %: for one seed Wilson\'s, over the test images; for several seeds '
+    "Student's t, over the seeds.")
+TIMED = ('Settings in this table were run by themselves over all test images. In the sweep and in figure 3 times are '
+         "composed from the stages' times, which were taken on the first 1000 test images only.")
 CAPTIONS = {
     '_figure3': "Figure 3: accuracy against time, in units of the baseline's",
     '_figure4': 'Figure 4: accuracy and highest entropy against the share leaving at exit 1',
     '_main': 'Training of the baseline',
     '_joint': 'Joint training',
+    '_leaving': 'Images that leave at each exit at the published thresholds; below each the answer, the true class if '
+                'the answer is wrong, and the entropy (nat)',
+    '_confusion': 'Confusion matrix of each exit over all test images: of each true class, the percentage that gets each '
+                  'answer',
+    '_reliability': "Reliability of each exit over all test images: how often an answer is right against its probability "
+                    '(bins of equally many images; below the diagonal the exit is too sure)',
 }
 
 
-def load(name):
+def load(name: str) -> Any:
     """The EXPERIMENT of that name."""
-    return importlib.import_module('branchynet.experiments.' + name).EXPERIMENT
+    return importlib.import_module(f'branchynet.experiments.{name}').EXPERIMENT
 
 
-def tables(results):
+# On the terminal
+
+def lines(verdicts: Sequence[Verdict]) -> list[str]:
+    """A line per claim, those that were not run first and failures last, and the counts."""
+    return [line(v) for status in (NOT_RUN, PASS, FAIL) for v in verdicts if v.status == status] + [counts(verdicts)]
+
+
+def summary(verdicts: Sequence[Verdict]) -> list[str]:
+    """A line per failure, the counts, and a line per group of reasons why claims were not run."""
+    return ([line(v) for v in verdicts if v.status == FAIL] + [counts(verdicts)]
+            + [f'{NOT_RUN}: {text}' for text in reasons(verdicts)])
+
+
+def line(verdict: Verdict) -> str:
+    """A verdict in words."""
+    claim = verdict.claim
+    if verdict.status == NOT_RUN:
+        return f'{NOT_RUN}: {claim.id}: {verdict.reason}'
+    cause = f' (cause: {claim.cause})' if verdict.status == FAIL and claim.cause else ''
+    return f'{verdict.status}: {claim.id}: {claim.text}: {_found(verdict)}, expected {bounds(claim)}{cause}'
+
+
+def bounds(claim: Claim) -> str:
+    """The values for which a claim holds, in words."""
+    least, most = claim.bounds()
+    if most == np.inf:
+        return f'{least:.4g} or more'
+    return f'{most:.4g} or less' if least == -np.inf else f'{least:.4g} to {most:.4g}'
+
+
+def counts(verdicts: Sequence[Verdict]) -> str:
+    """How many claims passed, failed and were not run, in words."""
+    return 'Claims: ' + ', '.join(f'{count} {status}' for status, count in _counted(verdicts).items())
+
+
+def reasons(verdicts: Sequence[Verdict]) -> list[str]:
+    """Why claims were not run, in a few lines: the number of claims and their common reason."""
+    absent: Counter = Counter()
+    needed: Counter = Counter()
+    unchecked: Counter = Counter()
+    for verdict in verdicts:
+        if verdict.status == NOT_RUN:
+            if 'not_checked' in verdict.claim.entry:
+                unchecked[verdict.reason] += 1
+            elif verdict.reason == f'{verdict.claim.experiment} was not run':
+                absent[verdict.claim.experiment] += 1
+            else:
+                needed[verdict.reason] += 1
+    found = [f'{count}: {reason}' for reason, count in needed.most_common()]
+    if absent:
+        found.append(f'{sum(absent.values())}: of experiments that were not run ({_listed(absent)})')
+    if unchecked:
+        found.append(f'{sum(unchecked.values())}: no run can check them ({_listed(unchecked)})')
+    return found
+
+
+def _listed(counter: Counter) -> str:
+    return '; '.join(f'{what}: {count}' for what, count in counter.most_common())
+
+
+def _counted(verdicts: Sequence[Verdict]) -> dict[str, int]:
+    found = Counter(v.status for v in verdicts)
+    return {status: found[status] for status in (PASS, FAIL, NOT_RUN)}
+
+
+# The page
+
+def blocks(results: Results, figures: Mapping[str, Drawn]) -> list[pages.Block]:
+    """The whole report.
+
+    Args:
+        results: of a folder.
+        figures: of the experiments, by name.
+    """
+    verdicts = claims.check(results)
+    networks = {name: seeds for name, seeds in results.experiments.items() if name in NETWORKS}
+    page: list[pages.Block] = [
+        pages.Heading(1, 'BranchyNet: measured beside published'),
+        pages.Text(f'Preset **{results.preset}** {PRESETS[results.preset]}.'),
+        pages.Counts(_counted(verdicts))]
+    if networks:
+        page += [_table1(networks, verdicts), pages.Heading(3, 'Is it faster?'),
+                 pages.Lines([_speed(name, seeds) for name, seeds in networks.items()])]
+    page += [pages.Heading(3, 'Not run, and why'), pages.Lines(reasons(verdicts)),
+             pages.Heading(3, 'Run on'), pages.Facts(_facts(results))]
+    for name, seeds in results.experiments.items():
+        page += [pages.Heading(2, load(name).title), *_tables(name, seeds, results)]
+        if name in NETWORKS:
+            page += [pages.Text(TIMED), pages.Text(READING)]
+        drawn = figures.get(name, Drawn([]))
+        page.append(pages.Figures({path: caption(path) for path in drawn.paths}))
+        if drawn.missing:
+            page.append(pages.Text(drawn.missing))
+    return page + _claims(verdicts) + _environment(results)
+
+
+def caption(path: str) -> str:
+    """A figure's caption, by the name of its file."""
+    stem = os.path.splitext(os.path.basename(path))[0]
+    found = next((text for what, text in CAPTIONS.items() if stem.endswith(what)), None)
+    seed = re.search(r'_seed(\d+)', stem)
+    return (f'{found}, seed {seed.group(1)}' if seed else found) if found else stem
+
+
+class Row(NamedTuple):
+    """A number of Table I.
+
+    Attributes:
+        what: the quantity.
+        published: as in the paper.
+        measured: the mean, with the interval in a second line where there is one.
+        status: the verdict.
+        why: the range that was expected and the cause of a FAIL, or the reason of a NOT RUN; '' for a PASS.
+    """
+    what: str
+    published: str
+    measured: str
+    status: str
+    why: str
+
+
+def _table1(networks: Mapping[str, Sequence[NetworkRun]], verdicts: Sequence[Verdict]) -> pages.Table:
+    """Table I, published and measured, a verdict on each row."""
+    rows: list[list[str]] = []
+    for name, seeds in networks.items():
+        rows.append([f'{load(name).network} ({_device(seeds)})'])
+        for row in _rows(name, seeds, verdicts):
+            rows.append([row.what, row.published, row.measured, f'{row.status}\n{row.why}'.strip()])
+    return pages.Table(['Table I', 'Published', 'Measured', 'Verdict'], rows)
+
+
+def _rows(name: str, seeds: Sequence[NetworkRun], verdicts: Sequence[Verdict]) -> Iterator[Row]:
+    """Table I's rows of a network and its B-net."""
+    network, device = load(name).network, _device(seeds)
+    by_id = {v.claim.id: v for v in verdicts}
+    base, branchy = (_published(row, device) for row in (network, f'B-{network}'))
+    images = seeds[0].measurement.test_samples
+    baselines = [run.measurement.baseline for run in seeds]
+    settings = [run.measurement.measured.published for run in seeds]
+
+    def row(what: str, published: str, measured: str, claim: str) -> Row:
+        return Row(what, published, measured, *_outcome(by_id.get(f'table1/{device}/{claim}')))
+
+    yield row(f'{network} accuracy (%)\nas released: after joint training', base['accuracy_percent'],
+              _accuracy([b.accuracy_as_released_percent for b in baselines], images), f'{network}/accuracy')
+    yield row(f'{network} accuracy (%)\nalone: before joint training', base['accuracy_percent'],
+              _accuracy([b.accuracy_percent for b in baselines], images),
+              f'{network}/accuracy before joint training')
+    yield row(f'B-{network} accuracy (%)\nT = {branchy["thresholds"]}', branchy['accuracy_percent'],
+              _accuracy([s.accuracy_percent for s in settings], images), f'B-{network}/accuracy')
+    for k, published in enumerate(branchy['exit_percent'].split()):
+        yield row(f'B-{network}: leaving at exit {k + 1} (%)', published,
+                  _mean([s.exit_percent[k] for s in settings], 2), f'B-{network}/exit {k + 1}')
+    for clock in 'released', 'whole':
+        note = f'multiply-adds allow {_mean([s.gain_allowed for s in settings], 2)}'
+        yield row(f'B-{network}: gain, {clock} clock\n{note}', branchy['gain'],
+                  _mean([getattr(s, f'gain_{clock}') for s in settings], 2), f'B-{network}/gain/{clock}')
+
+
+def _outcome(verdict: Optional[Verdict]) -> tuple[str, str]:
+    """The status of a verdict and its explanation."""
+    if verdict is None:
+        return '', ''
+    if verdict.status == NOT_RUN:
+        return NOT_RUN, verdict.reason
+    if verdict.status == PASS:
+        return PASS, ''
+    return FAIL, '\n'.join(filter(None, (f'expected {bounds(verdict.claim)}', verdict.reason, verdict.claim.cause)))
+
+
+def _speed(name: str, seeds: Sequence[NetworkRun]) -> str:
+    """On which clock a B-net is faster than its baseline, by how much, and how accurate both are, in words."""
+    network = load(name).network
+    baselines = [run.measurement.baseline for run in seeds]
+    settings = [run.measurement.measured.published for run in seeds]
+
+    def clock(which: str) -> str:
+        gain = float(np.mean([getattr(s, f'gain_{which}') for s in settings]))
+        ms = [np.mean([getattr(one, which).mean_ms for one in group]) for group in (settings, baselines)]
+        word = 'as fast as' if f'{gain:.2f}' == '1.00' else 'faster than' if gain > 1 else 'slower than'
+        return f'**{word}** {network}: {ms[0]:.3f} ms against {ms[1]:.3f} ms per image, a gain of {gain:.2f}'
+
+    return (f"On the whole clock, the time that a user waits, B-{network} is {clock('whole')}. On the released clock, "
+            f"which leaves out the exits' own links, softmax and entropy, it is {clock('released')}. Its multiply-adds "
+            f'allow a gain of {np.mean([s.gain_allowed for s in settings]):.2f}. It classifies '
+            f'{np.mean([s.accuracy_percent for s in settings]):.2f} % of the test images rightly, the baseline '
+            f'{np.mean([b.accuracy_percent for b in baselines]):.2f} % before joint training and '
+            f'{np.mean([b.accuracy_as_released_percent for b in baselines]):.2f} % after it.')
+
+
+def _facts(results: Results) -> list[tuple[str, str]]:
+    """The machine, the code and the amount of work of a run."""
+    runs = [run for seeds in results.experiments.values() for run in seeds]
+    environments = [run.measurement.environment for run in runs]
+    threads = dict.fromkeys(f'{e.threads} threads' for e in environments)
+    trained = [f'{name} {_minutes_of(seeds):.1f}' for name, seeds in results.experiments.items()
+               if hasattr(seeds[0], 'training')]
+    facts = [
+        ('Machine', '; '.join(dict.fromkeys(map(_machine, environments))) + f'; {", ".join(threads)}'),
+        ('Device', ', '.join(dict.fromkeys('GPU' if 'cupy' in run.measurement.device else 'CPU' for run in runs))),
+        ('Commit', ', '.join(dict.fromkeys(_commit(e) for e in environments))),
+        ('Preset', f'{results.preset}, variant {results.variant}'),
+        ('Training', f'{", ".join(trained)} minutes' if trained else '')]
+    if any(name in NETWORKS for name in results.experiments):
+        facts.append(('Timing', 'batch size 1; composed times are from the first 1000 test images only'))
+    return [(label, text) for label, text in facts if text]
+
+
+def _minutes_of(seeds: Sequence[Any]) -> float:
+    return sum(run.training.main.seconds + run.training.joint.seconds for run in seeds) / 60
+
+
+# The tables of single experiments
+
+def tables(results: Results) -> str:
     """The tables of all experiments, as Markdown."""
     return pages.markdown([block for name, seeds in results.experiments.items()
                            for block in _tables(name, seeds, results)])
 
 
-def for_readme(results):
+def for_readme(results: Results) -> str:
     """The tables and the claims that were checked, as Markdown."""
-    checked = [line(v) for v in claims.check(results) if v.status != claims.NOT_RUN]
+    checked = [line(v) for v in claims.check(results) if v.status != NOT_RUN]
     return tables(results) + '\n' + pages.markdown([pages.Lines(checked)]) if checked else tables(results)
 
 
-def lines(verdicts):
-    """A line per claim, those that were not run first and failures last, and the counts."""
-    return [line(v) for status in (claims.NOT_RUN, claims.PASS, claims.FAIL) for v in verdicts
-            if v.status == status] + [counts(verdicts)]
-
-
-def line(verdict):
-    """A verdict in words."""
-    claim, measured = verdict.claim, verdict.measured
-    if verdict.status == claims.NOT_RUN:
-        return '%s: %s: %s' % (verdict.status, claim.id, verdict.reason)
-    found = _mean(measured, 2) if measured else verdict.reason
-    cause = f' (cause: {claim.cause})' if verdict.status == claims.FAIL and claim.cause else ''
-    return f'{verdict.status}: {claim.id}: {claim.text}: {found}, expected {bounds(claim)}{cause}'
-
-
-def bounds(claim):
-    """What a claim admits, in words."""
-    least, most = claim.bounds()
-    if most == np.inf:
-        return '%.4g or more' % least
-    return '%.4g or less' % most if least == -np.inf else '%.4g to %.4g' % (least, most)
-
-
-def counts(verdicts):
-    """How many claims passed, fell short and were not checked."""
-    found = Counter(v.status for v in verdicts)
-    return 'Claims: ' + ', '.join('%d %s' % (found[s], s) for s in (claims.PASS, claims.FAIL, claims.NOT_RUN))
-
-
-def blocks(results, figures):
-    """The whole report as a list of pages' blocks.
-
-    Args:
-        results: a results.json. figures: paths of PNG files by the experiment's name.
-    """
-    verdicts, experiments = claims.check(results), results.experiments
-    networks = {name: seeds for name, seeds in experiments.items() if name in NETWORKS}
-    page = [pages.Heading(1, 'BranchyNet: measured beside published'), pages.Text(_about(results))]
-    if networks:
-        page += [pages.Table(_summary(networks)), pages.Text('In parentheses: published (Table I, CPU). ' + CLOCKS)]
-    page.append(pages.Text(counts(verdicts) + '.'))
-    for name, seeds in experiments.items():
-        page.append(pages.Heading(2, load(name).title))
-        page += _tables(name, seeds, results)
-        page.append(pages.Figures({caption(path): path for path in figures.get(name, [])}))
-    return page + _claims(verdicts) + _environment(experiments)
-
-
-def caption(path):
-    """What a figure's file shows."""
-    stem = os.path.splitext(os.path.basename(path))[0]
-    found = next((text for what, text in CAPTIONS.items() if stem.endswith(what)), None)
-    return '%s (%s)' % (found, stem) if found else stem
-
-
-def _about(results):
-    runs = [run for seeds in results.experiments.values() for run in seeds]
-    device = ', '.join(dict.fromkeys('GPU' if 'cupy' in run.measurement.device else 'CPU' for run in runs))
-    return (f'Preset {results.preset}, variant {results.variant}, {device}. Preset {results.preset} '
-            f'{PRESETS[results.preset]}.')
-
-
-def _summary(networks):
-    """A row per network: what was measured, the published number in parentheses."""
-    rows = [['Network', 'Baseline accuracy (%)', 'B-net accuracy (%)', 'T', 'Leaving at exit 1 (%)',
-             'Gain, released clock', 'Gain, whole clock']]
-    for name, seeds in networks.items():
-        network = load(name).network
-        base, branchy = (_published(row)[0] for row in (network, f'B-{network}'))
-        settings = [run.measurement.measured.published for run in seeds]
-        baselines = [run.measurement.baseline for run in seeds]
-        rows.append([
-            network,
-            '%s (%s)' % (_mean([b.accuracy_as_released_percent for b in baselines], 2), base['accuracy_percent']),
-            '%s (%s)' % (_mean([s.accuracy_percent for s in settings], 2), branchy['accuracy_percent']),
-            branchy['thresholds'],
-            '%s (%s)' % (_mean([s.exit_percent[0] for s in settings], 1), branchy['exit_percent'].split()[0]),
-            '%s (%s)' % (_mean([s.gain_released for s in settings], 2), branchy['gain']),
-            _mean([s.gain_whole for s in settings], 2)])
-    return rows
-
-
-def _tables(name, seeds, results):
+def _tables(name: str, seeds: Sequence[Any], results: Results) -> list[pages.Block]:
     return (_network if name in NETWORKS else _analysis)(name, seeds, results)
 
 
-def _network(name, seeds, results):
+def _network(name: str, seeds: Sequence[NetworkRun], results: Results) -> list[pages.Block]:
     training = seeds[0].training
-    text = '**%s**, preset %s: %d + %d epochs, batch %d, %d training images, %s; %d test images.' % (
-        name, results.preset, training.main_epochs, training.joint_epochs, training.batchsize,
-        training.train_samples, _seeds(seeds), seeds[0].measurement.test_samples)
+    text = (f'**{name}**, preset {results.preset}: {training.main_epochs} + {training.joint_epochs} epochs, batch '
+            f'{training.batchsize}, {training.train_samples} training images, {_seeds(seeds)}; '
+            f'{seeds[0].measurement.test_samples} test images.')
     machines = dict.fromkeys(_machine(run.measurement.environment) for run in seeds)
     network = load(name).network
-    page = [pages.Text(text), pages.Table([COLUMNS] + published_rows(network) + measured_rows(network, seeds)),
-            pages.Text('Measured on: %s.' % '; '.join(machines))]
-    return page + [pages.Text(line) for run in seeds for line in _disagreements(run)]
+    page: list[pages.Block] = [
+        pages.Text(text), pages.Table(COLUMNS, published_rows(network) + measured_rows(network, seeds)),
+        pages.Text(f"Measured on: {'; '.join(machines)}.")]
+    return page + [pages.Text(text) for run in seeds for text in _disagreements(run)]
 
 
-def _disagreements(run):
+def _disagreements(run: NetworkRun) -> Iterator[str]:
     """A line on the settings whose composed times are off their direct ones, where there are any."""
     off = run.measurement.disagreements()
     if off:
         settings = ', '.join(f'{name} setting by {percent:.0f} %' for name, percent in off.items())
-        yield (f"Seed {run.seed}: the times that the sweep composes are off those of settings run by themselves "
+        yield (f'**Seed {run.seed}: the times that the sweep composes are off those of settings run by themselves** '
                f'({settings}): another process disturbed the measurement, and `branchynet measure` repeats it.')
 
 
-def _published(network, device='CPU'):
-    return [row for row in claims.published('table1.csv') if row['device'] == device and row['network'] == network]
+def _published(network: str, device: str) -> dict[str, str]:
+    return next(row for row in claims.published('table1.csv') if row['device'] == device and row['network'] == network)
 
 
-def published_rows(network):
+def published_rows(network: str) -> list[list[str]]:
     """Table I's rows (CPU) of a network and its B-net; its clock is the released one."""
-    return [['%s, published' % row['network'], row['accuracy_percent'], '', '', row['thresholds'], row['exit_percent'],
-             row['time_ms'], row['gain'], '', '', '', ''] for row in _published(network) + _published('B-' + network)]
+    return [[f'{one}, published', row['accuracy_percent'], '', row['thresholds'], row['exit_percent'], row['time_ms'],
+             row['gain'], '', '', '', ''] for one in (network, f'B-{network}') for row in [_published(one, 'CPU')]]
 
 
-def measured_rows(network, seeds):
+def measured_rows(network: str, seeds: Sequence[NetworkRun]) -> list[list[str]]:
     """The baseline before and after joint training, and the settings that were run by themselves."""
     baselines, images = [run.measurement.baseline for run in seeds], seeds[0].measurement.test_samples
     rows = [
-        [network, *_accuracy([b.accuracy_percent for b in baselines], images), '', '', '', *_times(baselines)],
+        [network, _accuracy([b.accuracy_percent for b in baselines], images), '', '', '', *_times(baselines)],
         [f'{network} after joint training, as released',
-         *_accuracy([b.accuracy_as_released_percent for b in baselines], images), *[''] * (len(COLUMNS) - 3)],
+         _accuracy([b.accuracy_as_released_percent for b in baselines], images), *[''] * (len(COLUMNS) - 2)],
     ]
     for label, name in ('published threshold', 'published'), ('knee', 'knee'):
         settings = [getattr(run.measurement.measured, name) for run in seeds]
         rows.append([
-            f'B-{network}, {label}', *_accuracy([s.accuracy_percent for s in settings], images),
+            f'B-{network}, {label}', _accuracy([s.accuracy_percent for s in settings], images),
             ', '.join(_p_value(s.images) for s in settings),
-            ' or '.join(dict.fromkeys(_numbers(s.thresholds, '%g') for s in settings)),
-            _numbers(np.mean([s.exit_percent for s in settings], axis=0), '%.2f'), *_times(settings)])
+            ' or '.join(dict.fromkeys(_numbers(s.thresholds, 'g') for s in settings)),
+            _numbers(np.mean([s.exit_percent for s in settings], axis=0), '.2f'), *_times(settings)])
     return rows
 
 
-def _accuracy(percents, images):
-    """The mean, and its interval."""
-    return [_mean(percents, 2), '%.2f to %.2f' % intervals.accuracy(percents, images)]
+def _accuracy(percents: Sequence[float], images: int) -> str:
+    """The mean, and its interval in a second line."""
+    low, high = intervals.accuracy(list(percents), images)
+    return f'{_mean(percents, 2)}\n{low:.2f} to {high:.2f}'
 
 
-def _p_value(images):
-    return '%.2g' % intervals.mcnemar(images.only_branchy_right, images.only_baseline_right)
+def _p_value(images: Pairs) -> str:
+    return f'{intervals.mcnemar(images.only_branchy_right, images.only_baseline_right):.2g}'
 
 
-def _times(settings):
-    """The cells of both clocks; the baseline has no gains."""
-    def cell(values, digits=2):
-        return _mean(values, digits)
-
-    gains = [''] * 4 if not hasattr(settings[0], 'gain_whole') else [
-        cell([getattr(s, key) for s in settings]) for key in ('gain_released', 'gain_whole', 'gain_allowed', 'efficiency')]
-    whole = ' / '.join(cell([getattr(s.whole, key) for s in settings], 3) for key in ('mean_ms', 'median_ms', 'p95_ms'))
-    return [cell([s.released.mean_ms for s in settings], 3), gains[0], whole, *gains[1:]]
-
-
-def _analysis(name, seeds, results):
-    """An experiment that is no network of the paper."""
-    text = pages.Text('**%s**, preset %s, %s; %d test images.' % (
-        name, results.preset, _seeds(seeds), seeds[0].measurement.test_samples))
-    return [text, pages.Table(_cache_rows(seeds) if name == 'figure6' else _comparison_rows(name, seeds))]
+def _times(settings: Sequence[Any]) -> list[str]:
+    """The cells of both clocks; a gain stands with its accuracy, and the baseline has none."""
+    gains = [''] * 4
+    if hasattr(settings[0], 'gain_whole'):
+        gains = [_mean([getattr(s, key) for s in settings], 2)
+                 for key in ('gain_released', 'gain_whole', 'gain_allowed', 'efficiency')]
+        accuracy = np.mean([s.accuracy_percent for s in settings])
+        gains[:2] = [f'{gain}\nat {accuracy:.2f} %' for gain in gains[:2]]
+    mean, median, p95 = (_mean([getattr(s.whole, key) for s in settings], 3)
+                         for key in ('mean_ms', 'median_ms', 'p95_ms'))
+    return [_mean([s.released.mean_ms for s in settings], 3), gains[0], f'{mean}\n{median} / {p95}', *gains[1:]]
 
 
-def _comparison_rows(name, seeds):
-    experiment = load(name)
-    rows = [[experiment.xlabel, 'Final exit (%)', '95 % interval', 'Published (%)', 'Epochs', 'Training images']]
+def _analysis(name: str, seeds: Sequence[Any], results: Results) -> list[pages.Block]:
+    """An experiment that is not a network of the paper."""
+    text = pages.Text(f'**{name}**, preset {results.preset}, {_seeds(seeds)}; {seeds[0].measurement.test_samples} test '
+                      'images.')
+    return [text, (_cache_table if name == 'figure6' else _comparison_table)(name, seeds)]
+
+
+def _comparison_table(name: str, seeds: Sequence[Any]) -> pages.Table:
+    experiment, rows = load(name), []
     for part in experiment.parts:
         mine = [run for run in seeds if run.part == part]
         if mine:
             published, training = experiment.published.get(part), mine[0].training
             accuracies = [run.measurement.exit_accuracy_percent[-1] for run in mine]
-            rows.append([part, *_accuracy(accuracies, mine[0].measurement.test_samples),
-                         '' if published is None else '%.2f' % (100 * published),
-                         '%d + %d' % (training.main_epochs, training.joint_epochs), str(training.train_samples)])
-    return rows
+            rows.append([part, _accuracy(accuracies, mine[0].measurement.test_samples),
+                         '' if published is None else f'{100 * published:.2f}',
+                         f'{training.main_epochs} + {training.joint_epochs}', str(training.train_samples)])
+    return pages.Table([experiment.xlabel, 'Final exit (%)', 'Published (%)', 'Epochs', 'Training images'], rows)
 
 
-def _cache_rows(seeds):
-    rows = [['Seed', 'T', 'Whole clock (ms)', 'Loads and stores', 'Last-level misses', 'Cache misses (%)', 'Tool']]
-    return rows + [[str(run.seed), _numbers(point.thresholds, '%g') or 'baseline', '%.3f' % point.runtime_ms,
-                    str(point.references), str(point.misses), '%.4f' % point.cache_miss_percent, run.measurement.tool]
-                   for run in seeds for point in run.measurement.cache]
+def _cache_table(name: str, seeds: Sequence[Any]) -> pages.Table:
+    return pages.Table(
+        ['Seed', 'T', 'Whole clock (ms)', 'Loads and stores', 'Last-level misses', 'Cache misses (%)', 'Tool'],
+        [[str(run.seed), _numbers(point.thresholds, 'g') or 'baseline', f'{point.runtime_ms:.3f}',
+          str(point.references), str(point.misses), f'{point.cache_miss_percent:.4f}', run.measurement.tool]
+         for run in seeds for point in run.measurement.cache])
 
 
-def _claims(verdicts):
-    """The checked claims, then the others under each reason."""
-    checked = [v for v in verdicts if v.status != claims.NOT_RUN]
-    page = [pages.Heading(2, 'Claims'), pages.Text(counts(verdicts) + '.')]
+# Claims and environment
+
+def _claims(verdicts: Sequence[Verdict]) -> list[pages.Block]:
+    """The checked claims, failures first, then the others under each reason."""
+    checked = [v for status in (FAIL, PASS) for v in verdicts if v.status == status]
+    page: list[pages.Block] = [pages.Heading(2, 'Claims'), pages.Text(f'{counts(verdicts)}.')]
     if checked:
-        header = ['', 'Claim', 'Source', 'Measured', 'Published or stated', 'Holds for', 'Why this tolerance', 'Id']
-        page.append(pages.Table([header] + [
-            [v.status, v.claim.text, v.claim.source, _mean(v.measured, 2) if v.measured else v.reason, '%g' % v.claim.expected, bounds(v.claim),
-             v.claim.entry['why'], v.claim.id] for v in checked]))
-    for reason in dict.fromkeys(v.reason for v in verdicts if v.status == claims.NOT_RUN):
-        rows = [[v.claim.text, v.claim.source, str(v.claim.expected), v.claim.command() or '',
-                 _minutes(v.claim), v.claim.id] for v in verdicts if v.reason == reason]
-        page.append(pages.Folded('%s: %s (%d)' % (claims.NOT_RUN, reason, len(rows)), [pages.Table(
-            [['Claim', 'Source', 'Published or stated', 'Command', 'Minutes on 2 cores', 'Id']] + rows)]))
+        page.append(pages.Table(
+            ['', 'Claim', 'Source', 'Measured', 'Published or stated', 'Holds for', 'Why this tolerance', 'Id'],
+            [[f'{v.status}\n{v.claim.cause}' if v.status == FAIL and v.claim.cause else v.status, v.claim.text,
+              v.claim.source, _found(v), f'{v.claim.expected:g}', bounds(v.claim), v.claim.entry['why'], v.claim.id]
+             for v in checked]))
+    for reason in dict.fromkeys(v.reason for v in verdicts if v.status == NOT_RUN):
+        rows = [[v.claim.text, v.claim.source, str(v.claim.expected), v.claim.command() or '', _minutes(v.claim),
+                 v.claim.id] for v in verdicts if v.status == NOT_RUN and v.reason == reason]
+        page.append(pages.Folded(f'{NOT_RUN}: {reason} ({len(rows)})', [pages.Table(
+            ['Claim', 'Source', 'Published or stated', 'Command', 'Minutes on 2 CPU cores', 'Id'], rows)]))
     return page
 
 
-def _minutes(claim):
+def _found(verdict: Verdict) -> str:
+    return _mean(verdict.measured, 2) if verdict.measured else verdict.reason
+
+
+def _minutes(claim: Claim) -> str:
+    """Expected minutes of a claim's command on 2 cores of a CPU; those of a GPU were not measured."""
     if 'measure' not in claim.entry:
         return ''
-    return 'not measured' if claim.minutes() is None else '%g' % claim.minutes()
+    return 'not measured' if claim.device == 'gpu' or claim.minutes() is None else f'{claim.minutes():g}'
 
 
-def _environment(experiments):
-    rows = [['Run', 'Trained at commit', 'Measured at commit', 'Machine', 'Training (min)', 'Inference',
-             'SHA-256 of the data']]
-    for name, run in [(name, run) for name, seeds in experiments.items() for run in seeds]:
+def _environment(results: Results) -> list[pages.Block]:
+    rows = []
+    for name, run in [(name, run) for name, seeds in results.experiments.items() for run in seeds]:
         training, measurement = getattr(run, 'training', None), run.measurement
-        trained = training and (training.main.seconds + training.joint.seconds) / 60
-        rows.append([' '.join([name, run.part, 'seed %d' % run.seed]), _commit(training) if training else '',
-                     _commit(measurement), _machine(measurement.environment),
-                     '%.1f' % trained if training else '',
+        rows.append([' '.join(filter(None, [name, run.part, f'seed {run.seed}'])),
+                     _commit(training.environment) if training else '', _commit(measurement.environment),
+                     _machine(measurement.environment), f'{_minutes_of([run]):.1f}' if training else '',
                      {True: 'compiled', False: 'Chainer', None: ''}[getattr(measurement, 'compiled', None)],
                      training.data_sha256[:12] if training else ''])
-    return [pages.Heading(2, 'Environment'), pages.Table(rows)]
+    return [pages.Heading(2, 'Environment'), pages.Table(
+        ['Run', 'Trained at commit', 'Measured at commit', 'Machine', 'Training (min)', 'Inference',
+         'SHA-256 of the data'], rows)]
 
 
-def _commit(record):
-    environment = record.environment
-    return (environment.commit or 'unknown')[:12] + {'dirty': ', changed'}.get(environment.tree, '')
+def _commit(environment: Environment) -> str:
+    return (environment.commit or 'unknown')[:12] + {'dirty': ', changed'}.get(environment.tree or '', '')
 
 
-def _mean(values, digits):
-    text = '%.*f' % (digits, np.mean(values))
-    return text if len(values) == 1 else '%s ± %.*f (%d)' % (text, digits, np.std(values, ddof=1), len(values))
-
-
-def _numbers(values, form):
-    return ' '.join(form % v for v in values)
-
-
-def _seeds(runs):
-    seeds = list(dict.fromkeys(run.seed for run in runs))
-    return 'seed %d' % seeds[0] if len(seeds) == 1 else 'mean ± std (count) of %d seeds' % len(seeds)
-
-
-def _machine(environment):
-    blas = ', '.join('%s %s (%s, %s threads)' % (b.internal_api, b.version, b.architecture, b.num_threads)
+def _machine(environment: Environment) -> str:
+    blas = ', '.join(f'{b.internal_api} {b.version} ({b.architecture}, {b.num_threads} threads)'
                      for b in environment.blas if b.internal_api != 'openmp')
-    return ', '.join([environment.cpu, '%d cores' % environment.cores, *environment.gpus,
-                      'Python ' + environment.python, 'NumPy ' + environment.numpy, blas])
+    return ', '.join([environment.cpu, f'{environment.cores} cores', *environment.gpus, f'Python {environment.python}',
+                      f'NumPy {environment.numpy}', blas])
 
 
-def between_markers(text, report):
-    """A Markdown page with the report put between its markers.
+def _device(seeds: Sequence[NetworkRun]) -> str:
+    """Table I's name of the device that a network was measured on."""
+    return 'GPU' if 'cupy' in seeds[0].measurement.device else 'CPU'
+
+
+def _mean(values: Sequence[float], digits: int) -> str:
+    text = f'{np.mean(values):.{digits}f}'
+    return text if len(values) == 1 else f'{text} ± {np.std(values, ddof=1):.{digits}f} ({len(values)})'
+
+
+def _numbers(values: Sequence[float], form: str) -> str:
+    return ' '.join(f'{v:{form}}' for v in values)
+
+
+def _seeds(runs: Sequence[Any]) -> str:
+    seeds = list(dict.fromkeys(run.seed for run in runs))
+    return f'seed {seeds[0]}' if len(seeds) == 1 else f'mean ± std (count) of {len(seeds)} seeds'
+
+
+# Parts of Markdown pages that are generated
+
+def reproduces(found: Sequence[Results]) -> str:
+    """The tables "what reproduces, what does not, and why" of several results folders, as Markdown."""
+    checks = [claims.check(results) for results in found]
+    rows: list[list[str]] = []
+    for results, verdicts in zip(found, checks):
+        for name, seeds in results.experiments.items():
+            if name in NETWORKS:
+                rows.append([f'{load(name).network}, preset {results.preset}, {_seeds(seeds)}'])
+                rows += [[*row[:4], row.why.replace('\n', '; ')] for row in _rows(name, seeds, verdicts)]
+    merged = [_best(of_one) for of_one in zip(*checks)]
+    sources = dict.fromkeys(v.claim.source for v in merged)
+    by_source = []
+    for source in sources:
+        mine = [v for v in merged if v.claim.source == source]
+        by_source.append([source, *map(str, _counted(mine).values()), '; '.join(reasons(mine))])
+    return pages.markdown([
+        pages.Table(['Table I', 'Published', 'Measured', 'Verdict', 'Why'], rows),
+        pages.Table(['All claims', PASS, FAIL, NOT_RUN, 'Not run, and why'], by_source)])
+
+
+def _best(verdicts: Sequence[Verdict]) -> Verdict:
+    """Of verdicts on one claim by several folders the failure, else the pass, else the most telling reason."""
+    order = {FAIL: 0, PASS: 1, NOT_RUN: 2}
+    return min(verdicts, key=lambda v: (order[v.status], v.reason == f'{v.claim.experiment} was not run'))
+
+
+def updated(text: str, found: Sequence[Results]) -> str:
+    """A Markdown page with its generated parts made again: between the markers `tables` and `reproduces`.
+
+    Args:
+        text: of the page.
+        found: results of the folders that the page shows.
+
+    Raises:
+        ValueError: the page has neither pair of markers.
+    """
+    parts = {'tables': lambda: '\n'.join(map(for_readme, found)), 'reproduces': lambda: reproduces(found)}
+    names = [name for name in parts if _markers(name)[0] in text]
+    if not names:
+        raise ValueError(f"expected the lines {' and '.join(_markers('tables'))}, or the same with reproduces")
+    for name in names:
+        text = between_markers(text, parts[name](), name)
+    return text
+
+
+def between_markers(text: str, part: str, name: str = 'results') -> str:
+    """A Markdown page with a part put between the markers of that name.
 
     Raises:
         ValueError: the page does not have both markers, in order.
     """
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
+    first, last = _markers(name)
+    head, begin, rest = text.partition(first)
+    _, end, tail = rest.partition(last)
     if not (begin and end):
-        raise ValueError('expected the lines %s and %s' % (BEGIN, END))
-    return head + BEGIN + '\n' + report + END + tail
+        raise ValueError(f'expected the lines {first} and {last}')
+    return f'{head}{begin}\n{part}{end}{tail}'
+
+
+def _markers(name: str) -> tuple[str, str]:
+    return f'<!-- {name}: begin -->', f'<!-- {name}: end -->'

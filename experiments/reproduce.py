@@ -7,7 +7,7 @@ import tempfile
 from typing import Any
 
 from branchynet import checkpoint, devices, files, schema, verify
-from branchynet.experiments import PRESETS, claims, pages, report, runs
+from branchynet.experiments import NETWORKS, PRESETS, claims, figures, pages, report, runs
 from branchynet.experiments import results as results_file
 from branchynet.experiments.results import Results
 from branchynet.files import write_atomically
@@ -148,12 +148,14 @@ def write(results: Results, out: str) -> None:
     """
     weights = [path for name, seeds in results.experiments.items() for run in seeds for path in kept_weights(
         name, run, out).values()]
-    written, figures = [results_file.path_of(out), *weights], {}
+    written, shown = [results_file.path_of(out), *weights], {}
     for name, seeds in results.experiments.items():
-        paths = report.load(name).write(seeds, out)
-        figures[name] = [path for path in paths if path.endswith('.png')]
-        written += paths
-    blocks = report.blocks(results, figures)
+        experiment = report.load(name)
+        paths = experiment.write(seeds, out)
+        drawn = figures.draw(experiment, seeds[0], out) if name in NETWORKS else figures.Drawn([])
+        shown[name] = drawn._replace(paths=[path for path in paths if path.endswith('.png')] + drawn.paths)
+        written += [*paths, *drawn.paths]
+    blocks = report.blocks(results, shown)
     for name, text in ('report.md', pages.markdown(blocks)), ('report.html', pages.html('BranchyNet', blocks)):
         written.append(os.path.join(out, name))
         write_atomically(written[-1], text.encode())
@@ -185,10 +187,15 @@ def kept_weights(name: str, run: Any, out: str) -> dict[str, str]:
     return {os.path.basename(path): path for path in kept}
 
 
-def verdict(results: Results) -> int:
-    """Prints the verdicts on the claims; returns the exit status: 1 if one fell short, else 0."""
+def verdict(results: Results, every: bool = False) -> int:
+    """Prints the failures and the counts; returns the exit status: 1 if one fell short, else 0.
+
+    Args:
+        results: of a folder.
+        every: whether every claim gets a line.
+    """
     verdicts = claims.check(results)
-    print('\n'.join(report.lines(verdicts)))
+    print('\n'.join((report.lines if every else report.summary)(verdicts)))
     return int(any(v.status == claims.FAIL for v in verdicts))
 
 

@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 import branchynet  # noqa: F401
 import pytest
 
@@ -14,12 +16,13 @@ from branchynet.experiments import report, results
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def test_tables_are_generated():
-    with open(os.path.join(ROOT, 'README.md'), encoding='utf-8') as f:
+@pytest.mark.parametrize('name', ['README.md', os.path.join('docs', 'reproducing.md')])
+def test_tables_are_generated(name):
+    with open(os.path.join(ROOT, name), encoding='utf-8') as f:
         page = f.read()
-    folders = re.search('`branchynet report (.*) --update README.md`', page).group(1).split()
-    found = [results.read(os.path.join(ROOT, folder)) for folder in folders]
-    assert report.between_markers(page, '\n'.join(map(report.for_readme, found))) == page
+    command = re.search(f'`branchynet report ([^`]*)\\s--update {name}`', page, re.DOTALL)
+    found = [results.read(os.path.join(ROOT, folder)) for folder in command.group(1).split()]
+    assert report.updated(page, found) == page
 
 
 def test_the_cost_of_determinism_is_generated():

@@ -74,11 +74,12 @@ def test_a_changed_claim_changes_the_page(example, monkeypatch, change):
 
 def test_numbers_by_hand(example):
     text, html = page_of(example)
-    assert '| 4.00 ' in text and '| 3.00 |' in text  # the gains on both clocks
-    assert '%.2f to %.2f' % intervals.accuracy([98.5], 1000) in text
-    assert '%.2g' % intervals.mcnemar(25, 10) in text
+    assert '| 4.00 (at 98.50 %) ' in text and '| 3.00 (at 98.75 %) ' in text  # a gain stands with its accuracy
+    low, high = intervals.accuracy([98.5], 1000)
+    assert f'| 98.50 ({low:.2f} to {high:.2f}) ' in text
+    assert f'{intervals.mcnemar(25, 10):.2g}' in text
     assert 'quick/lenet_mnist' in text and '98.6 or more' in text
-    assert '<td>PASS</td>' in html
+    assert 'data-label="Verdict"><span class="badge not-run">NOT RUN</span>' in html
 
 
 def add_seed(results, **baseline):
@@ -140,7 +141,10 @@ def test_a_claim_holds_or_falls_short(example, capsys, accuracy, status):
         row.accuracy_percent = min(accuracy, row.accuracy_percent)
     assert verdict_of(example, 'quick/lenet_mnist').status == status
     assert reproduce.verdict(example) == (status == 'FAIL')
-    assert '\n%s: quick/lenet_mnist: ' % status in capsys.readouterr().out
+    short = capsys.readouterr().out
+    assert (f'{status}: quick/lenet_mnist: ' in short) == (status == 'FAIL')
+    assert reproduce.verdict(example, every=True) == (status == 'FAIL')
+    assert f'\n{status}: quick/lenet_mnist: ' in capsys.readouterr().out
 
 
 def test_what_is_not_run_says_why(example):
@@ -164,11 +168,12 @@ def test_what_is_not_run_says_why(example):
 def test_report_goes_between_the_markers_of_a_page(example, tmp_path, capsys):
     results.write(str(tmp_path), example)
     page = tmp_path / 'page.md'
-    page.write_text('before\n%s\nold\n%s\nafter\n' % (report.BEGIN, report.END))
+    begin, end = '<!-- tables: begin -->', '<!-- tables: end -->'
+    page.write_text(f'before\n{begin}\nold\n{end}\nafter\n')
     assert cli.main(['report', str(tmp_path)]) == 0
     assert report.tables(example) in capsys.readouterr().out
     assert cli.main(['report', str(tmp_path), '--update', str(page)]) == 0
-    assert page.read_text() == 'before\n%s\n%s%s\nafter\n' % (report.BEGIN, report.for_readme(example), report.END)
+    assert page.read_text() == f'before\n{begin}\n{report.for_readme(example)}{end}\nafter\n'
     page.write_text('no markers')
     assert cli.main(['report', str(tmp_path), '--update', str(page)]) == 2
     assert page.read_text() == 'no markers'

@@ -1,0 +1,100 @@
+"""Figures of what the exits say of every test image, computed again from a run's weights and data.
+
+results.json keeps no probabilities of single images. One pass over the test images gives them: the images that leave at
+each exit, the confusion matrices, and the reliability diagrams.
+"""
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from branchynet import cpu, provenance, visualize
+from branchynet.cpu import threads
+from branchynet.exits import leave_at
+from branchynet.experiments import results, runs
+from branchynet.inference import Compiled
+from branchynet.training import batches
+import numpy as np
+
+if TYPE_CHECKING:
+    from branchynet.experiments.network_experiment import NetworkExperiment
+
+BATCHSIZE = 32
+DIGITS = list('0123456789')
+CIFAR10 = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']
+CLASSES = {'lenet_mnist': DIGITS, 'alex_cifar10': CIFAR10, 'resnet_cifar10': CIFAR10}
+
+
+class Drawn(NamedTuple):
+    """Figures of one experiment.
+
+    Attributes:
+        paths: of the PNG files.
+        missing: why others are missing, in words; '' where none is.
+    """
+    paths: list[str]
+    missing: str = ''
+
+
+def draw(experiment: NetworkExperiment, run: results.NetworkRun, out: str) -> Drawn:
+    """Draws a run's leaving images (at the published thresholds), confusion matrices and reliability diagrams.
+
+    Args:
+        experiment: that made the run.
+        run: a seed.
+        out: the results folder, which may hold the run's weights.
+
+    Returns:
+        The figures; none where weights or data are missing or are not those of the run.
+    """
+    try:
+        x, t = _test_data(experiment, run)
+        probs, entropies = _answers(experiment, run, x, out)
+    except runs.CannotRun as e:
+        return Drawn([], f'The figures of leaving images, confusion and reliability are missing: {e}.')
+    exits = leave_at(entropies, experiment.published_thresholds)
+    names = CLASSES[experiment.name]
+    stem = os.path.join(out, 'figures', runs.stem(experiment.name, run.part, run.seed))
+    paths = [f'{stem}_{what}.png' for what in ('leaving', 'confusion', 'reliability')]
+    visualize.plot_leaving(x, t, probs, exits, names, output_path=paths[0])
+    visualize.plot_confusion(t, probs, names, output_path=paths[1])
+    visualize.plot_reliability(t, probs, output_path=paths[2])
+    return Drawn(paths)
+
+
+def _test_data(experiment: NetworkExperiment, run: results.NetworkRun) -> tuple[np.ndarray, np.ndarray]:
+    """The images (N, C, H, W) and labels (N,) that the run was measured on."""
+    try:
+        data = experiment.get_data()
+    except OSError:
+        raise runs.CannotRun('the data is not there; `branchynet data` says what is missing') from None
+    train, test = slice(run.training.train_samples), slice(run.measurement.test_samples)
+    x_train, y_train, x, t = data[0][train], data[1][train], data[2][test], data[3][test]
+    if provenance.sha256_of_arrays((x_train, y_train, x, t)) != run.training.data_sha256:
+        raise runs.CannotRun('the data here is not that of the run')
+    return x, t
+
+
+def _answers(experiment: NetworkExperiment, run: results.NetworkRun, x: np.ndarray,
+             out: str) -> tuple[np.ndarray, np.ndarray]:
+    """Softmax (E, N, K) and entropy (E, N) of every exit for images (N, C, H, W)."""
+    path = runs.weights_path(out, experiment.name, run.part, run.seed)
+    if not os.path.exists(path):
+        raise runs.CannotRun(f'the weights, {os.path.basename(path)}, are not in the folder')
+    net = experiment.get_network(variant=run.training.variant)
+    runs.load_weights(net, path, run.training.weights_sha256)
+    parts = batches(len(x), BATCHSIZE)
+    answers: list = [None] * len(parts)
+    with cpu.fast():
+        net = runs.for_inference(net)
+
+        def pass_part(i: int) -> None:
+            answers[i] = net.look(x[parts[i]])
+
+        if isinstance(net, Compiled):
+            threads.run(pass_part, len(parts))
+        else:
+            for i in range(len(parts)):
+                pass_part(i)
+    return (np.stack([np.concatenate([look.prob for look in of_exit]) for of_exit in zip(*answers)]),
+            np.stack([np.concatenate([look.entropy for look in of_exit]) for of_exit in zip(*answers)]))
