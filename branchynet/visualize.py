@@ -8,20 +8,25 @@ stay as they are.
 
 Accuracies and probabilities are fractions in [0, 1]; the figures show them in percent.
 """
+
 from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterator, Mapping, Optional, Sequence, Union
+from typing import TYPE_CHECKING, Any, Union
+
+from branchynet import (
+    _chainer,  # noqa: F401
+    functions,
+    sweep,
+    utils,
+)
+from branchynet.files import write_atomically
 
 import numpy as np
-
-from branchynet import _chainer  # noqa: F401
 from chainer.backends.cuda import to_cpu
-
-from branchynet import functions, sweep, utils
-from branchynet.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,17 +59,17 @@ STYLE = {
     'legend.frameon': False,
     'axes.spines.top': False,
     'axes.spines.right': False,
-    'axes.linewidth': .8,
+    'axes.linewidth': 0.8,
     'axes.axisbelow': True,
     'axes.grid': True,
     'grid.color': '#E4E4E4',
-    'grid.linewidth': .6,
+    'grid.linewidth': 0.6,
     'lines.linewidth': 1.6,
     'lines.markersize': 4.5,
 }
 
 
-def plot_layers(values: Sequence, save_name: Optional[PathLike] = None, xlabel: str = '', ylabel: str = '') -> Figure:
+def plot_layers(values: Sequence, save_name: PathLike | None = None, xlabel: str = '', ylabel: str = '') -> Figure:
     """Draws a line per exit over the epochs.
 
     Args:
@@ -80,8 +85,9 @@ def plot_layers(values: Sequence, save_name: Optional[PathLike] = None, xlabel: 
     return figure
 
 
-def plot_curves(losses: Sequence, accs: Sequence, labels: Optional[Sequence[str]] = None,
-                output_path: Optional[PathLike] = None) -> Figure:
+def plot_curves(
+    losses: Sequence, accs: Sequence, labels: Sequence[str] | None = None, output_path: PathLike | None = None
+) -> Figure:
     """Draws loss and accuracy over the epochs in two panels, a line per exit.
 
     Args:
@@ -100,8 +106,14 @@ def plot_curves(losses: Sequence, accs: Sequence, labels: Optional[Sequence[str]
     return figure
 
 
-def plot_tradeoff(ps: Sequence[Setting], accs: Sequence[float], diffs: Sequence[float], baseacc: float,
-                  basediff: float, output_path: Optional[PathLike] = None) -> Figure:
+def plot_tradeoff(
+    ps: Sequence[Setting],
+    accs: Sequence[float],
+    diffs: Sequence[float],
+    baseacc: float,
+    basediff: float,
+    output_path: PathLike | None = None,
+) -> Figure:
     """Draws accuracy and time of every setting in two panels, one above the other; the baseline is a line.
 
     Args:
@@ -127,8 +139,14 @@ def plot_tradeoff(ps: Sequence[Setting], accs: Sequence[float], diffs: Sequence[
     return figure
 
 
-def plot_roc(ps: Sequence[Setting], accs: Sequence[float], diffs: Sequence[float], baseacc: float, basediff: float,
-             output_path: Optional[PathLike] = None) -> Figure:
+def plot_roc(
+    ps: Sequence[Setting],
+    accs: Sequence[float],
+    diffs: Sequence[float],
+    baseacc: float,
+    basediff: float,
+    output_path: PathLike | None = None,
+) -> Figure:
     """Draws the change of accuracy against the speed-up, both over the baseline, of every setting.
 
     The line joins the Pareto front (sweep.pareto). The settings at its two ends, the most accurate and the fastest,
@@ -147,24 +165,37 @@ def plot_roc(ps: Sequence[Setting], accs: Sequence[float], diffs: Sequence[float
     best = sweep.pareto(accs, diffs)[::-1]  # by rising gain
     with _figure(output_path) as figure:
         axes = figure.add_subplot(xlabel='Speed-up over the baseline', ylabel='Change of accuracy (points)')
-        axes.plot(gains, changes, 'o', color=SKY, alpha=.6, markeredgewidth=0, label='All settings')
+        axes.plot(gains, changes, 'o', color=SKY, alpha=0.6, markeredgewidth=0, label='All settings')
         axes.plot(gains[best], changes[best], 'o-', color=BLUE, label='Best settings')
         axes.plot(1, 0, 'D', color=VERMILION, markersize=7, label='Baseline')
         for k, place in ((best[0], {'xytext': (0, 7)}), (best[-1], {'xytext': (6, 0), 'va': 'center'})):
-            axes.annotate(f'T = {_setting(ps[k])}', (gains[k], changes[k]), textcoords='offset points', fontsize=8,
-                          **place)
+            axes.annotate(
+                f'T = {_setting(ps[k])}', (gains[k], changes[k]), textcoords='offset points', fontsize=8, **place
+            )
         axes.xaxis.set_major_formatter('{x:g}x')
         axes.legend(loc='lower left')  # slow and inaccurate settings: the emptiest corner
     return figure
 
 
 def plot_line_tradeoff(
-        accs: Sequence[float], diffs: Sequence[float], ps: Sequence[Sequence[float]], exits: Sequence[Sequence[int]],
-        baseacc: float, basediff: float, orig_label: str = 'Baseline', title: Optional[str] = None,
-        our_label: str = 'Our Method', xlabel: str = 'Runtime (ms)', ylabel: str = 'Classification Accuracy',
-        all_samples: bool = False, knee_idx: Optional[int] = None, xlim: Optional[tuple[float, float]] = None,
-        ylim: Optional[tuple[float, float]] = None, inc_amt: float = -0.0005,
-        output_path: Optional[PathLike] = None) -> Figure:
+    accs: Sequence[float],
+    diffs: Sequence[float],
+    ps: Sequence[Sequence[float]],
+    exits: Sequence[Sequence[int]],
+    baseacc: float,
+    basediff: float,
+    orig_label: str = 'Baseline',
+    title: str | None = None,
+    our_label: str = 'Our Method',
+    xlabel: str = 'Runtime (ms)',
+    ylabel: str = 'Classification Accuracy',
+    all_samples: bool = False,
+    knee_idx: int | None = None,
+    xlim: tuple[float, float] | None = None,
+    ylim: tuple[float, float] | None = None,
+    inc_amt: float = -0.0005,
+    output_path: PathLike | None = None,
+) -> Figure:
     """Draws the trade-off curve of a BranchyNet and its baseline (figure 3 of the paper).
 
     The curve joins the settings that utils.get_inc_points keeps.
@@ -193,17 +224,34 @@ def plot_line_tradeoff(
     """
     kept_accs, kept_times, kept_ps, _ = utils.get_inc_points(accs, diffs, ps, exits, inc_amt)
     if knee_idx is not None and not 0 <= knee_idx < len(kept_accs):
-        raise ValueError(f'knee_idx must be one of the {len(kept_accs)} kept settings, 0 to {len(kept_accs) - 1}, '
-                         f'not {knee_idx}')
+        raise ValueError(
+            f'knee_idx must be one of the {len(kept_accs)} kept settings, 0 to {len(kept_accs) - 1}, not {knee_idx}'
+        )
     with _figure(output_path) as figure:
         axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel, title=title)
         if all_samples:
-            axes.plot(diffs, accs, 'o', color=SKY, alpha=.5, markersize=3.5, markeredgewidth=0,
-                      label=f'{our_label}, all settings')
+            axes.plot(
+                diffs,
+                accs,
+                'o',
+                color=SKY,
+                alpha=0.5,
+                markersize=3.5,
+                markeredgewidth=0,
+                label=f'{our_label}, all settings',
+            )
         axes.plot(kept_times, kept_accs, 'o-', color=BLUE, label=our_label)
         if knee_idx is not None:
-            axes.plot(kept_times[knee_idx], kept_accs[knee_idx], '*', color=ORANGE, markersize=13,
-                      markeredgecolor='black', markeredgewidth=.6, label=f'Knee: T = {_setting(kept_ps[knee_idx])}')
+            axes.plot(
+                kept_times[knee_idx],
+                kept_accs[knee_idx],
+                '*',
+                color=ORANGE,
+                markersize=13,
+                markeredgecolor='black',
+                markeredgewidth=0.6,
+                label=f'Knee: T = {_setting(kept_ps[knee_idx])}',
+            )
         axes.plot(basediff, baseacc, 'D', color=VERMILION, markersize=7, label=orig_label)
         _percent(axes.yaxis)
         axes.set(xlim=xlim, ylim=ylim)
@@ -211,7 +259,7 @@ def plot_line_tradeoff(
     return figure
 
 
-def plot_layer_entropy(net: Any, x: Any, output_path: Optional[PathLike] = None) -> Figure:
+def plot_layer_entropy(net: Any, x: Any, output_path: PathLike | None = None) -> Figure:
     """Draws, for every exit, the share of samples whose entropy is below a threshold, against the threshold.
 
     At a threshold, a line's height is the share that would leave at that exit if it were the first.
@@ -226,16 +274,27 @@ def plot_layer_entropy(net: Any, x: Any, output_path: Optional[PathLike] = None)
         axes.set(xscale='log', xlim=(1e-5, 10), ylim=(0, 1.02))  # a little more than the published thresholds span
         for k, prob in enumerate(net.get_SM(x)):
             entropies = np.sort(to_cpu(functions.entropy(prob)))
-            axes.step(entropies, np.arange(1, len(entropies) + 1) / len(entropies), where='post',
-                      label=f'Exit {k + 1}', **_line(k))
+            axes.step(
+                entropies,
+                np.arange(1, len(entropies) + 1) / len(entropies),
+                where='post',
+                label=f'Exit {k + 1}',
+                **_line(k),
+            )
         _percent(axes.yaxis)
         _legend(axes)
     return figure
 
 
-def plot_exits(exits: Sequence[Sequence[int]], accs: Sequence[float], exits2: Sequence[Sequence[int]],
-               accs2: Sequence[float], i: int = 0, labels: Sequence[str] = ('Network 1', 'Network 2'),
-               output_path: Optional[PathLike] = None) -> Figure:
+def plot_exits(
+    exits: Sequence[Sequence[int]],
+    accs: Sequence[float],
+    exits2: Sequence[Sequence[int]],
+    accs2: Sequence[float],
+    i: int = 0,
+    labels: Sequence[str] = ('Network 1', 'Network 2'),
+    output_path: PathLike | None = None,
+) -> Figure:
     """Draws accuracy against the share of samples that leave at exit i, for two networks.
 
     Every setting is a point; the line joins the most accurate setting at each share.
@@ -254,7 +313,7 @@ def plot_exits(exits: Sequence[Sequence[int]], accs: Sequence[float], exits2: Se
         for k, (counts, values, marker) in enumerate(((exits, accs, 'o'), (exits2, accs2, 's'))):
             counts = np.asarray(counts)
             share = counts[:, i] / counts.sum(axis=1)
-            axes.plot(share, values, marker, color=COLORS[k], alpha=.4, markeredgewidth=0)
+            axes.plot(share, values, marker, color=COLORS[k], alpha=0.4, markeredgewidth=0)
             axes.plot(*_best_at_each(share, values), marker=marker, label=labels[k], **_line(k))
         _percent(axes.yaxis)
         _percent(axes.xaxis)
@@ -262,8 +321,9 @@ def plot_exits(exits: Sequence[Sequence[int]], accs: Sequence[float], exits2: Se
     return figure
 
 
-def plot_runtimes(labels: Sequence[str], times: Sequence[float], xlabel: str = 'Runtime (ms)',
-                  output_path: Optional[PathLike] = None) -> Figure:
+def plot_runtimes(
+    labels: Sequence[str], times: Sequence[float], xlabel: str = 'Runtime (ms)', output_path: PathLike | None = None
+) -> Figure:
     """Draws a bar with its value for the time of every network, the first on top.
 
     Args:
@@ -274,19 +334,24 @@ def plot_runtimes(labels: Sequence[str], times: Sequence[float], xlabel: str = '
     """
     with _figure(output_path) as figure:
         axes = figure.add_subplot(xlabel=xlabel)
-        bars = axes.barh(labels, times, height=.6, color=BLUE)
+        bars = axes.barh(labels, times, height=0.6, color=BLUE)
         axes.bar_label(bars, fmt='%.3g', padding=3, fontsize=8)
         axes.invert_yaxis()
         axes.grid(axis='y', visible=False)
         axes.tick_params(axis='y', length=0)
-        axes.margins(x=.12)
+        axes.margins(x=0.12)
     return figure
 
 
 def plot_relative_tradeoff(
-        curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], base_accuracy: float, knee: int,
-        published: Sequence[Point] = (), published_base: Optional[float] = None, network: str = 'Network',
-        output_path: Optional[PathLike] = None) -> Figure:
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    base_accuracy: float,
+    knee: int,
+    published: Sequence[Point] = (),
+    published_base: float | None = None,
+    network: str = 'Network',
+    output_path: PathLike | None = None,
+) -> Figure:
     """Draws accuracy against the share of the baseline's time, a line per clock (figure 3 of the paper).
 
     Args:
@@ -303,25 +368,46 @@ def plot_relative_tradeoff(
         for k, (label, (shares, values)) in enumerate(curves.items()):
             times, accuracies = np.asarray(shares), np.asarray(values)
             best = sweep.pareto(accuracies, times)
-            axes.plot(times, accuracies, 'o', color=COLORS[k], alpha=.15, markersize=3, markeredgewidth=0)
-            axes.plot(times[best], accuracies[best], marker='o', markersize=3, label=f'B-{network}, {label}',
-                      **_line(k))
-            axes.plot(times[knee], accuracies[knee], '*', color=ORANGE, markersize=12, markeredgecolor='black',
-                      markeredgewidth=.6, zorder=3, label='Knee' if k == 0 else None)
+            axes.plot(times, accuracies, 'o', color=COLORS[k], alpha=0.15, markersize=3, markeredgewidth=0)
+            axes.plot(
+                times[best], accuracies[best], marker='o', markersize=3, label=f'B-{network}, {label}', **_line(k)
+            )
+            axes.plot(
+                times[knee],
+                accuracies[knee],
+                '*',
+                color=ORANGE,
+                markersize=12,
+                markeredgecolor='black',
+                markeredgewidth=0.6,
+                zorder=3,
+                label='Knee' if k == 0 else None,
+            )
         if len(published):
-            axes.plot(*np.transpose(sorted(published)), 's--', color=GREY, markersize=4, linewidth=1,
-                      label=f'B-{network}, published')
+            axes.plot(
+                *np.transpose(sorted(published)),
+                's--',
+                color=GREY,
+                markersize=4,
+                linewidth=1,
+                label=f'B-{network}, published',
+            )
             axes.plot(1, published_base, 'D', color=GREY, markersize=6, label=f'{network}, published')
         axes.plot(1, base_accuracy, 'D', color=BLACK, markersize=6, label=network)
         axes.set_xlim(left=0)
         _percent(axes.yaxis)
-        axes.legend(loc='upper center', bbox_to_anchor=(.5, -.16), ncol=2)  # outside: points may lie anywhere inside
+        axes.legend(loc='upper center', bbox_to_anchor=(0.5, -0.16), ncol=2)  # outside: points may lie anywhere inside
     return figure
 
 
-def plot_exit1(share: Sequence[float], accuracy: Sequence[float], entropy: Sequence[float],
-               published_accuracy: Sequence[Point] = (), published_entropy: Sequence[Point] = (),
-               output_path: Optional[PathLike] = None) -> Figure:
+def plot_exit1(
+    share: Sequence[float],
+    accuracy: Sequence[float],
+    entropy: Sequence[float],
+    published_accuracy: Sequence[Point] = (),
+    published_entropy: Sequence[Point] = (),
+    output_path: PathLike | None = None,
+) -> Figure:
     """Draws accuracy and the highest entropy that leaves against the share leaving at exit 1 (figure 4 of the paper).
 
     Args:
@@ -345,8 +431,13 @@ def plot_exit1(share: Sequence[float], accuracy: Sequence[float], entropy: Seque
     return figure
 
 
-def plot_comparison(names: Sequence[str], accuracies: Sequence[Sequence[float]], published: Mapping[str, float],
-                    xlabel: str = '', output_path: Optional[PathLike] = None) -> Figure:
+def plot_comparison(
+    names: Sequence[str],
+    accuracies: Sequence[Sequence[float]],
+    published: Mapping[str, float],
+    xlabel: str = '',
+    output_path: PathLike | None = None,
+) -> Figure:
     """Draws the accuracy of variants of a network, a dot per run; a line joins the means where names are numbers.
 
     Args:
@@ -367,15 +458,21 @@ def plot_comparison(names: Sequence[str], accuracies: Sequence[Sequence[float]],
         if known:
             axes.plot(*np.transpose(known), 's--', color=GREY, markersize=4, linewidth=1, label='Published')
         axes.set_xticks(places, names)
-        axes.margins(x=.1)
+        axes.margins(x=0.1)
         _percent(axes.yaxis)
         _legend(axes)
     return figure
 
 
-def plot_cache_misses(times: Sequence[float], rates: Sequence[float], base_time: float, base_rate: float,
-                      published: Sequence[Point] = (), published_base: Point = (),
-                      output_path: Optional[PathLike] = None) -> Figure:
+def plot_cache_misses(
+    times: Sequence[float],
+    rates: Sequence[float],
+    base_time: float,
+    base_rate: float,
+    published: Sequence[Point] = (),
+    published_base: Point = (),
+    output_path: PathLike | None = None,
+) -> Figure:
     """Draws the rate of cache misses against the runtime (figure 6 of the paper), measured and published panels.
 
     Args:
@@ -392,8 +489,9 @@ def plot_cache_misses(times: Sequence[float], rates: Sequence[float], base_time:
         if len(published):
             panels.append(('Published', list(published), published_base))
         for k, (title, points, base) in enumerate(panels):
-            axes = figure.add_subplot(1, len(panels), k + 1, title=title, xlabel='Runtime (ms)',
-                                      ylabel='Cache miss rate')
+            axes = figure.add_subplot(
+                1, len(panels), k + 1, title=title, xlabel='Runtime (ms)', ylabel='Cache miss rate'
+            )
             axes.plot(*np.transpose(sorted(points)), 'o-', color=BLUE, label='With exits')
             axes.plot(*base, 'D', color=BLACK, markersize=6, label='Baseline')
             axes.set(xlim=(0, None), ylim=(0, None))
@@ -402,8 +500,15 @@ def plot_cache_misses(times: Sequence[float], rates: Sequence[float], base_time:
     return figure
 
 
-def plot_leaving(x: np.ndarray, labels: np.ndarray, probs: np.ndarray, exits: np.ndarray, names: Sequence[str],
-                 count: int = 5, output_path: Optional[PathLike] = None) -> Figure:
+def plot_leaving(
+    x: np.ndarray,
+    labels: np.ndarray,
+    probs: np.ndarray,
+    exits: np.ndarray,
+    names: Sequence[str],
+    count: int = 5,
+    output_path: PathLike | None = None,
+) -> Figure:
     """Shows samples that leave at every exit: the easiest and the hardest, those classified rightly and wrongly.
 
     A sample is easy where the entropy at the exit that it leaves is low. Below it stands the class that the exit
@@ -421,17 +526,21 @@ def plot_leaving(x: np.ndarray, labels: np.ndarray, probs: np.ndarray, exits: np
     entropies = np.stack([functions.entropy(prob) for prob in probs])[exits, np.arange(len(x))]
     answers = probs.argmax(axis=2)[exits, np.arange(len(x))]
     rows = [(k, right) for k in range(len(probs)) for right in (True, False)]
-    with _figure(output_path, columns=2, rows=.75 + .72 * len(rows)) as figure:
+    with _figure(output_path, columns=2, rows=0.75 + 0.72 * len(rows)) as figure:
         panels = figure.subplots(len(rows), 2, squeeze=False)
         for (k, right), pair in zip(rows, panels):
             group = np.flatnonzero((exits == k) & ((answers == labels) == right))
             group = group[np.argsort(entropies[group], kind='stable')]
-            title = f"Exit {k + 1}, {'right' if right else 'wrong'}"
-            for axes, chosen, which in ((pair[0], group[:count], 'easiest'), (pair[1], group[::-1][:count], 'hardest')):
-                axes.set_title(f'{title}: {which} of {len(group)}' if len(group) else f'{title}: none', loc='left',
-                               fontsize=9)
-                texts = [f'{names[answers[i]]}' + ('' if right else f'\nis {names[labels[i]]}')
-                         + f'\n{entropies[i]:.2g}' for i in chosen]
+            title = f'Exit {k + 1}, {"right" if right else "wrong"}'
+            halves = (pair[0], group[:count], 'easiest'), (pair[1], group[::-1][:count], 'hardest')
+            for axes, chosen, which in halves:
+                axes.set_title(
+                    f'{title}: {which} of {len(group)}' if len(group) else f'{title}: none', loc='left', fontsize=9
+                )
+                texts = [
+                    f'{names[answers[i]]}' + ('' if right else f'\nis {names[labels[i]]}') + f'\n{entropies[i]:.2g}'
+                    for i in chosen
+                ]
                 _strip(axes, x[chosen], texts, count)
     return figure
 
@@ -439,28 +548,32 @@ def plot_leaving(x: np.ndarray, labels: np.ndarray, probs: np.ndarray, exits: np
 def _strip(axes: Axes, images: np.ndarray, texts: Sequence[str], count: int) -> None:
     """Shows up to ``count`` images (B, C, H, W) in a row, a text under each."""
     from skimage import exposure, util
+
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelsize=7, pad=2)
     axes.set_yticks([])
     gap, (height, width) = 2, images.shape[2:]
-    axes.set(xlim=(-.5, count * (width + gap) + gap - .5), ylim=(height + 2 * gap - .5, -.5))
+    axes.set(xlim=(-0.5, count * (width + gap) + gap - 0.5), ylim=(height + 2 * gap - 0.5, -0.5))
     axes.set_xticks([])
     if not len(images):
         return
-    scaled = [exposure.rescale_intensity(image.astype(float), out_range=(0., 1.)).transpose(1, 2, 0)
-              for image in images]
+    scaled = [
+        exposure.rescale_intensity(image.astype(float), out_range=(0.0, 1.0)).transpose(1, 2, 0) for image in images
+    ]
     if images.shape[1] == 1:
         scaled = [1 - image for image in scaled]  # dark strokes on white
-    montage = util.montage(scaled, grid_shape=(1, len(scaled)), padding_width=gap, fill=[1.] * scaled[0].shape[2],
-                           channel_axis=3)
+    montage = util.montage(
+        scaled, grid_shape=(1, len(scaled)), padding_width=gap, fill=[1.0] * scaled[0].shape[2], channel_axis=3
+    )
     axes.imshow(montage.squeeze(), cmap='gray', vmin=0, vmax=1, interpolation='nearest')
-    axes.set(xlim=(-.5, count * (width + gap) + gap - .5), ylim=(height + 2 * gap - .5, -.5))
-    axes.set_xticks([gap + width / 2 - .5 + i * (width + gap) for i in range(len(images))], texts)
+    axes.set(xlim=(-0.5, count * (width + gap) + gap - 0.5), ylim=(height + 2 * gap - 0.5, -0.5))
+    axes.set_xticks([gap + width / 2 - 0.5 + i * (width + gap) for i in range(len(images))], texts)
 
 
-def plot_confusion(labels: np.ndarray, probs: np.ndarray, names: Sequence[str],
-                   output_path: Optional[PathLike] = None) -> Figure:
+def plot_confusion(
+    labels: np.ndarray, probs: np.ndarray, names: Sequence[str], output_path: PathLike | None = None
+) -> Figure:
     """Draws a confusion matrix per exit: of the samples of each true class, the percentage that gets each answer.
 
     Every exit answers for all samples, whether or not they would leave earlier.
@@ -472,26 +585,38 @@ def plot_confusion(labels: np.ndarray, probs: np.ndarray, names: Sequence[str],
         output_path: path of the file.
     """
     from sklearn.metrics import confusion_matrix
-    with _figure(output_path, columns=.85 * len(probs), rows=1.3) as figure:
+
+    with _figure(output_path, columns=0.85 * len(probs), rows=1.3) as figure:
         for k, (axes, prob) in enumerate(zip(figure.subplots(1, len(probs), squeeze=False)[0], probs)):
             answers = prob.argmax(axis=1)
             matrix = 100 * confusion_matrix(labels, answers, labels=range(len(names)), normalize='true')
             axes.imshow(matrix, cmap='Blues', vmin=0, vmax=100)
             for (row, column), value in np.ndenumerate(matrix):
-                if value >= .05:
-                    axes.text(column, row, f'{value:.0f}' if value >= 9.95 else f'{value:.1f}', ha='center', va='center',
-                              fontsize=6, color='white' if value > 50 else BLACK)
+                if value >= 0.05:
+                    axes.text(
+                        column,
+                        row,
+                        f'{value:.0f}' if value >= 9.95 else f'{value:.1f}',
+                        ha='center',
+                        va='center',
+                        fontsize=6,
+                        color='white' if value > 50 else BLACK,
+                    )
             axes.grid(visible=False)
             axes.tick_params(length=0)
             axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 2 else 0)
             axes.set_yticks(range(len(names)), names if k == 0 else [])
-            axes.set(title=f'Exit {k + 1}: {100 * np.mean(answers == labels):.2f} % right', xlabel='Answer (%)',
-                     ylabel='True class' if k == 0 else '')
+            axes.set(
+                title=f'Exit {k + 1}: {100 * np.mean(answers == labels):.2f} % right',
+                xlabel='Answer (%)',
+                ylabel='True class' if k == 0 else '',
+            )
     return figure
 
 
-def plot_reliability(labels: np.ndarray, probs: np.ndarray, bins: int = 10,
-                     output_path: Optional[PathLike] = None) -> Figure:
+def plot_reliability(
+    labels: np.ndarray, probs: np.ndarray, bins: int = 10, output_path: PathLike | None = None
+) -> Figure:
     """Draws a reliability diagram per exit: how often the answer is right against its probability.
 
     Bins hold equally many samples, as most probabilities lie near 1. On the diagonal an exit is calibrated, below it
@@ -506,7 +631,8 @@ def plot_reliability(labels: np.ndarray, probs: np.ndarray, bins: int = 10,
     """
     from sklearn.calibration import calibration_curve
     from sklearn.metrics import brier_score_loss, log_loss
-    with _figure(output_path, columns=.75 * len(probs)) as figure:
+
+    with _figure(output_path, columns=0.75 * len(probs)) as figure:
         for k, (axes, prob) in enumerate(zip(figure.subplots(1, len(probs), squeeze=False)[0], probs.astype(float))):
             prob = prob / prob.sum(axis=1, keepdims=True)  # log_loss asks for sums of 1 in float64
             right, sure = prob.argmax(axis=1) == labels, prob.max(axis=1).clip(0, 1)
@@ -516,8 +642,14 @@ def plot_reliability(labels: np.ndarray, probs: np.ndarray, bins: int = 10,
             low = min(confidences.min(), shares.min())
             axes.plot([low, 1], [low, 1], color=GREY, linewidth=1, linestyle='--')
             axes.plot(confidences, shares, 'o-', color=COLORS[k % len(COLORS)])
-            axes.text(.05, .95, f'log loss {loss:.3f} nat\nBrier score {brier:.3f}', transform=axes.transAxes,
-                      va='top', fontsize=8)
+            axes.text(
+                0.05,
+                0.95,
+                f'log loss {loss:.3f} nat\nBrier score {brier:.3f}',
+                transform=axes.transAxes,
+                va='top',
+                fontsize=8,
+            )
             axes.set(title=f'Exit {k + 1}', xlabel="Answer's probability", ylabel='Right' if k == 0 else '')
             _percent(axes.xaxis)
             _percent(axes.yaxis)
@@ -525,19 +657,21 @@ def plot_reliability(labels: np.ndarray, probs: np.ndarray, bins: int = 10,
 
 
 @contextlib.contextmanager
-def _figure(path: Optional[PathLike], rows: float = 1, columns: float = 1) -> Iterator[Figure]:
+def _figure(path: PathLike | None, rows: float = 1, columns: float = 1) -> Iterator[Figure]:
     """Yields an empty figure in this file's style, and saves it at path; without a path it stays pyplot's."""
     import matplotlib
+
     if path is None:
         matplotlib.get_backend()  # chooses it now: a choice made within rc_context is lost in matplotlib 3.5
     with matplotlib.rc_context(STYLE):
         width, height = STYLE['figure.figsize']
-        size = columns * width, (1 + .5 * (rows - 1)) * height
+        size = columns * width, (1 + 0.5 * (rows - 1)) * height
         if path is None:
             with _pyplot_figure(size) as figure:
                 yield figure
         else:
             from matplotlib.figure import Figure
+
             figure = Figure(figsize=size)
             yield figure
             _save(figure, Path(path))
@@ -546,6 +680,7 @@ def _figure(path: Optional[PathLike], rows: float = 1, columns: float = 1) -> It
 @contextlib.contextmanager
 def _pyplot_figure(size: tuple[float, float]) -> Iterator[Figure]:
     from matplotlib import pyplot
+
     figure = pyplot.figure(figsize=size)
     try:
         yield figure
@@ -570,9 +705,10 @@ def _line(k: int) -> dict[str, Any]:
     return {'color': COLORS[k % len(COLORS)], 'linestyle': LINES[k % len(LINES)]}
 
 
-def _epochs(axes: Axes, values: Sequence, labels: Optional[Sequence[str]] = None) -> None:
+def _epochs(axes: Axes, values: Sequence, labels: Sequence[str] | None = None) -> None:
     """Draws a line per exit; values hold per epoch a scalar or an array (exits,)."""
     from matplotlib.ticker import MaxNLocator
+
     table = np.array([np.atleast_1d(value) for value in values])
     names = labels or [f'Exit {k + 1}' for k in range(table.shape[1])]
     marker = 'o' if len(table) == 1 else None  # a line needs two epochs
@@ -591,7 +727,7 @@ def _percent(axis: Axis) -> None:
     """Shows fractions in percent with as many decimals as the ticks need (PercentFormatter adds one too many)."""
     from matplotlib.ticker import FuncFormatter
 
-    def label(value: float, _: Optional[int]) -> str:
+    def label(value: float, _: int | None) -> str:
         ticks = 100 * axis.get_majorticklocs()
         decimals = next(d for d in range(9) if d == 8 or np.allclose(ticks.round(d), ticks, rtol=0, atol=1e-8))
         return f'{100 * value:.{decimals}f} %'
@@ -606,9 +742,9 @@ def _setting(p: Setting) -> str:
 def _setting_ticks(axes: Axes, ps: Sequence[Setting]) -> None:
     """Names settings under an x axis of their indices, as many as there is room for."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
+
     axes.xaxis.set_major_locator(MaxNLocator(9, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(
-        lambda i, _: _setting(ps[int(i)]) if i in range(len(ps)) else ''))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda i, _: _setting(ps[int(i)]) if i in range(len(ps)) else ''))
     axes.tick_params(axis='x', rotation=30)
 
 

@@ -3,6 +3,7 @@
 results.json keeps no probabilities of single images. One pass over the test images gives them: the images that leave at
 each exit, the confusion matrices, and the reliability diagrams.
 """
+
 from __future__ import annotations
 
 import os
@@ -14,6 +15,7 @@ from branchynet.exits import leave_at
 from branchynet.experiments import results, runs
 from branchynet.inference import Compiled
 from branchynet.training import batches
+
 import numpy as np
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ class Drawn(NamedTuple):
         paths: of the PNG files.
         missing: why others are missing, in words; '' where none is.
     """
+
     paths: list[str]
     missing: str = ''
 
@@ -75,8 +78,9 @@ def _test_data(experiment: NetworkExperiment, run: results.NetworkRun) -> tuple[
     return x, t
 
 
-def _answers(experiment: NetworkExperiment, run: results.NetworkRun, x: np.ndarray,
-             out: str) -> tuple[np.ndarray, np.ndarray]:
+def _answers(
+    experiment: NetworkExperiment, run: results.NetworkRun, x: np.ndarray, out: str
+) -> tuple[np.ndarray, np.ndarray]:
     """Softmax (E, N, K) and entropy (E, N) of every exit for images (N, C, H, W)."""
     path = runs.weights_path(out, experiment.name, run.part, run.seed)
     if not os.path.exists(path):
@@ -96,5 +100,7 @@ def _answers(experiment: NetworkExperiment, run: results.NetworkRun, x: np.ndarr
         else:
             for i in range(len(parts)):
                 pass_part(i)
-    return (np.stack([np.concatenate([look.prob for look in of_exit]) for of_exit in zip(*answers)]),
-            np.stack([np.concatenate([look.entropy for look in of_exit]) for of_exit in zip(*answers)]))
+    return (
+        np.stack([np.concatenate([look.prob for look in of_exit]) for of_exit in zip(*answers)]),
+        np.stack([np.concatenate([look.entropy for look in of_exit]) for of_exit in zip(*answers)]),
+    )

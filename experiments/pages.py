@@ -2,6 +2,7 @@
 
 The HTML comes from templates/report.html by jinja2, which escapes all text. Both forms are made from the same blocks.
 """
+
 from __future__ import annotations
 
 import base64
@@ -9,7 +10,8 @@ import functools
 import os
 import re
 import struct
-from typing import NamedTuple, Sequence, Union
+from collections.abc import Sequence
+from typing import NamedTuple, Union
 
 from branchynet.experiments.claims import FAIL, NOT_RUN, PASS
 
@@ -23,16 +25,18 @@ class Heading(NamedTuple):
         level: 1 for the page's title, 2, ...
         text: of the heading.
     """
+
     level: int
     text: str
 
     def markdown(self) -> str:
         """The heading with its level as number signs."""
-        return f"{'#' * self.level} {self.text}"
+        return f'{"#" * self.level} {self.text}'
 
 
 class Text(NamedTuple):
     """A paragraph. Words between **two stars** are bold."""
+
     text: str
 
     def markdown(self) -> str:
@@ -42,6 +46,7 @@ class Text(NamedTuple):
 
 class Lines(NamedTuple):
     """A list of one-line items, in which words between **two stars** are bold."""
+
     lines: Sequence[str]
 
     def markdown(self) -> str:
@@ -55,6 +60,7 @@ class Counts(NamedTuple):
     Attributes:
         counts: number of claims by verdict, in the order in which they are shown.
     """
+
     counts: dict[str, int]
 
     def markdown(self) -> str:
@@ -64,6 +70,7 @@ class Counts(NamedTuple):
 
 class Facts(NamedTuple):
     """Pairs of a label and a text."""
+
     pairs: Sequence[tuple[str, str]]
 
     def markdown(self) -> str:
@@ -79,6 +86,7 @@ class Table(NamedTuple):
         rows: cells as text. A line break in a cell begins a note to it. A row of a single cell is the title of the rows
             below it. A cell that says PASS, FAIL or NOT RUN is a badge.
     """
+
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
 
@@ -90,8 +98,8 @@ class Table(NamedTuple):
             rows.append([cell or '-' if i else cell for i, cell in enumerate(titled)])
         rows = [[_one_line(cell) for cell in row] for row in rows]
         widths = [max(map(len, column)) for column in zip(*rows)]
-        lines = [f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths))} |" for row in rows]
-        return '\n'.join([lines[0], f"|{'|'.join('-' * (width + 2) for width in widths)}|", *lines[1:]])
+        lines = [f'| {" | ".join(cell.ljust(width) for cell, width in zip(row, widths))} |' for row in rows]
+        return '\n'.join([lines[0], f'|{"|".join("-" * (width + 2) for width in widths)}|', *lines[1:]])
 
 
 class Figures(NamedTuple):
@@ -100,6 +108,7 @@ class Figures(NamedTuple):
     Attributes:
         captions: caption by the file's path.
     """
+
     captions: dict[str, str]
 
     def markdown(self) -> str:
@@ -109,6 +118,7 @@ class Figures(NamedTuple):
 
 class Folded(NamedTuple):
     """Blocks that a click on the title opens. Markdown, which cannot fold, has the title alone."""
+
     title: str
     blocks: Sequence[Block]
 
@@ -148,9 +158,14 @@ def html(title: str, blocks: Sequence[Block]) -> str:
 @functools.lru_cache(None)
 def _environment():
     import jinja2  # only a report needs it
+
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader('branchynet.experiments', 'templates'), autoescape=True, trim_blocks=True,
-        lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+        loader=jinja2.PackageLoader('branchynet.experiments', 'templates'),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
     environment.filters.update(bold=_bold, image=_image, is_wide=_is_wide)
     environment.tests.update(block=lambda block, name: type(block).__name__ == name)
     environment.globals.update(badges={PASS: 'pass', FAIL: 'fail', NOT_RUN: 'not-run'})
@@ -160,6 +175,7 @@ def _environment():
 def _bold(text: str):
     """Text with **stars** as safe HTML, all else escaped."""
     from markupsafe import Markup, escape
+
     return Markup(re.sub(r'\*\*(.+?)\*\*', r'<strong>\1</strong>', str(escape(text))))
 
 

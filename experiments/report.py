@@ -1,42 +1,59 @@
 """The report of a run: measured beside published, computed from results.json and claims.toml."""
+
 from __future__ import annotations
 
-from collections import Counter
 import importlib
 import os
 import re
-from typing import Any, Iterator, Mapping, NamedTuple, Optional, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from branchynet.experiments import NETWORKS, PRESETS, claims, intervals, pages
 from branchynet.experiments.claims import FAIL, NOT_RUN, PASS, Claim, Verdict
 from branchynet.experiments.figures import Drawn
 from branchynet.experiments.results import Environment, NetworkRun, Pairs, Results
+
 import numpy as np
 
-COLUMNS = ['', 'Accuracy (%)', "McNemar's p", 'T', 'Exits (%)', 'Released clock (ms)', 'Gain', 'Whole clock (ms)',
-           'Gain', 'Gain allowed', 'Efficiency']
+COLUMNS = [
+    '',
+    'Accuracy (%)',
+    "McNemar's p",
+    'T',
+    'Exits (%)',
+    'Released clock (ms)',
+    'Gain',
+    'Whole clock (ms)',
+    'Gain',
+    'Gain allowed',
+    'Efficiency',
+]
 READING = (
     "Times are at batch size 1. The **released clock** is the original's: it runs in the trunk's stages only. The "
     "**whole clock** includes the exits' own links, softmax, entropy and the decision; under its mean stand median and "
     "95th percentile. A **gain** is the baseline's mean time over the setting's on the same machine, and means little "
     'without the accuracy beside it. The **gain allowed** is that of the multiply-adds at the same exit shares; the '
-    "**efficiency** is the whole clock's gain over it. The **knee** is the fastest setting that is at least as accurate "
-    "as the baseline, chosen on the test images, as in the paper. **McNemar's p** tests whether B-net and baseline are "
-    'right equally often. Intervals are of 95 %: for one seed Wilson\'s, over the test images; for several seeds '
-    "Student's t, over the seeds.")
-TIMED = ('Settings in this table were run by themselves over all test images. In the sweep and in figure 3 times are '
-         "composed from the stages' times, which were taken on the first 1000 test images only.")
+    "**efficiency** is the whole clock's gain over it. The **knee** is the fastest setting that is at least as "
+    "accurate as the baseline, chosen on the test images, as in the paper. **McNemar's p** tests whether B-net and baseline are "
+    "right equally often. Intervals are of 95 %: for one seed Wilson's, over the test images; for several seeds "
+    "Student's t, over the seeds."
+)
+TIMED = (
+    'Settings in this table were run by themselves over all test images. In the sweep and in figure 3 times are '
+    "composed from the stages' times, which were taken on the first 1000 test images only."
+)
 CAPTIONS = {
     '_figure3': "Figure 3: accuracy against time, in units of the baseline's",
     '_figure4': 'Figure 4: accuracy and highest entropy against the share leaving at exit 1',
     '_main': 'Training of the baseline',
     '_joint': 'Joint training',
     '_leaving': 'Images that leave at each exit at the published thresholds; below each the answer, the true class if '
-                'the answer is wrong, and the entropy (nat)',
-    '_confusion': 'Confusion matrix of each exit over all test images: of each true class, the percentage that gets each '
-                  'answer',
-    '_reliability': "Reliability of each exit over all test images: how often an answer is right against its probability "
-                    '(bins of equally many images; below the diagonal the exit is too sure)',
+    'the answer is wrong, and the entropy (nat)',
+    '_confusion': 'Confusion matrix of each exit over all test images: of each true class, the percentage that gets '
+    'each answer',
+    '_reliability': 'Reliability of each exit over all test images: how often an answer is right against its '
+    'probability (bins of equally many images; below the diagonal the exit is too sure)',
 }
 
 
@@ -47,6 +64,7 @@ def load(name: str) -> Any:
 
 # On the terminal
 
+
 def lines(verdicts: Sequence[Verdict]) -> list[str]:
     """A line per claim, those that were not run first and failures last, and the counts."""
     return [line(v) for status in (NOT_RUN, PASS, FAIL) for v in verdicts if v.status == status] + [counts(verdicts)]
@@ -54,8 +72,11 @@ def lines(verdicts: Sequence[Verdict]) -> list[str]:
 
 def summary(verdicts: Sequence[Verdict]) -> list[str]:
     """A line per failure, the counts, and a line per group of reasons why claims were not run."""
-    return ([line(v) for v in verdicts if v.status == FAIL] + [counts(verdicts)]
-            + [f'{NOT_RUN}: {text}' for text in reasons(verdicts)])
+    return (
+        [line(v) for v in verdicts if v.status == FAIL]
+        + [counts(verdicts)]
+        + [f'{NOT_RUN}: {text}' for text in reasons(verdicts)]
+    )
 
 
 def line(verdict: Verdict) -> str:
@@ -112,6 +133,7 @@ def _counted(verdicts: Sequence[Verdict]) -> dict[str, int]:
 
 # The page
 
+
 def blocks(results: Results, figures: Mapping[str, Drawn]) -> list[pages.Block]:
     """The whole report.
 
@@ -124,12 +146,20 @@ def blocks(results: Results, figures: Mapping[str, Drawn]) -> list[pages.Block]:
     page: list[pages.Block] = [
         pages.Heading(1, 'BranchyNet: measured beside published'),
         pages.Text(f'Preset **{results.preset}** {PRESETS[results.preset]}.'),
-        pages.Counts(_counted(verdicts))]
+        pages.Counts(_counted(verdicts)),
+    ]
     if networks:
-        page += [_table1(networks, verdicts), pages.Heading(3, 'Is it faster?'),
-                 pages.Lines([_speed(name, seeds) for name, seeds in networks.items()])]
-    page += [pages.Heading(3, 'Not run, and why'), pages.Lines(reasons(verdicts)),
-             pages.Heading(3, 'Run on'), pages.Facts(_facts(results))]
+        page += [
+            _table1(networks, verdicts),
+            pages.Heading(3, 'Is it faster?'),
+            pages.Lines([_speed(name, seeds) for name, seeds in networks.items()]),
+        ]
+    page += [
+        pages.Heading(3, 'Not run, and why'),
+        pages.Lines(reasons(verdicts)),
+        pages.Heading(3, 'Run on'),
+        pages.Facts(_facts(results)),
+    ]
     for name, seeds in results.experiments.items():
         page += [pages.Heading(2, load(name).title), *_tables(name, seeds, results)]
         if name in NETWORKS:
@@ -159,6 +189,7 @@ class Row(NamedTuple):
         status: the verdict.
         why: the range that was expected and the cause of a FAIL, or the reason of a NOT RUN; '' for a PASS.
     """
+
     what: str
     published: str
     measured: str
@@ -188,23 +219,42 @@ def _rows(name: str, seeds: Sequence[NetworkRun], verdicts: Sequence[Verdict]) -
     def row(what: str, published: str, measured: str, claim: str) -> Row:
         return Row(what, published, measured, *_outcome(by_id.get(f'table1/{device}/{claim}')))
 
-    yield row(f'{network} accuracy (%)\nas released: after joint training', base['accuracy_percent'],
-              _accuracy([b.accuracy_as_released_percent for b in baselines], images), f'{network}/accuracy')
-    yield row(f'{network} accuracy (%)\nalone: before joint training', base['accuracy_percent'],
-              _accuracy([b.accuracy_percent for b in baselines], images),
-              f'{network}/accuracy before joint training')
-    yield row(f'B-{network} accuracy (%)\nT = {branchy["thresholds"]}', branchy['accuracy_percent'],
-              _accuracy([s.accuracy_percent for s in settings], images), f'B-{network}/accuracy')
+    yield row(
+        f'{network} accuracy (%)\nas released: after joint training',
+        base['accuracy_percent'],
+        _accuracy([b.accuracy_as_released_percent for b in baselines], images),
+        f'{network}/accuracy',
+    )
+    yield row(
+        f'{network} accuracy (%)\nalone: before joint training',
+        base['accuracy_percent'],
+        _accuracy([b.accuracy_percent for b in baselines], images),
+        f'{network}/accuracy before joint training',
+    )
+    yield row(
+        f'B-{network} accuracy (%)\nT = {branchy["thresholds"]}',
+        branchy['accuracy_percent'],
+        _accuracy([s.accuracy_percent for s in settings], images),
+        f'B-{network}/accuracy',
+    )
     for k, published in enumerate(branchy['exit_percent'].split()):
-        yield row(f'B-{network}: leaving at exit {k + 1} (%)', published,
-                  _mean([s.exit_percent[k] for s in settings], 2), f'B-{network}/exit {k + 1}')
+        yield row(
+            f'B-{network}: leaving at exit {k + 1} (%)',
+            published,
+            _mean([s.exit_percent[k] for s in settings], 2),
+            f'B-{network}/exit {k + 1}',
+        )
     for clock in 'released', 'whole':
         note = f'multiply-adds allow {_mean([s.gain_allowed for s in settings], 2)}'
-        yield row(f'B-{network}: gain, {clock} clock\n{note}', branchy['gain'],
-                  _mean([getattr(s, f'gain_{clock}') for s in settings], 2), f'B-{network}/gain/{clock}')
+        yield row(
+            f'B-{network}: gain, {clock} clock\n{note}',
+            branchy['gain'],
+            _mean([getattr(s, f'gain_{clock}') for s in settings], 2),
+            f'B-{network}/gain/{clock}',
+        )
 
 
-def _outcome(verdict: Optional[Verdict]) -> tuple[str, str]:
+def _outcome(verdict: Verdict | None) -> tuple[str, str]:
     """The status of a verdict and its explanation."""
     if verdict is None:
         return '', ''
@@ -227,12 +277,14 @@ def _speed(name: str, seeds: Sequence[NetworkRun]) -> str:
         word = 'as fast as' if f'{gain:.2f}' == '1.00' else 'faster than' if gain > 1 else 'slower than'
         return f'**{word}** {network}: {ms[0]:.3f} ms against {ms[1]:.3f} ms per image, a gain of {gain:.2f}'
 
-    return (f"On the whole clock, the time that a user waits, B-{network} is {clock('whole')}. On the released clock, "
-            f"which leaves out the exits' own links, softmax and entropy, it is {clock('released')}. Its multiply-adds "
-            f'allow a gain of {np.mean([s.gain_allowed for s in settings]):.2f}. It classifies '
-            f'{np.mean([s.accuracy_percent for s in settings]):.2f} % of the test images rightly, the baseline '
-            f'{np.mean([b.accuracy_percent for b in baselines]):.2f} % before joint training and '
-            f'{np.mean([b.accuracy_as_released_percent for b in baselines]):.2f} % after it.')
+    return (
+        f'On the whole clock, the time that a user waits, B-{network} is {clock("whole")}. On the released clock, '
+        f"which leaves out the exits' own links, softmax and entropy, it is {clock('released')}. Its multiply-adds "
+        f'allow a gain of {np.mean([s.gain_allowed for s in settings]):.2f}. It classifies '
+        f'{np.mean([s.accuracy_percent for s in settings]):.2f} % of the test images rightly, the baseline '
+        f'{np.mean([b.accuracy_percent for b in baselines]):.2f} % before joint training and '
+        f'{np.mean([b.accuracy_as_released_percent for b in baselines]):.2f} % after it.'
+    )
 
 
 def _facts(results: Results) -> list[tuple[str, str]]:
@@ -240,14 +292,18 @@ def _facts(results: Results) -> list[tuple[str, str]]:
     runs = [run for seeds in results.experiments.values() for run in seeds]
     environments = [run.measurement.environment for run in runs]
     threads = dict.fromkeys(f'{e.threads} threads' for e in environments)
-    trained = [f'{name} {_minutes_of(seeds):.1f}' for name, seeds in results.experiments.items()
-               if hasattr(seeds[0], 'training')]
+    trained = [
+        f'{name} {_minutes_of(seeds):.1f}'
+        for name, seeds in results.experiments.items()
+        if hasattr(seeds[0], 'training')
+    ]
     facts = [
         ('Machine', '; '.join(dict.fromkeys(map(_machine, environments))) + f'; {", ".join(threads)}'),
         ('Device', ', '.join(dict.fromkeys('GPU' if 'cupy' in run.measurement.device else 'CPU' for run in runs))),
         ('Commit', ', '.join(dict.fromkeys(_commit(e) for e in environments))),
         ('Preset', f'{results.preset}, variant {results.variant}'),
-        ('Training', f'{", ".join(trained)} minutes' if trained else '')]
+        ('Training', f'{", ".join(trained)} minutes' if trained else ''),
+    ]
     if any(name in NETWORKS for name in results.experiments):
         facts.append(('Timing', 'batch size 1; composed times are from the first 1000 test images only'))
     return [(label, text) for label, text in facts if text]
@@ -259,10 +315,12 @@ def _minutes_of(seeds: Sequence[Any]) -> float:
 
 # The tables of single experiments
 
+
 def tables(results: Results) -> str:
     """The tables of all experiments, as Markdown."""
-    return pages.markdown([block for name, seeds in results.experiments.items()
-                           for block in _tables(name, seeds, results)])
+    return pages.markdown(
+        [block for name, seeds in results.experiments.items() for block in _tables(name, seeds, results)]
+    )
 
 
 def for_readme(results: Results) -> str:
@@ -277,14 +335,18 @@ def _tables(name: str, seeds: Sequence[Any], results: Results) -> list[pages.Blo
 
 def _network(name: str, seeds: Sequence[NetworkRun], results: Results) -> list[pages.Block]:
     training = seeds[0].training
-    text = (f'**{name}**, preset {results.preset}: {training.main_epochs} + {training.joint_epochs} epochs, batch '
-            f'{training.batchsize}, {training.train_samples} training images, {_seeds(seeds)}; '
-            f'{seeds[0].measurement.test_samples} test images.')
+    text = (
+        f'**{name}**, preset {results.preset}: {training.main_epochs} + {training.joint_epochs} epochs, batch '
+        f'{training.batchsize}, {training.train_samples} training images, {_seeds(seeds)}; '
+        f'{seeds[0].measurement.test_samples} test images.'
+    )
     machines = dict.fromkeys(_machine(run.measurement.environment) for run in seeds)
     network = load(name).network
     page: list[pages.Block] = [
-        pages.Text(text), pages.Table(COLUMNS, published_rows(network) + measured_rows(network, seeds)),
-        pages.Text(f"Measured on: {'; '.join(machines)}.")]
+        pages.Text(text),
+        pages.Table(COLUMNS, published_rows(network) + measured_rows(network, seeds)),
+        pages.Text(f'Measured on: {"; ".join(machines)}.'),
+    ]
     return page + [pages.Text(text) for run in seeds for text in _disagreements(run)]
 
 
@@ -293,8 +355,10 @@ def _disagreements(run: NetworkRun) -> Iterator[str]:
     off = run.measurement.disagreements()
     if off:
         settings = ', '.join(f'{name} setting by {percent:.0f} %' for name, percent in off.items())
-        yield (f'**Seed {run.seed}: the times that the sweep composes are off those of settings run by themselves** '
-               f'({settings}): another process disturbed the measurement, and `branchynet measure` repeats it.')
+        yield (
+            f'**Seed {run.seed}: the times that the sweep composes are off those of settings run by themselves** '
+            f'({settings}): another process disturbed the measurement, and `branchynet measure` repeats it.'
+        )
 
 
 def _published(network: str, device: str) -> dict[str, str]:
@@ -303,8 +367,23 @@ def _published(network: str, device: str) -> dict[str, str]:
 
 def published_rows(network: str) -> list[list[str]]:
     """Table I's rows (CPU) of a network and its B-net; its clock is the released one."""
-    return [[f'{one}, published', row['accuracy_percent'], '', row['thresholds'], row['exit_percent'], row['time_ms'],
-             row['gain'], '', '', '', ''] for one in (network, f'B-{network}') for row in [_published(one, 'CPU')]]
+    return [
+        [
+            f'{one}, published',
+            row['accuracy_percent'],
+            '',
+            row['thresholds'],
+            row['exit_percent'],
+            row['time_ms'],
+            row['gain'],
+            '',
+            '',
+            '',
+            '',
+        ]
+        for one in (network, f'B-{network}')
+        for row in [_published(one, 'CPU')]
+    ]
 
 
 def measured_rows(network: str, seeds: Sequence[NetworkRun]) -> list[list[str]]:
@@ -312,16 +391,24 @@ def measured_rows(network: str, seeds: Sequence[NetworkRun]) -> list[list[str]]:
     baselines, images = [run.measurement.baseline for run in seeds], seeds[0].measurement.test_samples
     rows = [
         [network, _accuracy([b.accuracy_percent for b in baselines], images), '', '', '', *_times(baselines)],
-        [f'{network} after joint training, as released',
-         _accuracy([b.accuracy_as_released_percent for b in baselines], images), *[''] * (len(COLUMNS) - 2)],
+        [
+            f'{network} after joint training, as released',
+            _accuracy([b.accuracy_as_released_percent for b in baselines], images),
+            *[''] * (len(COLUMNS) - 2),
+        ],
     ]
     for label, name in ('published threshold', 'published'), ('knee', 'knee'):
         settings = [getattr(run.measurement.measured, name) for run in seeds]
-        rows.append([
-            f'B-{network}, {label}', _accuracy([s.accuracy_percent for s in settings], images),
-            ', '.join(_p_value(s.images) for s in settings),
-            ' or '.join(dict.fromkeys(_numbers(s.thresholds, 'g') for s in settings)),
-            _numbers(np.mean([s.exit_percent for s in settings], axis=0), '.2f'), *_times(settings)])
+        rows.append(
+            [
+                f'B-{network}, {label}',
+                _accuracy([s.accuracy_percent for s in settings], images),
+                ', '.join(_p_value(s.images) for s in settings),
+                ' or '.join(dict.fromkeys(_numbers(s.thresholds, 'g') for s in settings)),
+                _numbers(np.mean([s.exit_percent for s in settings], axis=0), '.2f'),
+                *_times(settings),
+            ]
+        )
     return rows
 
 
@@ -339,19 +426,23 @@ def _times(settings: Sequence[Any]) -> list[str]:
     """The cells of both clocks; a gain stands with its accuracy, and the baseline has none."""
     gains = [''] * 4
     if hasattr(settings[0], 'gain_whole'):
-        gains = [_mean([getattr(s, key) for s in settings], 2)
-                 for key in ('gain_released', 'gain_whole', 'gain_allowed', 'efficiency')]
+        gains = [
+            _mean([getattr(s, key) for s in settings], 2)
+            for key in ('gain_released', 'gain_whole', 'gain_allowed', 'efficiency')
+        ]
         accuracy = np.mean([s.accuracy_percent for s in settings])
         gains[:2] = [f'{gain}\nat {accuracy:.2f} %' for gain in gains[:2]]
-    mean, median, p95 = (_mean([getattr(s.whole, key) for s in settings], 3)
-                         for key in ('mean_ms', 'median_ms', 'p95_ms'))
+    mean, median, p95 = (
+        _mean([getattr(s.whole, key) for s in settings], 3) for key in ('mean_ms', 'median_ms', 'p95_ms')
+    )
     return [_mean([s.released.mean_ms for s in settings], 3), gains[0], f'{mean}\n{median} / {p95}', *gains[1:]]
 
 
 def _analysis(name: str, seeds: Sequence[Any], results: Results) -> list[pages.Block]:
     """An experiment that is not a network of the paper."""
-    text = pages.Text(f'**{name}**, preset {results.preset}, {_seeds(seeds)}; {seeds[0].measurement.test_samples} test '
-                      'images.')
+    text = pages.Text(
+        f'**{name}**, preset {results.preset}, {_seeds(seeds)}; {seeds[0].measurement.test_samples} test images.'
+    )
     return [text, (_cache_table if name == 'figure6' else _comparison_table)(name, seeds)]
 
 
@@ -362,37 +453,86 @@ def _comparison_table(name: str, seeds: Sequence[Any]) -> pages.Table:
         if mine:
             published, training = experiment.published.get(part), mine[0].training
             accuracies = [run.measurement.exit_accuracy_percent[-1] for run in mine]
-            rows.append([part, _accuracy(accuracies, mine[0].measurement.test_samples),
-                         '' if published is None else f'{100 * published:.2f}',
-                         f'{training.main_epochs} + {training.joint_epochs}', str(training.train_samples)])
+            rows.append(
+                [
+                    part,
+                    _accuracy(accuracies, mine[0].measurement.test_samples),
+                    '' if published is None else f'{100 * published:.2f}',
+                    f'{training.main_epochs} + {training.joint_epochs}',
+                    str(training.train_samples),
+                ]
+            )
     return pages.Table([experiment.xlabel, 'Final exit (%)', 'Published (%)', 'Epochs', 'Training images'], rows)
 
 
 def _cache_table(name: str, seeds: Sequence[Any]) -> pages.Table:
     return pages.Table(
         ['Seed', 'T', 'Whole clock (ms)', 'Loads and stores', 'Last-level misses', 'Cache misses (%)', 'Tool'],
-        [[str(run.seed), _numbers(point.thresholds, 'g') or 'baseline', f'{point.runtime_ms:.3f}',
-          str(point.references), str(point.misses), f'{point.cache_miss_percent:.4f}', run.measurement.tool]
-         for run in seeds for point in run.measurement.cache])
+        [
+            [
+                str(run.seed),
+                _numbers(point.thresholds, 'g') or 'baseline',
+                f'{point.runtime_ms:.3f}',
+                str(point.references),
+                str(point.misses),
+                f'{point.cache_miss_percent:.4f}',
+                run.measurement.tool,
+            ]
+            for run in seeds
+            for point in run.measurement.cache
+        ],
+    )
 
 
 # Claims and environment
+
 
 def _claims(verdicts: Sequence[Verdict]) -> list[pages.Block]:
     """The checked claims, failures first, then the others under each reason."""
     checked = [v for status in (FAIL, PASS) for v in verdicts if v.status == status]
     page: list[pages.Block] = [pages.Heading(2, 'Claims'), pages.Text(f'{counts(verdicts)}.')]
     if checked:
-        page.append(pages.Table(
-            ['', 'Claim', 'Source', 'Measured', 'Published or stated', 'Holds for', 'Why this tolerance', 'Id'],
-            [[f'{v.status}\n{v.claim.cause}' if v.status == FAIL and v.claim.cause else v.status, v.claim.text,
-              v.claim.source, _found(v), f'{v.claim.expected:g}', bounds(v.claim), v.claim.entry['why'], v.claim.id]
-             for v in checked]))
+        page.append(
+            pages.Table(
+                ['', 'Claim', 'Source', 'Measured', 'Published or stated', 'Holds for', 'Why this tolerance', 'Id'],
+                [
+                    [
+                        f'{v.status}\n{v.claim.cause}' if v.status == FAIL and v.claim.cause else v.status,
+                        v.claim.text,
+                        v.claim.source,
+                        _found(v),
+                        f'{v.claim.expected:g}',
+                        bounds(v.claim),
+                        v.claim.entry['why'],
+                        v.claim.id,
+                    ]
+                    for v in checked
+                ],
+            )
+        )
     for reason in dict.fromkeys(v.reason for v in verdicts if v.status == NOT_RUN):
-        rows = [[v.claim.text, v.claim.source, str(v.claim.expected), v.claim.command() or '', _minutes(v.claim),
-                 v.claim.id] for v in verdicts if v.status == NOT_RUN and v.reason == reason]
-        page.append(pages.Folded(f'{NOT_RUN}: {reason} ({len(rows)})', [pages.Table(
-            ['Claim', 'Source', 'Published or stated', 'Command', 'Minutes on 2 CPU cores', 'Id'], rows)]))
+        rows = [
+            [
+                v.claim.text,
+                v.claim.source,
+                str(v.claim.expected),
+                v.claim.command() or '',
+                _minutes(v.claim),
+                v.claim.id,
+            ]
+            for v in verdicts
+            if v.status == NOT_RUN and v.reason == reason
+        ]
+        page.append(
+            pages.Folded(
+                f'{NOT_RUN}: {reason} ({len(rows)})',
+                [
+                    pages.Table(
+                        ['Claim', 'Source', 'Published or stated', 'Command', 'Minutes on 2 CPU cores', 'Id'], rows
+                    )
+                ],
+            )
+        )
     return page
 
 
@@ -411,14 +551,32 @@ def _environment(results: Results) -> list[pages.Block]:
     rows = []
     for name, run in [(name, run) for name, seeds in results.experiments.items() for run in seeds]:
         training, measurement = getattr(run, 'training', None), run.measurement
-        rows.append([' '.join(filter(None, [name, run.part, f'seed {run.seed}'])),
-                     _commit(training.environment) if training else '', _commit(measurement.environment),
-                     _machine(measurement.environment), f'{_minutes_of([run]):.1f}' if training else '',
-                     {True: 'compiled', False: 'Chainer', None: ''}[getattr(measurement, 'compiled', None)],
-                     training.data_sha256[:12] if training else ''])
-    return [pages.Heading(2, 'Environment'), pages.Table(
-        ['Run', 'Trained at commit', 'Measured at commit', 'Machine', 'Training (min)', 'Inference',
-         'SHA-256 of the data'], rows)]
+        rows.append(
+            [
+                ' '.join(filter(None, [name, run.part, f'seed {run.seed}'])),
+                _commit(training.environment) if training else '',
+                _commit(measurement.environment),
+                _machine(measurement.environment),
+                f'{_minutes_of([run]):.1f}' if training else '',
+                {True: 'compiled', False: 'Chainer', None: ''}[getattr(measurement, 'compiled', None)],
+                training.data_sha256[:12] if training else '',
+            ]
+        )
+    return [
+        pages.Heading(2, 'Environment'),
+        pages.Table(
+            [
+                'Run',
+                'Trained at commit',
+                'Measured at commit',
+                'Machine',
+                'Training (min)',
+                'Inference',
+                'SHA-256 of the data',
+            ],
+            rows,
+        ),
+    ]
 
 
 def _commit(environment: Environment) -> str:
@@ -426,10 +584,21 @@ def _commit(environment: Environment) -> str:
 
 
 def _machine(environment: Environment) -> str:
-    blas = ', '.join(f'{b.internal_api} {b.version} ({b.architecture}, {b.num_threads} threads)'
-                     for b in environment.blas if b.internal_api != 'openmp')
-    return ', '.join([environment.cpu, f'{environment.cores} cores', *environment.gpus, f'Python {environment.python}',
-                      f'NumPy {environment.numpy}', blas])
+    blas = ', '.join(
+        f'{b.internal_api} {b.version} ({b.architecture}, {b.num_threads} threads)'
+        for b in environment.blas
+        if b.internal_api != 'openmp'
+    )
+    return ', '.join(
+        [
+            environment.cpu,
+            f'{environment.cores} cores',
+            *environment.gpus,
+            f'Python {environment.python}',
+            f'NumPy {environment.numpy}',
+            blas,
+        ]
+    )
 
 
 def _device(seeds: Sequence[NetworkRun]) -> str:
@@ -453,6 +622,7 @@ def _seeds(runs: Sequence[Any]) -> str:
 
 # Parts of Markdown pages that are generated
 
+
 def reproduces(found: Sequence[Results]) -> str:
     """The tables "what reproduces, what does not, and why" of several results folders, as Markdown."""
     checks = [claims.check(results) for results in found]
@@ -468,9 +638,12 @@ def reproduces(found: Sequence[Results]) -> str:
     for source in sources:
         mine = [v for v in merged if v.claim.source == source]
         by_source.append([source, *map(str, _counted(mine).values()), '; '.join(reasons(mine))])
-    return pages.markdown([
-        pages.Table(['Table I', 'Published', 'Measured', 'Verdict', 'Why'], rows),
-        pages.Table(['All claims', PASS, FAIL, NOT_RUN, 'Not run, and why'], by_source)])
+    return pages.markdown(
+        [
+            pages.Table(['Table I', 'Published', 'Measured', 'Verdict', 'Why'], rows),
+            pages.Table(['All claims', PASS, FAIL, NOT_RUN, 'Not run, and why'], by_source),
+        ]
+    )
 
 
 def _best(verdicts: Sequence[Verdict]) -> Verdict:
@@ -492,7 +665,7 @@ def updated(text: str, found: Sequence[Results]) -> str:
     parts = {'tables': lambda: '\n'.join(map(for_readme, found)), 'reproduces': lambda: reproduces(found)}
     names = [name for name in parts if _markers(name)[0] in text]
     if not names:
-        raise ValueError(f"expected the lines {' and '.join(_markers('tables'))}, or the same with reproduces")
+        raise ValueError(f'expected the lines {" and ".join(_markers("tables"))}, or the same with reproduces')
     for name in names:
         text = between_markers(text, parts[name](), name)
     return text

@@ -5,13 +5,11 @@ import re
 import subprocess
 import sys
 
-import pytest
-
 import branchynet  # noqa: F401
-import pytest
-
-from benchmarks import determinism
 from branchynet.experiments import report, results
+
+import pytest
+from benchmarks import determinism
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

@@ -1,17 +1,18 @@
 """The report and its claims: every number from results.json and claims.toml."""
 import copy
-from functools import reduce
 import math
 import os
 import re
 import shutil
 import subprocess
-
-import pytest
+from functools import reduce
 
 import branchynet  # noqa: F401
-from branchynet import cli
-from branchynet.experiments import claims, intervals, pages, report, reproduce, results
+from branchynet import cli, provenance
+from branchynet.exits import leave_at
+from branchynet.experiments import claims, figures, intervals, pages, report, reproduce, results
+
+import pytest
 
 
 def page_of(results):
@@ -93,13 +94,13 @@ def add_seed(results, **baseline):
 
 def test_several_seeds_are_mean_std_and_count(example):
     add_seed(example, accuracy_percent=98.)
-    assert '97.50 ± %.2f (2)' % math.sqrt(.5) in page_of(example)[0]
+    assert f'97.50 ± {math.sqrt(.5):.2f} (2)' in page_of(example)[0]
 
 
 def test_the_interval_of_several_seeds_is_students(example):
     add_seed(example, accuracy_percent=98.)
     half = 12.706204736 * .5  # Student's t of one degree of freedom, times the standard error of 97 and 98
-    assert '%.2f to %.2f' % (97.5 - half, 97.5 + half) in page_of(example)[0]
+    assert f'{97.5 - half:.2f} to {97.5 + half:.2f}' in page_of(example)[0]
 
 
 def test_every_published_number_is_a_claim():
@@ -201,6 +202,79 @@ def test_the_page_renders_whole_in_a_browser(example, tmp_path):
             [CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--enable-logging=stderr', '--v=0',
              '--user-data-dir=%s' % (tmp_path / 'profile'), '--window-size=%d,900' % width,
              '--virtual-time-budget=5000', '--dump-dom', probe.as_uri()],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=120)
+            capture_output=True, text=True, timeout=120)
         assert re.search(r'whole 4 wide false', run.stdout), run.stderr[-2000:]
         assert 'CONSOLE' not in run.stderr
+
+
+# The exits' figures and the first screen
+
+
+def test_the_first_screen_has_published_and_measured_side_by_side(example):
+    text = page_of(example)[0]
+    first = text[:text.index('\n## ')]
+    for cells in (
+        ['LeNet accuracy (%) (as released: after joint training)', '99.20', '97.25'],
+        ['LeNet accuracy (%) (alone: before joint training)', '99.20', '97.00'],
+        ['B-LeNet accuracy (%) (T = 0.025)', '99.25', '98.50'],
+        ['B-LeNet: gain, whole clock (multiply-adds allow 4.50)', '5.4', '3.00'],
+    ):
+        assert re.search(r' *\| '.join(map(re.escape, cells)), first), cells
+    assert '**faster than** LeNet: 1.000 ms against 3.000 ms per image, a gain of 3.00' in first
+    assert 'first 1000 test images only' in first
+    run_of(example).measurement.measured.published.gain_whole = 0.5
+    assert '**slower than** LeNet' in page_of(example)[0]
+
+
+def test_reasons_are_grouped_and_count_every_claim_once(example, capsys):
+    verdicts = claims.check(example)
+    assert reproduce.verdict(example) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) <= 6
+    numbers = [int(line.split(': ')[1]) for line in printed if line.startswith('NOT RUN: ')]
+    assert sum(numbers) == sum(v.status == 'NOT RUN' for v in verdicts)
+
+
+def test_a_failure_shows_its_cause(example, monkeypatch):
+    example.preset = 'paper'
+    changed = copy.deepcopy(claims._file())
+    next(e for e in changed['claim'] if e['id'].endswith('/accuracy') and e['where'] == {'role': 'branchy'}).update(
+        cause='the cause <that> was found')
+    monkeypatch.setattr(claims, '_file', lambda: changed)
+    text, html = page_of(example)
+    assert 'the cause <that> was found' in text[:text.index('\n## ')]
+    assert 'the cause &lt;that&gt; was found' in html and '<that>' not in html
+
+
+def test_figures_that_cannot_be_drawn_are_named(example, tmp_path, monkeypatch):
+    run, experiment = run_of(example), report.load('lenet_mnist')
+    data = experiment.get_data()
+    run.training.data_sha256 = provenance.sha256_of_arrays(
+        [part[:count] for part, count in zip(data, (256, 256, 1000, 1000))])
+    drawn = figures.draw(experiment, run, str(tmp_path))
+    assert not drawn.paths and 'weights_lenet_mnist_seed0.npz, are not in the folder' in drawn.missing
+    assert drawn.missing in pages.markdown(report.blocks(example, {'lenet_mnist': drawn}))
+    run.training.data_sha256 = 'f' * 64
+    assert 'is not that of the run' in figures.draw(experiment, run, str(tmp_path)).missing
+
+
+def test_the_committed_run_says_again_what_it_said(tmp_path):
+    folder = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), 'results',
+                          'lenet_mnist_quick')
+    run, experiment = results.read(folder).experiments['lenet_mnist'][0], report.load('lenet_mnist')
+    x, t = figures._test_data(experiment, run)
+    probs, entropies = figures._answers(experiment, run, x, folder)
+    accuracies = 100 * (probs.argmax(axis=2) == t).mean(axis=1)
+    assert accuracies == pytest.approx(run.measurement.exit_accuracy_percent, abs=.02)
+    left = 100 * (leave_at(entropies, experiment.published_thresholds) == 0).mean()
+    assert left == pytest.approx(run.measurement.measured.published.exit_percent[0], abs=.02)
+
+
+def test_what_reproduces_takes_the_best_of_several_folders(example):
+    better = copy.deepcopy(example)
+    better.preset = 'paper'
+    text = report.reproduces([example, better])
+    verdicts = claims.check(better)
+    for source in 'Table I', 'section VI':
+        counts = [sum(v.status == s and v.claim.source == source for v in verdicts) for s in ('PASS', 'FAIL', 'NOT RUN')]
+        assert re.search(rf'\| {source} *\| {counts[0]} *\| {counts[1]} *\| {counts[2]} ', text)
