@@ -36,7 +36,8 @@ READING = (
     'without the accuracy beside it. The **gain allowed** is that of the multiply-adds at the same exit shares; the '
     "**efficiency** is the whole clock's gain over it. The **knee** is the fastest setting that is at least as "
     "accurate as the baseline, chosen on the test images, as in the paper. **McNemar's p** tests whether B-net and "
-    "baseline are right equally often. Intervals are of 95 %: for one seed Wilson's, over the test images; for several seeds "
+    "baseline are right equally often. Intervals are of 95 %: for one seed Wilson's, over the test images; for several "
+    'seeds '
     "Student's t, over the seeds."
 )
 TIMED = (
