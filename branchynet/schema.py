@@ -1,6 +1,6 @@
 """JSON files whose content is an attrs class: read strictly, written whole.
 
-    results = schema.read(path, Results, 'the results of a run')
+    results = schema.structure(schema.read_json(path, 'the results of a run'), Results)
     schema.write(path, results)
 """
 from __future__ import annotations
