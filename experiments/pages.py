@@ -173,10 +173,11 @@ def _environment():
 
 
 def _bold(text: str):
-    """Text with **stars** as safe HTML, all else escaped."""
+    """Text with **stars** and `backticks` as safe HTML, all else escaped."""
     from markupsafe import Markup, escape
 
-    return Markup(re.sub(r'\*\*(.+?)\*\*', r'<strong>\1</strong>', str(escape(text))))
+    html = re.sub(r'\*\*(.+?)\*\*', r'<strong>\1</strong>', str(escape(text)))
+    return Markup(re.sub('`(.+?)`', r'<code>\1</code>', html))
 
 
 def _image(path: str) -> str:

@@ -17,6 +17,9 @@ TIMES = np.array([2., 1.5, 1.1, .6])
 EXITS = np.array([[70, 30], [80, 20], [90, 10], [100, 0]])
 EPOCHS = [np.array([2., 1.5, 1.]), np.array([1., .8, .4])]  # two epochs, three exits
 
+LABELS = np.array([0, 0, 1, 1])  # of four samples, and what two exits say of them
+PROBS = np.array([[[.9, .1], [.4, .6], [.2, .8], [.3, .7]], [[.8, .2], [.7, .3], [.1, .9], [.6, .4]]], 'f')
+
 
 class Net:
     """Three samples at two exits: one undecided, one certain, one between."""
@@ -34,6 +37,10 @@ CALLS = {
         ACCS, TIMES, PS, EXITS, .991, 3., knee_idx=0, all_samples=True, output_path=path),
     'layer_entropy': lambda path: visualize.plot_layer_entropy(Net(), None, path),
     'exits': lambda path: visualize.plot_exits(EXITS, ACCS, EXITS, ACCS, output_path=path),
+    'leaving': lambda path: visualize.plot_leaving(
+        np.random.RandomState(0).rand(4, 1, 8, 8), LABELS, PROBS, np.array([0, 0, 1, 1]), 'ab', output_path=path),
+    'confusion': lambda path: visualize.plot_confusion(LABELS, PROBS, 'ab', path),
+    'reliability': lambda path: visualize.plot_reliability(LABELS, PROBS, output_path=path),
     'runtimes': lambda path: visualize.plot_runtimes(['a', 'b'], [1., 2.], output_path=path),
 }
 every_figure = pytest.mark.parametrize('call', CALLS.values(), ids=CALLS)
@@ -279,3 +286,24 @@ def test_figures_of_the_experiments_are_drawn_whole(tmp_path):
     figure = visualize.plot_cache_misses([1, 2], [.1, .2], 3, .3, [(4, .4)], (5, .5), output_path=paths[3])
     assert [axes.get_title() for axes in figure.axes] == ['Measured', 'Published']
     assert all(os.path.getsize(path) for path in paths)
+
+
+def test_leaving_samples_are_sorted_by_entropy_and_named():
+    figure = CALLS['leaving'](None)
+    titles = [axes.get_title(loc='left') for axes in figure.axes]
+    assert titles[:4] == ['Exit 1, right: easiest of 1', 'Exit 1, right: hardest of 1', 'Exit 1, wrong: easiest of 1',
+                          'Exit 1, wrong: hardest of 1']
+    assert [t.get_text() for t in figure.axes[2].get_xticklabels()] == ['b\nis a\n0.67']
+
+
+def test_confusion_is_in_percent_of_the_true_class():
+    first, second = CALLS['confusion'](None).axes
+    np.testing.assert_allclose(first.images[0].get_array(), [[50, 50], [0, 100]])
+    assert first.get_title() == 'Exit 1: 75.00 % right' == second.get_title().replace('2:', '1:')
+
+
+def test_reliability_states_its_scores():
+    text = CALLS['reliability'](None).axes[0].texts[0].get_text()
+    loss = -np.mean(np.log([.9, .4, .8, .7]))
+    brier = np.mean(np.square([.1, .6, .2, .3]))
+    assert text == f'log loss {loss:.3f} nat\nBrier score {brier:.3f}'

@@ -80,7 +80,7 @@ def test_numbers_by_hand(example):
     assert f'| 98.50 ({low:.2f} to {high:.2f}) ' in text
     assert f'{intervals.mcnemar(25, 10):.2g}' in text
     assert 'quick/lenet_mnist' in text and '98.6 or more' in text
-    assert 'data-label="Verdict"><span class="badge not-run">NOT RUN</span>' in html
+    assert 'data-label="Verdict"><div><span class="badge not-run">NOT RUN</span>' in html
 
 
 def add_seed(results, **baseline):
