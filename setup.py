@@ -40,7 +40,9 @@ if chainer_would_fail():
     raise SystemExit(CHAINER_FIRST)
 
 setup(
-    packages=['branchynet', 'branchynet.cpu', 'branchynet.links'] + [f'branchynet.{name}' for name in INSIDE],
+    packages=[
+        'branchynet', 'branchynet.cpu', 'branchynet.legacy', 'branchynet.links',
+        *[f'branchynet.{name}' for name in INSIDE]],
     package_dir={f'branchynet.{name}': name for name in INSIDE},
     package_data={
         'branchynet.datasets': ['data/mnist/*.gz'],

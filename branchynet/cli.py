@@ -366,6 +366,23 @@ def _weights(path: str, network: str) -> str:
 
 
 @command(
+    'convert', "convert a network that the authors' release saved (Python 2.7, Chainer 1.17)",
+    argument('old', metavar='OLD', help='a .bn file, or one compressed by gzip or xz; nothing in it is run'),
+    argument('new', metavar='NEW.npz', help='weights and moments to write; the settings go to NEW.json'),
+    argument('--force', action='store_true', help='replace files that exist'),
+    argument('--json', action='store_true', help='print what NEW.json holds'))
+def _convert_network(args: Namespace) -> int:
+    from branchynet import legacy
+    found = legacy.convert(args.old, args.new, args.force)
+    if args.json:
+        import json
+        print(json.dumps(found, indent=1))
+    else:
+        print(f'{args.new}: {found["network"] or "a network"} of {len(found["weights"])} exits')
+    return 0
+
+
+@command(
     'info', 'show versions, the machine, its bit profile and the data: all that results depend on',
     argument('--json', action='store_true', help='all of it, as JSON'))
 def _info(args: Namespace) -> int:

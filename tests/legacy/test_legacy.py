@@ -1,0 +1,631 @@
+"""Files of 2016: tests/legacy holds some that Python 2.7 and Chainer 1.17 wrote, with what the networks said then.
+
+tests/legacy/write_with_python27.py has made them.
+"""
+
+import gzip
+import io
+import json
+import lzma
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import branchynet
+from branchynet import legacy
+from branchynet.legacy import content as contents
+from branchynet.legacy import network, values
+from branchynet.legacy.pickles import Name, Record
+from branchynet.links.links import FL, SL
+from branchynet.links.resnet import ResBlock
+from branchynet.net import BranchyNet
+from branchynet.networks import lenet_mnist
+
+import chainer
+import chainer.functions as F
+import chainer.links as L
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+FOLDER = Path(__file__).parent
+RELEASED = Path(branchynet.__file__).parents[2] / 'shared/legacy/lenet_mnist.bn.xz'  # a file of the release itself
+
+
+def file(name):
+    return FOLDER / f'{name}.bn.xz'
+
+
+def outputs(name):
+    with np.load(FOLDER / f'{name}_outputs.npz') as arrays:
+        return dict(arrays)
+
+
+def content(name):
+    return lzma.decompress(file(name).read_bytes())
+
+
+def write(tmp_path, data, name='net.bn'):
+    path = tmp_path / name
+    path.write_bytes(data)
+    return path
+
+
+# Networks
+
+
+@pytest.mark.parametrize('name', ['alex', 'momentum', 'resnet'])
+def test_a_loaded_network_says_what_it_said_in_2016(name):
+    then = outputs(name)
+    net = legacy.load(file(name))
+    for k, prob in enumerate(net.get_SM(then['x'])):
+        np.testing.assert_allclose(prob, then[f'sm{k}'], rtol=0, atol=1e-5)
+    net = legacy.load(file(name), statistics='main')
+    np.testing.assert_allclose(net.run_main(then['x']), then['main'], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['alex', 'momentum'])
+def test_training_goes_on_with_the_moments_of_2016(name):
+    then = outputs(name)
+    net = legacy.load(file(name))
+    np.random.seed(5)
+    net.train(then['x_after'], then['t_after'])
+    for link, expected in [
+        (net.main[0], 'after_trunk'),
+        (net.main[-1], 'after_main_head'),
+        (net.models[0][-1], 'after_exit'),
+    ]:
+        np.testing.assert_allclose(link.W.array, then[expected], rtol=1e-5, atol=1e-6)
+
+
+def test_without_moments_training_goes_on_otherwise():
+    then = outputs('alex')
+    net = legacy.load(file('alex'))
+    net._setup_optimizers()
+    np.random.seed(5)
+    net.train(then['x_after'], then['t_after'])
+    assert abs(net.main[0].W.array - then['after_trunk']).max() > 1e-4
+
+
+def test_settings_are_kept():
+    net = legacy.load(file('alex'))
+    assert (net.thresholdExits, net.percentTestExits, net.percentTrainKeeps, net.joint) == ([0.5, 0.25], 0.9, 1.0, True)
+    assert (net.opt, net.alpha, net.lr, net.momentum, net.weight_decay) == ('Adam', 0.002, 0.05, 0.8, 0.0002)
+    assert (net.optimizer.alpha, net.optimizers[0].alpha, net.optimizer.t, net.optimizers[0].t) == (0.002, 0.001, 6, 3)
+    assert [(m.starti, m.endi, m.weight) for m in net.models] == [(0, 4, 1.0), (4, 7, 1.0), (7, 13, 1.0)]
+    assert net.percentTrainExits is None and net.forwardMain is None
+    net = legacy.load(file('momentum'))
+    assert [(o.lr, o.momentum) for o in (net.optimizer, net.optimizers[0])] == [(0.05, 0.8), (0.05, 0.9)]
+
+
+def test_links_and_functions_have_todays_names():
+    net = legacy.load(file('alex'))
+    assert [type(link) for link in net.main] == [
+        L.Convolution2D,
+        FL,
+        FL,
+        FL,
+        L.Convolution2D,
+        FL,
+        FL,
+        L.Linear,
+        FL,
+        SL,
+        L.Linear,
+        SL,
+        SL,
+        L.Linear,
+    ]
+    assert [(link.fn, link.args, link.kwargs) for link in net.main if isinstance(link, FL)] == [
+        (F.relu, (), {}),
+        (F.max_pooling_2d, (3, 2), {}),
+        (F.local_response_normalization, (), {'n': 3, 'alpha': 5e-5, 'beta': 0.75, 'k': 2}),
+        (F.relu, (), {}),
+        (F.max_pooling_2d, (2, 2), {'cover_all': False}),
+        (F.relu, (), {}),
+    ]
+    dropout = net.main[9].fnTrain
+    assert (dropout.fn, dropout.args, dropout.kwargs, net.main[9].fnTest) == (F.dropout, (0.4,), {}, None)
+    assert (net.main[11].fnTrain.kwargs, net.main[12].fnTest.fn) == ({'ratio': 0.2}, F.relu)
+    assert net.main[4].b is None and (net.main[0].pad, net.main[0].stride) == ((2, 2), (1, 1))
+    assert net.models[0][-2].kwargs == {}  # use_cudnn is a setting of Chainer today
+    resnet = legacy.load(file('resnet'))
+    assert [type(link) for link in resnet.main] == [
+        L.Convolution2D,
+        L.BatchNormalization,
+        FL,
+        ResBlock,
+        ResBlock,
+        ResBlock,
+        FL,
+        L.Linear,
+    ]
+    assert (resnet.main[4].in_size, resnet.main[4].out_size, resnet.main[4].stride) == (4, 6, 2)
+    assert (resnet.main[6].fn, resnet.main[6].args) == (F.average_pooling_2d, (3, 1))
+
+
+def test_main_has_its_own_head_and_the_exits_trunk():
+    net = legacy.load(file('alex'))
+    assert net.main[0] is net.models[0][0] is net.models[2][0]
+    assert (net.main[-1].W.array != net.models[-1][-1].W.array).any()
+
+
+def test_statistics_are_the_exits_or_mains():
+    exits, main = legacy.load(file('resnet')), legacy.load(file('resnet'), statistics='main')
+    assert (exits.main[1].avg_mean != main.main[1].avg_mean).any()
+    assert (exits.main[3].bn1.avg_var != main.main[3].bn1.avg_var).any()
+    assert (exits.main[0].W.array == main.main[0].W.array).all()
+    with pytest.raises(ValueError, match="statistics is 'both'"):
+        legacy.load(file('resnet'), statistics='both')
+
+
+def norm_record(mean, var):
+    """A record of Chainer 1's BatchNormalization."""
+
+    def array(numbers):
+        record = Record(Name(values.ARRAY), (Name('numpy ndarray'), (0,), 'b'))
+        dtype = Record(Name('numpy dtype'), ('f4', 0, 1))
+        dtype.state = (3, '<', None, None, None, -1, -1, 0)
+        record.state = (1, (len(numbers),), dtype, False, np.array(numbers, '<f4').tobytes().decode('latin-1'))
+        return record
+
+    record = Record(Name(network._NORM), ())
+    record.state = {'avg_mean': array(mean), 'avg_var': array(var), 'N': 0, 'eps': 2e-5, 'decay': 0.9}
+    return record
+
+
+def test_a_copy_that_has_normalised_nothing_leaves_mains_statistics():
+    trained, fresh = norm_record([1, 2], [3, 4]), norm_record([0, 0], [0, 0])
+    for twin in (None, fresh):
+        link = network.Network(1000, 'exits').norm(trained, twin)
+        assert link.avg_mean.tolist() == [1, 2]
+        np.testing.assert_allclose(link.avg_var, [3 - 2e-5, 4 - 2e-5], rtol=1e-7)
+    assert network.Network(1000, 'exits').norm(fresh, trained).avg_mean.tolist() == [1, 2]
+    assert network.Network(1000, 'exits').norm(fresh, fresh).avg_var.tolist() == [0, 0]
+
+
+def test_a_gpus_array_is_an_array():
+    array = norm_record([1, 2], [3, 4]).state['avg_mean']
+    assert network.Network(99, 'exits').array(Record(Name(values.GPU_ARRAY), (array,))).tolist() == [1, 2]
+
+
+def test_every_compression_and_none(tmp_path):
+    data = content('momentum')
+    paths = [
+        write(tmp_path, data, 'a.bn'),
+        write(tmp_path, gzip.compress(data), 'b.bn.gz'),
+        write(tmp_path, lzma.compress(data), 'c'),
+    ]
+    for path in paths:
+        assert (legacy.load(path).main[0].W.array == legacy.load(file('momentum')).main[0].W.array).all()
+        assert legacy.load(str(path)).opt == 'MomentumSGD'
+
+
+def test_loading_draws_no_random_numbers():
+    np.random.seed(3)
+    legacy.load(file('resnet'))
+    after = np.random.rand()
+    np.random.seed(3)
+    assert np.random.rand() == after
+
+
+@pytest.mark.skipif(not RELEASED.exists(), reason="the release's own file lies beside the project, not in it")
+def test_the_releases_own_file(tmp_path):
+    with np.load(RELEASED.with_name('lenet_mnist_outputs.npz')) as arrays:
+        then = dict(arrays)
+    legacy.convert(RELEASED, tmp_path / 'lenet.npz')
+    description = json.loads((tmp_path / 'lenet.json').read_bytes())
+    assert description['network'] == 'lenet_mnist'
+    converted = lenet_mnist.get_network(**description['settings'])
+    chainer.serializers.load_npz(tmp_path / 'lenet.npz', converted)
+    for net in (legacy.load(RELEASED), converted):
+        np.testing.assert_allclose(net.run_main(then['x']), then['main'], rtol=0, atol=1e-5)
+        for k, prob in enumerate(net.get_SM(then['x'])):
+            np.testing.assert_allclose(prob, then[f'sm{k}'], rtol=0, atol=1e-5)
+    assert (net.numexits(), legacy.load(RELEASED).optimizer.t) == (2, 6)
+
+
+# Results and snapshots
+
+
+def test_results():
+    results = legacy.load_results(file('results'))
+    assert {name: value.tolist() for name, value in results.items()} == {
+        'accs': [0.9, 0.95],
+        'rt': [0.001, 0.002],
+        'exits': [[7, 3], [2, 8]],
+        'ts': [[0.1], [0.5]],
+        'baseacc': 0.96,
+        'basediff': float(np.float32(0.004)),
+    }
+
+
+@pytest.mark.parametrize(
+    'results, message',
+    [
+        ({}, 'it has no accs'),
+        (dict.fromkeys(('accs', 'rt', 'exits', 'ts', 'baseacc'), 0), 'it has no basediff'),
+        ([1, 2], 'it holds a list'),
+    ],
+)
+def test_results_that_are_not_whole(tmp_path, results, message):
+    with pytest.raises(ValueError, match=message):
+        legacy.load_results(write(tmp_path, pickle.dumps(results, 2)))
+
+
+@pytest.mark.parametrize(
+    'value, message',
+    [
+        ('text', 'a str where a number was expected'),
+        (None, 'a nonetype where a number was expected'),
+        ([[1], [2, 3]], 'lists of different lengths'),
+        ([[[[[[1]]]]]], 'too deep'),
+    ],
+)
+def test_results_that_are_no_numbers(tmp_path, value, message):
+    results = dict.fromkeys(('accs', 'rt', 'exits', 'ts', 'baseacc', 'basediff'), 0)
+    with pytest.raises(ValueError, match=message):
+        legacy.load_results(write(tmp_path, pickle.dumps({**results, 'ts': value}, 2)))
+
+
+def test_results_of_exponential_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(legacy, '_MAX_RESULTS', 10_000)
+    value = [0.0] * 100
+    for _ in range(2):
+        value = [value] * 100
+    results = dict.fromkeys(('accs', 'rt', 'exits', 'ts', 'baseacc', 'basediff'), value)
+    path = write(tmp_path, pickle.dumps(results, 2))
+    assert path.stat().st_size < 10_000
+    with pytest.raises(ValueError, match='too long'):
+        legacy.load_results(path)
+
+
+def test_each_kind_of_file_names_the_other():
+    with pytest.raises(ValueError, match='holds results: load_results reads them'):
+        legacy.load(file('results'))
+    with pytest.raises(ValueError, match='holds a BranchyNet'):
+        legacy.load_results(file('momentum'))
+
+
+@pytest.mark.parametrize('name', ['main.npz', 'trainer.npz'])
+def test_snapshots(name):
+    net = legacy.load(file('resnet')).main
+    for param in net.params():
+        param.array[...] = 0
+    legacy.load_snapshot(FOLDER / name, net)
+    if name == 'trainer.npz':
+        then = outputs('trainer')
+        logits = net.test(then['x']).array
+        np.testing.assert_allclose(logits, then['main'], rtol=1e-5, atol=1e-5 * abs(then['main']).max())
+    else:
+        expected = legacy.load(file('resnet'), statistics='main').main
+        for (path, a), (_, b) in zip(net.namedparams(), expected.namedparams()):
+            assert (a.array == b.array).all(), path
+        for a, b in ((net[1], expected[1]), (net[3].bn2, expected[3].bn2)):
+            assert (a.avg_mean == b.avg_mean).all() and (a.avg_var == b.avg_var).all()
+
+
+def hdf5(tmp_path):
+    return write(tmp_path, lzma.decompress((FOLDER / 'main.h5.xz').read_bytes()), 'main.h5')
+
+
+def test_hdf5_snapshots(tmp_path):
+    pytest.importorskip('h5py')
+    nets = [legacy.load(file('resnet')).main for _ in range(2)]
+    legacy.load_snapshot(hdf5(tmp_path), nets[0])
+    legacy.load_snapshot(FOLDER / 'main.npz', nets[1])
+    arrays = [{}, {}]
+    for found, net in zip(arrays, nets):
+        chainer.serializers.DictionarySerializer(found).save(net)
+    for key in arrays[0]:
+        assert np.array_equal(arrays[0][key], arrays[1][key]), key
+
+
+def test_hdf5_without_h5py_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'h5py', None)
+    with pytest.raises(ImportError, match='pip install h5py'):
+        legacy.load_snapshot(hdf5(tmp_path), legacy.load(file('resnet')).main)
+
+
+def npz(tmp_path, change, deflated=True):
+    """main.npz with its arrays changed."""
+    with np.load(FOLDER / 'main.npz') as arrays:
+        arrays = dict(arrays)
+    change(arrays)
+    (np.savez_compressed if deflated else np.savez)(tmp_path / 'changed.npz', **arrays)
+    return tmp_path / 'changed.npz'
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (lambda a: a.pop('7/b'), 'it has no 7/b'),
+        (lambda a: a.update({'7/b': np.zeros(4, 'f')}), r'7/b has shape \(4,\): this network has \(3,\)'),
+        (lambda a: a.update({'7/b': np.array([None] * 3)}), '7/b has dtype object'),
+        (lambda a: a.update({'7/b': np.zeros(3, 'i')}), '7/b has dtype int32'),
+        (lambda a: a.update({'other/' + key: value for key, value in list(a.items())}), 'several such networks'),
+    ],
+)
+def test_snapshots_that_do_not_fit(tmp_path, change, message):
+    net = legacy.load(file('resnet')).main
+    before = {path: param.array.copy() for path, param in net.namedparams()}
+    with pytest.raises(ValueError, match=message):
+        legacy.load_snapshot(npz(tmp_path, change), net)
+    assert all((param.array == before[path]).all() for path, param in net.namedparams())
+
+
+def test_a_snapshot_that_claims_more_than_it_holds(tmp_path):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {'descr': '<f4', 'fortran_order': False, 'shape': (3,)})
+    path = npz(tmp_path, lambda a: a.pop('7/b'))
+    with zipfile.ZipFile(path, 'a') as archive:
+        archive.writestr('7/b.npy', header.getvalue() + b'1234')
+    with pytest.raises(ValueError, match='7/b is truncated'):
+        legacy.load_snapshot(path, legacy.load(file('resnet')).main)
+
+
+def test_no_snapshot(tmp_path):
+    net = legacy.load(file('resnet')).main
+    with pytest.raises(ValueError, match='neither .npz nor HDF5'):
+        legacy.load_snapshot(file('resnet'), net)
+    with pytest.raises(ValueError, match='it is damaged'):
+        legacy.load_snapshot(write(tmp_path, (FOLDER / 'main.npz').read_bytes()[:-1000]), net)
+    with pytest.raises(FileNotFoundError):
+        legacy.load_snapshot(tmp_path / 'none.npz', net)
+
+
+# Conversion
+
+
+def test_convert_keeps_everything(tmp_path):
+    description = legacy.convert(file('alex'), tmp_path / 'new.npz')
+    assert json.loads((tmp_path / 'new.json').read_bytes()) == description
+    assert (description['network'], description['settings']['thresholdExits']) == (None, [0.5, 0.25])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['new.json', 'new.npz']
+    expected, net = legacy.load(file('alex')), legacy.load(file('alex'))
+    for param in net.params():
+        param.array[...] = 0
+    net._setup_optimizers()
+    chainer.serializers.load_npz(tmp_path / 'new.npz', net)
+    chainer.serializers.load_npz(tmp_path / 'new.npz', net.optimizer, path='optimizer/')
+    for k, optimizer in enumerate(net.optimizers):
+        chainer.serializers.load_npz(tmp_path / 'new.npz', optimizer, path=f'optimizers/{k}/')
+    for (path, a), (_, b) in zip(net.namedparams(), expected.namedparams()):
+        assert (a.array == b.array).all() and a.update_rule.t == b.update_rule.t
+        assert all((a.update_rule.state[m] == b.update_rule.state[m]).all() for m in 'mv'), path
+
+
+def test_convert_overwrites_nothing(tmp_path):
+    for suffix in ('.npz', '.json'):
+        (tmp_path / f'new{suffix}').write_text('mine')
+        with pytest.raises(FileExistsError, match='--force'):
+            legacy.convert(file('momentum'), tmp_path / 'new.npz')
+        assert [p.read_text() for p in tmp_path.iterdir()] == ['mine']
+        (tmp_path / f'new{suffix}').unlink()
+    (tmp_path / 'new.npz').write_text('mine')
+    legacy.convert(file('momentum'), tmp_path / 'new.npz', force=True)
+    assert (tmp_path / 'new.json').exists() and (tmp_path / 'new.npz').stat().st_size > 1000
+
+
+def test_convert_leaves_nothing_half_written(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match='expected NAME.npz'):
+        legacy.convert(file('momentum'), tmp_path / 'new.h5')
+    with pytest.raises(ValueError, match='cannot be read'):
+        legacy.convert(write(tmp_path, content('momentum')[:-1]), tmp_path / 'new.npz')
+    (tmp_path / 'net.bn').unlink()
+
+    def fails(path, data):
+        if str(path).endswith('.json'):
+            raise OSError('no space')
+        written(path, data)
+
+    written = legacy.write_atomically
+    monkeypatch.setattr(legacy, 'write_atomically', fails)
+    with pytest.raises(OSError, match='no space'):
+        legacy.convert(file('momentum'), tmp_path / 'new.npz')
+    assert list(tmp_path.iterdir()) == []
+
+
+# Hostile and damaged files
+
+
+def changed(tmp_path, old, new, count=1, name='momentum'):
+    data = content(name)
+    assert old in data
+    return write(tmp_path, data.replace(old, new, count))
+
+
+def test_nothing_that_a_file_names_is_imported(tmp_path):
+    """A module is recorded, not imported, wherever it stands."""
+    path = changed(tmp_path, b'U\x05numpy', b'U\x0eantigravity_zz', 10)
+    assert isinstance(legacy.load(path), BranchyNet)
+    assert 'antigravity_zz' not in sys.modules
+
+
+@pytest.mark.parametrize(
+    'old, new, message',
+    [
+        (b'cchainer.flag\nFlag\n', b'cos\nsystem\n', "names 'os system', and nothing but networks"),
+        (b'cbranchynet.net\nBranchyNet\n', b'cbranchynet.links.links\nNet\n', 'it holds a Net'),
+        (b'f4', b'O8', 'no plain numbers'),
+        (b'f4', b'V4', 'no plain numbers'),
+        (b'U\x01<', b'U\x01*', 'no plain numbers'),
+        (b'cnumpy\nndarray\n', b'cnumpy\ndtype\n', 'an array was expected'),
+        (b'U\x03opt', b'U\x03Opt', 'a MomentumSGD where a Adam was expected'),
+        (b'U\x04main', b'U\x04Main', 'a nonetype where a Net was expected'),
+        (b'U\x06models', b'U\x06Models', 'a nonetype where a list was expected'),
+        (b'U\x04endi', b'U\x04Endi', 'number was expected|do not fit'),
+        (b'U\x01W', b'U\x01w', 'without weights|link without'),
+        (b'U\x02fn', b'U\x02Fn', 'where a function was expected'),
+        (b'U\x07_states', b'U\x07_States', 'without moments'),
+    ],
+)
+def test_hostile_and_foreign_files(tmp_path, old, new, message):
+    with pytest.raises(ValueError, match=message) as e:
+        legacy.load(changed(tmp_path, old, new))
+    assert str(tmp_path / 'net.bn') in str(e.value) and '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('shape', [(10**9,), (2**62, 8), (3,), (-1, -2), (0,), (2.0, 1), 'text', (1,) * 40])
+def test_arrays_that_claim_another_shape(shape):
+    record = norm_record([1, 2], [3, 4])
+    mean = record.state['avg_mean']
+    mean.state = (1, shape, *mean.state[2:])
+    with pytest.raises(ValueError, match='shape|number'):
+        network.Network(1000, 'exits').norm(record)
+
+
+def test_an_array_cannot_be_copied_without_end():
+    converter = network.Network(8, 'exits')
+    record = norm_record([1, 2], [3, 4]).state['avg_mean']
+    for _ in range(3):
+        converter.array(record)
+    with pytest.raises(ValueError, match='larger than the file'):
+        converter.array(record)
+
+
+def test_links_that_hold_themselves():
+    link = Record(Name(network._SL), ())
+    link.state = {'fnTrain': link}
+    with pytest.raises(ValueError, match='a SL where a link was expected'):
+        network.Network(9, 'exits').link(link)
+
+
+def test_a_block_of_huge_size_is_refused_before_it_is_made(tmp_path):
+    """A first convolution of many channels, and a second that does not fit it."""
+    with pytest.raises(ValueError, match='do not fit each other|not the released one'):
+        data = content('resnet')
+        legacy.load(
+            write(
+                tmp_path,
+                data.replace(b'U\x05conv2', b'U\x05c_nv2')
+                .replace(b'U\x05conv1', b'U\x05conv2')
+                .replace(b'U\x05c_nv2', b'U\x05conv1'),
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    'data, message',
+    [
+        (b'', 'truncated'),
+        (b'PK\x03\x04', 'no operation'),
+        (b'hello, world', 'missing|no operation'),
+        (b'\x80\x02N.', 'it holds a nonetype'),
+        (lzma.compress(b'\x80\x02N.')[:-5], 'truncated'),
+        (gzip.compress(b'\x80\x02N.')[:-5], 'does not unpack'),
+        (b'\xfd7zXZ\0' + b'\0' * 50, 'does not unpack'),
+    ],
+)
+def test_no_network(tmp_path, data, message):
+    for load in (legacy.load, legacy.load_results):
+        with pytest.raises(ValueError, match=message):
+            load(write(tmp_path, data))
+
+
+def test_no_file(tmp_path):
+    for load in (legacy.load, legacy.load_results):
+        with pytest.raises(FileNotFoundError):
+            load(tmp_path / 'none.bn')
+        with pytest.raises(OSError):
+            load(tmp_path)
+
+
+@pytest.mark.parametrize('pack', [lzma.compress, gzip.compress])
+def test_small_files_that_unpack_to_large_ones(tmp_path, monkeypatch, pack):
+    monkeypatch.setattr(contents, 'MAX_UNPACKED_BYTES', 2**21)
+    path = write(tmp_path, pack(bytes(2**21 + 1)))
+    with pytest.raises(ValueError, match='unpacks to more than 2 MiB'):
+        legacy.load(path)
+
+
+SMALL = {name: content(name) for name in ('momentum', 'results')}
+
+
+@pytest.mark.parametrize('name, load', [('momentum', legacy.load), ('results', legacy.load_results)])
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_a_damaged_file_gives_a_network_or_one_clean_error(tmp_path_factory, name, load, data):
+    damaged = bytearray(SMALL[name])
+    for _ in range(data.draw(st.integers(1, 6))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    path = write(
+        tmp_path_factory.getbasetemp(),
+        bytes(
+            damaged[: data.draw(st.integers(len(damaged) // 2, len(damaged)))] if data.draw(st.booleans()) else damaged
+        ),
+    )
+    try:
+        load(path)
+    except ValueError as e:
+        assert str(path) in str(e) and '\n' not in str(e)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != 'linux', reason='memory is limited as Linux does it')
+def test_damaged_files_take_no_memory(tmp_path):
+    """In 500 MB beyond what an import takes, several hundred damaged files."""
+    code = """
+import random, resource, sys, warnings
+from branchynet import legacy
+import lzma
+warnings.simplefilter('ignore')
+pages = int(open('/proc/self/statm').read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 500 * 2 ** 20,) * 2)
+random.seed(0)
+for name in 'momentum', 'alex', 'resnet':
+    whole = lzma.decompress(open(sys.argv[1] + '/' + name + '.bn.xz', 'rb').read())
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for _ in range(random.randint(1, 9)):
+            damaged[random.randrange(len(damaged))] = random.randrange(256)
+        open(sys.argv[2], 'wb').write(damaged)
+        try:
+            legacy.load(sys.argv[2])
+        except ValueError:
+            pass
+print('done')
+"""
+    run = subprocess.run(
+        [sys.executable, '-c', code, str(FOLDER), str(tmp_path / 'damaged.bn')],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.stdout == 'done\n', run.stderr
+
+
+# The command
+
+
+def command(*args):
+    return subprocess.run(
+        [sys.executable, '-m', 'branchynet.cli', 'convert', *map(str, args)], capture_output=True, text=True
+    )
+
+
+def test_the_command(tmp_path):
+    run = command(file('momentum'), tmp_path / 'new.npz')
+    assert (run.returncode, run.stderr, run.stdout) == (0, '', f'{tmp_path}/new.npz: a network of 2 exits\n')
+    run = command(file('momentum'), tmp_path / 'new.npz')
+    assert (
+        run.returncode == 2
+        and run.stderr == f'branchynet: {tmp_path}/new.npz exists: --force (force=True) replaces it\n'
+    )
+    run = command(file('momentum'), tmp_path / 'new.npz', '--force', '--json')
+    assert json.loads(run.stdout) == json.loads((tmp_path / 'new.json').read_bytes())
+
+
+def test_the_command_refuses_in_one_line(tmp_path):
+    hostile = write(tmp_path, b'\x80\x02cos\nsystem\nU\x08touch ran\x85R.')
+    for old, message in [
+        (hostile, "names 'os system'"),
+        (file('results'), 'results'),
+        (tmp_path / 'none', 'No such file'),
+    ]:
+        run = command(old, tmp_path / 'new.npz')
+        assert (run.returncode, run.stderr.count('\n')) == (2, 1) and message in run.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ['net.bn']
