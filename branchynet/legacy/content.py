@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import lzma
 import os
 import zlib
@@ -44,16 +45,13 @@ def content_of(path: Path) -> bytes:
 
 def _unpack_xz(packed: bytes) -> bytes:
     decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MAX_XZ_DICTIONARY)
-    parts = [decompressor.decompress(packed, max_length=2**20)]
-    size = len(parts[0])
-    while not decompressor.eof:
+    content = io.BytesIO()  # its value is no copy
+    content.write(decompressor.decompress(packed, max_length=2**20))
+    while not decompressor.eof and content.tell() <= MAX_UNPACKED_BYTES:
         if decompressor.needs_input:
             raise ValueError('it is truncated')
-        parts.append(decompressor.decompress(b'', max_length=2**20))
-        size += len(parts[-1])
-        if size > MAX_UNPACKED_BYTES:
-            break
-    return _check_unpacked(b''.join(parts))
+        content.write(decompressor.decompress(b'', max_length=2**20))
+    return _check_unpacked(content.getvalue())
 
 
 def _check_unpacked(content: bytes) -> bytes:

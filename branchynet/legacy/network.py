@@ -20,7 +20,7 @@ import chainer.functions as F
 import chainer.links as L
 import numpy as np
 
-_MAX_LINKS = 10_000  # the released ResNet-110 has 400, its copies of the trunk included
+_MAX_LINKS = 10_000  # the released ResNet-110 has 70, and as many again in each copy of its trunk
 
 BRANCHYNET = 'branchynet.net BranchyNet'
 _NET = 'branchynet.links.links Net'

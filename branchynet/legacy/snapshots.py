@@ -63,7 +63,7 @@ def _npz_arrays(f: Any, wanted: Mapping[str, Any]) -> dict[str, np.ndarray]:
                 with archive.open(f'{prefix}{key}.npy') as member:
                     arrays[key] = _npy_array(member, key, np.asarray(value))
             return arrays
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, struct.error) as e:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, RuntimeError, struct.error) as e:
         raise ValueError(f'it is damaged ({e})') from e
 
 

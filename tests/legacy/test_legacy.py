@@ -564,6 +564,42 @@ def test_a_damaged_file_gives_a_network_or_one_clean_error(tmp_path_factory, nam
         assert str(path) in str(e) and '\n' not in str(e)
 
 
+SNAPSHOT = (FOLDER / 'main.npz').read_bytes()
+NET = legacy.load(file('resnet')).main
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_a_damaged_snapshot_is_loaded_or_gives_one_clean_error(tmp_path_factory, data):
+    damaged = bytearray(SNAPSHOT)
+    for _ in range(data.draw(st.integers(1, 6))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    path = write(tmp_path_factory.getbasetemp(), bytes(damaged), 'damaged.npz')
+    try:
+        legacy.load_snapshot(path, NET)
+    except ValueError as e:
+        assert str(path) in str(e) and '\n' not in str(e)
+
+
+def test_a_file_that_unpacks_without_end_takes_little_memory(tmp_path):
+    """1 GB of zeros, in less than 400 MB beyond what an import takes."""
+    packer = lzma.LZMACompressor(preset=0)
+    block = bytes(2**20)
+    path = write(tmp_path, b''.join(packer.compress(block) for _ in range(1000)) + packer.flush(), 'bomb.xz')
+    code = """
+import resource, sys
+from branchynet import legacy
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    legacy.load(sys.argv[1])
+except ValueError as e:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, e)
+"""
+    run = subprocess.run([sys.executable, '-c', code, str(path)], capture_output=True, text=True)
+    kilobytes, message = run.stdout.split(' ', 1)
+    assert int(kilobytes) < 400_000 and 'unpacks to more than 256 MiB' in message
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != 'linux', reason='memory is limited as Linux does it')
 def test_damaged_files_take_no_memory(tmp_path):
