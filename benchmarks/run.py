@@ -148,7 +148,7 @@ def time_sweep(network, contenders, pairs, weights):
     settings = utils.generate_thresholds(EXPERIMENTS[network].base_thresholds, net.numexits())
 
     def one_pass():
-        sweep.sweep(sweep.profile(net, x, t), settings)
+        sweep.sweep(sweep.record(net, x, t), settings)
 
     def one_by_one():
         for net.thresholdExits in settings:

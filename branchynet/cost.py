@@ -1,36 +1,41 @@
 """Parameters and multiply-adds of a network's stages and exits."""
+from __future__ import annotations
+
 import math
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 from branchynet import _chainer  # noqa: F401
+from branchynet.net import BranchyNet
+
 import chainer
+import numpy as np
 from chainer.computational_graph import build_computational_graph
 from chainer.functions.connection.convolution_2d import Convolution2DFunction
 from chainer.functions.connection.convolution_nd import ConvolutionND
 from chainer.functions.connection.linear import LinearFunction
-import numpy as np
 
 COUNTED = Convolution2DFunction, ConvolutionND, LinearFunction
 
 
 class Cost(NamedTuple):
-    """What a part of a network takes.
+    """The cost of a part of a network.
 
     Attributes:
-        params: numbers that training changes (biases and those of BN counted), as they are stored.
-        macs: multiply-adds of convolutions and linear layers for one sample.
+        params: Trainable numbers as they are stored, with biases and those of batch normalisation.
+        macs: Multiply-adds of convolutions and linear layers for one sample.
     """
     params: int
     macs: int
 
 
 class ExitCost(NamedTuple):
-    """The Costs of one exit.
+    """The costs of one exit.
 
     Attributes:
-        stage: of the trunk's stage before it.
-        exit: of its own links.
-        leaving: of all that runs for a sample that leaves here: the stages and the exits' links so far.
+        stage: Cost of the trunk's stage before it.
+        exit: Cost of its own links.
+        leaving: Cost of everything that runs for a sample that leaves here: all stages and exits' links so far.
     """
     stage: Cost
     exit: Cost
@@ -38,40 +43,46 @@ class ExitCost(NamedTuple):
 
 
 class NetCost(NamedTuple):
-    """The cost of a BranchyNet: an ExitCost per exit, and the Cost of the baseline."""
-    exits: list
+    """The cost of a BranchyNet.
+
+    Attributes:
+        exits: An ExitCost for every exit.
+        main: Cost of the baseline.
+    """
+    exits: list[ExitCost]
     main: Cost
 
 
-def cost(net, shape):
+def cost(net: BranchyNet, shape: Sequence[int]) -> NetCost:
     """Counts parameters and multiply-adds of a BranchyNet, from one sample of zeros in testing mode.
 
-    A convolution or linear layer counts one multiply-add for every weight of a filter (of its group) and
-    every number that it puts out. Counted is what runs: the zeros of padding as well, and the whole
-    matrix of a SparseLinear or DenseSparseLinear, which multiply densely. Not counted are the addition of
-    biases, normalisation, activations, pooling, softmax, entropy and all other functions.
+    A convolution or linear layer counts one multiply-add for every output number and every weight that it is the sum
+    over (of a grouped convolution: the filter's own channels). Padding zeros count, because they are computed; so does
+    the whole matrix of a SparseLinear or DenseSparseLinear, which multiply densely. The addition of biases,
+    normalisation, activations, pooling, softmax, entropy and all other functions do not count.
 
     Args:
-        net: a BranchyNet; nothing in it changes.
-        shape: of a sample, without the batch.
+        net: A BranchyNet; it does not change.
+        shape: Shape of a sample, without the batch axis.
 
     Returns:
         A NetCost.
 
     Raises:
-        ValueError: the net cannot take such a sample, or has a parameter without a shape yet.
+        ValueError: The net cannot take such a sample, or a parameter has no shape yet.
     """
     for path, param in net.namedparams():
         if not param.is_initialized:
-            raise ValueError('parameter %s has no shape yet: expected a net that has seen a batch' % path)
+            raise ValueError(f'parameter {path} has no shape yet: call the net on a batch first')
     x, _ = net.checked(np.zeros((1, *shape), next((p.dtype for p in net.params()), np.float32)))
     with chainer.using_config('train', False), chainer.force_backprop_mode():
         return NetCost(_exits(net, x), Cost(_params(net.main), _macs(net.main(chainer.Variable(x)))))
 
 
-def _exits(net, x):
-    """An ExitCost per exit for x (1, ...)."""
-    ran, macs, costs = [], 0, []
+def _exits(net: BranchyNet, x: np.ndarray) -> list[ExitCost]:
+    """An ExitCost for every exit, counted on x (1, ...)."""
+    ran: list[chainer.Link] = []
+    macs, costs = 0, []
     for k, model in enumerate(net.models):
         h = net.stage(k, chainer.Variable(x))  # a new Variable: its graph begins at this stage
         x = h.array
@@ -84,13 +95,13 @@ def _exits(net, x):
     return costs
 
 
-def _params(links):
-    """Numbers in the links' parameters, each once where links share them."""
+def _params(links: Iterable[chainer.Link]) -> int:
+    """Numbers in the links' parameters; a parameter that links share counts once."""
     return sum({id(param): param.size for link in links for param in link.params()}.values())
 
 
-def _macs(y):
+def _macs(y: chainer.Variable) -> int:
     """Multiply-adds of the counted functions in the graph behind the Variable y (1, ...)."""
-    functions = [node for node in build_computational_graph([y]).nodes if isinstance(node, COUNTED)]
+    functions: list[Any] = [node for node in build_computational_graph([y]).nodes if isinstance(node, COUNTED)]
     # inputs[1] holds the weights, its first axis the filters.
     return sum(math.prod(f.outputs[0]().shape) * math.prod(f.inputs[1].shape[1:]) for f in functions)

@@ -1,27 +1,35 @@
-"""Threshold sweeps from one pass: what every exit says of every sample determines every setting."""
-from typing import NamedTuple
+"""Threshold sweeps from one pass: the exit record determines the result of every setting of thresholds."""
+from __future__ import annotations
 
-from branchynet import _chainer  # noqa: F401
-from chainer.backends.cuda import to_cpu
-import numpy as np
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from branchynet import timing
+from branchynet import (
+    _chainer,  # noqa: F401
+    timing,
+)
 from branchynet.cpu.threads import run
-from branchynet.exits import count_below, leave_at
+from branchynet.exits import Array, count_below, leave_at
 from branchynet.inference import Compiled
 from branchynet.net import check_labels
 from branchynet.progress import progress
 from branchynet.training import batches, check_pairs
 
+import numpy as np
+from chainer.backends.cuda import to_cpu
 
-class Profile(NamedTuple):
-    """What one pass without early exit recorded of N samples at E exits.
+if TYPE_CHECKING:
+    from branchynet.net import BranchyNet
+
+
+class ExitRecord(NamedTuple):
+    """The answers of E exits to N samples, from one pass without early exit.
 
     Attributes:
         entropy: float (E, N), nats.
-        correct: bool (E, N).
-        released: seconds per sample (E, N) of the trunk's stage before each exit.
-        whole: seconds per sample (E, N) of that stage, the exit's links, softmax and entropy.
+        correct: bool (E, N), whether the exit's most probable class is the label.
+        released: float (E, N), seconds per sample of the trunk's stage before each exit.
+        whole: float (E, N), seconds per sample of that stage, the exit's links, softmax and entropy.
     """
     entropy: np.ndarray
     correct: np.ndarray
@@ -30,13 +38,14 @@ class Profile(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """S settings over N samples and E exits.
+    """The results of S settings over N samples and E exits.
 
     Attributes:
         thresholds: float (S, E - 1), nats.
-        accuracy: float (S,), a share.
+        accuracy: float (S,), in [0, 1].
         exits: int (S, E), samples that leave at each exit.
-        released, whole: float (S,), mean seconds per sample on either clock, composed from stage times.
+        released: float (S,), mean seconds per sample on the released clock, composed of the stages' times.
+        whole: float (S,), the same on the whole clock.
     """
     thresholds: np.ndarray
     accuracy: np.ndarray
@@ -45,41 +54,56 @@ class Sweep(NamedTuple):
     whole: np.ndarray
 
 
-def profile(net, x, t, batchsize=1):
-    """Passes x (N, ...), t (N,) by every exit of a BranchyNet (or a Compiled) and records a Profile.
+def record(net: BranchyNet | Compiled, x: Array, t: Array, batchsize: int = 1) -> ExitRecord:
+    """Passes samples by every exit, without early exit, and records the exits' answers and times.
 
-    A Compiled is timed on the first thousand batches, one after the other. The other samples are given the same
-    times in turn, and go up in larger batches that threads share: what is recorded of them may differ from what
-    one by one gives in the last digit.
+    With a Compiled, only the first 1000 batches are timed. The other samples reuse those times cyclically and run in
+    larger batches on several threads, so the last digit of their entropies may differ from that of one by one.
+
+    Args:
+        net: A BranchyNet or a Compiled.
+        x: Samples (N, ...), of the parameters' dtype.
+        t: Labels (N,), signed integers.
+        batchsize: Samples that run together.
+
+    Returns:
+        An ExitRecord.
+
+    Raises:
+        TypeError: x or t has the wrong type.
+        ValueError: x and t do not fit each other or the net, or hold no samples.
     """
     check_pairs(x, t)
     parts = batches(len(x), batchsize)
     for part in parts[:timing.WARMUP]:
-        _profile_batch(net, x[part], t[part])
+        _record_batch(net, x[part], t[part])
     timed = parts[:_TIMED] if isinstance(net, Compiled) else parts
-    recorded = [_profile_batch(net, x[part], t[part]) for part in progress(timed, 'sweeping')]
+    recorded = [_record_batch(net, x[part], t[part]) for part in progress(timed, 'sweeping')]
     released, whole = (np.concatenate([r[i] for r in recorded], axis=1) for i in (2, 3))
-    recorded += _profile_together(net, x[timed[-1].stop:], t[timed[-1].stop:])
-    ent, correct = (np.concatenate([r[i] for r in recorded], axis=1) for i in (0, 1))
+    recorded += _record_on_threads(net, x[timed[-1].stop:], t[timed[-1].stop:])
+    entropy, correct = (np.concatenate([r[i] for r in recorded], axis=1) for i in (0, 1))
     turns = np.arange(len(x)) % released.shape[1]
-    return Profile(ent, correct, released[:, turns], whole[:, turns])
+    return ExitRecord(entropy, correct, released[:, turns], whole[:, turns])
 
 
-_TIMED, _TOGETHER = 1000, 32  # batches; samples
+_TIMED = 1000  # batches of a Compiled that are timed
+_TOGETHER = 32  # samples of a batch that is not timed
 
 
-def _profile_together(net, x, t):
+def _record_on_threads(net: BranchyNet | Compiled, x: Array, t: Array) -> list[list[np.ndarray]]:
+    """The results of _record_batch for every batch of x, which threads share."""
     parts = batches(len(x), _TOGETHER)
-    recorded = [None] * len(parts)
+    recorded: list[list[np.ndarray]] = [[] for _ in parts]
 
-    def look(i):
-        recorded[i] = _profile_batch(net, x[parts[i]], t[parts[i]])
+    def look(i: int) -> None:
+        recorded[i] = _record_batch(net, x[parts[i]], t[parts[i]])
 
     run(look, len(parts))
     return recorded
 
 
-def _profile_batch(net, x, t):
+def _record_batch(net: BranchyNet | Compiled, x: Array, t: Array) -> list[np.ndarray]:
+    """The four arrays (E, B) of an ExitRecord for one batch."""
     count, rows = len(x), []
     for look in net.look(x):
         check_labels(look.prob, t)
@@ -88,89 +112,106 @@ def _profile_batch(net, x, t):
     return [np.stack(values) for values in zip(*rows)]
 
 
-def sweep(profile, thresholds):
+def sweep(recorded: ExitRecord, thresholds: Any) -> Sweep:
     """Evaluates settings exactly: each sample leaves at the first exit whose entropy is below its threshold.
 
-    A threshold matters only by its rank, the number of entropies below it. One pass over the samples serves
-    all settings that differ in the last threshold's rank alone: it adds up in the order of that exit's
-    entropy, and a setting's sum stands at its rank. S settings over N samples thus take O(S log S) and one
-    pass of O(N) for 2 exits, D <= N + 1 passes for 3 exits (of D ranks at the first exit), and for more
-    exits one for each combination of ranks before the last.
+    A threshold matters only by its rank, the number of entropies below it. One pass over the samples serves all
+    settings that differ only in the rank of their last threshold: it takes cumulative sums in the order of that
+    exit's entropy, and a setting's total is the entry at its rank. Sorting S settings takes O(S log S). The passes
+    of O(N) are one for 2 exits, one per rank that occurs at the first exit (at most N + 1) for 3 exits, and one per
+    combination of ranks before the last threshold for more exits.
 
     Args:
-        profile: a Profile.
-        thresholds: (S, E - 1), nats.
+        recorded: An ExitRecord of N samples.
+        thresholds: Array-like (S, E - 1), nats.
 
     Returns:
         A Sweep.
 
     Raises:
-        ValueError: another shape, a NaN, or no samples or settings at all.
+        ValueError: The thresholds have another shape or hold NaN, or there are no samples or no settings.
     """
-    thresholds = _checked(profile, thresholds)
-    exits, samples = profile.entropy.shape
-    # What a sample adds by reaching an exit: itself, its correctness in place of that at the exit before,
-    # and two times. Sums of whole numbers are exact in float64.
-    gains = np.stack([np.ones((exits, samples)), np.diff(profile.correct.astype(float), axis=0, prepend=0),
-                      profile.released, profile.whole], axis=1)
-    order, ranks = _ranks(profile.entropy[:-1], thresholds)
+    thresholds = _checked(recorded, thresholds)
+    exits, samples = recorded.entropy.shape
+    # What changes when a sample reaches an exit: the count there by 1, correctness (this exit's in place of that of
+    # the exit before), and two times. Sums of whole numbers are exact in float64.
+    gains = np.stack([np.ones((exits, samples)), np.diff(recorded.correct.astype(float), axis=0, prepend=0),
+                      recorded.released, recorded.whole], axis=1)
+    order, ranks = _ranks(recorded.entropy[:-1], thresholds)
     totals = np.empty((exits, 4, len(thresholds)))
     totals[0] = gains[0].sum(axis=1, keepdims=True)
     for k in range(1, exits):
-        totals[k] = _going_on(order[:k], ranks[:k], gains[k])
+        totals[k] = _sums_of_remaining(order[:k], ranks[:k], gains[k])
     correct, released, whole = totals[:, 1:].sum(axis=0) / samples
     left = -np.diff(totals[:, 0], axis=0, append=0)
     return Sweep(thresholds, correct, left.T.astype(int), released, whole)
 
 
-def percentiles(profile, thresholds, q=(50, 95)):
-    """Percentiles over the samples of their seconds on the whole clock, where sweep gives the mean.
+def percentiles(recorded: ExitRecord, thresholds: Any, q: Sequence[float] = (50, 95)) -> np.ndarray:
+    """Percentiles over the samples of their seconds on the whole clock, where `sweep` gives the mean.
 
     They need every sample's time under every setting, O(S N log N): for hundreds of settings, not for millions.
 
     Args:
-        profile, thresholds: as of sweep.
-        q: percentages.
+        recorded: An ExitRecord of N samples.
+        thresholds: Array-like (S, E - 1), nats.
+        q: Percentages.
 
     Returns:
-        Float (len(q), S).
+        Float array (len(q), S), seconds.
 
     Raises:
-        ValueError: as sweep.
+        ValueError: As in `sweep`.
     """
-    thresholds = _checked(profile, thresholds)
-    whole, each = np.cumsum(profile.whole, axis=0), np.arange(profile.entropy.shape[1])
-    return np.transpose([np.percentile(whole[leave_at(profile.entropy, setting), each], q) for setting in thresholds])
+    thresholds = _checked(recorded, thresholds)
+    whole, each = np.cumsum(recorded.whole, axis=0), np.arange(recorded.entropy.shape[1])
+    return np.transpose([np.percentile(whole[leave_at(recorded.entropy, setting), each], q) for setting in thresholds])
 
 
-def _checked(profile, thresholds):
-    """thresholds as float (S, E - 1)."""
+def _checked(recorded: ExitRecord, thresholds: Any) -> np.ndarray:
+    """Thresholds as a float array (S, E - 1)."""
     thresholds = np.asarray(thresholds, float)
-    exits, samples = profile.entropy.shape
-    if thresholds.ndim != 2 or thresholds.shape[1] != exits - 1 or not len(thresholds) or np.isnan(thresholds).any():
-        raise ValueError('thresholds have shape %s%s: expected (settings, %d), at least one setting, without NaN' % (
-            thresholds.shape, ' and hold NaN' if np.isnan(thresholds).any() else '', exits - 1))
+    exits, samples = recorded.entropy.shape
+    if thresholds.ndim != 2 or thresholds.shape[1] != exits - 1 or not len(thresholds):
+        raise ValueError(
+            f'thresholds have shape {thresholds.shape}: expected (settings, {exits - 1}), at least one setting')
+    if np.isnan(thresholds).any():
+        raise ValueError('thresholds hold NaN')
     if samples == 0:
-        raise ValueError('profile holds no samples: expected at least one')
+        raise ValueError('the exit record is empty: a sweep needs at least one sample')
     return thresholds
 
 
-def _ranks(ent, thresholds):
-    """Samples (K, N) by rising entropy (K, N) of each exit, and how many (K, S) lie below thresholds (S, K)."""
-    order = ent.argsort(axis=1)
+def _ranks(entropy: np.ndarray, thresholds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sorts the samples of K exits, and ranks thresholds among them.
+
+    Args:
+        entropy: (K, N), nats.
+        thresholds: (S, K), nats.
+
+    Returns:
+        Two integer arrays: (K, N), each exit's samples by rising entropy, and (K, S), the number of each exit's
+        entropies that lie below its threshold.
+    """
+    order = entropy.argsort(axis=1)
     ranks = np.empty(thresholds.shape[::-1], int)
     for k, cuts in enumerate(thresholds.T):
-        ranks[k] = count_below(ent[k], cuts, order[k])
+        ranks[k] = count_below(entropy[k], cuts, order[k])
     return order, ranks
 
 
-def _going_on(order, ranks, gains):
-    """Sums of gains (V, N) over the samples that leave at none of K exits: float (V, S).
+def _sums_of_remaining(order: np.ndarray, ranks: np.ndarray, gains: np.ndarray) -> np.ndarray:
+    """Sums over the samples that remain after K exits, under every setting.
 
     Args:
-        order: (K, N) and ranks: (K, S), as _ranks gives them.
+        order: (K, N), from _ranks.
+        ranks: (K, S), from _ranks.
+        gains: (V, N), the values to sum.
+
+    Returns:
+        Float array (V, S).
     """
-    falling = order[-1, ::-1]  # of those that reach the last of the K exits, the N - rank first go on
+    falling = order[-1, ::-1]  # the first N - rank of them do not leave at the last of the K exits
     places, gains = order[:-1].argsort(axis=1).take(falling, axis=1), gains.take(falling, axis=1)
     sums = np.zeros((len(gains), len(falling) + 1))
     result = np.empty((len(gains), ranks.shape[1]))
@@ -182,21 +223,25 @@ def _going_on(order, ranks, gains):
     return result
 
 
-def _groups(columns):
-    """Index arrays of the columns (K, S) that equal each other."""
+def _groups(columns: np.ndarray) -> list[np.ndarray]:
+    """Groups equal columns of an array (K, S): a list of arrays of their indices."""
     if not len(columns):
         return [np.arange(columns.shape[1])]
-    by = np.lexsort(columns)
-    return np.split(by, 1 + np.flatnonzero(np.diff(columns[:, by]).any(axis=0)))
+    order = np.lexsort(columns)
+    return np.split(order, 1 + np.flatnonzero(np.diff(columns[:, order]).any(axis=0)))
 
 
-def pareto(accuracy, seconds):
-    """Indices, by rising time, of the settings that no other beats: as good on both, and better on one.
+def pareto(accuracy: Any, seconds: Any) -> np.ndarray:
+    """The Pareto front: the settings for which no other is at least as good in both respects and better in one.
 
-    Of settings that equal each other it keeps the first.
+    Of equal settings the first is kept.
 
     Args:
-        accuracy, seconds: (S,) of the settings.
+        accuracy: Array-like (S,), accuracy of every setting.
+        seconds: Array-like (S,), time of every setting.
+
+    Returns:
+        Integer array, indices of the settings on the front by rising time.
     """
     accuracy, seconds = np.asarray(accuracy), np.asarray(seconds)
     order = np.lexsort((-accuracy, seconds))
@@ -204,17 +249,21 @@ def pareto(accuracy, seconds):
     return order[np.diff(best, prepend=-np.inf) > 0]
 
 
-def knee(accuracy, seconds, base_accuracy):
-    """Index of the fastest setting that is at least as accurate as the baseline; without one, of the most accurate.
+def knee(accuracy: Any, seconds: Any, base_accuracy: float) -> int:
+    """The fastest setting that is at least as accurate as the baseline; if there is none, the most accurate setting.
 
-    The authors picked theirs by hand. In Table I of the paper B-LeNet and B-AlexNet stand above their
-    baselines and B-ResNet 1.5 points below; on the authors' published sweeps neither this rule nor the
-    largest distance from the chord (Satopaa et al., Finding a "Kneedle" in a Haystack, 2011) finds their
-    thresholds, and this one has a meaning: nothing is paid for the speed.
+    The authors picked their thresholds by hand. In Table I of the paper, B-LeNet and B-AlexNet are more accurate than
+    their baselines, and B-ResNet is 1.5 points less accurate. On the authors' published sweeps, neither this rule nor
+    the largest distance from the chord (Satopaa et al., Finding a "Kneedle" in a Haystack, 2011) finds their
+    thresholds. This rule has a plain meaning: the speed costs no accuracy.
 
     Args:
-        accuracy, seconds: (S,) of the settings.
-        base_accuracy: the baseline's.
+        accuracy: Array-like (S,), accuracy of every setting.
+        seconds: Array-like (S,), time of every setting.
+        base_accuracy: Accuracy of the baseline, in the unit of ``accuracy``.
+
+    Returns:
+        The index of the setting. Ties go to the more accurate setting.
     """
     accuracy, seconds = np.asarray(accuracy), np.asarray(seconds)
     enough = accuracy >= min(base_accuracy, accuracy.max())

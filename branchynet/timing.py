@@ -1,30 +1,38 @@
 """The two clocks.
 
-``released`` is the original's: it runs in the trunk's stages only (for the baseline: in main's whole
-forward) and does not wait for a GPU. ``whole`` is what a user waits for: the call of test or test_main,
-from arrays to labels, with the exits' links, softmax and entropy, and the GPU's work done.
+``released`` is the original's clock: it runs only in the trunk's stages (for the baseline: in main's whole forward)
+and does not wait for a GPU. ``whole`` is the time that a user waits: the call of ``test`` or ``test_main``, from arrays
+to labels, with the exits' links, softmax and entropy, until the GPU has finished.
 """
+from __future__ import annotations
+
 import time
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from branchynet import _chainer  # noqa: F401
-from chainer.backends import cuda
-import numpy as np
-
 from branchynet.progress import progress
 from branchynet.training import batches, check_pairs
 
-WARMUP = 20  # batches, run before any clock starts
+import numpy as np
+from chainer.backends import cuda
+
+if TYPE_CHECKING:
+    from branchynet.exits import Array
+    from branchynet.inference import Compiled
+    from branchynet.net import BranchyNet
+
+WARMUP = 20  # batches that run before any clock starts
 
 
 class Measurement(NamedTuple):
     """A timed evaluation of N samples.
 
     Attributes:
-        accuracy: a share.
-        correct: int, samples of every batch that were classified correctly.
+        accuracy: Share of the N samples that were classified correctly.
+        correct: int (batches,), samples of each batch that were classified correctly.
         exits: int (E,), samples that left at each exit; zeros for main.
-        released, whole: seconds per sample of every batch, on either clock.
+        released: float (batches,), seconds per sample of each batch on the released clock.
+        whole: float (batches,), the same on the whole clock.
     """
     accuracy: float
     correct: np.ndarray
@@ -33,15 +41,31 @@ class Measurement(NamedTuple):
     whole: np.ndarray
 
 
-def now(net):
-    """Seconds, once the net's GPU (if any) has done all that was asked of it."""
+def now(net: BranchyNet | Compiled) -> float:
+    """The time in seconds, read once the net's GPU (if it has one) has finished its work."""
     if net.gpu:
         cuda.Stream.null.synchronize()
     return time.perf_counter()
 
 
-def measure(net, x, t, batchsize=1, main=False):
-    """Runs test (with the net's own settings) or test_main over x (N, ...), t (N,): a Measurement."""
+def measure(net: BranchyNet | Compiled, x: Array, t: Array, batchsize: int = 1,
+            main: bool = False) -> Measurement:
+    """Times ``test``, with the net's own settings, or ``test_main``.
+
+    Args:
+        net: A BranchyNet or a Compiled.
+        x: Samples (N, ...), of the parameters' dtype.
+        t: Labels (N,), signed integers.
+        batchsize: Samples that run together.
+        main: Whether to time the baseline instead of early exit.
+
+    Returns:
+        A Measurement.
+
+    Raises:
+        TypeError: x or t has the wrong type.
+        ValueError: x and t do not fit each other or the net, or hold no samples.
+    """
     check_pairs(x, t)
     parts = batches(len(x), batchsize)
     for part in parts[:WARMUP]:
@@ -52,7 +76,8 @@ def measure(net, x, t, batchsize=1, main=False):
                        np.array(whole))
 
 
-def _timed(net, x, t, main):
+def _timed(net: BranchyNet | Compiled, x: Array, t: Array, main: bool) -> tuple[int, list[int], float, float]:
+    """(correct samples, samples per exit, released and whole seconds per sample) of one batch."""
     start = now(net)
     if main:
         accuracy, released = net.test_main(x, t)
@@ -62,8 +87,15 @@ def _timed(net, x, t, main):
     return round(accuracy * len(x)), exits, released / len(x), (now(net) - start) / len(x)
 
 
-def summary(seconds):
-    """Mean, median and 95th percentile of seconds (N,), in milliseconds."""
+def summary(seconds: np.ndarray) -> dict[str, float]:
+    """Statistics of seconds (N,), in milliseconds.
+
+    Args:
+        seconds: (N,).
+
+    Returns:
+        A dictionary of mean_ms, median_ms and p95_ms (the 95th percentile).
+    """
     return {
         'mean_ms': float(np.mean(seconds) * 1e3),
         'median_ms': float(np.median(seconds) * 1e3),

@@ -161,7 +161,7 @@ def screen_branchy(net, x, y, base_ts, batchsize=1, enumerate_ts=True, verbose=F
     ts = generate_thresholds(base_ts, net.numexits()) if enumerate_ts else base_ts
     for setting in ts:
         check_per_exit('threshold setting', setting, net.numexits() - 1)
-    result = sweep.sweep(sweep.profile(net, x, y, batchsize), np.reshape(ts, (len(ts), -1)))
+    result = sweep.sweep(sweep.record(net, x, y, batchsize), np.reshape(ts, (len(ts), -1)))
     if verbose:
         for setting, accuracy, seconds, exits in zip(ts, result.accuracy, result.released, result.exits):
             print('thresholds %s: accuracy %.4f, %.3f ms, exits %s' % (setting, accuracy, seconds * 1e3, exits))
@@ -211,7 +211,7 @@ def compute_network_times(exits, branch_times):
 
 def compute_branch_times(net, x, y, batchsize=1, num_samples=200):
     """Seconds per sample (array (E,), released clock) of leaving at each exit, over the first samples."""
-    recorded = sweep.profile(net, x[:num_samples], y[:num_samples], batchsize)
+    recorded = sweep.record(net, x[:num_samples], y[:num_samples], batchsize)
     return np.cumsum(recorded.released.mean(axis=1))
 
 

@@ -72,11 +72,11 @@ class Comparison(NamedTuple):
         runs.load_weights(net, runs.weights_path(setup.out, self.name, part, seed), training.weights_sha256)
         net.to_device(setup.device)
         with cpu.fast():
-            profile = sweep.profile(runs.for_inference(net), *data[2:], BATCHSIZE)
+            recorded = sweep.record(runs.for_inference(net), *data[2:], BATCHSIZE)
         return results.ComparisonMeasurement(
             device=str(setup.device), environment=runs.environment(setup.out), test_samples=len(data[2]),
-            exit_accuracy_percent=(profile.correct.mean(axis=1) * 100).tolist(),
-            outputs={'entropy': runs.digest(profile.entropy), 'correct': runs.digest(profile.correct)})
+            exit_accuracy_percent=(recorded.correct.mean(axis=1) * 100).tolist(),
+            outputs={'entropy': runs.digest(recorded.entropy), 'correct': runs.digest(recorded.correct)})
 
     def write(self, seeds: list[results.ComparisonRun], out: str) -> list[str]:
         """Draws the accuracy of the final exit by part; returns the paths."""

@@ -104,25 +104,25 @@ def _measure(experiment: NetworkExperiment, baseline_net: BranchyNet, net: Branc
         accuracy_percent=direct.accuracy * 100, **_times(direct),
         accuracy_as_released_percent=utils.test(net, x, t, batchsize=1000, main=True)[0] * 100)
     net = runs.for_inference(net)
-    profile = sweep.profile(net, x, t)
+    recorded = sweep.record(net, x, t)
     settings = utils.generate_thresholds(experiment.base_thresholds, net.numexits())
-    swept = sweep.sweep(profile, settings)
-    rows = _rows(swept, sweep.percentiles(profile, settings), baseline, costs)
+    swept = sweep.sweep(recorded, settings)
+    rows = _rows(swept, sweep.percentiles(recorded, settings), baseline, costs)
     knee = sweep.knee(swept.accuracy * 100, swept.whole, baseline.accuracy_percent)
     chosen = {'published': experiment.published_thresholds, 'knee': rows[knee].thresholds,
               'fastest': rows[int(swept.whole.argmin())].thresholds,
               'slowest': rows[int(swept.whole.argmax())].thresholds}
-    measured = results.Measured(**{name: _directly(net, profile, setting, x, t, correct, baseline, costs)
+    measured = results.Measured(**{name: _directly(net, recorded, setting, x, t, correct, baseline, costs)
                                    for name, setting in chosen.items()})
     return results.NetworkMeasurement(
         device=str(setup.device), environment=runs.environment(setup.out), test_samples=len(x),
         compiled=isinstance(net, Compiled), baseline=baseline,
         macs=results.Macs(main=costs.main.macs, exits=[exit.leaving.macs for exit in costs.exits]),
-        exit_accuracy_percent=(profile.correct.mean(axis=1) * 100).tolist(),
-        outputs={'main_correct': runs.digest(correct), 'entropy': runs.digest(profile.entropy),
-                 'correct': runs.digest(profile.correct), 'sweep_accuracy': runs.digest(swept.accuracy),
+        exit_accuracy_percent=(recorded.correct.mean(axis=1) * 100).tolist(),
+        outputs={'main_correct': runs.digest(correct), 'entropy': runs.digest(recorded.entropy),
+                 'correct': runs.digest(recorded.correct), 'sweep_accuracy': runs.digest(swept.accuracy),
                  'sweep_exits': runs.digest(swept.exits / len(x))},
-        exit1_curve=_exit1_curve(profile, experiment.published_thresholds[1:]), sweep=rows, knee=knee,
+        exit1_curve=_exit1_curve(recorded, experiment.published_thresholds[1:]), sweep=rows, knee=knee,
         measured=measured,
         composed_off_percent=max(setting.disagreement_percent() for setting in measured.by_name().values()))
 
@@ -147,16 +147,16 @@ def _gains(exits: np.ndarray, released_ms: float, whole_ms: float, baseline: res
             'gain_allowed': allowed, 'efficiency': gain / allowed}
 
 
-def _exit1_curve(profile: sweep.Profile, thresholds: list[float]) -> results.Exit1Curve:
+def _exit1_curve(recorded: sweep.ExitRecord, thresholds: list[float]) -> results.Exit1Curve:
     """Accuracy and the highest entropy that leaves at exit 1, against the share that leaves there (figure 4).
 
     Args:
         thresholds: of the exits after the first.
     """
-    ent = np.sort(profile.entropy[0]).astype(float)
+    ent = np.sort(recorded.entropy[0]).astype(float)
     counts = np.rint(SHARES * len(ent)).astype(int)
     cuts = np.append(ent, np.inf)[counts]  # just above the entropies that leave, unless some are equal
-    swept = sweep.sweep(profile, [[cut, *thresholds] for cut in cuts])
+    swept = sweep.sweep(recorded, [[cut, *thresholds] for cut in cuts])
     left = swept.exits[:, 0]
     return results.Exit1Curve(
         exit1_percent=(left / len(ent) * 100).tolist(), accuracy_percent=(swept.accuracy * 100).tolist(),
@@ -167,13 +167,13 @@ def _times(measurement: timing.Measurement) -> dict[str, results.Timed]:
     return {clock: results.Timed(**timing.summary(getattr(measurement, clock))) for clock in ('released', 'whole')}
 
 
-def _directly(net: Any, profile: sweep.Profile, thresholds: list[float], x: np.ndarray, t: np.ndarray,
+def _directly(net: Any, recorded: sweep.ExitRecord, thresholds: list[float], x: np.ndarray, t: np.ndarray,
               baseline_correct: np.ndarray, baseline: results.Baseline, costs: NetCost) -> results.DirectSetting:
     """Runs one setting image by image, where the sweep composes its times."""
     net.thresholdExits = thresholds
     measurement = timing.measure(net, x, t)
     net.thresholdExits = None
-    composed = sweep.sweep(profile, [thresholds])
+    composed = sweep.sweep(recorded, [thresholds])
     times = _times(measurement)
     return results.DirectSetting(
         thresholds=thresholds, accuracy_percent=measurement.accuracy * 100, **times,

@@ -111,19 +111,19 @@ def test_test_is_branchynets(lenet, images):
     lenet.thresholdExits = None
 
 
-def test_a_profile_by_the_compiled_net_gives_the_same_sweep(lenet, images):
+def test_a_record_of_the_compiled_net_gives_the_same_sweep(lenet, images):
     x, t = images
     settings = [[.001], [.0251], [.3]]
-    fast, slow = (sweep.sweep(sweep.profile(n, x, t, batchsize), settings)
+    fast, slow = (sweep.sweep(sweep.record(n, x, t, batchsize), settings)
                   for n, batchsize in ((Compiled(lenet), 1), (lenet, 50)))
     np.testing.assert_array_equal(fast.exits, slow.exits)
     np.testing.assert_array_equal(fast.accuracy, slow.accuracy)
 
 
-def test_a_profile_that_is_timed_in_part_says_the_same(lenet, images, monkeypatch):
-    compiled, alone = Compiled(lenet), sweep.profile(Compiled(lenet), *images)
+def test_a_record_timed_only_in_part_has_the_same_answers(lenet, images, monkeypatch):
+    compiled, alone = Compiled(lenet), sweep.record(Compiled(lenet), *images)
     monkeypatch.setattr(sweep, '_TIMED', 7)
-    shared = sweep.profile(compiled, *images)
+    shared = sweep.record(compiled, *images)
     np.testing.assert_allclose(shared.entropy, alone.entropy, rtol=1e-5, atol=3e-7)  # 1 - prob's last digit
     np.testing.assert_array_equal(shared.correct, alone.correct)
     np.testing.assert_array_equal(shared.whole[:, 7:14], shared.whole[:, :7])

@@ -1,22 +1,22 @@
 """Parameters and multiply-adds, worked out by hand from the layers that original.md lists."""
 import branchynet
-import chainer
-import chainer.functions as F
-import chainer.links as L
-import numpy as np
-import pytest
-
 from branchynet.cost import Cost, cost
 from branchynet.links.densesparselinear import DenseSparseLinear
 from branchynet.links.links import SL, X
 from branchynet.links.resnet import Block
 from branchynet.links.sparselinear import SparseLinear
 from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
+
+import chainer
+import chainer.functions as F
+import chainer.links as L
+import numpy as np
+import pytest
 from helpers import same, small_net
 
 
 def conv(i, o, k, size):
-    """Of a convolution from i to o channels that puts out size x size."""
+    """Cost of a k x k convolution from i to o channels with size x size outputs."""
     return Cost(i * o * k * k + o, i * o * k * k * size * size)
 
 
@@ -89,7 +89,7 @@ def test_functions_groups_and_one_dimension_by_hand():
     assert cost(net, (2, 10)).exits[0].stage == (2 * 4 * 3 + 4, 2 * 4 * 3 * 8 + 4 * 2 * 3 * 6)
 
 
-def test_what_is_shared_is_stored_once_and_runs_twice():
+def test_a_shared_link_is_stored_once_and_runs_twice():
     shared = L.Linear(4, 4)
     net = branchynet.BranchyNet([
         shared, branchynet.Branch([L.Linear(4, 2)]), shared, branchynet.Branch([L.Linear(4, 2)])])
@@ -117,6 +117,6 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r'^link 0 \(Linear\) cannot take an array of shape \(1, 5\)'):
         cost(small_net(), (5,))
     lazy = branchynet.BranchyNet([branchynet.Branch([L.Linear(None, 3)])])
-    words = '^parameter /main/0/W has no shape yet: expected a net that has seen a batch$'
+    words = '^parameter /main/0/W has no shape yet: call the net on a batch first$'
     with pytest.raises(ValueError, match=words):
         cost(lazy, (5,))

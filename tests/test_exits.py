@@ -66,7 +66,7 @@ def test_an_impossible_class_adds_nothing():
 
 X, T = exact_data()
 NET = exact_net()
-RECORDED = sweep.profile(NET, X, T, batchsize=300)
+RECORDED = sweep.record(NET, X, T, batchsize=300)
 COMPILED = pytest.param('compiled', marks=pytest.mark.onednn)
 
 
@@ -81,7 +81,7 @@ def test_recorded_entropies_tell_settings_apart():
 
 @pytest.mark.parametrize('batchsize', [1, 7, 32, 300])
 def test_entropies_have_the_same_bits(net, batchsize):
-    np.testing.assert_array_equal(sweep.profile(net, X, T, batchsize).entropy, RECORDED.entropy)
+    np.testing.assert_array_equal(sweep.record(net, X, T, batchsize).entropy, RECORDED.entropy)
 
 
 def threshold(k):

@@ -1,38 +1,38 @@
 import math
 
 import branchynet  # noqa: F401
-from hypothesis import given
-from hypothesis.extra import numpy as hnp
-from hypothesis import strategies as st
+from branchynet import sweep, utils
+
 import numpy as np
 import pytest
-
-from branchynet import sweep, utils
 from helpers import small_data, small_net
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 X, T = small_data(40)
-# Ties, what only float64 tells apart, what no float32 can hold; NaN where training diverged.
+# Ties, values that differ only in float64, a value beyond float32; NaN stands for a training that diverged.
 VALUES = [-math.inf, -1., 0., .1, .1 + 1e-12, .5, 1., 1e300, math.inf]
 
 
-def profile_of(ent, seed=0):
+def record_of(ent, seed=0):
     rng = np.random.RandomState(seed)
-    return sweep.Profile(ent, rng.rand(*ent.shape) < .7, rng.rand(*ent.shape), 2 + rng.rand(*ent.shape))
+    return sweep.ExitRecord(ent, rng.rand(*ent.shape) < .7, rng.rand(*ent.shape), 2 + rng.rand(*ent.shape))
 
 
 @st.composite
 def cases(draw):
-    """A Profile of 1 to 4 exits, and settings (S, E - 1)."""
+    """An ExitRecord of 1 to 4 exits, and settings (S, E - 1)."""
     exits = draw(st.integers(1, 4))
     dtype = draw(st.sampled_from([np.float16, np.float32, np.float64]))
-    ent = draw(hnp.arrays(float, (exits, draw(st.integers(1, 20))), elements=st.sampled_from(VALUES + [math.nan])))
+    ent = draw(hnp.arrays(float, (exits, draw(st.integers(1, 20))), elements=st.sampled_from([*VALUES, math.nan])))
     settings = draw(hnp.arrays(float, (draw(st.integers(1, 8)), exits - 1), elements=st.sampled_from(VALUES)))
-    return profile_of(ent.astype(dtype), draw(st.integers(0, 9))), settings
+    return record_of(ent.astype(dtype), draw(st.integers(0, 9))), settings
 
 
-def test_profile_records_what_the_exits_say():
+def test_the_record_holds_the_answers_of_all_exits():
     net = small_net()
-    recorded = sweep.profile(net, X, T, batchsize=16)
+    recorded = sweep.record(net, X, T, batchsize=16)
     for k, prob in enumerate(net.get_SM(X)):
         np.testing.assert_array_equal(recorded.correct[k], prob.argmax(axis=1) == T)
     np.testing.assert_allclose(recorded.entropy[:2], net.find_entropies(X), rtol=1e-5)
@@ -44,7 +44,7 @@ def test_sweep_equals_running_each_setting():
     for _ in range(10):
         net.train(X, T)
     settings = utils.generate_thresholds([0., .3, .6, .9, 1.05, 5.], 3)
-    swept = sweep.sweep(sweep.profile(net, X, T, batchsize=1), settings)
+    swept = sweep.sweep(sweep.record(net, X, T, batchsize=1), settings)
     for i, setting in enumerate(settings):
         net.thresholdExits = setting
         accuracy, _, exits, _ = utils.test(net, X, T, batchsize=1)
@@ -75,7 +75,7 @@ def test_sweep_by_the_definition(case):
 
 
 def test_a_grid_and_its_settings_one_by_one_are_the_same():
-    recorded = profile_of(np.random.RandomState(1).rand(3, 500).astype(np.float32))
+    recorded = record_of(np.random.RandomState(1).rand(3, 500).astype(np.float32))
     settings = utils.generate_thresholds([-1, 0, .1, .1, .5, .9, 1, np.inf], 3)
     swept = sweep.sweep(recorded, settings)
     for i in np.random.RandomState(2).permutation(len(settings)):
@@ -84,20 +84,25 @@ def test_a_grid_and_its_settings_one_by_one_are_the_same():
 
 
 def test_one_exit_has_one_setting():
-    swept = sweep.sweep(profile_of(np.ones((1, 5), np.float32)), np.empty((1, 0)))
+    swept = sweep.sweep(record_of(np.ones((1, 5), np.float32)), np.empty((1, 0)))
     np.testing.assert_array_equal(swept.exits, [[5]])
 
 
-@pytest.mark.parametrize('thresholds', [[.1, .2], [[.1]], [[.1, float('nan')]], np.empty((0, 2))])
-def test_bad_thresholds_are_named(thresholds):
-    with pytest.raises(ValueError, match=r'^thresholds have shape .* expected \(settings, 2\)'):
-        sweep.sweep(profile_of(np.ones((3, 5), np.float32)), thresholds)
+@pytest.mark.parametrize('thresholds, message', [
+    ([.1, .2], r'thresholds have shape \(2,\): expected \(settings, 2\), at least one setting'),
+    ([[.1]], r'thresholds have shape \(1, 1\): expected \(settings, 2\), at least one setting'),
+    (np.empty((0, 2)), r'thresholds have shape \(0, 2\): expected \(settings, 2\), at least one setting'),
+    ([[.1, math.nan]], 'thresholds hold NaN'),
+])
+def test_bad_thresholds_are_named(thresholds, message):
+    with pytest.raises(ValueError, match=f'^{message}$'):
+        sweep.sweep(record_of(np.ones((3, 5), np.float32)), thresholds)
 
 
-def test_a_profile_without_samples_is_refused():
+def test_a_record_without_samples_is_refused():
     for function in sweep.sweep, sweep.percentiles:
-        with pytest.raises(ValueError, match='^profile holds no samples: expected at least one$'):
-            function(profile_of(np.empty((2, 0), np.float32)), [[.1]])
+        with pytest.raises(ValueError, match='^the exit record is empty: a sweep needs at least one sample$'):
+            function(record_of(np.empty((2, 0), np.float32)), [[.1]])
 
 
 def test_knee_is_the_fastest_that_is_good_enough():

@@ -1,8 +1,8 @@
 import branchynet  # noqa: F401
+from branchynet import timing, utils
+
 import numpy as np
 import pytest
-
-from branchynet import timing, utils
 from helpers import small_data, small_net
 
 X, T = small_data(40)
