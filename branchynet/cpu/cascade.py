@@ -1,0 +1,523 @@
+"""Early exit in machine code: one call takes samples from the input to label and exit, without Python between stages.
+
+A Cascade is a net's exits and its main for samples of one shape, with the weights that the net has when it is made.
+Samples go through one after the other, so that a sample's result does not depend on the batch that it came in.
+Threads share the code and the packed weights, and each has a workspace of its own.
+"""
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any, Callable, Iterable, NamedTuple, Optional, Sequence
+
+from llvmlite import ir
+import numpy as np
+
+from branchynet.cpu import planar
+from branchynet.cpu.emitter import DOUBLE, INT, LANES, REAL, Code, Emitter, aligned, integer, vector
+from branchynet.cpu.graph import Graph, Node, NotCovered, ancestors, fuse_relu
+from branchynet.cpu.planar import Plane, vector_plane
+
+_LEFT, _NOT_FINITE, _UNCERTAIN = 0, -1, -2  # a sample's status
+_LOWEST = float(np.finfo(np.float32).min)
+
+Rule = Callable[[np.ndarray], int]
+
+
+class Result(NamedTuple):
+    """The answer to N samples.
+
+    Attributes:
+        label: int64 (N,), the first class of the highest score. exit: int64 (N,), where each sample left, from 0.
+        score: float32 (N, C), the logits of that exit.
+        seconds: in the trunk's stages, of all samples together.
+    """
+    label: np.ndarray
+    exit: np.ndarray
+    score: np.ndarray
+    seconds: float
+
+
+class NotFinite(ValueError):
+    """A sample has a NaN or an infinity."""
+
+
+class Cascade:
+    """A net's exits and main, compiled for samples (C, H, W).
+
+    Args:
+        models: the Nets of a BranchyNet's exits.
+        main: its baseline.
+        shape: (C, H, W).
+
+    Raises:
+        NotCovered: there is no kernel for a link or function.
+    """
+
+    def __init__(self, models: Sequence[Any], main: Any, shape: tuple[int, int, int]) -> None:
+        graph = Graph()
+        node = x = graph.input(shape)
+        trunk, heads = [], []
+        for model in models:
+            node = graph.follow(node, model[model.starti:model.endi])
+            trunk.append(node)
+            heads.append(graph.follow(node, model[model.endi:]))
+        outputs = [*heads, graph.follow(x, main)]
+        fuse_relu(outputs)
+        self.exits, self.classes = len(models), heads[0].shape[0]
+        if any(output.shape != (self.classes, 1, 1) for output in outputs):
+            raise NotCovered('exits of different numbers of classes')
+        writer = _Writer(x, outputs)
+        writer.write_leave(trunk, heads)
+        writer.write_record(trunk, heads)
+        writer.write_main(outputs[-1])
+        self._code = Code(writer.emit.module())
+        self._calls = {name: self._code.call(name) for name in ('leave', 'record', 'main')}
+        self._constants = writer.emit.constants.block()
+        self._memory, self._shape = writer.memory, shape
+        self._local = threading.local()
+
+    def leave(self, x: np.ndarray, thresholds: Sequence[float], rule: Rule) -> Result:
+        """Early exit.
+
+        Args:
+            x: float32 (N, C, H, W), contiguous.
+            thresholds: E - 1 numbers, nats, as the exit rule compares them.
+            rule: ``rule(scores)``, of the scores (E, C) of one sample, is the exit where it leaves. It is asked where
+                an entropy lies so close to a threshold that rounding decides.
+
+        Raises:
+            NotFinite: x has a NaN or an infinity.
+        """
+        desk, count, done = self._desk(), len(x), 0
+        label, exits = np.empty(count, np.int64), np.empty(count, np.int64)
+        score, seconds = np.empty((count, self.classes), np.float32), 0.
+        desk.thresholds[:] = thresholds
+        while done < count:
+            desk.place(x[done:], label[done:], exits[done:], score[done:])
+            done += self._calls['leave'](desk.address)
+            seconds += desk.seconds[0]
+            if done < count:
+                exits[done], label[done], score[done], more = self._ruled(desk, x[done:done + 1], rule)
+                seconds += more
+                done += 1
+        return Result(label, exits, score, seconds)
+
+    def leave_one(self, x: np.ndarray, thresholds: Sequence[float], rule: Rule) -> tuple[int, int, float]:
+        """(label, exit, seconds in the trunk's stages) of one sample (1, C, H, W): ``leave`` at the least cost."""
+        desk = self._desk()
+        desk.x[...] = x
+        desk.thresholds[:] = thresholds
+        desk.place_one()
+        if self._calls['leave'](desk.address):
+            return int(desk.label[0]), int(desk.exit[0]), float(desk.seconds[0])
+        k, label, _, seconds = self._ruled(desk, desk.x, rule)
+        return label, k, seconds
+
+    def _ruled(self, desk: _Desk, x: np.ndarray, rule: Rule) -> tuple[int, int, np.ndarray, float]:
+        """(exit, label, score, seconds) of a sample that the machine code returned to the rule."""
+        if desk.status == _NOT_FINITE:
+            raise NotFinite('x has a NaN or an infinity')
+        scores, released, _ = self.record(x)
+        k = rule(scores[:, 0])
+        return k, int(scores[k, 0].argmax()), scores[k, 0], float(released[:k + 1].sum())
+
+    def record(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Every exit's answer to x (N, C, H, W), without early exit.
+
+        Returns:
+            (score, released, whole): float32 (E, N, C); seconds (E, N) in the trunk's stage before each exit; seconds
+            (E, N) in that stage, the exit's links, softmax and entropy.
+
+        Raises:
+            NotFinite: x has a NaN or an infinity.
+        """
+        desk, count = self._desk(), len(x)
+        score = np.empty((self.exits, count, self.classes), np.float32)
+        released, whole = np.empty((self.exits, count)), np.empty((self.exits, count))
+        desk.place(x, score=score, released=released, whole=whole)
+        if self._calls['record'](desk.address) < count:
+            raise NotFinite('x has a NaN or an infinity')
+        return score, released, whole
+
+    def main(self, x: np.ndarray) -> np.ndarray:
+        """main's scores, float32 (N, C), of x (N, C, H, W).
+
+        Raises:
+            NotFinite: x has a NaN or an infinity.
+        """
+        desk = self._desk()
+        score = np.empty((len(x), self.classes), np.float32)
+        desk.place(x, score=score)
+        if self._calls['main'](desk.address) < len(x):
+            raise NotFinite('x has a NaN or an infinity')
+        return score
+
+    def main_one(self, x: np.ndarray) -> int:
+        """The label that main gives one sample (1, C, H, W), at the least cost."""
+        desk = self._desk()
+        desk.x[...] = x
+        desk.place_one()
+        if not self._calls['main'](desk.address):
+            raise NotFinite('x has a NaN or an infinity')
+        return int(desk.score.argmax())
+
+    def _desk(self) -> _Desk:
+        """This thread's."""
+        try:
+            return self._local.desk
+        except AttributeError:
+            self._local.desk = _Desk(self._memory, self._constants, self._shape, self.exits, self.classes)
+            return self._local.desk
+
+
+# Places of a frame's 64-bit numbers: addresses, a count and a status.
+(_WORKSPACE, _CONSTANTS, _THRESHOLDS, _SECONDS, _X, _COUNT, _LABEL, _EXIT, _SCORE, _RELEASED, _WHOLE,
+ _STATUS) = range(12)
+
+
+class _Desk:
+    """A thread's workspace, and the frame by which machine code finds its arguments.
+
+    Attributes:
+        address: of the frame.
+        x, label, exit, score: of one sample.
+        thresholds: float64 (E - 1,). seconds: float64 (1,), in the trunk's stages during a call.
+    """
+
+    def __init__(self, memory: _Memory, constants: np.ndarray, shape: tuple[int, int, int], exits: int,
+                 classes: int) -> None:
+        self._workspace = memory.workspace()
+        self._frame = np.zeros(12, np.int64)
+        self.address = self._frame.ctypes.data
+        self.x = np.zeros((1, *shape), np.float32)
+        self.label, self.exit = np.zeros(1, np.int64), np.zeros(1, np.int64)
+        self.score = np.zeros((1, classes), np.float32)
+        self.thresholds, self.seconds = np.zeros(exits - 1), np.zeros(1)
+        self._constants = constants
+        for place, array in ((_WORKSPACE, self._workspace), (_CONSTANTS, constants), (_THRESHOLDS, self.thresholds),
+                             (_SECONDS, self.seconds)):
+            self._frame[place] = array.ctypes.data
+        self.place(self.x, self.label, self.exit, self.score)
+        self._one = self._frame[_X:_RELEASED].copy()
+
+    @property
+    def status(self) -> int:
+        """Of the sample at which the last call stopped."""
+        return int(self._frame[_STATUS])
+
+    def place(self, x: np.ndarray, label: Optional[np.ndarray] = None, exit: Optional[np.ndarray] = None,
+              score: Optional[np.ndarray] = None, released: Optional[np.ndarray] = None,
+              whole: Optional[np.ndarray] = None) -> None:
+        """Where a call finds its samples, and where it writes."""
+        self._frame[_X], self._frame[_COUNT] = x.ctypes.data, len(x)
+        for place, array in zip(range(_LABEL, _WHOLE + 1), (label, exit, score, released, whole)):
+            self._frame[place] = 0 if array is None else array.ctypes.data
+        self.seconds[0] = 0.
+
+    def place_one(self) -> None:
+        """The desk's own sample."""
+        self._frame[_X:_RELEASED] = self._one
+        self.seconds[0] = 0.
+
+
+class _Memory:
+    """Places in a workspace; a place is given again for the same kind of plane, whose padding is still whole."""
+
+    def __init__(self) -> None:
+        self._size = 64  # the clock's come first
+        self._filled: list[tuple[int, Plane]] = []
+        self._free: dict[Plane, list[int]] = {}
+
+    def take(self, plane: Plane) -> int:
+        """Offset in bytes of a free place."""
+        free = self._free.setdefault(plane, [])
+        if free:
+            return free.pop()
+        place = self._size
+        self._size += -(-plane.size // 64) * 64
+        if plane.fill:
+            self._filled.append((place, plane))
+        return place
+
+    def give_back(self, plane: Plane, place: int) -> None:
+        self._free[plane].append(place)
+
+    def workspace(self) -> np.ndarray:
+        """float32, with the planes' padding."""
+        block = aligned(self._size // 4)
+        for place, plane in self._filled:
+            block[place // 4:(place + plane.size) // 4] = plane.fill
+        return block
+
+
+class _Section(NamedTuple):
+    """The nodes of a stage, those that its exit shares with later stages, and those of the exit alone."""
+    stage: list[Node]
+    shared: list[Node]
+    head: list[Node]
+
+
+class _Writer:
+    """Writes a cascade's functions; each takes the address of a frame and returns how many samples went well."""
+
+    def __init__(self, x: Node, outputs: Sequence[Node]) -> None:
+        self.emit, self.memory = Emitter(), _Memory()
+        self._x = x
+        self._planes = _planes(ancestors(outputs))
+
+    def write_leave(self, trunk: Sequence[Node], heads: Sequence[Node]) -> None:
+        """Early exit."""
+        emit, sections = self.emit, _sections(trunk, heads)
+
+        def sample(frame: ir.Value, i: ir.Value) -> None:
+            body = self._begin(frame, i, [node for section in sections for part in section for node in part], heads)
+            waiting = None
+            for k, section in enumerate(sections):
+                _, trunk_seconds, waiting = self._until_head(body, section, waiting)
+                total = self._field(frame, _SECONDS)
+                emit.store(emit.builder.fadd(emit.load(total, DOUBLE), trunk_seconds), total)
+                body.run(section.head)
+                score, classes = body.address(heads[k]), heads[k].shape[0]
+                label, entropy = self._label_and_entropy(score, classes)
+                if k + 1 < len(sections):
+                    threshold = emit.load(emit.add(self._field(frame, _THRESHOLDS), 8 * k), DOUBLE)
+                    # The rule works in float32: a smaller difference is the rule's to decide.
+                    margin = ir.Constant(DOUBLE, 1e-7 * (100 + classes))
+                    leaves = emit.builder.fcmp_ordered('<', entropy, emit.builder.fsub(threshold, margin))
+                    with emit.builder.if_then(leaves):
+                        self._answer(frame, i, k, label, score, classes)
+                    stays = emit.builder.fcmp_ordered('>', entropy, emit.builder.fadd(threshold, margin))
+                    with emit.builder.if_then(emit.builder.not_(stays), likely=False):
+                        emit.builder.ret(integer(_UNCERTAIN))
+            self._answer(frame, i, k, label, score, classes)
+
+        self._for_every_sample('leave', sample)
+
+    def write_record(self, trunk: Sequence[Node], heads: Sequence[Node]) -> None:
+        """Every exit's answer, and its times."""
+        emit, sections = self.emit, _sections(trunk, heads)
+
+        def sample(frame: ir.Value, i: ir.Value) -> None:
+            body = self._begin(frame, i, [node for section in sections for part in section for node in part], heads)
+            count, waiting = self._field(frame, _COUNT), None
+            for k, section in enumerate(sections):
+                start, trunk_seconds, waiting = self._until_head(body, section, waiting)
+                body.run(section.head)
+                score, classes = body.address(heads[k]), heads[k].shape[0]
+                self._label_and_entropy(score, classes)
+                whole = emit.builder.fsub(body.now(), start)
+                index = emit.builder.add(i, emit.builder.mul(count, integer(k)))
+                self._copy(score, emit.at(self._field(frame, _SCORE), index, 4 * classes), classes)
+                emit.store(trunk_seconds, emit.at(self._field(frame, _RELEASED), index, 8))
+                emit.store(whole, emit.at(self._field(frame, _WHOLE), index, 8))
+
+        self._for_every_sample('record', sample)
+
+    def write_main(self, output: Node) -> None:
+        """main's scores."""
+        nodes = [node for node in ancestors([output]) if node is not self._x]
+
+        def sample(frame: ir.Value, i: ir.Value) -> None:
+            body = self._begin(frame, i, nodes, [output])
+            body.run(nodes)
+            classes = output.shape[0]
+            self._copy(body.address(output), self.emit.at(self._field(frame, _SCORE), i, 4 * classes), classes)
+
+        self._for_every_sample('main', sample)
+
+    def _for_every_sample(self, name: str, sample: Callable[..., None]) -> None:
+        """The function ``name``: calls ``sample(frame, i)`` until it returns a status below 0."""
+        emit = self.emit
+        inner = emit.function((name, 'sample'), 2, sample)
+
+        def write(frame: ir.Value) -> ir.Value:
+            count = self._field(frame, _COUNT)
+
+            def body(i: ir.Value) -> None:
+                status = emit.builder.call(inner, [frame, i])
+                with emit.builder.if_then(emit.builder.icmp_signed('<', status, integer(_LEFT)), likely=False):
+                    emit.store(status, emit.add(frame, 8 * _STATUS))
+                    emit.builder.ret(i)
+
+            emit.loop(count, body)
+            return count
+
+        emit.function(name, 1, write, name=name)
+
+    def _begin(self, frame: ir.Value, i: ir.Value, nodes: Sequence[Node], outputs: Sequence[Node]) -> _Body:
+        """Copies sample i into its plane, or returns from the function where it is not finite."""
+        emit, plane = self.emit, self._planes[self._x]
+        places = self._places(nodes, outputs)
+        body = _Body(emit, self._field(frame, _WORKSPACE), self._field(frame, _CONSTANTS), self._planes, places)
+        source = emit.at(self._field(frame, _X), i, 4 * plane.channels * plane.height * plane.width)
+        status = emit.builder.call(planar.copy_in(emit, plane), [source, body.address(self._x)])
+        with emit.builder.if_then(emit.builder.icmp_signed('!=', status, integer(0)), likely=False):
+            emit.builder.ret(integer(_NOT_FINITE))
+        return body
+
+    def _places(self, nodes: Sequence[Node], outputs: Sequence[Node]) -> dict[Node, int]:
+        """Offset in the workspace of every node, where the nodes are computed in this order."""
+        last = {inner: turn for turn, node in enumerate(nodes) for inner in node.inputs}
+        places = {self._x: self.memory.take(self._planes[self._x])}
+        taken = {self._x}
+        for turn, node in enumerate(nodes):
+            places[node] = self.memory.take(self._planes[node])
+            taken.add(node)
+            for inner in {inner for inner in node.inputs if last[inner] == turn and inner not in outputs}:
+                self.memory.give_back(self._planes[inner], places[inner])
+                taken.remove(inner)
+        for node in taken:
+            self.memory.give_back(self._planes[node], places[node])
+        return places
+
+    def _until_head(self, body: _Body, section: _Section, waiting: Optional[ir.Value]) -> tuple[ir.Value, ...]:
+        """Runs a stage, and what the exit shares with later stages.
+
+        Args:
+            waiting: seconds of what the exit before shares with this stage, None for none.
+
+        Returns:
+            (start, seconds of the stage, seconds that wait for the next stage).
+        """
+        fsub = self.emit.builder.fsub
+        start = body.now()
+        body.run(section.stage)
+        end = body.now()
+        seconds = fsub(end, start)
+        if waiting is not None:
+            seconds = self.emit.builder.fadd(seconds, waiting)
+        if not section.shared:
+            return start, seconds, None
+        body.run(section.shared)
+        return start, seconds, fsub(body.now(), end)
+
+    def _answer(self, frame: ir.Value, i: ir.Value, k: int, label: ir.Value, score: ir.Value, classes: int) -> None:
+        """Writes a sample's answer and returns from the function."""
+        emit = self.emit
+        emit.store(integer(k), emit.at(self._field(frame, _EXIT), i, 8))
+        emit.store(label, emit.at(self._field(frame, _LABEL), i, 8))
+        self._copy(score, emit.at(self._field(frame, _SCORE), i, 4 * classes), classes)
+        emit.builder.ret(integer(_LEFT))
+
+    def _field(self, frame: ir.Value, place: int) -> ir.Value:
+        return self.emit.load(self.emit.add(frame, 8 * place), INT)
+
+    def _copy(self, source: ir.Value, place: ir.Value, count: int) -> None:
+        emit = self.emit
+        emit.loop(count, lambda c: emit.store(emit.load(emit.at(source, c, 4), REAL), emit.at(place, c, 4)))
+
+    def _label_and_entropy(self, score: ir.Value, classes: int) -> tuple[ir.Value, ir.Value]:
+        """The first class of the highest score, and the entropy (nats, float64) of the softmax."""
+        function = self.emit.function(('entropy', classes), 2, lambda *a: self._write_entropy(classes, *a),
+                                      result=DOUBLE)
+        label = self.emit.builder.alloca(INT)
+        entropy = self.emit.builder.call(function, [score, self.emit.builder.ptrtoint(label, INT)])
+        return self.emit.builder.load(label), entropy
+
+    def _write_entropy(self, classes: int, score: ir.Value, label_address: ir.Value) -> ir.Value:
+        # With d the distance from the highest score: entropy = log(sum exp(-d)) + sum(d exp(-d)) / sum exp(-d).
+        emit, builder = self.emit, self.emit.builder
+        exp, log = (emit.external(f'llvm.{name}.f64', DOUBLE, [DOUBLE]) for name in ('exp', 'log'))
+
+        def higher(c: ir.Value, label: ir.Value, top: ir.Value) -> list[ir.Value]:
+            value = emit.load(emit.at(score, c, 4), REAL)
+            is_higher = builder.fcmp_ordered('>', value, top)
+            return [builder.select(is_higher, c, label), builder.select(is_higher, value, top)]
+
+        def term(c: ir.Value, total: ir.Value, weighted: ir.Value) -> list[ir.Value]:
+            value = builder.fpext(emit.load(emit.at(score, c, 4), REAL), DOUBLE)
+            distance = builder.fsub(builder.fpext(top, DOUBLE), value)
+            power = builder.call(exp, [builder.fneg(distance)])
+            return [builder.fadd(total, power), builder.fadd(weighted, builder.fmul(power, distance))]
+
+        label, top = emit.loop(classes, higher, [integer(0), emit.load(score, REAL)])
+        emit.store(label, label_address)
+        zero = ir.Constant(DOUBLE, 0.)
+        total, weighted = emit.loop(classes, term, [zero, zero])
+        return builder.fadd(builder.call(log, [total]), builder.fdiv(weighted, total))
+
+
+class _Body(NamedTuple):
+    """The inside of a function: what it needs to compute nodes."""
+    emit: Emitter
+    workspace: ir.Value
+    constants: ir.Value
+    planes: dict[Node, Plane]
+    places: dict[Node, int]
+
+    def address(self, node: Node) -> ir.Value:
+        """Of a node's plane."""
+        return self.emit.add(self.workspace, self.places[node])
+
+    def run(self, nodes: Iterable[Node]) -> None:
+        """Computes nodes, inputs first."""
+        for node in nodes:
+            function, offsets = self._kernel(node)
+            source, *more = [self.address(inner) for inner in node.inputs]
+            constants = [self.emit.add(self.constants, offset) for offset in offsets]
+            self.emit.builder.call(function, [source, self.address(node), *constants, *more])
+
+    def _kernel(self, node: Node) -> tuple[ir.Function, list[int]]:
+        """The function of a node, and the offsets of its constants."""
+        emit, x, y, given = self.emit, self.planes[node.inputs[0]], self.planes[node], node.arguments
+        if node.kind == 'convolution':
+            onto = self.planes[node.inputs[1]] if len(node.inputs) > 1 else None
+            return planar.convolution(emit, x, y, *given['w'], given['stride'], given['pad'], node.relu, onto)
+        if node.kind == 'linear':
+            return planar.linear(emit, x, y, *given['w'], node.relu)
+        if node.kind == 'scaling':
+            return planar.scaling(emit, x, y, *given['w'], node.relu)
+        if node.kind == 'pooling':
+            return planar.pooling(emit, x, y, given['maximum'], given['ksize'], given['stride'], given['pad']), []
+        if node.kind == 'normalization':
+            return planar.normalization(emit, x, y, **given), []
+        return {'relu': planar.relu, 'copy': planar.copy, 'shortcut': planar.shortcut}[node.kind](emit, x, y), []
+
+    def now(self) -> ir.Value:
+        """Seconds, of a clock that only moves forward."""
+        emit = self.emit
+        clock = emit.external('clock_gettime', ir.IntType(32), [ir.IntType(32), INT])
+
+        def write(place: ir.Value) -> ir.Value:
+            emit.builder.call(clock, [ir.Constant(ir.IntType(32), _MONOTONIC), place])
+            seconds, nanoseconds = (
+                emit.builder.sitofp(emit.load(emit.add(place, offset), INT), DOUBLE) for offset in (0, 8))
+            return emit.builder.fadd(seconds, emit.builder.fmul(nanoseconds, ir.Constant(DOUBLE, 1e-9)))
+
+        return emit.builder.call(emit.function('now', 1, write, result=DOUBLE), [self.workspace])
+
+
+_MONOTONIC = getattr(time, 'CLOCK_MONOTONIC', 1)
+
+
+def _sections(trunk: Sequence[Node], heads: Sequence[Node]) -> list[_Section]:
+    """A Section for every exit."""
+    wanted = {node for node in ancestors(heads) if node.kind != 'input'}
+
+    def new(nodes: Iterable[Node]) -> list[Node]:
+        found = [node for node in nodes if node in wanted]
+        wanted.difference_update(found)
+        return found
+
+    sections = []
+    for k, (feature, head) in enumerate(zip(trunk, heads)):
+        later = set(ancestors([*trunk[k + 1:], *heads[k + 1:]]))
+        stage = new(ancestors([feature]))
+        shared = new(node for node in ancestors([head]) if node in later)
+        sections.append(_Section(stage, shared, new(ancestors([head]))))
+    return sections
+
+
+def _planes(nodes: Sequence[Node]) -> dict[Node, Plane]:
+    """How every node lies in memory: with the padding that its readers need."""
+    above, beside, fill = dict.fromkeys(nodes, 0), dict.fromkeys(nodes, 0), dict.fromkeys(nodes, 0.)
+    for node in nodes:
+        if node.kind in ('convolution', 'pooling'):
+            source = node.inputs[0]
+            rooms = node.padding()
+            above[source], beside[source] = max(above[source], rooms[0]), max(beside[source], rooms[1])
+            if source.kind == 'copy':
+                fill[source] = _LOWEST
+    return {node: vector_plane(node.shape[0]) if node.kind == 'linear' else
+            Plane(*node.shape, above[node], beside[node], fill[node]) for node in nodes}

@@ -1,0 +1,218 @@
+"""Machine code written from Python: functions over float32 arrays in memory, through LLVM.
+
+An Emitter collects functions; ``compiled`` turns them into machine code. What it offers is what small kernels need:
+addresses, vectors of float32, fused multiply-adds, counted loops. All arithmetic is written out in its order, so that
+results are the same bits whatever vectors the processor has.
+"""
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any, Callable, Optional, Sequence
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+import numpy as np
+
+INT = ir.IntType(64)  # numbers and addresses alike
+REAL = ir.FloatType()
+DOUBLE = ir.DoubleType()
+_INDEX = ir.IntType(32)
+_BOOL = ir.IntType(1)
+
+LANES = 8  # float32 in a vector
+VECTOR = ir.VectorType(REAL, LANES)
+_VECTOR_OF_BOOLS = ir.VectorType(_BOOL, LANES)
+LINE = 64  # bytes of a cache line
+
+
+class Emitter:
+    """Functions under construction, and the constants that they read.
+
+    Attributes:
+        builder: llvmlite's IRBuilder of the function that is being written.
+        constants: what the functions read.
+    """
+
+    def __init__(self) -> None:
+        self._module = ir.Module('branchynet')
+        self.constants = Constants()
+        self._functions: dict[Any, ir.Function] = {}
+
+    def function(self, key: Any, parameters: int, write: Callable[..., Any], result: ir.Type = INT,
+                 name: Optional[str] = None) -> ir.Function:
+        """The function of a key; ``write(*arguments)`` emits it where it does not exist yet.
+
+        Args:
+            key: distinguishes functions; equal keys share one.
+            parameters: number of 64-bit integer parameters.
+            write: emits the body and returns the result, None for 0.
+        """
+        if key not in self._functions:
+            outer = getattr(self, 'builder', None)
+            function = ir.Function(self._module, ir.FunctionType(result, [INT] * parameters),
+                                   name or f'kernel{len(self._functions)}')
+            self._functions[key] = function
+            self.builder = ir.IRBuilder(function.append_basic_block())
+            value = write(*function.args)
+            if not self.builder.block.is_terminated:
+                self.builder.ret(integer(0) if value is None else value)
+            self.builder = outer
+        return self._functions[key]
+
+    def external(self, name: str, result: ir.Type, parameters: Sequence[ir.Type]) -> ir.Function:
+        """A function of the C library or an LLVM intrinsic."""
+        if name not in self._functions:
+            self._functions[name] = ir.Function(self._module, ir.FunctionType(result, parameters), name)
+        return self._functions[name]
+
+    # Numbers and memory
+
+    def add(self, address: ir.Value, offset: int) -> ir.Value:
+        return self.builder.add(address, integer(offset)) if offset else address
+
+    def at(self, address: ir.Value, index: ir.Value, step: int) -> ir.Value:
+        """address + index * step, bytes."""
+        return self.builder.add(address, self.builder.mul(index, integer(step)))
+
+    def load(self, address: ir.Value, kind: ir.Type = VECTOR) -> ir.Value:
+        value = self.builder.load(self.builder.inttoptr(address, kind.as_pointer()))
+        value.align = 8 if kind in (INT, DOUBLE) else 4
+        return value
+
+    def store(self, value: ir.Value, address: ir.Value) -> None:
+        align = 8 if value.type in (INT, DOUBLE) else 4
+        self.builder.store(value, self.builder.inttoptr(address, value.type.as_pointer()), align=align)
+
+    # Vectors
+
+    def splat(self, value: ir.Value) -> ir.Value:
+        """A vector of LANES times one float32."""
+        undefined = ir.Constant(VECTOR, ir.Undefined)
+        first = self.builder.insert_element(undefined, value, ir.Constant(_INDEX, 0))
+        return self.pick(first, undefined, [0] * LANES)
+
+    def pick(self, a: ir.Value, b: ir.Value, lanes: Sequence[int]) -> ir.Value:
+        """The named lanes of a (0 to LANES - 1) and b (LANES and up)."""
+        return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_INDEX, LANES), list(lanes)))
+
+    def multiply_add(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+        """a * b + c, rounded once."""
+        return self.builder.call(self.external(f'llvm.fma.v{LANES}f32', VECTOR, [VECTOR] * 3), [a, b, c])
+
+    def square_root(self, a: ir.Value) -> ir.Value:
+        return self.builder.call(self.external(f'llvm.sqrt.v{LANES}f32', VECTOR, [VECTOR]), [a])
+
+    def power(self, a: ir.Value, exponent: ir.Value) -> ir.Value:
+        return self.builder.call(self.external(f'llvm.pow.v{LANES}f32', VECTOR, [VECTOR] * 2), [a, exponent])
+
+    def maximum(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        return self.builder.select(self.builder.fcmp_ordered('>', a, b), a, b)
+
+    def first_lanes(self, a: ir.Value, count: int, otherwise: float) -> ir.Value:
+        """a, with ``otherwise`` in all lanes from ``count`` on."""
+        if count >= LANES:
+            return a
+        mask = ir.Constant(_VECTOR_OF_BOOLS, [int(lane < count) for lane in range(LANES)])
+        return self.builder.select(mask, a, vector(otherwise))
+
+    # Control
+
+    def loop(self, count: ir.Value | int, body: Callable[..., Any], carried: Sequence[ir.Value] = (),
+             step: int = 1) -> list[ir.Value]:
+        """``carried = body(i, *carried)`` for i in range(0, count, step), at least once; returns the last."""
+        builder = self.builder
+        before, head = builder.block, builder.append_basic_block()
+        builder.branch(head)
+        builder.position_at_end(head)
+        i = builder.phi(INT)
+        i.add_incoming(integer(0), before)
+        values = [builder.phi(value.type) for value in carried]
+        for phi, value in zip(values, carried):
+            phi.add_incoming(value, before)
+        results = list(body(i, *values) or ())
+        following = builder.add(i, integer(step))
+        i.add_incoming(following, builder.block)
+        for phi, value in zip(values, results):
+            phi.add_incoming(value, builder.block)
+        after = builder.append_basic_block()
+        limit = integer(count) if isinstance(count, int) else count
+        builder.cbranch(builder.icmp_signed('<', following, limit), head, after)
+        builder.position_at_end(after)
+        return results
+
+    def module(self) -> str:
+        """All functions, in LLVM's language."""
+        return str(self._module)
+
+
+class Constants:
+    """Arrays that one block of memory will hold; the same array in the same packing has one place."""
+
+    def __init__(self) -> None:
+        self._places: dict[Any, tuple[int, np.ndarray, np.ndarray]] = {}
+        self._size = 0
+
+    def offset(self, array: np.ndarray, key: Any, pack: Callable[[np.ndarray], np.ndarray]) -> int:
+        """Offset in bytes of ``pack(array)``; ``key`` tells packings apart."""
+        place = id(array), key
+        if place not in self._places:
+            packed = np.ascontiguousarray(pack(array), np.float32)
+            self._places[place] = self._size, packed, array  # an array that is kept keeps its id
+            self._size += -(-packed.nbytes // LINE) * LINE
+        return self._places[place][0]
+
+    def block(self) -> np.ndarray:
+        """All of them, float32."""
+        block = aligned(self._size // 4)
+        for offset, packed, _ in self._places.values():
+            block[offset // 4:offset // 4 + packed.size] = packed.ravel()
+        return block
+
+
+class Code:
+    """Machine code for the processor that it is made on."""
+
+    def __init__(self, module: str) -> None:
+        _initialize()
+        parsed = llvm.parse_assembly(module)
+        parsed.verify()
+        machine = llvm.Target.from_default_triple().create_target_machine(
+            cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3)
+        self._engine = llvm.create_mcjit_compiler(parsed, machine)  # the code lives as long as its engine
+        self._engine.finalize_object()
+
+    def call(self, name: str) -> Callable[[int], int]:
+        """A Python function of one address; other threads run while it works."""
+        function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(self._engine.get_function_address(name))
+        return function
+
+
+def aligned(count: int) -> np.ndarray:
+    """Zeros, float32 (count,), that begin on a cache line."""
+    block = np.zeros(count + LINE // 4, np.float32)
+    start = -block.ctypes.data % LINE // 4
+    return block[start:start + count]
+
+
+def has(feature: str) -> bool:
+    """Whether this processor has a feature, by LLVM's name."""
+    return bool(llvm.get_host_cpu_features().get(feature))
+
+
+@functools.lru_cache(maxsize=None)
+def _initialize() -> None:
+    try:
+        llvm.initialize()
+    except RuntimeError:  # newer versions of llvmlite do it by themselves, and object
+        pass
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+
+
+def integer(value: int) -> ir.Constant:
+    return ir.Constant(INT, value)
+
+
+def vector(value: float) -> ir.Constant:
+    return ir.Constant(VECTOR, [value] * LANES)

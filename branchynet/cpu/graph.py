@@ -1,0 +1,238 @@
+"""A net's links in testing mode as a graph of operations on one sample, simplified where results do not change."""
+from __future__ import annotations
+
+import inspect
+from typing import Any, Callable, Iterable, Optional, Sequence
+
+import chainer
+import chainer.functions as F
+import chainer.links as L
+from chainer.utils.conv import get_conv_outsize
+import numpy as np
+
+from branchynet.links.links import FL, SL
+from branchynet.links.resnet import ResBlock
+
+
+class NotCovered(Exception):
+    """A link that the native code does not know; the message names it."""
+
+
+class Node:
+    """The result of an operation.
+
+    Attributes:
+        kind: 'input', 'convolution', 'linear', 'pooling', 'relu', 'normalization', 'scaling', 'copy' or 'shortcut'.
+        inputs: Nodes. shape: (C, H, W); (C, 1, 1) of vectors.
+        relu: whether negative values are replaced by 0 at the end.
+        arguments: what else the kind needs.
+    """
+
+    def __init__(self, kind: str, inputs: Sequence[Node], shape: tuple[int, int, int], **arguments: Any) -> None:
+        self.kind = kind
+        self.inputs = list(inputs)
+        self.shape = shape
+        self.relu = False
+        self.arguments = arguments
+
+    def padding(self) -> tuple[int, int]:
+        """Rows and columns beyond the edge that a convolution or pooling reads."""
+        given = self.arguments
+        ksize = given['w'][0].shape[2:] if self.kind == 'convolution' else given['ksize']
+        rows, columns = (
+            max(p, (n - 1) * s + k - size - p, 0) for n, size, k, s, p in zip(
+                self.shape[1:], self.inputs[0].shape[1:], ksize, given['stride'], given['pad']))
+        return rows, columns
+
+    @property
+    def is_nonnegative(self) -> bool:
+        return (self.relu or self.kind == 'relu'
+                or self.kind in ('pooling', 'normalization', 'shortcut') and self.inputs[0].is_nonnegative)
+
+
+class Graph:
+    """Operations, each made once: what an exit shares with the stage behind it is computed once."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[Any, Node] = {}
+
+    def input(self, shape: tuple[int, int, int]) -> Node:
+        return self._node('input', [], shape)
+
+    def follow(self, node: Node, links: Iterable[chainer.Link]) -> Node:
+        """The node behind links, called one after the other.
+
+        Raises:
+            NotCovered: a link or function that there is no kernel for.
+        """
+        links = [link for outer in links for link in _in_testing_mode(outer)]
+        while links:
+            link = links.pop(0)
+            if any(inner.local_link_hooks for inner in link.links()):
+                raise NotCovered(f'{type(link).__name__} with a hook')
+            if type(link) is L.Convolution2D:
+                norm = links.pop(0) if links and type(links[0]) is L.BatchNormalization else None
+                node = self._convolution(node, link, norm)
+            elif type(link) is L.Linear:
+                node = self._linear(node, link)
+            elif type(link) is L.BatchNormalization:
+                node = self._node('scaling', [node], node.shape, key=(id(link),), link=link, w=_scaled(link, 0))
+            elif type(link) is ResBlock:
+                node = self._block(node, link)
+            elif type(link) is FL and link.fn in _FUNCTIONS:
+                bound = inspect.signature(link.fn).bind(None, *link.args, **link.kwargs)
+                bound.apply_defaults()
+                node = _FUNCTIONS[link.fn](self, node, *list(bound.arguments.values())[1:])
+            else:
+                raise NotCovered(getattr(getattr(link, 'fn', None), '__name__', type(link).__name__))
+            if node.shape[1] < 1 or node.shape[2] < 1:
+                raise NotCovered(f'{type(link).__name__} on an image that is too small')
+        return node
+
+    def _node(self, kind: str, inputs: Sequence[Node], shape: tuple[int, ...], key: Any = (), **arguments: Any) -> Node:
+        key = kind, tuple(map(id, inputs)), key or tuple(
+            id(value) if isinstance(value, np.ndarray) else value for value in arguments.values())
+        if key not in self._nodes:
+            self._nodes[key] = Node(kind, inputs, shape, **arguments)
+        return self._nodes[key]
+
+    def _convolution(self, node: Node, link: L.Convolution2D, norm: Optional[L.BatchNormalization],
+                     onto: Sequence[Node] = ()) -> Node:
+        w = link.W.array
+        if link.groups != 1 or _pair(link.dilate) != (1, 1) or w is None:
+            raise NotCovered('Convolution2D with groups, dilation or without weights')
+        stride, pad = _pair(link.stride), _pair(link.pad)
+        shape = (w.shape[0],) + tuple(
+            get_conv_outsize(size, k, s, p) for size, k, s, p in zip(node.shape[1:], w.shape[2:], stride, pad))
+        if w.shape[1] != node.shape[0]:
+            raise NotCovered(f'Convolution2D of {w.shape[1]} channels on {node.shape[0]}')
+        return self._node('convolution', [node, *onto], shape, key=(id(link), id(norm)),
+                          link=link, w=folded(link, norm), stride=stride, pad=pad)
+
+    def _linear(self, node: Node, link: L.Linear) -> Node:
+        if link.W.array is None or link.W.shape[1] != np.prod(node.shape):
+            raise NotCovered(f'Linear of {link.W.shape} on {node.shape}')
+        return self._node('linear', [node], (len(link.W.array), 1, 1), key=(id(link),), link=link,
+                          w=(link.W.array, np.zeros(len(link.W.array), np.float32) if link.b is None else link.b.array))
+
+    def _block(self, node: Node, block: ResBlock) -> Node:
+        links = [block.conv1, block.bn1, block.conv2, block.bn2]
+        if [type(link) for link in links] != [L.Convolution2D, L.BatchNormalization] * 2:
+            raise NotCovered('ResBlock of other links')
+        inner = self._relu(self._convolution(node, block.conv1, block.bn1))
+        if inner.shape != node.shape:
+            node = self._node('shortcut', [node], inner.shape)
+        return self._relu(self._convolution(inner, block.conv2, block.bn2, onto=[node]))
+
+    def _relu(self, node: Node) -> Node:
+        if node.kind == 'pooling' and node.arguments['maximum']:  # they commute
+            source, = node.inputs
+            return self._pooling(self._relu(source.inputs[0] if source.kind == 'copy' else source), **node.arguments)
+        return node if node.is_nonnegative else self._node('relu', [node], node.shape)
+
+    def _max_pooling(self, node: Node, ksize: Any, stride: Any, pad: Any, cover_all: bool, return_indices: bool) -> Node:
+        if return_indices:
+            raise NotCovered('max_pooling_2d with indices')
+        return self._pooling(node, True, _pair(ksize), _pair(ksize if stride is None else stride), _pair(pad), cover_all)
+
+    def _average_pooling(self, node: Node, ksize: Any, stride: Any, pad: Any) -> Node:
+        return self._pooling(node, False, _pair(ksize), _pair(ksize if stride is None else stride), _pair(pad), False)
+
+    def _pooling(self, node: Node, maximum: bool, ksize: tuple[int, int], stride: tuple[int, int],
+                 pad: tuple[int, int], cover_all: bool) -> Node:
+        shape = node.shape[:1] + tuple(
+            get_conv_outsize(size, k, s, p, cover_all)
+            for size, k, s, p in zip(node.shape[1:], ksize, stride, pad))
+        if any(p >= k or (n - 1) * s - p >= size for n, s, p, k, size in zip(
+                shape[1:], stride, pad, ksize, node.shape[1:])):
+            raise NotCovered('a pooling whose windows lie in the padding')
+        arguments = {'maximum': maximum, 'ksize': ksize, 'stride': stride, 'pad': pad, 'cover_all': cover_all}
+        if maximum and not node.is_nonnegative and Node('pooling', [node], shape, **arguments).padding() != (0, 0):
+            node = self._node('copy', [node], node.shape)  # whose padding is lower than any number
+        return self._node('pooling', [node], shape, **arguments)
+
+    def _normalization(self, node: Node, n: int, k: float, alpha: float, beta: float) -> Node:
+        return self._node('normalization', [node], node.shape, n=n, k=k, alpha=alpha, beta=beta)
+
+    def _dropout(self, node: Node, *arguments: Any) -> Node:
+        return node
+
+
+_FUNCTIONS: dict[Callable[..., Any], Callable[..., Node]] = {
+    F.relu: Graph._relu,
+    F.max_pooling_2d: Graph._max_pooling,
+    F.average_pooling_2d: Graph._average_pooling,
+    F.local_response_normalization: Graph._normalization,
+    F.dropout: Graph._dropout,
+}
+
+
+def ancestors(nodes: Iterable[Node]) -> list[Node]:
+    """The nodes and all that they are computed from, inputs first."""
+    found: dict[Node, None] = {}
+
+    def visit(node: Node) -> None:
+        # Deep networks: without recursion.
+        stack = [(node, False)]
+        while stack:
+            node, done = stack.pop()
+            if done:
+                found[node] = None
+            elif node not in found:
+                stack.append((node, True))
+                stack += [(inner, False) for inner in reversed(node.inputs) if inner not in found]
+
+    for node in nodes:
+        visit(node)
+    return list(found)
+
+
+def fuse_relu(outputs: Sequence[Node]) -> None:
+    """Lets an operation do the ReLU behind it, where nothing else reads its result.
+
+    Args:
+        outputs: the nodes whose results are wanted.
+    """
+    nodes = ancestors(outputs)
+    readers: dict[Node, list[Node]] = {}
+    for node in nodes:
+        for inner in node.inputs:
+            readers.setdefault(inner, []).append(node)
+    fused = {}
+    for node in nodes:
+        inner = node.inputs[0] if node.inputs else node
+        if (node.kind == 'relu' and inner.kind in ('convolution', 'linear', 'scaling') and readers[inner] == [node]
+                and not {node, inner}.intersection(outputs)):
+            inner.relu = True
+            fused[node] = inner
+    for node in nodes:
+        node.inputs = [fused.get(inner, inner) for inner in node.inputs]
+
+
+def folded(convolution: L.Convolution2D, norm: Optional[L.BatchNormalization]) -> tuple[np.ndarray, np.ndarray]:
+    """(w, b) of a convolution and the batch normalisation behind it."""
+    w = convolution.W.array
+    b = np.zeros(len(w), np.float32) if convolution.b is None else convolution.b.array
+    if norm is None:
+        return w, b
+    scale, shift = _scaled(norm, b)
+    return w * scale[:, None, None, None], shift
+
+
+def _scaled(norm: L.BatchNormalization, b: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(scale, shift) with norm(x + b) = x * scale + shift."""
+    gamma = 1 if norm.gamma is None else norm.gamma.array
+    beta = 0 if norm.beta is None else norm.beta.array
+    scale = (gamma / np.sqrt(norm.avg_var + norm.eps)).astype(np.float32)
+    return scale, ((b - norm.avg_mean) * scale + beta).astype(np.float32)
+
+
+def _in_testing_mode(link: Any) -> list[Any]:
+    """The links that run in testing mode."""
+    if type(link) is SL:
+        return [] if link.fnTest is None else _in_testing_mode(link.fnTest)
+    return [link]
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
