@@ -47,7 +47,7 @@ class Cascade:
 
     Args:
         models: the Nets of a BranchyNet's exits.
-        main: its baseline.
+        main: its baseline, or None.
         shape: (C, H, W).
 
     Raises:
@@ -62,7 +62,7 @@ class Cascade:
             node = graph.follow(node, model[model.starti:model.endi])
             trunk.append(node)
             heads.append(graph.follow(node, model[model.endi:]))
-        outputs = [*heads, graph.follow(x, main)]
+        outputs = heads if main is None else [*heads, graph.follow(x, main)]
         fuse_relu(outputs)
         self.exits, self.classes = len(models), heads[0].shape[0]
         if any(output.shape != (self.classes, 1, 1) for output in outputs):
@@ -70,9 +70,10 @@ class Cascade:
         writer = _Writer(x, outputs)
         writer.write_leave(trunk, heads)
         writer.write_record(trunk, heads)
-        writer.write_main(outputs[-1])
+        if main is not None:
+            writer.write_main(outputs[-1])
         self._code = Code(writer.emit.module())
-        self._calls = {name: self._code.call(name) for name in ('leave', 'record', 'main')}
+        self._calls = {name: self._code.call(name) for name in ('leave', 'record', *(['main'] * (main is not None)))}
         self._constants = writer.emit.constants.block()
         self._memory, self._shape = writer.memory, shape
         self._local = threading.local()
