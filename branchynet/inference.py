@@ -6,7 +6,8 @@ import math
 from numbers import Real
 import threading
 import time
-from typing import Any, NamedTuple, Optional, Sequence
+from typing import Any, Callable, NamedTuple, Optional, Sequence
+import warnings
 
 from branchynet import _chainer  # noqa: F401
 import chainer
@@ -17,8 +18,17 @@ from branchynet import exits
 from branchynet.cpu import onednn
 from branchynet.cpu.program import Packed, Program, Workspace
 from branchynet.cpu.threads import run
-from branchynet.exits import Array, Setting, answer, answer_on_cpu, below, check_per_exit, rounded
+from branchynet.exits import Array, Setting, answer, answer_on_cpu, below, check_per_exit, leave_at, rounded
 from branchynet.net import BranchyNet, Look, check_labels, inference_mode
+
+
+try:
+    from branchynet.cpu.cascade import Cascade, NotCovered, NotFinite
+except ImportError:  # no llvmlite
+    Cascade = None
+
+    class NotFinite(ValueError):
+        """Never raised."""
 
 
 class Classification(NamedTuple):
@@ -121,8 +131,10 @@ class Compiled:
     It can be pickled, copied, and sent to another process.
 
     There is no graph, batch normalisation is folded into the convolutions, and all buffers are preallocated. Batches
-    are split into chunks shared among threads; samples that have exited are dropped from later stages. Links that
-    the compiler does not know by their exact class, and links with hooks, are called as they are. While a link hook
+    are split into chunks shared among threads; samples that have exited are dropped from later stages. Where all links
+    have a kernel of branchynet.cpu.cascade, samples run through stages, exits and the exit rule in machine code, one
+    after the other. Else stages are called one by one, and links that the compiler does not know by their exact class,
+    and links with hooks, are called as they are. While a link hook
     is on for all links (``with hook:``), the copy of the net answers in Chainer, so that the hook sees its links.
 
     ``test``, ``test_main``, ``look`` and ``numexits`` are those of BranchyNet; ``test`` lets samples leave by
@@ -153,7 +165,10 @@ class Compiled:
         """Starts without programs: they are compiled when they are first needed."""
         self._local = threading.local()
         self._packed = Packed()
+        self._lock = threading.Lock()
+        self._cascades: dict[tuple[int, ...], Optional[Cascade]] = {}  # by the shape of a sample
         self._samples: set[tuple] = set()  # shapes of float32 samples that the net was found to take
+        self._has_main_head = all(param.is_initialized for param in _main_head(self._net))
         self._checked: dict[Any, tuple] = {}  # thresholds that were checked, and their cuts
 
     def __getstate__(self) -> dict[str, Any]:
@@ -173,7 +188,7 @@ class Compiled:
         x, _ = self._given(x, None)
         if chainer._get_link_hooks():
             return classify(self._net, x, cuts)
-        if len(x) > 1:
+        if len(x) > 1 or self._cascade(x):
             return _without_nan(self._classify(x, cuts)[0])
         k, prob, entropy, _ = self._leave_one(x, cuts)
         result = Classification(prob.argmax(axis=1), np.array([k]), entropy, prob)
@@ -188,10 +203,8 @@ class Compiled:
             return self._net.test(x, t)
         counts = [0] * self.numexits()
         if len(x) == 1:
-            k, prob, _, seconds = self._leave_one(x, cuts)
-            if t is not None and t[0] >= prob.shape[1]:
-                check_labels(prob, t)
-            right = math.nan if t is None else float(prob.argmax() == t[0])
+            label, k, seconds = self._test_one(x, t, cuts)
+            right = math.nan if t is None else float(label == t[0])
             accuracies = [0.] * len(counts)
             counts[k], accuracies[k] = 1, right
             return right, accuracies, counts, seconds
@@ -208,32 +221,53 @@ class Compiled:
         x, t = self._given(x, t)
         if chainer._get_link_hooks():
             return self._net.test_main(x, t)
-        correct, seconds = 0, 0.
-        for part in _chunks(len(x)):
-            with onednn.single_threaded():
-                program = self._programs(x[part], main=True)
-                start = time.perf_counter()
-                program.run()
-                seconds += time.perf_counter() - start
+        self._check_main_head()
+        cascade = self._cascade(x)
+        if cascade is not None and len(x) == 1:
+            self._check_label(cascade, t)
+            start = time.perf_counter()
+            label = self._natively(cascade.main_one, x)
+            return math.nan if t is None else float(label == t[0]), time.perf_counter() - start
+        parts = _chunks(len(x))
+        labels, seconds = np.empty(len(x), int), [0.] * len(parts)
+
+        def task(i: int) -> None:
+            start = time.perf_counter()
+            logits = self._main(x[parts[i]]) if cascade is None else cascade.main(x[parts[i]])
+            seconds[i] = time.perf_counter() - start
             if t is not None:
-                logits = program.y[:part.stop - part.start]
                 check_labels(logits, t)
-                correct += int((logits.argmax(axis=1) == t[part]).sum())
-        return math.nan if t is None else correct / len(x), seconds
+            labels[parts[i]] = logits.argmax(axis=1)
+
+        x = np.ascontiguousarray(x)
+        run(task, len(parts), around=onednn.single_threaded)
+        return math.nan if t is None else float((labels == t).mean()), sum(seconds)
+
+    def _main(self, x: np.ndarray) -> np.ndarray:
+        program = self._programs(x, main=True)
+        program.run()
+        return program.y[:len(x)]
+
+    def _check_main_head(self) -> None:
+        if not self._has_main_head:
+            raise ValueError("main's head has no weights: call net.train_main or net.run_main(x) before Compiled(net)")
 
     def look(self, x: Array) -> list[Look]:
         """BranchyNet.look."""
         x, _ = self._given(x, None)
         if chainer._get_link_hooks():
             return self._net.look(x)
-        parts = [self._look(x[part]) for part in _chunks(len(x))]
+        cascade, x = self._cascade(x), np.ascontiguousarray(x)
+        parts = [self._look(x[part]) if cascade is None else _look_natively(cascade, x[part])
+                 for part in _chunks(len(x))]
         return [_together(looks) for looks in zip(*parts)]
 
     def _given(self, x: Array, t: Optional[Array]) -> tuple[np.ndarray, Optional[np.ndarray]]:
         """x and t as BranchyNet.checked returns them, and x of a shape that the net takes."""
-        # Fast path: skip full validation for one sample like others that were validated.
+        # Fast path: skip full validation for one sample like others that were validated. Machine code looks for
+        # numbers that are not finite itself.
         if (type(x) is np.ndarray and x.dtype == np.float32 and len(x) == 1 and x.shape[1:] in self._samples
-                and _is_finite(x.ravel())
+                and (self._cascades.get(x.shape[1:]) is not None or _is_finite(x.ravel()))
                 and (t is None or type(t) is np.ndarray and t.dtype == np.int32 and t.shape == (1,) and t[0] >= 0)):
             return x, t
         x, t = self._net.checked(x, t)
@@ -277,6 +311,9 @@ class Compiled:
 
     def _classify(self, x: np.ndarray, cuts: Sequence[float]) -> tuple[Classification, float]:
         """(Classification, seconds in the trunk's stages) of a batch."""
+        cascade = self._cascade(x)
+        if cascade is not None:
+            return self._natively(lambda x: _classify_natively(cascade, x, cuts), x)
         parts = _chunks(len(x))
         chunks: list[Any] = [None] * len(parts)
 
@@ -286,6 +323,39 @@ class Compiled:
         run(task, len(parts), around=onednn.single_threaded)
         exit, entropy, prob, seconds = chunks[0] if len(chunks) == 1 else _joined(chunks)
         return Classification(prob.argmax(axis=1), exit, entropy, prob), seconds
+
+    def _cascade(self, x: np.ndarray) -> Optional[Cascade]:
+        """Machine code for samples like those of x; None where a link has no kernel there."""
+        if x.dtype != np.float32 or x.ndim != 4:
+            return None
+        shape = x.shape[1:]
+        if shape not in self._cascades:
+            with self._lock:
+                if shape not in self._cascades:
+                    self._cascades[shape] = _machine_code(self._net, shape, self._has_main_head)
+        return self._cascades[shape]
+
+    def _natively(self, call: Callable[[np.ndarray], Any], x: np.ndarray) -> Any:
+        try:
+            return call(x)
+        except NotFinite:
+            self._net.checked(x)  # names the sample
+            raise
+
+    def _test_one(self, x: np.ndarray, t: Optional[np.ndarray], cuts: Sequence[float]) -> tuple[int, int, float]:
+        """(label, exit, seconds in the trunk's stages) of one sample."""
+        cascade = self._cascade(x)
+        if cascade is not None:
+            self._check_label(cascade, t)
+            return self._natively(lambda x: cascade.leave_one(x, cuts, _rule(cuts)), x)
+        k, prob, _, seconds = self._leave_one(x, cuts)
+        if t is not None and t[0] >= prob.shape[1]:
+            check_labels(prob, t)
+        return int(prob.argmax()), k, seconds
+
+    def _check_label(self, cascade: Cascade, t: Optional[np.ndarray]) -> None:
+        if t is not None and t[0] >= cascade.classes:
+            check_labels(np.empty((1, cascade.classes)), t)
 
     def _leave_one(self, x: np.ndarray, cuts: Sequence[float]) -> tuple[int, np.ndarray, np.ndarray, float]:
         """(exit, prob (1, C), entropy (1,), seconds in the trunk's stages) of one sample."""
@@ -350,8 +420,6 @@ class Compiled:
     def _compile(self, x: np.ndarray, main: bool) -> Any:
         workspace = self._local.__dict__.setdefault('workspace', Workspace())
         if main:
-            if not all(param.is_initialized for param in _main_head(self._net)):
-                raise ValueError("main's head has no weights: call net.train_main or net.run_main(x) before Compiled(net)")
             return Program(self._net.main, x, self._packed, workspace)
         chain = []
         for model in self._net.models:
@@ -359,6 +427,41 @@ class Compiled:
             chain.append((stage, Program(model[model.endi:], stage.y, self._packed, workspace)))
             x = stage.y
         return chain
+
+
+def _machine_code(net: BranchyNet, shape: tuple[int, ...], with_main: bool) -> Optional[Cascade]:
+    if Cascade is None:
+        warnings.warn('llvmlite does not load: samples go through stages one by one, in Python; pip install llvmlite',
+                      stacklevel=5)
+        return None
+    try:
+        return Cascade(net.models, net.main if with_main else None, shape)
+    except NotCovered:
+        return None
+
+
+def _rule(cuts: Sequence[float]) -> Callable[[np.ndarray], int]:
+    """The exit rule for the logits (E, C) of one sample."""
+    return lambda logits: int(leave_at(answer(logits).entropy[:, None], cuts)[0])
+
+
+def _classify_natively(cascade: Cascade, x: np.ndarray, cuts: Sequence[float]) -> tuple[Classification, float]:
+    parts, rule, x = _chunks(len(x)), _rule(cuts), np.ascontiguousarray(x)
+    results: list[Any] = [None] * len(parts)
+
+    def task(i: int) -> None:
+        results[i] = cascade.leave(x[parts[i]], cuts, rule)
+
+    run(task, len(parts))
+    exit, score = (np.concatenate([getattr(result, name) for result in results]) for name in ('exit', 'score'))
+    prob, entropy = answer(score)
+    return Classification(prob.argmax(axis=1), exit, entropy, prob), sum(result.seconds for result in results)
+
+
+def _look_natively(cascade: Cascade, x: np.ndarray) -> list[Look]:
+    scores, released, whole = cascade.record(x)
+    return [Look(*answer(score), float(trunk.sum()), float(all_of_it.sum()))
+            for score, trunk, all_of_it in zip(scores, released, whole)]
 
 
 _REMEMBERED = 1000  # settings of thresholds
