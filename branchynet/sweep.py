@@ -1,6 +1,7 @@
 """Threshold sweeps from one pass: the exit record determines the result of every setting of thresholds."""
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,7 +30,8 @@ class ExitRecord(NamedTuple):
         entropy: float (E, N), nats.
         correct: bool (E, N), whether the exit's most probable class is the label.
         released: float (E, N), seconds per sample of the trunk's stage before each exit.
-        whole: float (E, N), seconds per sample of that stage, the exit's links, softmax and entropy.
+        whole: float (E, N), seconds per sample: at the first exit of the whole call in which all samples leave there,
+            at later exits of the stage before it, the exit's links, softmax and entropy, which such a call adds.
     """
     entropy: np.ndarray
     correct: np.ndarray
@@ -79,11 +81,30 @@ def record(net: BranchyNet | Compiled, x: Array, t: Array, batchsize: int = 1) -
         _record_batch(net, x[part], t[part])
     timed = parts[:_TIMED] if isinstance(net, Compiled) else parts
     recorded = [_record_batch(net, x[part], t[part]) for part in progress(timed, 'sweeping')]
+    for values, seconds in zip(recorded, _seconds_of_first_exit(net, [x[part] for part in timed])):
+        values[_WHOLE][0] = seconds
     released, whole = (np.concatenate([r[i] for r in recorded], axis=1) for i in (2, 3))
     recorded += _record_on_threads(net, x[timed[-1].stop:], t[timed[-1].stop:])
     entropy, correct = (np.concatenate([r[i] for r in recorded], axis=1) for i in (0, 1))
     turns = np.arange(len(x)) % released.shape[1]
     return ExitRecord(entropy, correct, released[:, turns], whole[:, turns])
+
+
+_WHOLE = 3  # the place of ``whole`` in an ExitRecord
+
+
+def _seconds_of_first_exit(net: BranchyNet | Compiled, batches: Sequence[Array]) -> list[float]:
+    """Seconds per sample of the calls in which all samples leave at the first exit, one call for each batch."""
+    before, net.thresholdExits = net.thresholdExits, math.inf
+    try:
+        seconds = []
+        for x in batches:
+            start = timing.now(net)
+            net.test(x)
+            seconds.append((timing.now(net) - start) / len(x))
+        return seconds
+    finally:
+        net.thresholdExits = before
 
 
 _TIMED = 1000  # batches of a Compiled that are timed
