@@ -15,6 +15,7 @@ from branchynet.cpu.onednn import (
     describe)
 from branchynet.cpu.threads import equal_blocks
 
+_LARGEST_STRIDED_KERNEL = 9  # pixels
 _WORK_OF_BLOCK = 1 << 23  # multiplications and additions that are worth a thread's call
 
 
@@ -41,9 +42,15 @@ class Convolution:
             return stock(self, indexes, grad_outputs)
         x, gy = dense(x, gy)
         w, = plain(w)
-        gradients = convolution_gradients(
-            x, w, gy, (self.sy, self.sx), (self.ph, self.pw), of_x=0 in indexes, of_w=1 in indexes or 2 in indexes)
-        return tuple(chainer.Variable(gradients[i]) for i in indexes)
+        geometry = (self.sy, self.sx), (self.ph, self.pw)
+        of_x = 0 in indexes and _is_gradient_of_x_fast(x, w, gy, *geometry)
+        of_w = (1 in indexes or 2 in indexes) and _is_gradient_of_w_fast(x, w, gy, *geometry)
+        gradients = convolution_gradients(x, w, gy, *geometry, of_x, of_w)
+        found = {i: chainer.Variable(gradients[i]) for i in indexes if gradients[i] is not None}
+        slow = tuple(i for i in indexes if i not in found)
+        if slow:
+            found.update(zip(slow, stock(self, slow, grad_outputs)))
+        return tuple(found[i] for i in indexes)
 
 
 def _is_simple_convolution(function):
@@ -56,6 +63,19 @@ def _fits(function, x, w, b):
     return x.shape[1] == w.shape[1] and (b is None or b.shape == w.shape[:1]) and all(
         get_conv_outsize(size, k, s, p) > 0 for size, k, s, p in zip(
             x.shape[2:], w.shape[2:], (function.sy, function.sx), (function.ph, function.pw)))
+
+
+# oneDNN has some implementations that are slower than Chainer's own products of matrices: those that convert a large
+# image matrix (gemm, inner_product) or that are not vectorised (ref), and brgconv_strided with large kernels.
+
+def _is_gradient_of_x_fast(x, w, gy, stride, pad):
+    name = _gx_primitives(x, w, gy, stride, pad)[0].implementation()
+    return not name.startswith('ref') and not (
+        name.startswith('brgconv_strided') and w[0, 0].size > _LARGEST_STRIDED_KERNEL)
+
+
+def _is_gradient_of_w_fast(x, w, gy, stride, pad):
+    return _gw_primitives(x, w, gy, stride, pad)[0].implementation().startswith('jit')
 
 
 def _convolution_blocks(x, w, y):
@@ -138,12 +158,23 @@ def convolution_gradients(x, w, gy, stride, pad, of_x, of_w):
     return (gx, *(None if parts is None else parts.sum(axis=0) for parts in (gw, gb)))
 
 
+def _gx_primitives(x, w, gy, stride, pad):
+    """The primitive of every block of images."""
+    return [_convolution_gx(sizes_of(part, x), form_of(x), w.shape, sizes_of(part, gy), form_of(gy), stride, pad)
+            for part in _convolution_blocks(x, w, gy)]
+
+
+def _gw_primitives(x, w, gy, stride, pad):
+    """The primitive of every block of images."""
+    return [_convolution_gw(sizes_of(part, x), form_of(x), w.shape, sizes_of(part, gy), form_of(gy), stride, pad)
+            for part in equal_blocks(len(x), _parts_of_work(w, gy))]
+
+
 def _gradient_of_x(x, w, gy, stride, pad):
     """(tasks, the array that they fill, the weights that they read)."""
     gx = np.empty_like(x)
     parts = _convolution_blocks(gx, w, gy)
-    primitives = [_convolution_gx(sizes_of(part, gx), form_of(gx), w.shape, sizes_of(part, gy), form_of(gy), stride, pad)
-                  for part in parts]
+    primitives = _gx_primitives(gx, w, gy, stride, pad)
     packed = _pack(w, primitives)
     return [functools.partial(primitive, {DIFF_SRC: part_of_gx, WEIGHTS: packed[primitive].ctypes.data,
                                           DIFF_DST: part_of_gy})
@@ -156,7 +187,7 @@ def _gradient_of_w(x, w, gy, stride, pad):
     parts = equal_blocks(len(x), _parts_of_work(w, gy))
     gw = np.empty((len(parts),) + w.shape, np.float32)
     gb = np.empty((len(parts), len(w)), np.float32)
-    return [functools.partial(
-        _convolution_gw(sizes_of(part, x), form_of(x), w.shape, sizes_of(part, gy), form_of(gy), stride, pad),
-        dict(zip((SRC, DIFF_DST, DIFF_WEIGHTS, DIFF_BIAS), addresses)))
-        for part, *addresses in zip(parts, addresses_of(x, parts), addresses_of(gy, parts), rows_of(gw), rows_of(gb))], gw, gb
+    return [
+        functools.partial(primitive, dict(zip((SRC, DIFF_DST, DIFF_WEIGHTS, DIFF_BIAS), addresses)))
+        for primitive, *addresses in zip(_gw_primitives(x, w, gy, stride, pad), addresses_of(x, parts),
+                                         addresses_of(gy, parts), rows_of(gw), rows_of(gb))], gw, gb

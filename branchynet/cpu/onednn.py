@@ -23,6 +23,7 @@ DIFF_SRC, DIFF_DST, DIFF_WEIGHTS, DIFF_BIAS = 129, 145, 161, 169
 MEAN, VARIANCE, SCALE, SHIFT, DIFF_SCALE, DIFF_SHIFT = 49, 50, 51, 52, 255, 256
 _QUERIES = {SRC: 129, DIFF_SRC: 130, WEIGHTS: 131, DIFF_WEIGHTS: 132, DST: 133, DIFF_DST: 134,
             WORKSPACE: 135, _SCRATCHPAD: 136}
+_IMPLEMENTATION = 8  # a query
 _MAX_DIMS = 12
 
 
@@ -214,6 +215,12 @@ class Primitive:
         self._library.call('primitive_create', byref(self._handle), descriptor)
         self._local = threading.local()
         self._descriptor = descriptor  # the formats belong to it
+
+    def implementation(self):
+        """Name of the implementation that oneDNN chose, such as 'jit:avx512_core' or 'ref:any'."""
+        name = ctypes.c_char_p()
+        self._library.call('primitive_desc_query', self._descriptor, _IMPLEMENTATION, c_int(0), byref(name))
+        return name.value.decode()
 
     def _query(self, descriptor, kind):
         found = None

@@ -882,3 +882,44 @@ def test_primitives_are_given_back(monkeypatch):
     del handle, primitive
     gc.collect()
     assert address in given_back
+
+
+@pytest.mark.onednn
+@pytest.mark.parametrize('c, o, size, kernel, stride, pad', [
+    (4, 4, (24, 24), (15, 15), 1, 7), (3, 8, (1, 300), (1, 64), 1, 0), (8, 16, (7, 7), (7, 7), 1, 0),
+    (3, 8, (64, 64), (16, 16), 16, 0)], ids=['large kernel', 'sequence', 'fully connected', 'patches'])
+def test_shapes_that_onednn_is_slow_at_keep_chainers_gradient(c, o, size, kernel, stride, pad):
+    """oneDNN's implementations for them are up to 50 times as slow as Chainer's own."""
+    x, w, b = array(2, c, *size), array(o, c, *kernel), array(o)
+
+    def f(*arrays):
+        return F.convolution_2d(*arrays, stride=stride, pad=pad)
+
+    check_same_as_stock(f, x, w, b)
+    with cpu.fast():
+        variables = [chainer.Variable(a) for a in (x, w, b)]
+        y = f(*variables)
+        y.grad = array(*y.shape)
+        function = y.creator_node
+        with chainer.using_config('enable_backprop', False):
+            called = []
+            index = 0 if stride > 1 else 1
+            gradients = convolution.Convolution.backward(
+                function, (0, 1), (y.grad_var,),
+                stock=lambda self, indexes, gys: called.extend(indexes) or tuple(
+                    chainer.Variable(np.zeros_like(variables[i].array)) for i in indexes))
+    assert index in called and len(gradients) == 2
+
+
+@pytest.mark.onednn
+def test_the_networks_shapes_keep_their_kernels():
+    def stock(*args):
+        raise AssertionError('left to Chainer')
+
+    for shape, kernel, stride in [((5, 1, 28, 28), 5, 1), ((8, 3, 32, 32), 5, 1), ((8, 16, 32, 32), 3, 2)]:
+        x, w = (chainer.Variable(a) for a in (array(*shape), array(32, shape[1], kernel, kernel)))
+        with cpu.fast(), chainer.using_config('enable_backprop', True):
+            y = F.convolution_2d(x, w, stride=stride, pad=kernel // 2)
+        y.grad = array(*y.shape)
+        with chainer.using_config('enable_backprop', False):
+            assert len(convolution.Convolution.backward(y.creator_node, (0, 1), (y.grad_var,), stock=stock)) == 2

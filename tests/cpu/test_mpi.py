@@ -1,0 +1,49 @@
+"""ChainerMN's batch normalization over two MPI processes, with the kernels and without."""
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+PROGRAM = '''
+    import contextlib
+    import branchynet, chainer, chainermn, numpy as np
+    from chainermn.links import MultiNodeBatchNormalization
+    from branchynet import cpu
+
+    def run(link, x, gy):
+        v = chainer.Variable(x)
+        y = link(v)
+        y.grad = gy
+        y.backward()
+        return y.array, v.grad, link.gamma.grad, link.beta.grad, link.avg_mean, link.avg_var
+
+    comm = chainermn.create_communicator('naive')
+    x, gy = np.random.RandomState(0).randn(2, 8, 3, 5, 5).astype(np.float32)
+    x[4:] += 3  # the processes' own statistics differ from those of the whole batch
+    whole = run(chainer.links.BatchNormalization(3), x, gy)
+    part = slice(comm.rank * 4, comm.rank * 4 + 4)
+    expected = whole[0][part], whole[1][part], *whole[4:]
+    for kernels in contextlib.nullcontext(), cpu.fast():
+        with kernels:
+            y, gx, _, _, *running = run(MultiNodeBatchNormalization(3, comm), x[part], gy[part])
+        for found, right in zip((y, gx, *running), expected):
+            np.testing.assert_allclose(found, right, rtol=1e-5, atol=2e-6)
+    print('as exact as the whole batch')
+'''
+
+
+def test_multi_node_batch_normalization(tmp_path):
+    pytest.importorskip('mpi4py', reason='mpi4py is not installed')
+    mpiexec = shutil.which('mpiexec', path=f'{sys.prefix}/bin') or shutil.which('mpiexec')
+    if mpiexec is None:
+        pytest.skip('mpiexec is not installed')
+    program = tmp_path / 'program.py'
+    program.write_text(textwrap.dedent(PROGRAM))
+    options = ['--allow-run-as-root', '--oversubscribe'] if 'Open MPI' in subprocess.run(
+        [mpiexec, '--version'], capture_output=True, text=True).stdout else []
+    done = subprocess.run([mpiexec, *options, '-n', '2', sys.executable, str(program)],
+                          capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('as exact as the whole batch') == 2
