@@ -130,7 +130,8 @@ def convolution(x, w, b, y_shape, stride, pad):
     y = channels_last(y_shape)
     b = np.zeros(len(w), np.float32) if b is None else b
     parts = _convolution_blocks(x, w, y)
-    primitives = [_convolution(sizes_of(part, x), form_of(x), w.shape, sizes_of(part, y), stride, pad) for part in parts]
+    primitives = [_convolution(sizes_of(part, x), form_of(x), w.shape, sizes_of(part, y), stride, pad)
+                  for part in parts]
     packed = _pack(w, primitives)
     xs, ys, bias = addresses_of(x, parts), addresses_of(y, parts), b.ctypes.data
 
