@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any, Callable, Iterable, NamedTuple, Optional, Sequence
-
-from llvmlite import ir
-import numpy as np
+from collections.abc import Iterable, Sequence
+from typing import Any, Callable, NamedTuple, Optional
 
 from branchynet.cpu import planar
-from branchynet.cpu.emitter import DOUBLE, INT, LANES, REAL, Code, Emitter, aligned, integer, vector
+from branchynet.cpu.emitter import DOUBLE, INT, REAL, Code, Emitter, aligned, integer
 from branchynet.cpu.graph import Graph, Node, NotCovered, ancestors, fuse_relu
 from branchynet.cpu.planar import Plane, vector_plane
+
+import numpy as np
+from llvmlite import ir
 
 _LEFT, _NOT_FINITE, _UNCERTAIN = 0, -1, -2  # a sample's status
 _LOWEST = float(np.finfo(np.float32).min)
@@ -376,7 +377,9 @@ class _Writer:
         """Runs a stage, and what the exit shares with later stages.
 
         Args:
-            waiting: seconds of what the exit before shares with this stage, None for none.
+            body: Of the function.
+            section: Its nodes.
+            waiting: Seconds of the nodes that the exit before shares with this stage, None for none.
 
         Returns:
             (start, seconds of the stage, seconds that wait for the next stage).

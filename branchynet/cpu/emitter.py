@@ -6,13 +6,15 @@ results are the same bits whatever vectors the processor has.
 """
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
-from typing import Any, Callable, Optional, Sequence
+from collections.abc import Sequence
+from typing import Any, Callable, Optional
 
 import llvmlite.binding as llvm
-from llvmlite import ir
 import numpy as np
+from llvmlite import ir
 
 INT = ir.IntType(64)  # numbers and addresses alike
 REAL = ir.FloatType()
@@ -44,9 +46,11 @@ class Emitter:
         """The function of a key; ``write(*arguments)`` emits it where it does not exist yet.
 
         Args:
-            key: distinguishes functions; equal keys share one.
-            parameters: number of 64-bit integer parameters.
-            write: emits the body and returns the result, None for 0.
+            key: Distinguishes functions; equal keys share one.
+            parameters: Number of 64-bit integer parameters.
+            write: Emits the body and returns the result, None for 0.
+            result: Type of the result.
+            name: By which Code.call finds it; None: it is not called from Python.
         """
         if key not in self._functions:
             outer = getattr(self, 'builder', None)
@@ -69,18 +73,21 @@ class Emitter:
     # Numbers and memory
 
     def add(self, address: ir.Value, offset: int) -> ir.Value:
+        """Address + offset, bytes."""
         return self.builder.add(address, integer(offset)) if offset else address
 
     def at(self, address: ir.Value, index: ir.Value, step: int) -> ir.Value:
-        """address + index * step, bytes."""
+        """Address + index * step, bytes."""
         return self.builder.add(address, self.builder.mul(index, integer(step)))
 
     def load(self, address: ir.Value, kind: ir.Type = VECTOR) -> ir.Value:
+        """The value of a type that lies at an address."""
         value = self.builder.load(self.builder.inttoptr(address, kind.as_pointer()))
         value.align = 8 if kind in (INT, DOUBLE) else 4
         return value
 
     def store(self, value: ir.Value, address: ir.Value) -> None:
+        """Writes a value to an address."""
         align = 8 if value.type in (INT, DOUBLE) else 4
         self.builder.store(value, self.builder.inttoptr(address, value.type.as_pointer()), align=align)
 
@@ -97,24 +104,33 @@ class Emitter:
         return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_INDEX, LANES), list(lanes)))
 
     def multiply_add(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
-        """a * b + c, rounded once."""
+        """The sum of a * b and c, rounded once."""
         return self.builder.call(self.external(f'llvm.fma.v{LANES}f32', VECTOR, [VECTOR] * 3), [a, b, c])
 
     def square_root(self, a: ir.Value) -> ir.Value:
+        """Of every lane."""
         return self.builder.call(self.external(f'llvm.sqrt.v{LANES}f32', VECTOR, [VECTOR]), [a])
 
     def power(self, a: ir.Value, exponent: ir.Value) -> ir.Value:
+        """Of every lane."""
         return self.builder.call(self.external(f'llvm.pow.v{LANES}f32', VECTOR, [VECTOR] * 2), [a, exponent])
 
     def maximum(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """Of every lane."""
         return self.builder.select(self.builder.fcmp_ordered('>', a, b), a, b)
 
     def first_lanes(self, a: ir.Value, count: int, otherwise: float) -> ir.Value:
-        """a, with ``otherwise`` in all lanes from ``count`` on."""
+        """The vector a, with ``otherwise`` in all lanes from ``count`` on."""
         if count >= LANES:
             return a
         mask = ir.Constant(_VECTOR_OF_BOOLS, [int(lane < count) for lane in range(LANES)])
         return self.builder.select(mask, a, vector(otherwise))
+
+    def sum_of_lanes(self, a: ir.Value) -> ir.Value:
+        """A float32: neighbours that lie 4 lanes apart are added first, then 2, then 1."""
+        for distance in (4, 2, 1):
+            a = self.builder.fadd(a, self.pick(a, a, [(lane + distance) % LANES for lane in range(LANES)]))
+        return self.builder.extract_element(a, ir.Constant(_INDEX, 0))
 
     # Control
 
@@ -200,19 +216,19 @@ def has(feature: str) -> bool:
     return bool(llvm.get_host_cpu_features().get(feature))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _initialize() -> None:
-    try:
+    with contextlib.suppress(RuntimeError):  # newer versions of llvmlite do it by themselves, and object
         llvm.initialize()
-    except RuntimeError:  # newer versions of llvmlite do it by themselves, and object
-        pass
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
 
 
 def integer(value: int) -> ir.Constant:
+    """A constant number."""
     return ir.Constant(INT, value)
 
 
 def vector(value: float) -> ir.Constant:
+    """A constant vector of one value."""
     return ir.Constant(VECTOR, [value] * LANES)

@@ -2,16 +2,17 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, Callable, Iterable, Optional, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any, Callable, Optional
+
+from branchynet.links.links import FL, SL
+from branchynet.links.resnet import ResBlock
 
 import chainer
 import chainer.functions as F
 import chainer.links as L
-from chainer.utils.conv import get_conv_outsize
 import numpy as np
-
-from branchynet.links.links import FL, SL
-from branchynet.links.resnet import ResBlock
+from chainer.utils.conv import get_conv_outsize
 
 
 class NotCovered(Exception):
@@ -46,8 +47,9 @@ class Node:
 
     @property
     def is_nonnegative(self) -> bool:
+        """Whether no value can be negative."""
         return (self.relu or self.kind == 'relu'
-                or self.kind in ('pooling', 'normalization', 'shortcut') and self.inputs[0].is_nonnegative)
+                or (self.kind in ('pooling', 'normalization', 'shortcut') and self.inputs[0].is_nonnegative))
 
 
 class Graph:
@@ -57,6 +59,7 @@ class Graph:
         self._nodes: dict[Any, Node] = {}
 
     def input(self, shape: tuple[int, int, int]) -> Node:
+        """The node of a sample."""
         return self._node('input', [], shape)
 
     def follow(self, node: Node, links: Iterable[chainer.Link]) -> Node:
@@ -102,8 +105,8 @@ class Graph:
         if link.groups != 1 or _pair(link.dilate) != (1, 1) or w is None:
             raise NotCovered('Convolution2D with groups, dilation or without weights')
         stride, pad = _pair(link.stride), _pair(link.pad)
-        shape = (w.shape[0],) + tuple(
-            get_conv_outsize(size, k, s, p) for size, k, s, p in zip(node.shape[1:], w.shape[2:], stride, pad))
+        shape = (w.shape[0], *(
+            get_conv_outsize(size, k, s, p) for size, k, s, p in zip(node.shape[1:], w.shape[2:], stride, pad)))
         if w.shape[1] != node.shape[0]:
             raise NotCovered(f'Convolution2D of {w.shape[1]} channels on {node.shape[0]}')
         return self._node('convolution', [node, *onto], shape, key=(id(link), id(norm)),
@@ -130,10 +133,12 @@ class Graph:
             return self._pooling(self._relu(source.inputs[0] if source.kind == 'copy' else source), **node.arguments)
         return node if node.is_nonnegative else self._node('relu', [node], node.shape)
 
-    def _max_pooling(self, node: Node, ksize: Any, stride: Any, pad: Any, cover_all: bool, return_indices: bool) -> Node:
+    def _max_pooling(self, node: Node, ksize: Any, stride: Any, pad: Any, cover_all: bool,
+                     return_indices: bool) -> Node:
         if return_indices:
             raise NotCovered('max_pooling_2d with indices')
-        return self._pooling(node, True, _pair(ksize), _pair(ksize if stride is None else stride), _pair(pad), cover_all)
+        stride = ksize if stride is None else stride
+        return self._pooling(node, True, _pair(ksize), _pair(stride), _pair(pad), cover_all)
 
     def _average_pooling(self, node: Node, ksize: Any, stride: Any, pad: Any) -> Node:
         return self._pooling(node, False, _pair(ksize), _pair(ksize if stride is None else stride), _pair(pad), False)

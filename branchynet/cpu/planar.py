@@ -5,12 +5,15 @@ order, that of the stock kernels (channels, rows, columns), on every processor.
 """
 from __future__ import annotations
 
-from typing import NamedTuple, Optional, Sequence
-
-from llvmlite import ir
-import numpy as np
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from branchynet.cpu.emitter import INT, LANES, REAL, Emitter, has, integer, vector
+
+import numpy as np
+from llvmlite import ir
 
 _REGISTERS = 24 if has('avx512vl') else 12  # vectors that sums may take of the processor's 32 or 16
 _TOGETHER = 4  # vectors of pixels that share a weight
@@ -52,10 +55,6 @@ class Plane(NamedTuple):
         """Bytes, with what vectors read beyond the end."""
         return self.channel * self.channels + 4 * 4 * LANES
 
-    @property
-    def is_vector(self) -> bool:
-        return self.height == self.width == 1
-
 
 def vector_plane(count: int) -> Plane:
     """The plane of numbers (C, 1, 1) that lie side by side, in whole vectors."""
@@ -84,111 +83,177 @@ def _groups(channels: int, most: int) -> list[_Groups]:
 
 
 def convolution(emit: Emitter, x: Plane, y: Plane, w: np.ndarray, b: np.ndarray, stride: Sequence[int],
-                pad: Sequence[int], relu: bool, onto: Optional[Plane]) -> tuple[ir.Function, list[int]]:
-    """A function of (x, y, weights, biases, onto) and the offsets of its constants.
+                pad: Sequence[int], relu: bool, onto: Plane | None) -> tuple[ir.Function, list[int]]:
+    """A convolution.
 
     Args:
-        w: (O, C, kh, kw). onto: of an image that is added to the result, or None.
-    """
-    outs, channels, height, width = w.shape
-    vectors = -(-y.width // LANES)
-    together = 3 if vectors == 3 else min(vectors, _TOGETHER)
-    rows = max(1, min(y.height, _TOGETHER // together))
-    groups = _groups(outs, _REGISTERS // (together * rows))
-    most = groups[0].each
-    part = max(1, _CHANNELS_BYTES // (height * width * most * 4))  # channels that are summed up in one pass
-    parts = _shares(channels, part)
+        emit: Where it is written.
+        x: The plane of the input.
+        y: The plane of the output.
+        w: Weights (O, C, kh, kw), float32.
+        b: Biases (O,), float32.
+        stride: Rows and columns from window to window.
+        pad: Rows and columns of zeros around the input.
+        relu: Whether negative results are replaced by 0.
+        onto: The plane of an image that is added to the result before, or None.
 
-    def packed(w: np.ndarray) -> np.ndarray:
-        # Of every group in turn: channels, rows, columns, and the group's output channels side by side.
+    Returns:
+        (a function of the addresses of x, y, weights, biases and, unless it is None, onto; the offsets of weights and
+        biases among the constants).
+    """
+    kernel = _Convolution(emit, x, y, w.shape, tuple(stride), tuple(pad), relu, onto)
+    return emit.function(kernel[1:], 5 if onto else 4, kernel.write), [
+        emit.constants.offset(w, ('convolution', kernel.groups[0].each), kernel.pack),
+        emit.constants.offset(b, 'plain', np.asarray)]
+
+
+class _Convolution(NamedTuple):
+    """Writes a convolution.
+
+    A tile of sums stays in the processor's registers: for a group of output channels, some vectors of pixels of one or
+    more rows. Every weight is read once for all pixels of a tile, every pixel once for all its output channels.
+    """
+
+    emit: Emitter
+    x: Plane
+    y: Plane
+    w_shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    pad: tuple[int, ...]
+    relu: bool
+    onto: Plane | None
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of a row."""
+        return -(-self.y.width // LANES)
+
+    @property
+    def columns(self) -> int:
+        """Vectors of a tile's row."""
+        return 3 if self.vectors == 3 else min(self.vectors, _TOGETHER)
+
+    @property
+    def rows(self) -> int:
+        """Rows of a tile."""
+        return max(1, min(self.y.height, _TOGETHER // self.columns))
+
+    @property
+    def groups(self) -> list[_Groups]:
+        return _groups(self.w_shape[0], _REGISTERS // (self.columns * self.rows))
+
+    def parts(self) -> list[int]:
+        """Numbers of input channels that are summed up in one pass over the image."""
+        size = 4 * self.groups[0].each * math.prod(self.w_shape[2:])
+        return _shares(self.w_shape[1], max(1, _CHANNELS_BYTES // size))
+
+    def pack(self, w: np.ndarray) -> np.ndarray:
+        """Weights by group, input channel, row and column, with a group's output channels side by side."""
         return np.concatenate([
             w[first:first + g.each].transpose(1, 2, 3, 0).ravel()
-            for g in groups for first in range(g.first, g.first + g.each * g.count, g.each)])
+            for g in self.groups for first in range(g.first, g.first + g.each * g.count, g.each)])
 
-    def rows_of_sums(g: _Groups, start: int, count: int, rows: int, source, place, weights, biases, added) -> None:
-        """The sums of ``count`` channels from ``start``, for some rows and a group of output channels."""
-        is_first, is_last = start == 0, start + count == channels
-        for v in range(0, vectors, together):
-            here = [(r, i) for r in range(rows) for i in range(v, min(v + together, vectors))]
-            if is_first:
-                sums = [value for o in range(g.each)
-                        for value in [emit.splat(emit.load(emit.add(biases, 4 * o), REAL))] for _ in here]
+    def write(self, x: ir.Value, y: ir.Value, weights: ir.Value, biases: ir.Value,
+              added: ir.Value | None = None) -> None:
+        """The function."""
+        emit = self.emit
+        x = emit.add(x, self.x.start - self.pad[0] * self.x.row - 4 * self.pad[1])
+        y = emit.add(y, self.y.start)
+        if self.onto:
+            added = emit.add(added, self.onto.start)
+        for groups in self.groups:
+            emit.loop(groups.count, functools.partial(self._group, groups, x, y, weights, biases, added))
+
+    def _group(self, groups: _Groups, x: ir.Value, y: ir.Value, weights: ir.Value, biases: ir.Value,
+               added: ir.Value | None, n: ir.Value) -> None:
+        """The output channels of group n."""
+        emit, each = self.emit, groups.each
+        size = 4 * math.prod(self.w_shape[1:])  # of an output channel's weights
+
+        def beginning(address: ir.Value, step: int) -> ir.Value:
+            return emit.at(emit.add(address, groups.first * step), n, each * step)
+
+        y, weights, biases = beginning(y, self.y.channel), beginning(weights, size), beginning(biases, 4)
+        if self.onto:
+            added = beginning(added, self.onto.channel)
+        start = 0
+        for count in self.parts():
+            def tiles(i: ir.Value, rows: int = self.rows, start: int = start, count: int = count) -> None:
+                self._tiles(each, start, count, rows, emit.at(x, i, self.x.row * self.stride[0]),
+                            emit.at(y, i, self.y.row), weights, biases,
+                            emit.at(added, i, self.onto.row) if self.onto else None)
+
+            whole = self.y.height // self.rows * self.rows
+            emit.loop(whole, tiles, step=self.rows)
+            if whole < self.y.height:
+                tiles(integer(whole), self.y.height - whole)
+            start += count
+
+    def _tiles(self, each: int, start: int, count: int, rows: int, x: ir.Value, y: ir.Value, weights: ir.Value,
+               biases: ir.Value, added: ir.Value | None) -> None:
+        """The tiles of some rows: sums over ``count`` input channels from ``start``."""
+        emit = self.emit
+        for first in range(0, self.vectors, self.columns):
+            tile = [(r, v) for r in range(rows) for v in range(first, min(first + self.columns, self.vectors))]
+            places = [(o, r, v) for o in range(each) for r, v in tile]
+            if start == 0:
+                sums = [value for o in range(each)
+                        for value in [emit.splat(emit.load(emit.add(biases, 4 * o), REAL))] for _ in tile]
             else:
-                sums = [emit.load(emit.add(place, o * y.channel + r * y.row + 4 * LANES * i))
-                        for o in range(g.each) for r, i in here]
-
-            def tap(pixels, taps, sums):
-                inputs = [_strided(emit, emit.add(
-                    pixels, r * stride[0] * x.row + 4 * LANES * i * stride[1]), stride[1]) for r, i in here]
-                for o in range(g.each):
-                    weight = emit.splat(emit.load(emit.add(taps, 4 * o), REAL))
-                    for j in range(len(here)):
-                        k = o * len(here) + j
-                        sums[k] = emit.multiply_add(inputs[j], weight, sums[k])
-                return sums
-
-            def row(i, pixels, taps, sums):
-                pixels, taps = emit.at(pixels, i, x.row), emit.at(taps, i, 4 * width * g.each)
-                if width > 8:
-                    return emit.loop(width, lambda j, *sums: tap(
-                        emit.at(pixels, j, 4), emit.at(taps, j, 4 * g.each), list(sums)), sums)
-                for j in range(width):
-                    sums = tap(emit.add(pixels, 4 * j), emit.add(taps, 4 * j * g.each), list(sums))
-                return sums
-
-            def channel(c, *sums):
-                pixels = emit.at(emit.add(source, start * x.channel), c, x.channel)
-                size = 4 * height * width * g.each
-                taps = emit.at(emit.add(weights, start * size), c, size)
-                if height * width > 9:
-                    return emit.loop(height, lambda i, *sums: row(i, pixels, taps, list(sums)), sums)
-                for i in range(height):
-                    sums = row(integer(i), pixels, taps, list(sums))
-                return sums
-
-            sums = emit.loop(count, channel, sums)
-            for k, value in enumerate(sums):
-                o, (r, i) = k // len(here), here[k % len(here)]
-                if is_last:
-                    if onto:
-                        value = emit.builder.fadd(value, emit.load(
-                            emit.add(added, o * onto.channel + r * onto.row + 4 * LANES * i)))
-                    if relu:
+                sums = [emit.load(self._place(y, self.y, *place)) for place in places]
+            sums = emit.loop(count, functools.partial(self._channel, each, start, tile, x, weights), sums)
+            for place, value in zip(places, sums):
+                if start + count == self.w_shape[1]:
+                    if self.onto:
+                        value = emit.builder.fadd(value, emit.load(self._place(added, self.onto, *place)))
+                    if self.relu:
                         value = emit.maximum(value, vector(0.))
-                    value = emit.first_lanes(value, y.width - LANES * i, y.fill)
-                emit.store(value, emit.add(place, o * y.channel + r * y.row + 4 * LANES * i))
+                    value = emit.first_lanes(value, self.y.width - LANES * place[2], self.y.fill)
+                emit.store(value, self._place(y, self.y, *place))
 
-    def write(x_address, y_address, weights, biases, added=None):
-        source = emit.add(x_address, x.start - pad[0] * x.row - 4 * pad[1])
-        place = emit.add(y_address, y.start)
-        added = emit.add(added, onto.start) if onto else None
-        for g in groups:
-            size = 4 * channels * height * width * g.each
+    def _place(self, address: ir.Value, plane: Plane, o: int, r: int, v: int) -> ir.Value:
+        return self.emit.add(address, o * plane.channel + r * plane.row + 4 * LANES * v)
 
-            def group(n, g=g, size=size):
-                outputs = emit.at(emit.add(place, g.first * y.channel), n, g.each * y.channel)
-                group_weights = emit.at(
-                    emit.add(weights, 4 * channels * height * width * g.first), n, size)
-                group_biases = emit.at(emit.add(biases, 4 * g.first), n, 4 * g.each)
-                adds = emit.at(emit.add(added, g.first * onto.channel), n, g.each * onto.channel) if onto else None
-                start = 0
-                for count in parts:
-                    def several(i, rows, start=start, count=count):
-                        rows_of_sums(
-                            g, start, count, rows, emit.at(source, i, x.row * stride[0]), emit.at(outputs, i, y.row),
-                            group_weights, group_biases, emit.at(adds, i, onto.row) if onto else None)
+    def _channel(self, each: int, start: int, tile: list[tuple[int, int]], x: ir.Value, weights: ir.Value, c: ir.Value,
+                 *sums: ir.Value) -> list[ir.Value]:
+        """Adds an input channel to the sums."""
+        emit, (height, width) = self.emit, self.w_shape[2:]
+        size = 4 * height * width * each
+        pixels = emit.at(emit.add(x, start * self.x.channel), c, self.x.channel)
+        taps = emit.at(emit.add(weights, start * size), c, size)
 
-                    whole = y.height // rows * rows
-                    emit.loop(whole, lambda i: several(i, rows), step=rows)
-                    if whole < y.height:
-                        several(integer(whole), y.height - whole)
-                    start += count
+        def row(i: ir.Value, *sums: ir.Value) -> list[ir.Value]:
+            return self._row(each, tile, emit.at(pixels, i, self.x.row), emit.at(taps, i, 4 * width * each), sums)
 
-            emit.loop(g.count, group)
+        if height * width > 9:
+            return emit.loop(height, row, sums)
+        for i in range(height):
+            sums = row(integer(i), *sums)
+        return sums
 
-    key = 'convolution', x, y, w.shape, tuple(stride), tuple(pad), relu, onto
-    return emit.function(key, 5 if onto else 4, write), [
-        emit.constants.offset(w, ('convolution', most), packed), emit.constants.offset(b, 'plain', np.asarray)]
+    def _row(self, each: int, tile: list[tuple[int, int]], pixels: ir.Value, taps: ir.Value,
+             sums: Sequence[ir.Value]) -> list[ir.Value]:
+        """Adds a row of weights."""
+        emit, width = self.emit, self.w_shape[3]
+        if width > 8:
+            return emit.loop(width, lambda j, *sums: self._tap(
+                each, tile, emit.at(pixels, j, 4), emit.at(taps, j, 4 * each), sums), sums)
+        for j in range(width):
+            sums = self._tap(each, tile, emit.add(pixels, 4 * j), emit.add(taps, 4 * j * each), sums)
+        return list(sums)
+
+    def _tap(self, each: int, tile: list[tuple[int, int]], pixels: ir.Value, taps: ir.Value,
+             sums: Sequence[ir.Value]) -> list[ir.Value]:
+        """Adds a weight of every output channel times the pixels."""
+        emit, sums = self.emit, list(sums)
+        inputs = [_strided(emit, emit.add(
+            pixels, r * self.stride[0] * self.x.row + 4 * LANES * v * self.stride[1]), self.stride[1]) for r, v in tile]
+        for o in range(each):
+            weight = emit.splat(emit.load(emit.add(taps, 4 * o), REAL))
+            for j, value in enumerate(inputs):
+                k = o * len(tile) + j
+                sums[k] = emit.multiply_add(value, weight, sums[k])
+        return sums
 
 
 def _strided(emit: Emitter, address: ir.Value, stride: int) -> ir.Value:
@@ -218,15 +283,15 @@ def pooling(emit: Emitter, x: Plane, y: Plane, maximum: bool, ksize: Sequence[in
             total = column if total is None else joined(total, column)
         return total
 
-    def joined(a, b):
+    def joined(a: ir.Value, b: ir.Value) -> ir.Value:
         return emit.maximum(a, b) if maximum else emit.builder.fadd(a, b)
 
-    def write(x_address, y_address):
-        def channel(c):
+    def write(x_address: ir.Value, y_address: ir.Value) -> None:
+        def channel(c: ir.Value) -> None:
             source = emit.at(emit.add(x_address, x.start - pad[0] * x.row - 4 * pad[1]), c, x.channel)
             place = emit.at(emit.add(y_address, y.start), c, y.channel)
 
-            def row(i):
+            def row(i: ir.Value) -> None:
                 for v in range(-(-y.width // LANES)):
                     value = window(emit.add(emit.at(source, i, x.row * stride[0]), 4 * LANES * v * stride[1]))
                     if not maximum:
@@ -241,15 +306,16 @@ def pooling(emit: Emitter, x: Plane, y: Plane, maximum: bool, ksize: Sequence[in
     return emit.function(('pooling', x, y, maximum, tuple(ksize), tuple(stride), tuple(pad)), 2, write)
 
 
-def _pointwise(emit: Emitter, key: object, x: Plane, y: Plane, function, parameters: int = 2) -> ir.Function:
+def _pointwise(emit: Emitter, key: object, x: Plane, y: Plane, function: Callable[..., ir.Value],
+               parameters: int = 2) -> ir.Function:
     """A function of (x, y), perhaps constants: y = function(x, channel, address of x, constants) by vectors."""
 
-    def write(x_address, y_address, constants=None):
-        def channel(c):
+    def write(x_address: ir.Value, y_address: ir.Value, constants: ir.Value | None = None) -> None:
+        def channel(c: ir.Value) -> None:
             source = emit.at(emit.add(x_address, x.start), c, x.channel)
             place = emit.at(emit.add(y_address, y.start), c, y.channel)
 
-            def row(i):
+            def row(i: ir.Value) -> None:
                 for v in range(-(-y.width // LANES)):
                     address = emit.add(emit.at(source, i, x.row), 4 * LANES * v)
                     value = function(emit.load(address), c, address, constants)
@@ -273,8 +339,8 @@ def copy_in(emit: Emitter, plane: Plane) -> ir.Function:
     byte, flag, bits = ir.IntType(8), ir.IntType(1), ir.IntType(LANES)
     memcpy = emit.external('llvm.memcpy.p0i8.p0i8.i64', ir.VoidType(), [byte.as_pointer()] * 2 + [INT, flag])
 
-    def write(x_address, y_address):
-        def row(c, i, total):
+    def write(x_address: ir.Value, y_address: ir.Value) -> ir.Value:
+        def row(c: ir.Value, i: ir.Value, total: ir.Value) -> list[ir.Value]:
             source = emit.at(emit.at(x_address, c, 4 * plane.height * plane.width), i, 4 * plane.width)
             place = emit.at(emit.at(emit.add(y_address, plane.start), c, plane.channel), i, plane.row)
             emit.builder.call(memcpy, [
@@ -302,7 +368,7 @@ def scaling(emit: Emitter, x: Plane, y: Plane, scale: np.ndarray, shift: np.ndar
             relu: bool) -> tuple[ir.Function, list[int]]:
     """A function of (x, y, constants): y = x * scale + shift by channel."""
 
-    def scaled(value, c, _, constants):
+    def scaled(value: ir.Value, c: ir.Value, _: ir.Value, constants: ir.Value) -> ir.Value:
         address = emit.at(constants, c, 8)
         value = emit.multiply_add(
             value, emit.splat(emit.load(address, REAL)), emit.splat(emit.load(emit.add(address, 4), REAL)))
@@ -315,7 +381,7 @@ def scaling(emit: Emitter, x: Plane, y: Plane, scale: np.ndarray, shift: np.ndar
 def normalization(emit: Emitter, x: Plane, y: Plane, n: int, k: float, alpha: float, beta: float) -> ir.Function:
     """A function of (x, y): y = x / (k + alpha * sum of squares of n neighbouring channels) ** beta."""
 
-    def normalized(value, c, address, _):
+    def normalized(value: ir.Value, c: ir.Value, address: ir.Value, _: ir.Value) -> ir.Value:
         half = n // 2
         total = vector(0.)
         for d in range(-half, half + 1):
@@ -339,11 +405,11 @@ def shortcut(emit: Emitter, x: Plane, y: Plane) -> ir.Function:
     """A function of (x, y): zero channels in front, then every second pixel where y is smaller."""
     stride = 1 if (x.height, x.width) == (y.height, y.width) else 2
 
-    def write(x_address, y_address):
+    def write(x_address: ir.Value, y_address: ir.Value) -> None:
         place = emit.add(y_address, y.start)
         zeros = y.channels - x.channels
 
-        def row(c, i, value_of):
+        def row(c: ir.Value, i: ir.Value, value_of: Callable[..., ir.Value]) -> None:
             for v in range(-(-y.width // LANES)):
                 value = emit.first_lanes(value_of(c, i, v), y.width - LANES * v, y.fill)
                 emit.store(value, emit.add(emit.at(emit.at(place, c, y.channel), i, y.row), 4 * LANES * v))
@@ -351,7 +417,7 @@ def shortcut(emit: Emitter, x: Plane, y: Plane) -> ir.Function:
         if zeros:
             emit.loop(zeros, lambda c: emit.loop(y.height, lambda i: row(c, i, lambda *_: vector(0.))))
 
-        def pixels(c, i, v):
+        def pixels(c: ir.Value, i: ir.Value, v: int) -> ir.Value:
             source = emit.at(emit.add(x_address, x.start - zeros * x.channel), c, x.channel)
             return _strided(emit, emit.add(emit.at(source, i, stride * x.row), 4 * LANES * v * stride), stride)
 
@@ -363,122 +429,152 @@ def shortcut(emit: Emitter, x: Plane, y: Plane) -> ir.Function:
 
 def linear(emit: Emitter, x: Plane, y: Plane, w: np.ndarray, b: np.ndarray,
            relu: bool) -> tuple[ir.Function, list[int]]:
-    """A function of (x, y, weights, biases); y is a vector_plane.
+    """A linear layer.
 
     Args:
-        w: (O, C * H * W). b: (O,).
+        emit: Where it is written.
+        x: The plane of the input.
+        y: The vector_plane of the output.
+        w: Weights (O, C * H * W), float32.
+        b: Biases (O,), float32.
+        relu: Whether negative results are replaced by 0.
+
+    Returns:
+        (a function of the addresses of x, y, weights and biases; the offsets of the last two among the constants).
     """
-    by_rows = len(w) <= 12 and x.width >= LANES
-    write, packed = (_few_outputs if by_rows else _many_outputs)(emit, x, y, w.shape[0], relu)
-    key = 'linear', x, y, w.shape, relu
-    return emit.function(key, 4, write), [
-        emit.constants.offset(w, ('linear', x), packed), emit.constants.offset(b, 'vectors', _whole_vectors)]
+    kind = _FewOutputs if len(w) <= 12 and x.width >= LANES else _ManyOutputs
+    kernel = kind(emit, x, y, len(w), relu)
+    return emit.function(kernel[1:], 4, kernel.write), [
+        emit.constants.offset(w, ('linear', x), kernel.pack), emit.constants.offset(b, 'vectors', _whole_vectors)]
 
 
 def _whole_vectors(b: np.ndarray) -> np.ndarray:
     return np.concatenate([b, np.zeros(-len(b) % LANES, np.float32)])
 
 
-def _few_outputs(emit: Emitter, x: Plane, y: Plane, outs: int, relu: bool):
-    """Lanes over pixels of a row; every output has a vector of sums, added up at the end."""
-    vectors = -(-x.width // LANES)
+class _FewOutputs(NamedTuple):
+    """Lanes over the pixels of a row; every output has a vector of sums, added up at the end."""
 
-    def packed(w: np.ndarray) -> np.ndarray:
-        rows = np.zeros((outs, x.channels * x.height, vectors * LANES), np.float32)
-        rows[..., :x.width] = w.reshape(outs, -1, x.width)
-        return rows.reshape(outs, -1, LANES).transpose(1, 0, 2)
+    emit: Emitter
+    x: Plane
+    y: Plane
+    outs: int
+    relu: bool
 
-    def write(x_address, y_address, weights, biases):
-        def channel(c, *sums):
-            source = emit.at(emit.add(x_address, x.start), c, x.channel)
-            taps = emit.at(weights, c, 4 * LANES * vectors * outs * x.height)
+    @property
+    def vectors(self) -> int:
+        """Vectors of a row."""
+        return -(-self.x.width // LANES)
 
-            def row(i, *sums):
-                pixels, here = emit.at(source, i, x.row), emit.at(taps, i, 4 * LANES * vectors * outs)
-                sums = list(sums)
-                for v in range(vectors):
-                    # What lies beyond the row is not the row's, and may be anything.
-                    value = emit.first_lanes(
-                        emit.load(emit.add(pixels, 4 * LANES * v)), x.width - LANES * v, 0.)
-                    for o in range(outs):
-                        sums[o] = emit.multiply_add(
-                            value, emit.load(emit.add(here, 4 * LANES * (v * outs + o))), sums[o])
-                return sums
+    def pack(self, w: np.ndarray) -> np.ndarray:
+        """Weights by row and vector, with an output's vector after the other's."""
+        rows = np.zeros((self.outs, self.x.channels * self.x.height, self.vectors * LANES), np.float32)
+        rows[..., :self.x.width] = w.reshape(self.outs, -1, self.x.width)
+        return rows.reshape(self.outs, -1, LANES).transpose(1, 0, 2)
 
-            return emit.loop(x.height, row, sums)
+    def write(self, x: ir.Value, y: ir.Value, weights: ir.Value, biases: ir.Value) -> None:
+        """The function."""
+        emit, size = self.emit, 4 * LANES * self.vectors * self.outs
 
-        sums = emit.loop(x.channels, channel, [vector(0.)] * outs)
-        for o, total in enumerate(sums):
-            for distance in 4, 2, 1:
-                total = emit.builder.fadd(total, emit.pick(total, total, [
-                    (lane + distance) % LANES for lane in range(LANES)]))
-            value = emit.builder.extract_element(total, ir.Constant(ir.IntType(32), 0))
-            value = emit.builder.fadd(value, emit.load(emit.add(biases, 4 * o), REAL))
-            if relu:
+        def channel(c: ir.Value, *sums: ir.Value) -> list[ir.Value]:
+            source = emit.at(emit.add(x, self.x.start), c, self.x.channel)
+            taps = emit.at(weights, c, size * self.x.height)
+            return emit.loop(self.x.height, lambda i, *sums: self._row(
+                emit.at(source, i, self.x.row), emit.at(taps, i, size), list(sums)), sums)
+
+        for o, total in enumerate(emit.loop(self.x.channels, channel, [vector(0.)] * self.outs)):
+            value = emit.builder.fadd(emit.sum_of_lanes(total), emit.load(emit.add(biases, 4 * o), REAL))
+            if self.relu:
                 zero = ir.Constant(REAL, 0.)
                 value = emit.builder.select(emit.builder.fcmp_ordered('>', value, zero), value, zero)
-            emit.store(value, emit.add(y_address, y.start + 4 * o))
+            emit.store(value, emit.add(y, self.y.start + 4 * o))
 
-    return write, packed
+    def _row(self, pixels: ir.Value, taps: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+        emit = self.emit
+        for v in range(self.vectors):
+            # What lies beyond the row is not the row's, and may be anything.
+            value = emit.first_lanes(emit.load(emit.add(pixels, 4 * LANES * v)), self.x.width - LANES * v, 0.)
+            for o in range(self.outs):
+                weight = emit.load(emit.add(taps, 4 * LANES * (v * self.outs + o)))
+                sums[o] = emit.multiply_add(value, weight, sums[o])
+        return sums
 
 
-def _many_outputs(emit: Emitter, x: Plane, y: Plane, outs: int, relu: bool):
-    """Lanes over outputs; pixels are taken one by one, in four sums where there are few vectors."""
-    shares = _shares(-(-outs // LANES), 12)
-    inputs = x.channels * x.height * x.width
+class _ManyOutputs(NamedTuple):
+    """Lanes over outputs; pixels are taken one by one, in four sums where outputs take few vectors."""
 
-    def packed(w: np.ndarray) -> np.ndarray:
-        whole = np.zeros((inputs, -(-outs // LANES) * LANES), np.float32)
-        whole[:, :outs] = w.T
-        ends = np.cumsum(shares) * LANES
+    emit: Emitter
+    x: Plane
+    y: Plane
+    outs: int
+    relu: bool
+
+    @property
+    def inputs(self) -> int:
+        return self.x.channels * self.x.height * self.x.width
+
+    def shares(self) -> list[int]:
+        """Vectors of outputs that are computed together."""
+        return _shares(-(-self.outs // LANES), 12)
+
+    def pack(self, w: np.ndarray) -> np.ndarray:
+        """Weights by share and pixel, with a share's outputs side by side."""
+        whole = np.zeros((self.inputs, -(-self.outs // LANES) * LANES), np.float32)
+        whole[:, :self.outs] = w.T
+        ends = np.cumsum(self.shares()) * LANES
         return np.concatenate([part.ravel() for part in np.split(whole, ends[:-1], axis=1)])
 
-    def write(x_address, y_address, weights, biases):
-        first = 0
-        for share in shares:
-            start = emit.add(weights, 4 * inputs * LANES * first)
-            sums = [emit.load(emit.add(biases, 4 * LANES * (first + v))) for v in range(share)]
-            more = 4 if share <= 3 else 1
-            sums += [vector(0.)] * (share * (more - 1))
-
-            def pixel(source, taps, turn, sums):
-                value = emit.splat(emit.load(source, REAL))
-                for v in range(share):
-                    k = turn * share + v
-                    sums[k] = emit.multiply_add(value, emit.load(emit.add(taps, 4 * LANES * v)), sums[k])
-                return sums
-
-            def row(source, taps, sums):
-                size = 4 * LANES * share
-                sums, whole = list(sums), x.width // more * more
-                if whole:
-                    def several(j, *sums):
-                        sums = list(sums)
-                        for turn in range(more):
-                            sums = pixel(emit.add(emit.at(source, j, 4), 4 * turn),
-                                         emit.add(emit.at(taps, j, size), size * turn), turn, sums)
-                        return sums
-                    sums = emit.loop(whole, several, sums, step=more)
-                for j in range(whole, x.width):
-                    sums = pixel(emit.add(source, 4 * j), emit.add(taps, size * j), j - whole, sums)
-                return sums
-
-            def channel(c, *sums):
-                source = emit.at(emit.add(x_address, x.start), c, x.channel)
-                size = 4 * LANES * share * x.width
-                taps = emit.at(start, c, size * x.height)
-                return emit.loop(x.height, lambda i, *sums: row(
-                    emit.at(source, i, x.row), emit.at(taps, i, size), sums), sums)
-
-            sums = emit.loop(x.channels, channel, sums)
-            for v in range(share):
-                total = sums[v]
-                for turn in range(1, more):
-                    total = emit.builder.fadd(total, sums[turn * share + v])
-                if relu:
-                    total = emit.maximum(total, vector(0.))
-                emit.store(total, emit.add(y_address, y.start + 4 * LANES * (first + v)))
+    def write(self, x: ir.Value, y: ir.Value, weights: ir.Value, biases: ir.Value) -> None:
+        """The function."""
+        emit, first = self.emit, 0
+        for share in self.shares():
+            size = 4 * LANES * first
+            self._share(share, x, emit.add(y, self.y.start + size), emit.add(weights, self.inputs * size),
+                        emit.add(biases, size))
             first += share
 
-    return write, packed
+    def _share(self, share: int, x: ir.Value, y: ir.Value, weights: ir.Value, biases: ir.Value) -> None:
+        emit, turns = self.emit, 4 if share <= 3 else 1
+        size = 4 * LANES * share  # of a pixel's weights
+        sums = [emit.load(emit.add(biases, 4 * LANES * v)) for v in range(share)]
+        sums += [vector(0.)] * (share * (turns - 1))
 
+        def channel(c: ir.Value, *sums: ir.Value) -> list[ir.Value]:
+            source = emit.at(emit.add(x, self.x.start), c, self.x.channel)
+            taps = emit.at(weights, c, size * self.x.width * self.x.height)
+            return emit.loop(self.x.height, lambda i, *sums: self._row(
+                share, turns, emit.at(source, i, self.x.row), emit.at(taps, i, size * self.x.width), list(sums)), sums)
+
+        sums = emit.loop(self.x.channels, channel, sums)
+        for v in range(share):
+            total = sums[v]
+            for turn in range(1, turns):
+                total = emit.builder.fadd(total, sums[turn * share + v])
+            if self.relu:
+                total = emit.maximum(total, vector(0.))
+            emit.store(total, emit.add(y, 4 * LANES * v))
+
+    def _row(self, share: int, turns: int, pixels: ir.Value, taps: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+        emit, size = self.emit, 4 * LANES * share
+        whole = self.x.width // turns * turns
+
+        def several(j: ir.Value, *sums: ir.Value) -> list[ir.Value]:
+            result = list(sums)
+            for turn in range(turns):
+                result = self._pixel(share, emit.add(emit.at(pixels, j, 4), 4 * turn),
+                                     emit.add(emit.at(taps, j, size), size * turn), turn, result)
+            return result
+
+        if whole:
+            sums = emit.loop(whole, several, sums, step=turns)
+        for j in range(whole, self.x.width):
+            sums = self._pixel(share, emit.add(pixels, 4 * j), emit.add(taps, size * j), j - whole, sums)
+        return sums
+
+    def _pixel(self, share: int, pixel: ir.Value, taps: ir.Value, turn: int, sums: list[ir.Value]) -> list[ir.Value]:
+        emit = self.emit
+        value = emit.splat(emit.load(pixel, REAL))
+        for v in range(share):
+            k = turn * share + v
+            sums[k] = emit.multiply_add(value, emit.load(emit.add(taps, 4 * LANES * v)), sums[k])
+        return sums

@@ -1,0 +1,90 @@
+"""The networks that are measured: built, with images, and thresholds at which the published shares leave."""
+from __future__ import annotations
+
+import csv
+import os
+
+import branchynet  # noqa: F401  (before chainer)
+
+import chainer
+import numpy as np
+
+from branchynet import checkpoint, cpu, experiments
+from branchynet.datasets import folder, mnist
+from branchynet.exits import below
+from branchynet.net import BranchyNet
+from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
+
+NETWORKS = {'lenet': lenet_mnist, 'alexnet': alex_cifar10, 'resnet': resnet_cifar10}
+PUBLISHED = {'lenet': 'B-LeNet', 'alexnet': 'B-AlexNet', 'resnet': 'B-ResNet'}
+SHAPES = {'lenet': (1, 28, 28), 'alexnet': (3, 32, 32), 'resnet': (3, 32, 32)}
+BATCHES = {'lenet': 512, 'alexnet': 512, 'resnet': 64}
+
+
+def build(network: str, weights: str | None = None) -> BranchyNet:
+    """The same net at every call.
+
+    Args:
+        network: A name in NETWORKS.
+        weights: A folder of results; None, or where it has no weights of the network: untrained, with running
+            statistics of one batch.
+    """
+    np.random.seed(0)
+    net = NETWORKS[network].get_network()
+    path = os.path.join(weights or '', f'weights_{NETWORKS[network].__name__.split(".")[-1]}_seed0.npz')
+    if weights and os.path.exists(path):
+        checkpoint.load_npz(path, net)
+    else:
+        settle(net, images(network, BATCHES[network])[0])
+    return net
+
+
+def settle(net: BranchyNet, x: np.ndarray) -> None:
+    """Sets the running statistics of batch normalisation to those of x (B, C, H, W), for a net that is not trained.
+
+    Its running variances are 0, so without this activations would grow without bound.
+    """
+    norms = [link for link in net.links() if isinstance(link, chainer.links.BatchNormalization)]
+    decays = [norm.decay for norm in norms]
+    for norm in norms:
+        norm.decay = 0.
+    with cpu.fast(), chainer.using_config('train', True), chainer.no_backprop_mode():
+        for k in range(net.numexits()):
+            x = net.stage(k, x)
+            net.exit(k, x)
+    for norm, decay in zip(norms, decays):
+        norm.decay = decay
+
+
+def images(network: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """x (count, C, H, W) and t (count,): test images of MNIST; of CIFAR-10 where its file is there, else noise."""
+    rng = np.random.RandomState(0)
+    cifar = os.path.join(folder.root(), 'pcifar10', 'data.npz')
+    if network == 'lenet':
+        _, _, x, t = mnist.get_data()
+    elif os.path.exists(cifar):
+        with np.load(cifar, allow_pickle=False) as data:
+            x, t = data['test_x'], data['test_y']
+    else:
+        x, t = rng.randn(count, *SHAPES[network]), rng.randint(0, 10, count)
+    return np.ascontiguousarray(x[:count], np.float32), t[:count].astype(np.int32)
+
+
+def published_shares(network: str) -> np.ndarray:
+    """Shares of images that leave at every exit, at the knee of the paper's Table I."""
+    with open(os.path.join(os.path.dirname(experiments.__file__), 'published', 'table1.csv')) as f:
+        row = next(row for row in csv.DictReader(f) if row['network'] == PUBLISHED[network])
+    shares = np.array(row['exit_percent'].split(), float)
+    return shares / shares.sum()
+
+
+def leaving_thresholds(net: BranchyNet, x: np.ndarray, shares: np.ndarray) -> list[float]:
+    """Thresholds (nats) at which these shares of x leave at the exits, whatever the net has learned."""
+    thresholds, remaining = [], np.ones(len(x), bool)
+    for look, share in zip(net.look(x)[:-1], shares):
+        order = np.sort(look.entropy[remaining])
+        cut = min(round(share * len(x)), len(order) - 1)
+        # Between two images, so that no contender's rounding lets another image leave.
+        thresholds.append(float(order[max(cut - 1, 0):cut + 1].mean()))
+        remaining &= ~below(look.entropy, thresholds[-1])
+    return thresholds
