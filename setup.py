@@ -32,7 +32,7 @@ def chainer_would_fail():
     if 'chainer' in installed:
         return False
     pip = tuple(int(part) for part in installed.get('pip', '99.0').split('.')[:2])
-    builds_in_place = 'setuptools' in installed and (pip < (23, 1) or 'wheel' in installed and pip < (25, 3))
+    builds_in_place = 'setuptools' in installed and (pip < (23, 1) or ('wheel' in installed and pip < (25, 3)))
     return not builds_in_place
 
 

@@ -7,23 +7,23 @@ Two processes, one of each profile, take turns; a ratio is the median of the pai
 2 cores. Also measured: what a checkpoint costs, and how seldom it is therefore written within an epoch.
 """
 import argparse
-from concurrent.futures import ProcessPoolExecutor
 import json
 import multiprocessing
 import os
 import statistics
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import branchynet  # noqa: F401
-import numpy as np
-
 from branchynet import checkpoint, cpu, determinism, provenance, schema
 from branchynet.experiments import pages, report
 from branchynet.experiments.runs import ResumableTraining
-from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
 from branchynet.files import write_atomically
+from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
 from branchynet.training import steps
+
+import numpy as np
 
 NETWORKS = {  # builder, shape of an image, images of a batch, images of an epoch
     'lenet': (lenet_mnist, (1, 28, 28), 512, 60000),

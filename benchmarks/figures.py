@@ -1,9 +1,10 @@
 """Figures of what was measured."""
+import matplotlib
+
 from benchmarks.measuring import grouped, spread
 
-import matplotlib
 matplotlib.use('Agg')
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 LABELS = {'branchynet': 'BranchyNet, cpu.fast', 'chainer': 'Chainer 7.8.1', 'pytorch': 'PyTorch eager',
           'onnxruntime': 'ONNX Runtime', 'settings': 'each setting by itself', 'limit': 'FLOP / sgemm peak'}

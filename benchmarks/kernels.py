@@ -6,19 +6,20 @@ Forward and backward are timed apart, contenders in turn. Writes kernels.csv; ru
 of the kernels. 10 minutes on 2 cores for all three networks.
 """
 import argparse
-from functools import partial
 import os
 import sys
+from functools import partial
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # `benchmarks`, for a script in it
-import branchynet  # noqa: E402
-import chainer  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
+import branchynet
 
-from benchmarks import measuring, peers  # noqa: E402
-from benchmarks.measuring import Row  # noqa: E402
-from benchmarks.run import BATCHES, NETWORKS, SHAPES  # noqa: E402
+import chainer
+import numpy as np
+import torch
+
+from benchmarks import measuring, peers
+from benchmarks.measuring import Row
+from benchmarks.run import BATCHES, NETWORKS, SHAPES
 
 
 class _Layers(chainer.LinkHook):

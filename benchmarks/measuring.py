@@ -1,5 +1,4 @@
 """How the benchmarks measure: contenders in turn in one process, which has as many threads as it is told."""
-from concurrent.futures import ProcessPoolExecutor
 import contextlib
 import csv
 import multiprocessing
@@ -8,9 +7,11 @@ import resource
 import statistics
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
 from branchynet import cpu, provenance
+
 import numpy as np
 import torch
 

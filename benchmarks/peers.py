@@ -6,14 +6,15 @@ import io
 import warnings
 
 import branchynet
+from branchynet.links.resnet import ResBlock
+
 import chainer
 import chainer.functions as F
 import chainer.links as L
-from branchynet.links.resnet import ResBlock
 import numpy as np
 import torch
-from torch import nn
 import torch.nn.functional as T
+from torch import nn
 
 
 class Peer(nn.Module):

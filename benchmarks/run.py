@@ -10,26 +10,27 @@ warm up. A ratio is the median of the rounds' ratios. Writes benchmark.csv (ever
 scaling.png (where --batches asks for more than one) and environment.json.
 """
 import argparse
-from concurrent.futures.process import BrokenProcessPool
 import csv
-from functools import partial
 import importlib.util
 import json
 import os
 import sys
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # `benchmarks`, for a script in it
-import branchynet  # noqa: E402,F401  (before chainer)
-import chainer  # noqa: E402
-import numpy as np  # noqa: E402
+import branchynet  # noqa: F401
+from branchynet import checkpoint, cpu, experiments, inference, sweep, utils
+from branchynet.cost import cost
+from branchynet.datasets import folder, mnist
+from branchynet.exits import below
+from branchynet.experiments import alex_cifar10 as alex
+from branchynet.experiments import lenet_mnist as lenet
+from branchynet.experiments import resnet_cifar10 as resnet
+from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
 
-from branchynet import checkpoint, cpu, experiments, inference, sweep, utils  # noqa: E402
-from branchynet.cost import cost  # noqa: E402
-from branchynet.datasets import folder, mnist  # noqa: E402
-from branchynet.experiments import (  # noqa: E402
-    alex_cifar10 as alex, lenet_mnist as lenet, resnet_cifar10 as resnet)
-from branchynet.exits import below  # noqa: E402
-from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10  # noqa: E402
+import chainer
+import numpy as np
 
 try:
     from benchmarks import measuring, peers
@@ -115,8 +116,8 @@ def _classifier(contender, model):
 
 def takes_part(contender, task):
     """Whether a contender does a task; a sweep is this project's alone."""
-    return contender == 'branchynet' or ONLY_FOR.get(contender, task) == task and (
-        task != 'sweep' or contender == 'settings')
+    return contender == 'branchynet' or (ONLY_FOR.get(contender, task) == task and (
+        task != 'sweep' or contender == 'settings'))
 
 
 # What one process does

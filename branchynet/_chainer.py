@@ -1,8 +1,15 @@
-"""Makes ``import chainer`` work on current Python, NumPy and setuptools; the only place that patches anything.
+"""Makes ``import chainer`` work on current Python, NumPy and setuptools.
 
-Chainer 7.8.1, of 2022, is the last. What it misses since is provided here, each thing only where it is missing.
-Tried with Python 3.9-3.13 and NumPy 1.23-2.5. Importing Chainer first is fine wherever that works.
+Chainer 7.8.1 of 2022 is the last version. It imports modules, and reads names of NumPy, that have been removed since;
+this module provides each of them if it is missing. Tested with Python 3.9-3.13 and NumPy 1.23-2.5. Where Chainer can
+be imported without this module, it may also be imported before it.
+
+Two effects reach all code of the process: ``numpy.sctypes`` and ``numpy.float`` exist, and if CuPy is installed, CUDA's
+libraries are loaded with global symbols (RTLD_GLOBAL).
 """
+
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import importlib
@@ -12,11 +19,17 @@ import os
 import sys
 import types
 import warnings
+from collections.abc import Callable, Iterator, Sequence
+from importlib.machinery import ModuleSpec
+from typing import Any
 
 import numpy
 
+# (namespace, name, module): the module stands in for one that cannot be imported.
+StandIn = tuple[dict[str, Any], str, types.ModuleType]
 
-def _importable(name):
+
+def _importable(name: str) -> bool:
     try:
         importlib.import_module(name)
     except Exception:  # not ImportError alone: setuptools 65 on Python 3.12 fails with an AttributeError
@@ -24,14 +37,14 @@ def _importable(name):
     return True
 
 
-def _make_stand_ins():
-    """(namespace, name, module) of what Chainer imports and this environment cannot, as far as Chainer uses it."""
-    stand_ins = []
+def _make_stand_ins() -> list[StandIn]:
+    """Makes stand-ins for the modules that Chainer imports and that are missing here, with the names Chainer uses."""
+    stand_ins: list[StandIn] = []
     if not _importable('numpy.distutils.system_info'):  # gone with Python 3.12 and with setuptools 74
-        # Asked, on macOS only, whether NumPy was built on Accelerate: not known.
-        system_info = types.ModuleType('numpy.distutils.system_info')
+        # On macOS, Chainer asks whether NumPy was built with Accelerate. The stand-in answers that it does not know.
+        system_info: Any = types.ModuleType('numpy.distutils.system_info')
         system_info.get_info = lambda name: {}
-        distutils = types.ModuleType('numpy.distutils')
+        distutils: Any = types.ModuleType('numpy.distutils')
         distutils.system_info = system_info
         stand_ins += [
             (sys.modules, 'numpy.distutils', distutils),
@@ -39,16 +52,16 @@ def _make_stand_ins():
             (vars(numpy), 'distutils', distutils),
         ]
     if not _importable('pkg_resources'):  # gone with setuptools 82
-        # Asked whether CuPy and iDeep are as old as Chainer. Nothing is found, so Chainer does not advise to
-        # install CuPy 7.
+        # Chainer asks whether CuPy and iDeep have the versions of its own time. The stand-in finds neither, so that
+        # Chainer does not advise its user to install CuPy 7.
         class DistributionNotFound(Exception):
             pass
 
         class WorkingSet:
-            def require(self, *requirements):
+            def require(self, *requirements: str) -> None:
                 raise DistributionNotFound(*requirements)
 
-        pkg_resources = types.ModuleType('pkg_resources')
+        pkg_resources: Any = types.ModuleType('pkg_resources')
         pkg_resources.WorkingSet = WorkingSet
         pkg_resources.require = WorkingSet().require
         pkg_resources.DistributionNotFound = pkg_resources.ResolutionError = DistributionNotFound
@@ -58,9 +71,11 @@ def _make_stand_ins():
 
 
 @contextlib.contextmanager
-def _in_place(stand_ins):
-    """Only while Chainer is imported, which keeps what it took: other libraries do without the real modules when
-    they are missing, but could not with half of them.
+def _in_place(stand_ins: Sequence[StandIn]) -> Iterator[None]:
+    """Puts the stand-ins in place while Chainer is imported.
+
+    Chainer keeps its references to them. Other libraries must not see them: these can work without the real modules,
+    but not with modules that have a few of the names.
     """
     before = [(namespace, name, namespace[name]) for namespace, name, _ in stand_ins if name in namespace]
     for namespace, name, module in stand_ins:
@@ -75,18 +90,22 @@ def _in_place(stand_ins):
 
 
 class _TestingFinder:
-    """chainer.testing needs pkg_resources too. Chainer does not import it, and it is slow to."""
+    """Lets chainer.testing find the stand-ins.
 
-    def __init__(self, stand_ins):
+    It needs pkg_resources too. It is not imported here with the rest of Chainer, because that is slow.
+    """
+
+    def __init__(self, stand_ins: Sequence[StandIn]) -> None:
         self._stand_ins = stand_ins
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name: str, path: Sequence[str] | None = None,
+                  target: types.ModuleType | None = None) -> ModuleSpec | None:
         if name != 'chainer.testing':
             return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        spec: Any = importlib.machinery.PathFinder.find_spec(name, path)
         exec_module = spec.loader.exec_module
 
-        def exec_with_stand_ins(module):
+        def exec_with_stand_ins(module: types.ModuleType) -> None:
             with _in_place(self._stand_ins):
                 exec_module(module)
 
@@ -94,10 +113,11 @@ class _TestingFinder:
         return spec
 
 
-def _restore_numpy_names():
-    """What as_strided and resize_images read from NumPy, and not at import alone: these stay."""
+def _restore_numpy_names() -> None:
+    """Restores two names of NumPy for good: Chainer's as_strided and resize_images read them when they are called."""
+    namespace: Any = numpy
     if not hasattr(numpy, 'sctypes'):  # gone with NumPy 2.0
-        numpy.sctypes = {
+        namespace.sctypes = {
             'int': [numpy.int8, numpy.int16, numpy.int32, numpy.int64],
             'uint': [numpy.uint8, numpy.uint16, numpy.uint32, numpy.uint64],
             'float': [numpy.float16, numpy.float32, numpy.float64, numpy.longdouble],
@@ -105,17 +125,20 @@ def _restore_numpy_names():
             'others': [bool, object, bytes, str, numpy.void],
         }
     if not hasattr(numpy, 'float'):  # gone with NumPy 1.24
-        numpy.float = float
+        namespace.float = float
 
 
-def _load_cuda_wheels():
-    """CuPy finds CUDA's libraries by name, but not inside the nvidia-*-cu12 wheels. What is loaded is found."""
+def _load_cuda_wheels() -> None:
+    """Loads CUDA's libraries from the nvidia-*-cu12 wheels.
+
+    CuPy looks for them by name. It does not search the wheels, but it finds a library that is already loaded.
+    """
     wheels = importlib.util.find_spec('nvidia')
     if wheels is None or importlib.util.find_spec('cupy') is None:
         return
-    for folder in wheels.submodule_search_locations:
+    for folder in wheels.submodule_search_locations or ():
         for library in _CUDA_LIBRARIES:
-            # Where one does not load, Chainer goes on without a GPU and gives the reason when asked for one.
+            # If a library does not load, Chainer works without a GPU, and says why when a GPU is asked for.
             with contextlib.suppress(OSError):
                 ctypes.CDLL(os.path.join(folder, library), mode=ctypes.RTLD_GLOBAL)
 
@@ -132,8 +155,8 @@ _CUDA_LIBRARIES = [
 
 
 with warnings.catch_warnings():
-    # That distutils, pkg_resources and NumPy's aliases are on their way out is what this module is about, and
-    # nothing that its user could act on. NCCL serves several GPUs; who uses them without it is told by ChainerMN.
+    # Users can do nothing about the deprecation of distutils, pkg_resources and NumPy's aliases: this module deals
+    # with it. NCCL is for several GPUs; ChainerMN says so itself if it is missing.
     warnings.simplefilter('ignore', DeprecationWarning)
     warnings.filterwarnings('ignore', 'pkg_resources is deprecated', UserWarning)
     warnings.filterwarnings('ignore', r'\s*nccl library could not be loaded', UserWarning)
@@ -145,21 +168,28 @@ with warnings.catch_warnings():
     with _in_place(_stand_ins):
         import chainer
 
-# Chainer advises at every import to install cuDNN. Who can does hear it, at the first use of a GPU; CuPy 14 has no use
-# for it.
-_cuda = chainer.backends.cuda
+# Chainer advises its user at every import to install cuDNN. Users who can install it are still warned, on the first
+# use of a GPU. With CuPy 14, which cannot use cuDNN, nobody is.
+_cuda: Any = chainer.backends.cuda
 _cuda.check_cuda_available._already_warned = isinstance(
     getattr(_cuda, '_resolution_error', None), ModuleNotFoundError)
 
 if _stand_ins:
     sys.meta_path.insert(0, _TestingFinder(_stand_ins))
 
-if not hasattr(chainer.utils.meta, 'base_metaclass'):
-    # The metaclass of all links goes by this name, and dill looks it up for a Chain defined in __main__, whose
-    # class it stores whole.
-    chainer.utils.meta.base_metaclass = type(chainer.Link)
+_meta: Any = chainer.utils.meta
+if not hasattr(_meta, 'base_metaclass'):
+    # dill stores the whole class of a Chain that is defined in __main__, and looks up the metaclass of links by this
+    # name when it loads it.
+    _meta.base_metaclass = type(chainer.Link)
 
 
-def set_method(owner, name, method):
-    """Sets a function of one of Chainer's classes or modules."""
+def set_method(owner: Any, name: str, method: Callable) -> None:
+    """Replaces a function of one of Chainer's classes or modules.
+
+    Args:
+        owner: The class or module.
+        name: The function's name.
+        method: The new function.
+    """
     setattr(owner, name, method)

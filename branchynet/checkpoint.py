@@ -1,7 +1,8 @@
-"""Checkpoints anywhere in a training, written and read whole; weights read without running what a file may hold.
+"""Checkpoints at any step of a training, and a loader of weights that runs no code of the file.
 
-A checkpoint is an .npz archive followed by its SHA-256, which readers of .npz files pass over.
+A checkpoint is an .npz archive followed by its SHA-256, which readers of .npz files ignore.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -13,7 +14,7 @@ import random
 import sys
 import zipfile
 import zlib
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 from branchynet import _chainer  # noqa: F401
 from branchynet.files import remove_parts, write_atomically
@@ -25,36 +26,43 @@ import numpy as np
 if TYPE_CHECKING:
     from branchynet.net import BranchyNet
 
-_FORMAT = 2  # of a checkpoint
+_FORMAT = 2  # the version of a checkpoint's format
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
 
 
 def check(net: chainer.Link) -> None:
-    """Raises ValueError where a parameter has no shape yet: its values could not be written."""
+    """Checks that all parameters of a net have values, so that they can be saved.
+
+    Args:
+        net: Any link.
+
+    Raises:
+        ValueError: A parameter has no shape yet.
+    """
     for name, param in sorted(net.namedparams()):
         if param.array is None:
             raise ValueError(f'parameter {name} has no shape yet, so the net cannot be saved: give its link the size '
                              'of its input, or pass some samples through the net first')
 
 
-def save(path: str, net: BranchyNet, notes: Any, position: Optional[Position] = None) -> None:
-    """Writes all that the rest of a training depends on, whole or not at all.
+def save(path: str, net: BranchyNet, notes: Any, position: Position | None = None) -> None:
+    """Writes the state of a training, atomically.
 
-    That is the net and its optimisers, the generators of Python and NumPy, and within an epoch its Position. The
-    checkpoint before is kept beside it. The state of a GPU's generators is not kept.
+    The state is the net and its optimisers, the generators of Python and NumPy, and within an epoch the Position. The
+    state of a GPU's generators is not saved. The previous checkpoint is kept beside the new one.
 
     Args:
-        path: The checkpoint.
-        net: A BranchyNet.
-        notes: JSON-ready; `load` returns it.
-        position: How far the epoch is; None between epochs.
+        path: Path of the checkpoint.
+        net: The net.
+        notes: Any JSON-ready value; `load` returns it.
+        position: The progress of the epoch; None between epochs.
 
     Raises:
         ValueError: A parameter has no shape yet.
         OSError: The file cannot be written.
     """
     check(net)
-    # An optimiser that has made no step has no moments to write, and Chainer cannot read what is not there.
+    # An optimiser that has made no step has no moments yet. It is left out, as Chainer cannot load missing moments.
     parts = {name: part for name, part in _parts(net).items() if part is net or part.t}
     serializer = chainer.serializers.DictionarySerializer()
     for name, part in parts.items():
@@ -72,19 +80,21 @@ def save(path: str, net: BranchyNet, notes: Any, position: Optional[Position] = 
     write_atomically(path, content + hashlib.sha256(content).digest(), keep=_before(path))
 
 
-def load(path: str, net: BranchyNet) -> tuple[Any, Optional[Position]]:
-    """Puts back what `save` wrote last; where that is damaged, with a warning, what it wrote before.
+def load(path: str, net: BranchyNet) -> tuple[Any, Position | None]:
+    """Restores the state of a training from a checkpoint.
+
+    If the last checkpoint is damaged, the previous one is loaded, and a line on standard error says so.
 
     Args:
-        path: The checkpoint.
-        net: A BranchyNet of the same parameters and optimiser.
+        path: Path of the checkpoint.
+        net: A net with the same parameters and optimiser, which takes the state.
 
     Returns:
-        (notes, position): position is None between epochs.
+        (notes, position): the notes that were given to `save`; the progress of the epoch, None between epochs.
 
     Raises:
         ValueError: A parameter has no shape yet.
-        OSError: Neither checkpoint is whole, or it is of another version or network. The net is as it was.
+        OSError: Both checkpoints are damaged or missing, or have another version or network. The net is unchanged.
     """
     check(net)
     try:
@@ -117,12 +127,20 @@ def load(path: str, net: BranchyNet) -> tuple[Any, Optional[Position]]:
 
 
 def has(path: str) -> bool:
-    """Whether `save` has written there, even if it was interrupted since."""
+    """Returns whether there is a checkpoint, even if a later `save` was interrupted.
+
+    Args:
+        path: Path of the checkpoint.
+    """
     return os.path.exists(path) or os.path.exists(_before(path))
 
 
 def remove(path: str) -> None:
-    """Removes all that `save` wrote, and what it left where it was killed."""
+    """Removes both checkpoints of `save`, and the parts of one that was killed.
+
+    Args:
+        path: Path of the checkpoint.
+    """
     if not os.path.isdir(os.path.dirname(path) or '.'):
         return
     remove_parts(path)
@@ -132,15 +150,15 @@ def remove(path: str) -> None:
 
 
 def load_npz(path: str, link: chainer.Link) -> None:
-    """Reads the weights that ``chainer.serializers.save_npz`` wrote; unlike Chainer's own, it runs nothing of a file.
+    """Reads the weights of ``chainer.serializers.save_npz``. Unlike Chainer's load_npz, it never runs code of a file.
 
     Args:
-        path: An .npz file.
-        link: Takes the weights.
+        path: Path of an .npz file.
+        link: The link that takes the weights.
 
     Raises:
-        OSError: The file is missing or damaged, holds Python objects, or is of another network; one line. The link is
-            as it was.
+        OSError: The file is missing or damaged, holds Python objects, or has the weights of another network; one line.
+            The link is unchanged.
     """
     expected = chainer.serializers.DictionarySerializer()
     expected.save(link)
@@ -153,14 +171,14 @@ def load_npz(path: str, link: chainer.Link) -> None:
         raise OSError(f'{path} cannot be read as weights ({e})') from e
     for name, wanted in expected.target.items():
         shape = np.shape(wanted)
-        if np.asarray(wanted).dtype != object and arrays[name].shape != shape:  # else it has no shape yet
+        if np.asarray(wanted).dtype != object and arrays[name].shape != shape:  # object: no shape yet
             raise OSError(f'{path} holds the weights of another network: {name} has shape {arrays[name].shape}, and '
                           f'this one needs {shape}')
     chainer.serializers.NpzDeserializer(arrays).load(link)
 
 
 def _read(path: str) -> tuple[dict, dict]:
-    """(arrays, meta) of a checkpoint; ValueError where it is not whole."""
+    """(arrays, meta) of a checkpoint; ValueError if it is damaged."""
     with open(path, 'rb') as f:
         content = f.read()
     archive, checksum = content[:-_CHECKSUM_BYTES], content[-_CHECKSUM_BYTES:]
@@ -172,16 +190,17 @@ def _read(path: str) -> tuple[dict, dict]:
 
 
 def _before(path: str) -> str:
-    """Where the checkpoint before the last is."""
+    """Path of the previous checkpoint."""
     return path + '.before'
 
 
 def _shapes(net: BranchyNet) -> list:
-    """The names and shapes of a network's parameters, and its optimiser: these differ between networks."""
+    """The optimiser, and the names and shapes of all parameters: they tell networks apart."""
     return [net.opt, *([name, list(param.shape)] for name, param in sorted(net.namedparams()))]
 
 
 def _parts(net: BranchyNet) -> dict[str, Any]:
+    """The net and its optimisers, by their names in a checkpoint."""
     parts = {'net': net, 'optimizer': net.optimizer}
     parts.update((f'optimizers/{k}', optimizer) for k, optimizer in enumerate(net.optimizers))
     return parts

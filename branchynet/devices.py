@@ -1,4 +1,5 @@
-"""GPUs and the CPU, by name."""
+"""Devices by name: the CPU and the GPUs."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -11,7 +12,7 @@ from chainer.backends import cuda
 
 
 def count_gpus() -> int:
-    """Number of GPUs that the driver has: CUDA's libraries alone do not make a GPU."""
+    """Returns the number of GPUs that the driver reports; 0 if CuPy or the driver is missing."""
     if not cuda.available:
         return 0
     try:
@@ -21,13 +22,16 @@ def count_gpus() -> int:
 
 
 def find_device(name: str) -> Any:
-    """Chainer's device of a name.
+    """Returns Chainer's device of a name.
 
     Args:
-        name: 'cpu', 'gpu:N' or 'auto' (the first GPU, else the CPU).
+        name: 'cpu', 'gpu:N' or 'auto' (the first GPU if there is one, else the CPU).
+
+    Returns:
+        A chainer.backend.Device.
 
     Raises:
-        ValueError: Another name, or a GPU that is not there.
+        ValueError: The name has another form, or the GPU does not exist.
     """
     gpus = count_gpus()
     if name == 'auto':
@@ -42,5 +46,9 @@ def find_device(name: str) -> Any:
 
 
 def device_name(device: Any) -> str:
-    """The name that `find_device` knows a device by."""
+    """Returns the name of a device, as `find_device` takes it: 'cpu' or 'gpu:N'.
+
+    Args:
+        device: A device of `find_device`.
+    """
     return 'cpu' if device.xp is np else f'gpu:{device.device.id}'

@@ -1,4 +1,5 @@
-"""Files that appear whole or not at all, their hashes, and the lock of a folder."""
+"""Atomic writing of files, their hashes, and the lock of a folder."""
+
 from __future__ import annotations
 
 import contextlib
@@ -19,25 +20,25 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _BLOCK = 1 << 16  # bytes
-_LOCK = '.lock'  # in the folder that it locks
+_LOCK = '.lock'  # name of the lock's file, in the folder that it locks
 
 
 @contextlib.contextmanager
 def written_whole(path: str, keep: str | None = None) -> Iterator[BinaryIO]:
-    """A binary file to write to, which appears at ``path`` only once it is whole.
+    """Opens a binary file for writing, which appears at ``path`` only when it is complete.
 
-    It is written under a name of its own beside ``path``, so that several processes may write to one path: the last
-    one wins. What processes that were killed left of their attempts at this path is removed.
+    The file is written under a unique name beside ``path``. So several processes may write to one path at the same
+    time; the last one wins. Parts that killed processes have left there are removed.
 
     Args:
-        path: Where the file appears, in place of the file that is there.
-        keep: Where the file that was at ``path`` is moved to, if it is to be kept.
+        path: Path of the file; an existing file is replaced.
+        keep: Where to move the existing file; None to drop it.
 
     Yields:
         The file, open for writing.
 
     Raises:
-        OSError: It cannot be written; one line with the path and the reason.
+        OSError: The file cannot be written; one line with the path and the reason.
     """
     part = None
     try:
@@ -47,9 +48,9 @@ def written_whole(path: str, keep: str | None = None) -> Iterator[BinaryIO]:
             yield f
             f.flush()
             os.fsync(f.fileno())
-            if fcntl:  # before the file is closed, and with it unlocked: another process would remove it
+            if fcntl:  # while the file is open and so locked: later, another process could remove it as a stale part
                 _put(part, path, keep)
-        if not fcntl:  # Windows does not rename open files
+        if not fcntl:  # Windows cannot rename open files
             _put(part, path, keep)
     except BaseException as e:
         if part is not None:
@@ -61,16 +62,28 @@ def written_whole(path: str, keep: str | None = None) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: str, content: bytes, keep: str | None = None) -> None:
-    """Writes a file by `written_whole`."""
+    """Writes a file so that readers see all of it or none of it.
+
+    Args:
+        path: Path of the file; an existing file is replaced.
+        content: All that the file holds.
+        keep: Where to move the existing file; None to drop it.
+
+    Raises:
+        OSError: The file cannot be written; one line with the path and the reason.
+    """
     with written_whole(path, keep) as f:
         f.write(content)
 
 
 def remove_parts(path: str) -> None:
-    """Removes what processes that were killed left of their attempts to write ``path``.
+    """Removes the parts that killed processes have left when they wrote ``path``.
 
-    A part whose writer lives is locked, and stays. Where the system cannot lock files (Windows, some network file
-    systems), all parts stay.
+    The part of a process that is still writing is locked, and stays. If the system cannot lock files (Windows, some
+    network file systems), all parts stay.
+
+    Args:
+        path: Path of the complete file.
     """
     folder, name = os.path.split(path)
     is_part = re.compile(re.escape(name) + r'\.[0-9a-f]{8}\.part').fullmatch
@@ -84,13 +97,13 @@ def remove_parts(path: str) -> None:
 def _open_part(path: str) -> BinaryIO:
     """A new file beside ``path``, locked as long as it is open."""
     while True:
-        f = open(f'{path}.{secrets.token_hex(4)}.part', 'xb')
+        f = open(f'{path}.{secrets.token_hex(4)}.part', 'xb')  # noqa: SIM115  (the caller closes it)
         if fcntl:
             with contextlib.suppress(OSError):  # no locks in this file system
                 fcntl.flock(f, fcntl.LOCK_EX)
         if os.fstat(f.fileno()).st_nlink or not fcntl:
             return f
-        f.close()  # another process took it for a stale one, between its making and its locking
+        f.close()  # another process removed it as stale, before it was locked
 
 
 def _put(part: str, path: str, keep: str | None) -> None:
@@ -101,11 +114,17 @@ def _put(part: str, path: str, keep: str | None) -> None:
 
 
 def digest(path: str, algorithm: str = 'sha256') -> str:
-    """Hexadecimal digest of a file, which is read block by block.
+    """Returns the digest of a file, which is read block by block.
 
     Args:
-        path: The file.
-        algorithm: A name that `hashlib.new` knows.
+        path: Path of the file.
+        algorithm: Name of the algorithm, as `hashlib.new` takes it.
+
+    Returns:
+        The digest in hexadecimal digits.
+
+    Raises:
+        OSError: The file is missing or cannot be read.
     """
     found = hashlib.new(algorithm)
     with open(path, 'rb') as f:
@@ -116,13 +135,17 @@ def digest(path: str, algorithm: str = 'sha256') -> str:
 
 @contextlib.contextmanager
 def lock(folder: str) -> Iterator[None]:
-    """Keeps other processes that call this out of a folder. It is made if need be, and does not stay if it stays empty.
+    """Locks a folder against other processes that call this function.
 
-    The system releases the lock when its holder ends, however it ends. Where the system cannot lock files (Windows,
-    some network file systems), a line on standard error says that the folder is not locked.
+    The folder is made if it does not exist; then it is removed afterwards if it is still empty. The system releases
+    the lock when its holder ends, in whatever way. If the system cannot lock files (Windows, some network file
+    systems), a line on standard error says that the folder is not locked.
+
+    Args:
+        folder: Path of the folder.
 
     Raises:
-        OSError: Another process holds the lock; one line says which, on which host and since when.
+        OSError: Another process holds the lock; one line with the process, its host and the time.
     """
     made = not os.path.isdir(folder)
     os.makedirs(folder, exist_ok=True)
@@ -136,7 +159,7 @@ def lock(folder: str) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):
-            os.remove(path)  # before it is unlocked: nobody else's is removed
+            os.remove(path)  # while it is locked: so no other process's lock is removed
         f.close()
         if made:
             with contextlib.suppress(OSError):
@@ -146,7 +169,7 @@ def lock(folder: str) -> Iterator[None]:
 def _open_lock(path: str, folder: str) -> BinaryIO:
     """The file of a lock, locked."""
     while True:
-        f = open(path, 'a+b')
+        f = open(path, 'a+b')  # noqa: SIM115  (the caller closes it)
         try:
             if not fcntl:
                 raise OSError('this system has no flock')
@@ -161,10 +184,11 @@ def _open_lock(path: str, folder: str) -> BinaryIO:
             return f
         if _is_at(f, path):
             return f
-        f.close()  # its holder removed it, between its opening and its locking
+        f.close()  # its holder removed it, before it was locked here
 
 
 def _is_at(f: BinaryIO, path: str) -> bool:
+    """Whether an open file is still the one at a path."""
     try:
         return os.path.samestat(os.fstat(f.fileno()), os.stat(path))
     except FileNotFoundError:
@@ -172,6 +196,7 @@ def _is_at(f: BinaryIO, path: str) -> bool:
 
 
 def _holder(content: bytes) -> str:
+    """The holder of a lock, in words, from the content of the lock's file."""
     try:
         holder = json.loads(content)
         return f"process {holder['process']} on {holder['host']} since {holder['since']}"

@@ -2,16 +2,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Optional
+from typing import Any
 
 
-def progress(iterable: Optional[Iterable] = None, label: Optional[str] = None, **options: Any) -> Any:
-    """A tqdm bar, shown where the loop takes longer than 2 s and standard error is a terminal.
+def progress(iterable: Iterable | None = None, label: str | None = None, **options: Any) -> Any:
+    """Returns a tqdm bar. It is shown if the loop takes longer than 2 s and standard error is a terminal.
 
     Args:
-        iterable: What is looped over; None: the caller updates the bar.
-        label: Stands in front of the bar.
-        **options: Of tqdm.
+        iterable: The iterable of the loop; None if the caller updates the bar.
+        label: The text in front of the bar.
+        **options: Further arguments of tqdm.
     """
     from tqdm import tqdm
     return tqdm(iterable, label, leave=False, delay=2, disable=None, **options)

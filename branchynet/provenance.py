@@ -1,4 +1,5 @@
-"""Where a result comes from: the commit, the machine and its libraries, and hashes of arrays and nets."""
+"""The origin of a result: the commit, the machine and its libraries, and hashes of arrays and nets."""
+
 from __future__ import annotations
 
 import hashlib
@@ -20,10 +21,13 @@ from chainer.backends import cuda
 
 
 def environment(out: str | None = None) -> dict[str, Any]:
-    """What a result may depend on, JSON-ready: versions, processor, threads, BLAS, commit.
+    """Describes everything that a result may depend on: versions, processor, threads, BLAS, commit.
 
     Args:
-        out: A folder whose files do not make the tree dirty, as in `tree`.
+        out: A results folder, whose files do not make the tree dirty; as in `tree`.
+
+    Returns:
+        A JSON-ready dict.
     """
     from branchynet.cpu import onednn
     return {
@@ -49,9 +53,10 @@ def environment(out: str | None = None) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of these files.
+    """Returns the commit of these files.
 
-    None where they are in no checkout, are installed inside another project's, or where git fails.
+    Returns:
+        The hash; None if the files are in no checkout, are installed inside another project's, or if git fails.
     """
     try:
         return _git('rev-parse', 'HEAD') if _is_tracked() else None
@@ -64,15 +69,15 @@ def _is_tracked() -> bool:
 
 
 def tree(out: str | None = None) -> str | None:
-    """Whether the checkout holds what its commit does.
+    """Returns whether the checkout is the same as its commit.
 
-    Files that runs write do not count: all of results/, and the files in ``out`` if the commit holds none of them.
+    Files that runs write do not count: the folder results/, and the files in ``out`` if the commit holds none of them.
 
     Args:
         out: A results folder.
 
     Returns:
-        'clean'; 'dirty'; 'unknown' where git is missing or fails; None where these files are in no checkout.
+        'clean'; 'dirty'; 'unknown' if git is missing or fails; None if these files are in no checkout.
     """
     try:
         return _tree(out)
@@ -81,7 +86,14 @@ def tree(out: str | None = None) -> str | None:
 
 
 def require_clean(out: str | None = None) -> None:
-    """Raises ValueError, with the reason, unless `tree` is certain to be clean."""
+    """Checks that the tree is certainly clean.
+
+    Args:
+        out: A results folder, as in `tree`.
+
+    Raises:
+        ValueError: The tree is not clean, or that is unknown; the message has the reason.
+    """
     try:
         found = _tree(out)
     except _GitFailed as e:
@@ -107,34 +119,48 @@ def _tree(out: str | None) -> str | None:
 
 
 def _in_commit(folder: str, top: str) -> bool:
-    """Whether the repository at ``top`` holds files of a folder; git refuses to say it of one outside."""
+    """Whether the repository at ``top`` holds files of a folder. Git fails for a folder outside the repository."""
     return os.path.commonpath([folder, top]) == top and bool(_git('ls-files', '--', folder))
 
 
 def sha256_of_arrays(arrays: Iterable[np.ndarray]) -> str:
-    """SHA-256 over the bytes of NumPy arrays, one after the other, as hexadecimal digits."""
+    """Returns the SHA-256 of the bytes of arrays, one after the other.
+
+    Args:
+        arrays: NumPy arrays of any shape and dtype.
+
+    Returns:
+        64 hexadecimal digits.
+    """
     digest = hashlib.sha256()
     for array in arrays:
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
 def sha256_of_net(net: chainer.Link) -> str:
-    """SHA-256 over a link's parameters and persistent values (BN statistics), in the order of their paths."""
+    """Returns the SHA-256 of a link's parameters and persistent values (BN statistics), in the order of their paths.
+
+    Args:
+        net: A chainer.Link on the CPU or a GPU.
+
+    Returns:
+        64 hexadecimal digits.
+    """
     serializer = chainer.serializers.DictionarySerializer()
     serializer.save(net)
     return sha256_of_arrays(np.asarray(array) for _, array in sorted(serializer.target.items()))
 
 
 class _GitFailed(Exception):
-    """Git is missing, or refuses; the message says why in one line."""
+    """Git is missing or failed; the message says why in one line."""
 
 
 def _git(*words: str) -> str | None:
-    """What a git command prints, run where these files are; None where that is in no repository.
+    """The output of a git command in the folder of these files; None if the folder is in no repository.
 
     Raises:
-        _GitFailed: Git is missing, or failed otherwise.
+        _GitFailed: Git is missing, or failed for another reason.
     """
     here = os.path.dirname(os.path.abspath(__file__))
     try:
@@ -151,7 +177,7 @@ def _git(*words: str) -> str | None:
 
 
 def _packages(name: str) -> dict[str, str]:
-    """Versions by name of an installed package and all that it needs; of its extras, those of CUDA."""
+    """Versions, by name, of an installed package and its dependencies, with those of the CUDA extra."""
     found: dict[str, str] = {}
     names = [name]
     while names:

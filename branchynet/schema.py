@@ -1,19 +1,21 @@
-"""JSON files whose content is an attrs class: read strictly, written whole.
+"""JSON files whose content is an attrs class: read strictly, written atomically.
 
+Example:
     results = schema.structure(schema.read_json(path, 'the results of a run'), Results)
     schema.write(path, results)
 """
+
 from __future__ import annotations
 
 import json
 from typing import Any, TypeVar, get_origin
 
+from branchynet.files import write_atomically
+
 import attrs
 import cattrs
 from cattrs.cols import list_structure_factory
 from cattrs.gen import make_dict_structure_fn
-
-from branchynet.files import write_atomically
 
 T = TypeVar('T')
 
@@ -25,14 +27,16 @@ def structure(content: Any, kind: type[T], where: str = '') -> T:
     """Makes an object of an attrs class from JSON-ready content.
 
     Args:
-        content: as json.load gives it.
-        kind: an attrs class whose fields are annotated.
-        where: the path of the content inside its file.
+        content: JSON-ready content, as json.load returns it.
+        kind: An attrs class whose fields are annotated.
+        where: The path of the content inside its file, for messages.
+
+    Returns:
+        The object.
 
     Raises:
-        ValueError: a key is missing or unknown, or a value is of another type or is refused by a validator. The
-            message is one line that begins with the value's path: `measured.knee.exit_percent[0] is "x": expected a
-            number`.
+        ValueError: A key is missing or unknown, or a value has another type or fails a validator. The message is one
+            line that begins with the value's path: `measured.knee.exit_percent[0] is "x": expected a number`.
     """
     try:
         return _converter.structure(content, kind)
@@ -41,19 +45,19 @@ def structure(content: Any, kind: type[T], where: str = '') -> T:
 
 
 def unstructure(value: Any) -> Any:
-    """JSON-ready content of an attrs object; fields that have their default value are left out."""
+    """Returns the JSON-ready content of an attrs object, without the fields that have their default value."""
     return _converter.unstructure(value)
 
 
 def read_json(path: str, expected: str) -> Any:
-    """The content of a JSON file.
+    """Returns the content of a JSON file.
 
     Args:
-        path: of the file.
-        expected: a noun for the message, as in 'the results of a run'.
+        path: Path of the file.
+        expected: A noun for the message of an error, such as 'the results of a run'.
 
     Raises:
-        OSError: the file is missing or is not JSON.
+        OSError: The file is missing or is not JSON.
     """
     try:
         with open(path, encoding='utf-8') as f:
@@ -65,12 +69,20 @@ def read_json(path: str, expected: str) -> Any:
 
 
 def write(path: str, value: Any) -> None:
-    """Writes an attrs object, or JSON-ready content, as a JSON file: whole or not at all."""
+    """Writes an attrs object, or JSON-ready content, to a JSON file, atomically.
+
+    Args:
+        path: Path of the file.
+        value: The object or the content.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     write_atomically(path, (json.dumps(unstructure(value), indent=1) + '\n').encode())
 
 
 def _make_converter() -> cattrs.Converter:
-    """A converter that takes no value of another type and no unknown key."""
+    """A converter that refuses values of another type, and unknown keys."""
     converter = cattrs.Converter(forbid_extra_keys=True, omit_if_default=True)
     for kind in str, bool, int, float:
         converter.register_structure_hook(kind, _scalar)
@@ -85,14 +97,14 @@ def _make_converter() -> cattrs.Converter:
 
 
 def _scalar(value: Any, kind: type) -> Any:
-    numbers = {int: int, float: (int, float)}.get(kind, kind)
-    if not isinstance(value, numbers) or isinstance(value, bool) and kind is not bool:
+    accepted = (int, float) if kind is float else (kind,)
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise _Expected(value, kind)
     return kind(value)
 
 
 def _checked(json_kind: type, hook: Any) -> Any:
-    """``hook``, but only for values of the JSON type."""
+    """Restricts ``hook`` to values of the JSON type."""
     def structure_checked(value: Any, kind: Any) -> Any:
         if not isinstance(value, json_kind):
             raise _Expected(value, json_kind)
@@ -101,19 +113,21 @@ def _checked(json_kind: type, hook: Any) -> Any:
 
 
 class _Expected(ValueError):
+    """A value has another type than the one expected."""
+
     def __init__(self, value: Any, kind: type) -> None:
         text = json.dumps(value)
         super().__init__(f'is {text if len(text) <= 40 else text[:37] + "..."}: expected {_NOUNS[kind]}')
 
 
 def _first(error: Exception, where: str) -> str:
-    """The first mistake of an error, behind the path of the value that has it."""
+    """The first mistake that an error reports, after the path of the value."""
     words, _, path = cattrs.transform_error(error, where, _words)[0].rpartition(' @ ')
     return f'{path.lstrip(".") or "the content"} {words}'
 
 
 def _words(error: BaseException, _: Any) -> str:
-    """What is wrong with a value, to stand behind its path."""
+    """Says what is wrong with a value, in words that follow its path."""
     if isinstance(error, KeyError):
         return 'is missing'
     if isinstance(error, cattrs.ForbiddenExtraKeysError):

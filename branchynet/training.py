@@ -1,8 +1,9 @@
-"""The epochs of a training, as the original runs them: the only loop over epochs."""
+"""The loop over epochs and steps of a training, as in the original."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from branchynet import _chainer  # noqa: F401
 from branchynet.progress import progress
@@ -12,54 +13,74 @@ import numpy as np
 if TYPE_CHECKING:
     from branchynet.net import BranchyNet
 
-# Makes an epoch's batches (x, y) of x (N, ...), y (N,) in the order of the epoch, and a batch size.
+# Makes the batches (x, y) of an epoch from x (N, ...) and y (N,), which are in the epoch's order, and the batch size.
 Feed = Callable[[np.ndarray, np.ndarray, int], Iterable[tuple[np.ndarray, np.ndarray]]]
 
 
 def check_pairs(x: Any, y: Any) -> None:
-    """Raises ValueError unless x (N, ...) and y (N,) hold the same number of samples, and at least one."""
+    """Checks that samples and labels come in pairs.
+
+    Args:
+        x: Samples (N, ...).
+        y: Labels (N,).
+
+    Raises:
+        ValueError: Their numbers differ, or are 0.
+    """
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f'x has {len(x)} samples and y has {len(y)}: both need the same number, at least one')
 
 
 def batches(count: int, batchsize: int) -> list[slice]:
-    """Slices of ``batchsize`` samples that cover ``count`` samples in order; the last may be shorter."""
+    """Returns slices that divide samples into batches, in order.
+
+    Args:
+        count: Number of samples.
+        batchsize: Samples of a batch; the last batch may have fewer.
+
+    Raises:
+        ValueError: The batch size is below 1.
+    """
     if batchsize < 1:
         raise ValueError(f'batchsize is {batchsize}: it must be 1 or more')
     return [slice(i, i + batchsize) for i in range(0, count, batchsize)]
 
 
 class Position(NamedTuple):
-    """How far an epoch is.
+    """The progress of an epoch.
 
     Attributes:
-        order: int (N,), in which the epoch takes the samples.
-        results: (losses, accuracies) of every step so far.
+        order: int (N,), the indices of the samples in the order in which the epoch takes them.
+        results: (losses, accuracies) of every step so far; losses in nats, accuracies in [0, 1].
     """
     order: np.ndarray
     results: list
 
     def means(self) -> tuple[np.ndarray, np.ndarray]:
-        """(loss, accuracy): means over the steps, an array with an element per exit; scalars for main."""
+        """Returns (loss, accuracy), each a mean over the steps: an array (exits,), or a scalar for the baseline."""
         losses, accuracies = zip(*self.results)
         return np.mean(losses, axis=0), np.mean(accuracies, axis=0)
 
 
 def steps(net: BranchyNet, x: np.ndarray, y: np.ndarray, batchsize: int, main: bool = False,
-          position: Optional[Position] = None, feed: Optional[Feed] = None) -> Iterator[Position]:
-    """One epoch, in the order of ``numpy.random.permutation``.
+          position: Position | None = None, feed: Feed | None = None) -> Iterator[Position]:
+    """Trains one epoch, in the order of ``numpy.random.permutation``.
 
     Args:
-        net: What is trained.
+        net: The net.
         x: Samples (N, ...).
         y: Labels (N,).
         batchsize: Samples of a step.
         main: Train the baseline instead of all exits jointly.
-        position: Where in this epoch to go on from.
-        feed: Makes the batches of the ordered samples; None: slices of them, checked before any parameter changes.
+        position: Where to resume within this epoch; None to begin it.
+        feed: Makes the batches from the ordered samples. Without it, batches are slices of them, and all samples are
+            checked before any parameter changes.
 
     Yields:
-        The Position after every step. It is one object, whose results grow.
+        The Position after every step. It is always the same object, whose results grow.
+
+    Raises:
+        ValueError: x and y do not come in pairs, or the net does not take them.
     """
     check_pairs(x, y)
     if feed is None:
@@ -78,24 +99,27 @@ def steps(net: BranchyNet, x: np.ndarray, y: np.ndarray, batchsize: int, main: b
 
 
 def epochs(net: BranchyNet, x: np.ndarray, y: np.ndarray, batchsize: int, num_epoch: int, main: bool = False,
-           begun: int = 0, position: Optional[Position] = None, feed: Optional[Feed] = None,
-           after_step: Optional[Callable[[Position], None]] = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+           begun: int = 0, position: Position | None = None, feed: Feed | None = None,
+           after_step: Callable[[Position], None] | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Trains epoch by epoch, with a progress bar.
 
     Args:
-        net: What is trained.
+        net: The net.
         x: Samples (N, ...).
         y: Labels (N,).
         batchsize: Samples of a step.
-        num_epoch: Epochs in all.
+        num_epoch: Number of epochs, those of ``begun`` included.
         main: Train the baseline instead of all exits jointly.
-        begun: Epochs that were done before, of ``num_epoch``.
-        position: Where in the epoch after these to go on from.
-        feed: As in `steps`.
+        begun: Number of epochs that are already done.
+        position: Where to resume within the next epoch; None to begin it.
+        feed: Makes the batches, as in `steps`.
         after_step: Called with the Position after every step.
 
     Yields:
-        (loss, accuracy) after every epoch: means over its steps, an array with an element per exit; scalars for main.
+        (loss, accuracy) after every epoch, each a mean over its steps: an array (exits,), or a scalar for the baseline.
+
+    Raises:
+        ValueError: num_epoch is below 0, or as in `steps`.
     """
     if num_epoch < 0:
         raise ValueError(f'num_epoch is {num_epoch}: it must be 0 or more')
@@ -104,10 +128,11 @@ def epochs(net: BranchyNet, x: np.ndarray, y: np.ndarray, batchsize: int, num_ep
     label = f'training {"main" if main else "exits"}'
     with progress(label=label, total=num_epoch * count, initial=done, unit='step') as bar:
         for _ in range(begun, num_epoch):
-            for position in steps(net, x, y, batchsize, main, position, feed):
+            for reached in steps(net, x, y, batchsize, main, position, feed):
                 bar.update()
                 if after_step:
-                    after_step(position)
+                    after_step(reached)
+                position = reached
             assert position is not None  # an epoch has a step, or was interrupted after its last one
             yield position.means()
             position = None

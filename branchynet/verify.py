@@ -1,23 +1,22 @@
-"""Whether two runs gave the same bits, and where they first differ.
+"""Compares two runs bit by bit, and finds the first difference.
 
-A manifest lists the steps of every run in their order: the data, the weights after every epoch, every output
-array, each with its SHA-256 and numbers that say how far two of them differ. Times are not compared.
+A manifest lists the steps of every run in their order: the data, the weights after every epoch, every output array.
+Each step has a SHA-256, and numbers that show how large a difference is. Times are not compared.
 """
-from __future__ import annotations
 
-from numbers import Real
 import os
-from typing import Any, Iterator, NamedTuple, Optional
+from collections.abc import Iterator
+from numbers import Real
+from typing import Any, NamedTuple, Optional
 
-from branchynet import _chainer  # noqa: F401
-from attrs import define, field
+from branchynet import _chainer, files, schema  # noqa: F401
+
 import attrs
 import numpy as np
+from attrs import define, field
 
-from branchynet import files, schema
-
-FORMAT = 2  # of a manifest
-_MEASURES = ('loss', 'accuracy', 'mean')  # of a step: a number, or one for each exit
+FORMAT = 2  # the version of a manifest's format
+_MEASURES = ('loss', 'accuracy', 'mean')  # the numbers of a step
 
 
 def _numbers(_: object, attribute: attrs.Attribute, value: Any) -> None:
@@ -36,9 +35,11 @@ class Step:
     """A step of a run: an array, or the weights of a net.
 
     Attributes:
-        what: the step's name. sha256: of its bytes.
-        loss, accuracy, mean: numbers (of an array: its mean) that say how far two steps differ; one for each exit
-            where there are several.
+        what: The step's name.
+        sha256: SHA-256 of its bytes.
+        loss: Training loss (nats) of the epoch before the weights; a number, or a list with one for each exit.
+        accuracy: Training accuracy in [0, 1], likewise.
+        mean: Mean of the array.
     """
     what: str
     sha256: str
@@ -52,9 +53,13 @@ class Run:
     """One run of a manifest.
 
     Attributes:
-        settings: by name; they must agree for two runs to be compared.
-        device, environment: of the training. measured_in: the environment of the measurement, where it is recorded.
-        weights_sha256: of the files of trained weights, by their names.
+        name: The run's name.
+        settings: Settings by name. Two runs are compared only if their settings agree.
+        device: The device of the training.
+        environment: The environment of the training, of `provenance.environment`.
+        measured_in: The environment of the measurement; None if it is not recorded.
+        weights_sha256: SHA-256 of each file of trained weights, by file name.
+        steps: The steps in their order; at least one.
     """
     name: str
     settings: dict[str, Any]
@@ -70,8 +75,10 @@ class Manifest:
     """A record of runs, and of the files that they wrote.
 
     Attributes:
-        preset: of the runs; None in a reference.
-        sha256: of every file of the folder, by its path inside it.
+        format: The version of the format.
+        preset: The preset of the runs; None in a reference.
+        runs: The runs, each name once.
+        sha256: SHA-256 of every file of the folder, by the path inside the folder.
     """
     format: int = FORMAT
     preset: Optional[str] = None
@@ -85,31 +92,43 @@ class Manifest:
 
 
 class Comparison(NamedTuple):
-    """One run, as two manifests record it.
+    """The comparison of one run in two manifests.
 
     Attributes:
-        name: of the run.
-        count: steps compared.
-        difference: the first step that differs, None where all are the same.
-        worst: how far numbers differ at most, relative where they are above 1; inf where that cannot be said.
-        causes: the entries that differ in the environments, as 'numpy 2.4.6 / 2.2.6'.
+        name: The run's name.
+        steps: The number of steps that were compared.
+        difference: The first step that differs; None if all are the same.
+        worst: The largest difference of numbers, relative for numbers above 1; inf if it is unknown.
+        causes: The entries of the environments that differ, such as 'numpy: 2.4.6 / 2.2.6'.
     """
+
     name: str
-    count: int
+    steps: int
     difference: Optional[str]
     worst: float
     causes: list[str]
 
     def passes(self, tolerance: float) -> bool:
-        """Whether the bits are the same, or, where a tolerance above 0 is given, numbers near each other."""
-        return self.difference is None or tolerance > 0 and self.worst <= tolerance
+        """Whether the bits are the same or, with a tolerance above 0, all numbers agree within it.
+
+        Args:
+            tolerance: The largest difference allowed, as in ``worst``.
+        """
+        return self.difference is None or (tolerance > 0 and self.worst <= tolerance)
 
 
 def read(path: str) -> Manifest:
-    """Reads the manifest of a results folder, or of a file.
+    """Reads a manifest, and checks the files that it lists.
+
+    Args:
+        path: A results folder, or a manifest's file, whose folder is not checked.
+
+    Returns:
+        The manifest.
 
     Raises:
-        OSError: it is missing, damaged or of another version; or a file of the folder is not the one that it lists.
+        OSError: The manifest is missing, damaged or has another format; or a file of the folder is missing or is not
+            the one that the manifest lists.
     """
     manifest = os.path.join(path, 'manifest.json') if os.path.isdir(path) else path
     content = schema.read_json(manifest, 'a results folder or a manifest')
@@ -125,7 +144,15 @@ def read(path: str) -> Manifest:
 
 
 def write(path: str, manifest: Manifest) -> None:
-    """Writes a manifest, whole or not at all."""
+    """Writes a manifest, atomically.
+
+    Args:
+        path: Path of the file.
+        manifest: The manifest.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     schema.write(path, {'format': FORMAT, **schema.unstructure(manifest)})
 
 
@@ -141,8 +168,15 @@ def _check_files(folder: str, sha256s: dict[str, str]) -> None:
 def compare(a: Manifest, b: Manifest) -> list[Comparison]:
     """Compares every run that two manifests share.
 
+    Args:
+        a: One manifest.
+        b: The other.
+
+    Returns:
+        One Comparison for each run, in the order of ``a``.
+
     Raises:
-        ValueError: they share none, or one with other settings.
+        ValueError: The manifests share no run, or the settings of a run differ.
     """
     others = {run.name: run for run in b.runs}
     shared = [(run, others[run.name]) for run in a.runs if run.name in others]
@@ -153,7 +187,12 @@ def compare(a: Manifest, b: Manifest) -> list[Comparison]:
 
 
 def left_out(a: Manifest, b: Manifest) -> Iterator[str]:
-    """Yields a line on every run that only one of two manifests has."""
+    """Yields a line about every run that only one of two manifests has.
+
+    Args:
+        a: One manifest.
+        b: The other.
+    """
     names = [[run.name for run in manifest.runs] for manifest in (a, b)]
     for which, mine, others in zip('AB', names, reversed(names)):
         yield from (f'{name}: not compared, as only {which} has it' for name in mine if name not in others)
@@ -170,11 +209,11 @@ def _compare(a: Run, b: Run) -> Comparison:
     if different:
         first, worst = different[0][0].what, max(_distance(p, q) for p, q in different)
     if len(a.steps) != len(b.steps):
-        worst = np.inf  # no number says how far a run is from one that was cut short
+        worst = np.inf  # no number measures the difference from a run that was cut short
         first = first or f'{max(a.steps, b.steps, key=len)[len(pairs)].what}, which only one run has'
     diverged = [step.what for step in [*a.steps, *b.steps] if not _is_finite(step)]
     if diverged:
-        worst = np.inf  # equal bits or not: a run that diverged vouches for nothing
+        worst = np.inf  # even if the bits are equal: a run that diverged confirms nothing
         first = first or f'{diverged[0]}, which has NaN or infinity'
     return Comparison(a.name, len(pairs), first, worst, _causes(a, b))
 
@@ -185,7 +224,7 @@ def _is_finite(step: Step) -> bool:
 
 
 def _distance(p: Step, q: Step) -> float:
-    """How far the numbers of two steps differ; inf where that cannot be said."""
+    """The largest difference of the numbers of two steps; inf if it is unknown."""
     worst = -np.inf
     for key in _MEASURES:
         here, there = getattr(p, key), getattr(q, key)
@@ -204,7 +243,7 @@ def _causes(a: Run, b: Run) -> list[str]:
 
 
 def _short(a: Any, b: Any) -> tuple[Any, Any]:
-    """Two values; of dicts, the entries in which they differ."""
+    """Two values; if they are dicts, only the entries in which they differ."""
     if isinstance(a, dict) and isinstance(b, dict):
         keys = [key for key in {**a, **b} if a.get(key) != b.get(key)]
         return {key: a.get(key) for key in keys}, {key: b.get(key) for key in keys}
@@ -212,10 +251,15 @@ def _short(a: Any, b: Any) -> tuple[Any, Any]:
 
 
 def lines(comparisons: list[Comparison], tolerance: float) -> Iterator[str]:
-    """Yields a line on each comparison and one on each possible cause of a difference."""
+    """Yields a line about each comparison, and one about each possible cause of a difference.
+
+    Args:
+        comparisons: Comparisons of `compare`.
+        tolerance: The largest difference of numbers allowed; 0 allows none.
+    """
     for c in comparisons:
         if c.difference is None:
-            yield f'{c.name}: identical ({c.count} steps)'
+            yield f'{c.name}: identical ({c.steps} steps)'
             continue
         verdict = f'the same within {tolerance:g}' if c.passes(tolerance) else 'different'
         distance = 'where no number says how far' if np.isinf(c.worst) else f'numbers by up to {c.worst:.3g}'

@@ -1,4 +1,4 @@
-"""The data sets of the paper, each module a get_data()."""
+"""The data sets of the paper. Each module has a function get_data()."""
 
 from branchynet import _names
 

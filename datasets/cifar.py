@@ -1,39 +1,61 @@
-"""CIFAR-10 and CIFAR-100 as they are published: a binary and a Python version, in an archive or unpacked.
+"""Readers of CIFAR-10 and CIFAR-100 as published: a binary and a Python version, in an archive or unpacked.
 
-A version is described by a dict:
+A version is described by a dict (`Version`):
 
-======= ================================================================================
-archive name of its .tar.gz file
-md5     the archive's MD5, as published
+======= ====================================================================================
+archive name of the .tar.gz file
+md5     MD5 of the archive, as published
 folder  the folder that the archive unpacks to
-files   {file name: its MD5 or SHA-256}, or None where neither is published
-decode  makes records of a file's content: uint8 (N, 3073), a label and 3 x 32 x 32 pixels
-======= ================================================================================
+files   {file name: MD5 or SHA-256 of the file; None if neither is published}
+decode  function from a file's content to records: uint8 (N, 3073), a label and 3 x 32 x 32 pixels
+======= ====================================================================================
 """
+
+from __future__ import annotations
 
 import io
 import os
 import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypedDict
 
 from branchynet.datasets import folder
 
 import numpy as np
 
 URL = 'https://www.cs.toronto.edu/~kriz/'
-PIXELS = 3 * 32 * 32
+PIXELS = 3 * 32 * 32  # numbers of an image
+# What the pickles of the published files may name.
 PICKLED = 'numpy.core.multiarray _reconstruct', 'numpy ndarray', 'numpy dtype'
 
+# (x_train, y_train, x_test, y_test)
+Data = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
-def read(name, versions):
-    """Records of a data set, from the first archive or folder of a version that is there.
 
-    Where there is none, the archive of the first version is downloaded.
+class Version(TypedDict):
+    """One of the forms in which a data set is published; the module's docstring explains the keys."""
+
+    archive: str
+    md5: str
+    folder: str
+    files: dict[str, Any]
+    decode: Callable[[bytes], np.ndarray]
+
+
+def read(name: str, versions: Sequence[Version]) -> list[np.ndarray]:
+    """Reads the records of a data set from the first archive or folder that exists.
+
+    If none exists, the archive of the first version is downloaded.
+
+    Args:
+        name: Folder of the data set inside the data folder.
+        versions: The versions, in the order of preference.
 
     Returns:
-        list of uint8 (N, 3073), in the order of the version's files.
+        The records of each file of the version, uint8 (N, 3073).
 
     Raises:
-        OSError: a file is damaged, or missing and not to be had; one line that says how to mend it.
+        OSError: A file is damaged, or is missing and cannot be downloaded; one line that says how to repair it.
     """
     with folder.mended_by_download(name):
         version, path = find(name, versions)
@@ -43,79 +65,139 @@ def read(name, versions):
         return [version['decode'](content) for content in _contents(version, path)]
 
 
-def find(name, versions):
-    """(version, path) of the first archive or folder of a version that is there; (None, None) where none is."""
+def find(name: str, versions: Sequence[Version]) -> tuple[Version, str] | tuple[None, None]:
+    """Finds the first archive or folder of a data set that exists.
+
+    Args:
+        name: Folder of the data set inside the data folder.
+        versions: The versions, in the order of preference; archives come before folders.
+
+    Returns:
+        (version, path), or (None, None) if no version exists.
+    """
     there = [(version, archive_path(name, version)) for version in versions]
-    # An unpacked file is read only where its digest is known.
+    # An unpacked file is read only if its digest is known.
     there += [
         (version, os.path.join(folder.root(), name, version['folder']))
         for version in versions
         if all(version['files'].values())
     ]
-    return next((pair for pair in there if os.path.exists(pair[1])), (None, None))
+    for version, path in there:
+        if os.path.exists(path):
+            return version, path
+    return None, None
 
 
-def download(name, versions):
-    """Downloads the archive of the first version, unless the data set is there and whole.
+def download(name: str, versions: Sequence[Version]) -> None:
+    """Downloads the archive of the first version, unless the data set is complete.
+
+    Args:
+        name: Folder of the data set inside the data folder.
+        versions: The versions, in the order of preference.
 
     Raises:
-        OSError: it is not to be had.
+        OSError: The archive cannot be downloaded.
     """
     try:
         if find(name, versions)[1] is not None:
             read(name, versions)
             return
     except OSError:
-        pass  # damaged: the archive that is downloaded is looked for first
+        pass  # damaged: the new archive will be found before it
     _download(name, versions[0])
 
 
-def inspect(name, versions):
-    """Yields (what is there, None) for a data set that is whole, else ('', the error)."""
+def inspect(name: str, versions: Sequence[Version]) -> Iterator[tuple[str, OSError | None]]:
+    """Checks a data set.
+
+    Args:
+        name: Folder of the data set inside the data folder.
+        versions: The versions, in the order of preference.
+
+    Yields:
+        (a line for the user, None) if the data set is complete, else ('', the error).
+    """
     version, path = find(name, versions)
     try:
-        if path is None:
+        if version is None or path is None:
             raise FileNotFoundError('there is no {}'.format(' or '.join(archive_path(name, v) for v in versions)))
         list(_contents(version, path))
-        yield path + ' holds all of it', None
+        yield f'{path} holds all of it', None
     except OSError as e:
         yield '', e
 
 
-def archive_path(name, version):
-    """Where the data folder holds the archive of a version."""
+def archive_path(name: str, version: Version) -> str:
+    """Returns the path of a version's archive in the data folder.
+
+    Args:
+        name: Folder of the data set inside the data folder.
+        version: The version.
+    """
     return os.path.join(folder.root(), name, version['archive'])
 
 
-def decode_binary(content, label_bytes=1):
-    """Records of the binary version; CIFAR-100 has 2 bytes of labels, of which the last is the fine one."""
+def decode_binary(content: bytes, label_bytes: int = 1) -> np.ndarray:
+    """Decodes a file of the binary version.
+
+    Args:
+        content: Content of the file.
+        label_bytes: Bytes of labels of each record, of which the last is kept. CIFAR-100 has 2; the last is the fine
+            label.
+
+    Returns:
+        Records, uint8 (N, 3073).
+    """
     records = np.frombuffer(content, np.uint8).reshape(-1, label_bytes + PIXELS)
     return records[:, label_bytes - 1 :]
 
 
-def decode_python(content, label_key=b'labels'):
-    """Records of the Python version, a pickled dict of labels and pixels.
+def decode_python(content: bytes, label_key: bytes = b'labels') -> np.ndarray:
+    """Decodes a file of the Python version, a pickled dict of labels and pixels.
+
+    Args:
+        content: Content of the file.
+        label_key: Key of the labels in the dict.
+
+    Returns:
+        Records, uint8 (N, 3073).
 
     Raises:
-        pickle.UnpicklingError: it holds anything but NumPy arrays, bytes, str, dict, list and int.
+        pickle.UnpicklingError: The pickle holds objects other than NumPy arrays, bytes, str, dict, list and int.
     """
     batch = _unpickle(content)
     return np.concatenate([np.array(batch[label_key], np.uint8)[:, None], batch[b'data']], axis=1)
 
 
-def split(records, test_records):
-    """(x_train, y_train, x_test, y_test) of records: x uint8 (N, 3, 32, 32), y int32 (N,)."""
-    parts = []
+def split(records: np.ndarray, test_records: np.ndarray) -> Data:
+    """Splits records into images and labels.
+
+    Args:
+        records: Training records, uint8 (N, 3073).
+        test_records: Test records, uint8 (M, 3073).
+
+    Returns:
+        (x_train, y_train, x_test, y_test): x uint8 (N, 3, 32, 32), y int32 (N,).
+    """
+    parts: list[np.ndarray] = []
     for part in records, test_records:
         parts += [part[:, 1:].reshape(-1, 3, 32, 32), part[:, 0].astype(np.int32)]
-    return tuple(parts)
+    x_train, y_train, x_test, y_test = parts
+    return x_train, y_train, x_test, y_test
 
 
-def of_classes(data, numclasses):
-    """The samples of (x_train, y_train, x_test, y_test) whose label is below numclasses.
+def of_classes(data: Data, numclasses: int) -> Data:
+    """Selects the samples of the first classes.
+
+    Args:
+        data: (x_train, y_train, x_test, y_test).
+        numclasses: Number of classes; samples with labels below it are kept.
+
+    Returns:
+        (x_train, y_train, x_test, y_test) of these samples.
 
     Raises:
-        ValueError: there are not that many classes.
+        ValueError: numclasses is below 1, or above the number of classes of the data set.
     """
     x_train, y_train, x_test, y_test = data
     classes = y_train.max() + 1
@@ -125,29 +207,30 @@ def of_classes(data, numclasses):
     return x_train[train], y_train[train], x_test[test], y_test[test]
 
 
-def _download(name, version):
+def _download(name: str, version: Version) -> str:
     path = archive_path(name, version)
     folder.download(URL + version['archive'], path, version['md5'])
     return path
 
 
-def _contents(version, path):
-    """Contents of the files of a version's archive or folder, checked, one by one."""
+def _contents(version: Version, path: str) -> Iterable[bytes]:
+    """The contents of the files of a version's archive or folder; each is checked."""
     if path.endswith(version['archive']):
-        # Names in an archive have slashes on every system.
+        # Names inside an archive have slashes on every system.
         members = [version['folder'] + '/' + file for file in version['files']]
         found = folder.read_archive(path, version['md5'], members)
         return [found[member] for member in members]
     return (folder.read(os.path.join(path, file), expected) for file, expected in version['files'].items())
 
 
-def _unpickle(content):
-    # Loading a pickle calls whatever it names; what the published files name makes arrays.
+def _unpickle(content: bytes) -> Any:
+    # Loading a pickle calls the functions that it names. Only those are admitted that the published files need to make
+    # arrays.
     reconstruct = np.empty(0).__reduce__()[0]
     admitted = dict(zip(PICKLED, (reconstruct, np.ndarray, np.dtype)))
 
     class Unpickler(pickle.Unpickler):
-        def find_class(self, module, name):
+        def find_class(self, module: str, name: str) -> Any:
             called = f'{module} {name}'
             if called not in admitted:
                 raise pickle.UnpicklingError(

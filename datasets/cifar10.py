@@ -1,13 +1,16 @@
-"""CIFAR-10 (Krizhevsky): 50,000 + 10,000 photographs of 32 x 32 pixels in 10 classes."""
+"""CIFAR-10 (Krizhevsky 2009): 50,000 training and 10,000 test photographs of 32 x 32 pixels in 10 classes."""
+
+from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 
 from branchynet.datasets import cifar, recipes
 
 import numpy as np
 
 NAME = 'cifar10'
-# SHA-256 of every batch's records (label, pixels), which are the bytes of the binary version's files.
+# SHA-256 of the records (label, pixels) of every batch. The files of the binary version have the same bytes.
 BATCHES = {
     'data_batch_1': 'cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5',
     'data_batch_2': 'a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed',
@@ -16,12 +19,12 @@ BATCHES = {
     'data_batch_5': '755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add',
     'test_batch': '8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b',
 }
-VERSIONS = [
+VERSIONS: list[cifar.Version] = [
     {
         'archive': 'cifar-10-binary.tar.gz',
         'md5': 'c32a1d4ab5d03f1284b67883e8d87530',
         'folder': 'cifar-10-batches-bin',
-        'files': {batch + '.bin': sha256 for batch, sha256 in BATCHES.items()},
+        'files': {f'{batch}.bin': sha256 for batch, sha256 in BATCHES.items()},
         'decode': cifar.decode_binary,
     },
     {
@@ -41,12 +44,12 @@ VERSIONS = [
 ]
 
 
-def get_data(whitening=1):
-    """Training and test images and labels, from the data folder; downloaded into it if absent.
+def get_data(whitening: int = 1) -> cifar.Data:
+    """Reads the images and labels from the data folder. If they are missing, they are downloaded first.
 
     Args:
-        whitening: ZCA whitening from the training images' covariance, then each image scaled to [0, 1]; takes
-            minutes. Without it the pixels are divided by 255.
+        whitening: If true, the images are whitened by the ZCA of the training images, and each image is scaled to
+            [0, 1], which takes minutes. Otherwise the pixels are divided by 255.
 
     Returns:
         (x_train, y_train, x_test, y_test):
@@ -59,35 +62,57 @@ def get_data(whitening=1):
         ======= ===================== ======= ========
 
     Raises:
-        OSError: a file is damaged, or missing and not to be had.
+        OSError: A file is damaged, or is missing and cannot be downloaded.
     """
     return recipes.apply('zca' if whitening else 'scaled', read())
 
 
-def get_data_dev(numclasses=2):
-    """What get_data returns, of the classes below ``numclasses`` alone."""
+def get_data_dev(numclasses: int = 2) -> cifar.Data:
+    """Returns the data of `get_data` for the first classes only.
+
+    Args:
+        numclasses: Number of classes.
+
+    Returns:
+        (x_train, y_train, x_test, y_test) of the samples whose labels are below ``numclasses``.
+
+    Raises:
+        ValueError: numclasses is below 1, or above the number of classes.
+        OSError: As of `get_data`.
+    """
     return cifar.of_classes(get_data(), numclasses)
 
 
-def read():
-    """As get_data, with the images as they are published: uint8.
+def read() -> cifar.Data:
+    """Reads the images as published; if they are missing, they are downloaded first.
+
+    Returns:
+        (x_train, y_train, x_test, y_test) as of `get_data`, but x is uint8.
 
     Raises:
-        OSError: a file is damaged, or missing and not to be had.
+        OSError: A file is damaged, or is missing and cannot be downloaded.
     """
     records = cifar.read(NAME, VERSIONS)
     for (batch, sha256), part in zip(BATCHES.items(), records):
-        found = hashlib.sha256(np.ascontiguousarray(part)).hexdigest()
+        found = hashlib.sha256(np.ascontiguousarray(part).data).hexdigest()
         if found != sha256:
             raise OSError(f"CIFAR-10's {batch} has records of SHA-256 {found}: expected {sha256}")
     return cifar.split(np.concatenate(records[:-1]), records[-1])
 
 
-def download():
-    """Downloads the data set unless it is there and whole. Raises OSError where it cannot be had."""
+def download() -> None:
+    """Downloads the data set, unless it is complete.
+
+    Raises:
+        OSError: The archive cannot be downloaded.
+    """
     cifar.download(NAME, VERSIONS)
 
 
-def inspect():
-    """Yields (what is there, None) where the data set is whole, else ('', the error)."""
+def inspect() -> Iterator[tuple[str, OSError | None]]:
+    """Checks the data set.
+
+    Yields:
+        (a line for the user, None) if the data set is complete, else ('', the error).
+    """
     return cifar.inspect(NAME, VERSIONS)

@@ -1,11 +1,14 @@
-"""CIFAR-100 (Krizhevsky), fine labels, with global contrast normalisation."""
+"""CIFAR-100 (Krizhevsky 2009) with fine labels and global contrast normalisation."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
 from functools import partial
 
 from branchynet.datasets import cifar, recipes
 
 NAME = 'cifar100'
-VERSIONS = [
+VERSIONS: list[cifar.Version] = [
     {
         'archive': 'cifar-100-python.tar.gz',
         'md5': 'eb9058c3a382ffc7106e4002c42a8d85',
@@ -23,8 +26,8 @@ VERSIONS = [
 ]
 
 
-def get_data():
-    """Training and test images and fine labels, normalised as by cifar10gcn; downloaded if absent.
+def get_data() -> cifar.Data:
+    """Reads the images, normalised as by cifar10gcn, and the fine labels. If missing, they are downloaded first.
 
     Returns:
         (x_train, y_train, x_test, y_test):
@@ -37,21 +40,40 @@ def get_data():
         ======= ===================== ======= ========================================
 
     Raises:
-        OSError: a file is damaged, or missing and not to be had.
+        OSError: A file is damaged, or is missing and cannot be downloaded.
     """
     return recipes.apply('gcn', cifar.split(*cifar.read(NAME, VERSIONS)))
 
 
-def get_data_dev(numclasses=2):
-    """What get_data returns, of the classes below ``numclasses`` alone."""
+def get_data_dev(numclasses: int = 2) -> cifar.Data:
+    """Returns the data of `get_data` for the first classes only.
+
+    Args:
+        numclasses: Number of classes.
+
+    Returns:
+        (x_train, y_train, x_test, y_test) of the samples whose labels are below ``numclasses``.
+
+    Raises:
+        ValueError: numclasses is below 1, or above the number of classes.
+        OSError: As of `get_data`.
+    """
     return cifar.of_classes(get_data(), numclasses)
 
 
-def download():
-    """Downloads the data set unless it is there and whole. Raises OSError where it cannot be had."""
+def download() -> None:
+    """Downloads the data set, unless it is complete.
+
+    Raises:
+        OSError: The archive cannot be downloaded.
+    """
     cifar.download(NAME, VERSIONS)
 
 
-def inspect():
-    """Yields (what is there, None) where the data set is whole, else ('', the error)."""
+def inspect() -> Iterator[tuple[str, OSError | None]]:
+    """Checks the data set.
+
+    Yields:
+        (a line for the user, None) if the data set is complete, else ('', the error).
+    """
     return cifar.inspect(NAME, VERSIONS)

@@ -1,10 +1,15 @@
 """CIFAR-10 with global contrast normalisation."""
 
+from __future__ import annotations
+
 from branchynet.datasets import cifar, cifar10, recipes
 
 
-def get_data():
-    """Training and test images and labels: /255, minus the mean training image, over each image's deviation.
+def get_data() -> cifar.Data:
+    """Reads the images and labels of CIFAR-10. If they are missing, they are downloaded first.
+
+    Pixels are divided by 255; then the mean training image is subtracted from each image, and the image is divided by
+    its standard deviation.
 
     Returns:
         (x_train, y_train, x_test, y_test):
@@ -17,11 +22,22 @@ def get_data():
         ======= ===================== ======= ========================================
 
     Raises:
-        OSError: a file is damaged, or missing and not to be had.
+        OSError: A file is damaged, or is missing and cannot be downloaded.
     """
     return recipes.apply('gcn', cifar10.read())
 
 
-def get_data_dev(numclasses=2):
-    """What get_data returns, of the classes below ``numclasses`` alone."""
+def get_data_dev(numclasses: int = 2) -> cifar.Data:
+    """Returns the data of `get_data` for the first classes only.
+
+    Args:
+        numclasses: Number of classes.
+
+    Returns:
+        (x_train, y_train, x_test, y_test) of the samples whose labels are below ``numclasses``.
+
+    Raises:
+        ValueError: numclasses is below 1, or above the number of classes.
+        OSError: As of `get_data`.
+    """
     return cifar.of_classes(get_data(), numclasses)

@@ -1,4 +1,4 @@
-"""MNIST (LeCun, Cortes, Burges): 60,000 + 10,000 images of handwritten digits, which come with the package."""
+"""MNIST (LeCun, Cortes, Burges): 60,000 training and 10,000 test images of digits, which are part of the package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from branchynet.datasets import folder
 
 import numpy as np
 
-# Content's SHA-256, and shape.
+# By file: the SHA-256 of the unpacked content, and the shape of the array.
 FILES: dict[str, tuple[str, tuple[int, ...]]] = {
     'train-images-idx3-ubyte.gz': (
         'ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db',
@@ -26,7 +26,7 @@ FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data', 'mnist
 
 
 def get_data() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Training and test images and labels.
+    """Reads the images and labels.
 
     Returns:
         (x_train, y_train, x_test, y_test):
@@ -39,7 +39,7 @@ def get_data() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         ======= ================== ======= ========
 
     Raises:
-        OSError: a file of the package is damaged or missing.
+        OSError: A file of the package is damaged or missing.
     """
     x_train, y_train, x_test, y_test = [_read(name) for name in FILES]
     return _scaled(x_train), y_train.astype(np.int32), _scaled(x_test), y_test.astype(np.int32)
@@ -49,7 +49,7 @@ def download() -> None:
     """Checks the package's files: there is nothing to download.
 
     Raises:
-        OSError: a file of the package is damaged or missing.
+        OSError: A file of the package is damaged or missing.
     """
     for name in FILES:
         _content(name)
@@ -59,7 +59,7 @@ def inspect() -> Iterator[tuple[str, OSError | None]]:
     """Checks every file.
 
     Yields:
-        (a line for the user, None) for a file that is whole, else ('', the error).
+        For each file (a line for the user, None) if it is undamaged, else ('', the error).
     """
     for name in FILES:
         try:
@@ -70,7 +70,11 @@ def inspect() -> Iterator[tuple[str, OSError | None]]:
 
 
 def path(name: str) -> str:
-    """Path of a file of the package."""
+    """Returns the path of a file of the package.
+
+    Args:
+        name: A name of FILES.
+    """
     return os.path.join(FOLDER, name)
 
 

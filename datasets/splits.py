@@ -1,4 +1,4 @@
-"""Splits of a data set that keep the shares of its classes."""
+"""Random splits of a data set that keep the shares of the classes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ def stratified(y: np.ndarray, held_out: int | float, seed: int) -> tuple[np.ndar
     The same arguments give the same split.
 
     Args:
-        y: int (N,), the labels.
-        held_out: how many samples to hold out: their number (int), or their share in (0, 1) (float).
-        seed: of the random choice.
+        y: Labels, int (N,).
+        held_out: Size of the held-out part: a number of samples (int), or a share in (0, 1) (float).
+        seed: Seed of the random choice.
 
     Returns:
-        (kept, held): int arrays of indices in rising order; together they hold 0 to N - 1, each once.
+        (kept, held): int arrays of indices in increasing order. Together they hold each of 0 to N - 1 once.
 
     Raises:
-        ValueError: a part would have fewer samples than there are classes, or a class has a single sample.
+        ValueError: A part would have fewer samples than there are classes, or a class has a single sample.
     """
     from sklearn.model_selection import train_test_split  # half a second, which other imports need not wait for
 

@@ -1,11 +1,11 @@
 """Shows, with or without a GPU, that CUDA's libraries load from the locked wheels and that a kernel compiles."""
 import branchynet  # noqa: F401  before CuPy: it loads CUDA's libraries
-from chainer.backends import cuda
+from branchynet import devices
+
 import cupy
+from chainer.backends import cuda
 from cupy.cuda import compiler
 from cupy_backends.cuda.libs import cudnn, nvrtc
-
-from branchynet import devices
 
 KERNEL = '#include <cuda_fp16.h>\nextern "C" __global__ void halve(__half* x) { *x = __hmul(*x, __half(.5f)); }'
 

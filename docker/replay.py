@@ -222,7 +222,7 @@ def host_settings():
 
 def output_of(command):
     """What a command prints; nothing where it fails."""
-    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, universal_newlines=True).stdout
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
 
 
 PROXIES = {'http_proxy', 'https_proxy', 'ftp_proxy', 'no_proxy', 'all_proxy'}

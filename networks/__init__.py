@@ -1,4 +1,4 @@
-"""The networks of the paper, each module a get_network()."""
+"""The networks of the paper. Each module has a function get_network()."""
 
 from branchynet import _names
 

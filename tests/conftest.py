@@ -1,11 +1,11 @@
 """What every test needs: Chainer's mode put back, skips with their reasons, real images."""
 import branchynet  # noqa: F401
-import chainer
-import pytest
-
 from branchynet import devices
 from branchynet.cpu import onednn
 from branchynet.datasets import mnist
+
+import chainer
+import pytest
 
 
 def pytest_collection_modifyitems(items):

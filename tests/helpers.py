@@ -1,11 +1,11 @@
 """A small net, its data, and comparisons that several test files make."""
 import branchynet
+from branchynet.datasets import cifar, cifar10
+
 import chainer.functions as F
 import chainer.links as L
 import numpy as np
 import pytest
-
-from branchynet.datasets import cifar, cifar10
 
 needs_cifar10 = pytest.mark.skipif(
     cifar.find('cifar10', cifar10.VERSIONS)[1] is None, reason='needs CIFAR-10 in the data folder')
