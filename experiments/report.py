@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from branchynet.experiments import NETWORKS, PRESETS, claims, intervals, pages
 from branchynet.experiments.claims import FAIL, NOT_RUN, PASS, Claim, Verdict
 from branchynet.experiments.figures import Drawn
-from branchynet.experiments.results import Environment, NetworkRun, Pairs, Results
+from branchynet.experiments.results import DISAGREEMENT_PERCENT, Environment, NetworkRun, Pairs, Results
 
 import numpy as np
 
@@ -352,13 +352,18 @@ def _network(name: str, seeds: Sequence[NetworkRun], results: Results) -> list[p
 
 
 def _disagreements(run: NetworkRun) -> Iterator[str]:
-    """A line on the settings whose composed times are off their direct ones, where there are any."""
-    off = run.measurement.disagreements()
-    if off:
-        settings = ', '.join(f'{name} setting by {percent:.0f} %' for name, percent in off.items())
+    """A text on the settings whose composed and direct times differ; none if they agree."""
+    found = run.measurement.disagreements()
+    if found:
+        times = '; '.join(
+            f'{name} setting, {one.clock} clock: composed {one.composed_ms:.3f} ms, measured {one.direct_ms:.3f} ms'
+            for name, one in found.items()
+        )
         yield (
-            f'**Seed {run.seed}: the times that the sweep composes are off those of settings run by themselves** '
-            f'({settings}): another process disturbed the measurement, and `branchynet measure` repeats it.'
+            f'**Seed {run.seed}: composed times differ from directly measured ones by more than '
+            f'{DISAGREEMENT_PERCENT} %** ({times}). A composed time adds up times of single stages, which come from an '
+            'earlier pass over the first 1000 test images, and can leave out part of the cost of the call itself. To '
+            'measure both again, run `branchynet measure DIR` on a quiet machine.'
         )
 
 

@@ -3,14 +3,15 @@
     results = read('results/lenet_mnist_quick')
     results.experiments['lenet_mnist'][0].measurement.measured.knee.accuracy_percent
 
-A seed's record has two parts. `training` says how the weights came about and is never changed. `measurement` says
-how well and how fast they classify; `branchynet measure` makes it again from the weights.
+The record of a seed has two parts. `training` is the history of its weights and never changes. `measurement` is the
+accuracy and the speed of these weights; `branchynet measure` makes it again from them.
+
+The annotations say `Optional[...]`, not `... | None`: cattrs evaluates them, and Python 3.9 cannot evaluate the latter.
 """
 from __future__ import annotations
 
-from functools import partial
 import os
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import attrs
 from attrs import define, field
@@ -21,9 +22,7 @@ from branchynet.experiments import NAMES, NETWORKS, PRESETS
 
 FORMAT = 2
 NAME = 'results.json'
-DISAGREEMENT_PERCENT = 10  # between composed and direct times, from which a run is said to disagree with itself
-
-record = partial(define, kw_only=True)
+DISAGREEMENT_PERCENT = 10  # between composed and direct times; reports name settings that are above it
 
 
 def _positive(_: object, attribute: attrs.Attribute, value: float) -> None:
@@ -38,39 +37,32 @@ def _percentage(_: object, attribute: attrs.Attribute, value: float) -> None:
 
 def _not_empty(_: object, attribute: attrs.Attribute, value: Any) -> None:
     if not value:
-        raise ValueError(f'has no {attribute.name}: expected one at least')
+        raise ValueError(f'has no {attribute.name}: expected at least one')
 
 
-def _percent(**kwargs: Any) -> Any:
-    return field(validator=_percentage, **kwargs)
+_PERCENTAGES = [_not_empty, deep_iterable(_percentage)]
 
 
-def _percents() -> Any:
-    return field(validator=[_not_empty, deep_iterable(_percentage)])
-
-
-def _above_zero() -> Any:
-    return field(validator=_positive)
-
-
-@record
+@define(kw_only=True)
 class Blas:
-    """A library with threads of its own, as threadpoolctl describes it."""
+    """A library that has its own threads, as threadpoolctl describes it."""
     internal_api: str
     version: Optional[str]
     architecture: Optional[str]
     num_threads: int
 
 
-@record
+@define(kw_only=True)
 class Environment:
-    """The machine, the libraries and the code that figures came from; None where something is absent or unknown.
+    """The machine, the libraries and the code that made the figures; None where something is absent or unknown.
 
     Attributes:
-        commit: of the code. tree: 'clean' or 'dirty'.
-        code_sha256: over the package's files, which the commit describes only in a clean tree.
+        commit: the commit of the code.
+        tree: 'clean' or 'dirty'.
+        code_sha256: over the package's files, which the commit describes only if the tree is clean.
         packages: versions by name.
-        profile: the bit profile in place. threads: of branchynet.cpu.
+        profile: the bit profile in place.
+        threads: the number of threads of branchynet.cpu.
         command: the command line.
     """
     commit: Optional[str]
@@ -94,7 +86,7 @@ class Environment:
     code_sha256: Optional[str] = None
 
 
-@record
+@define(kw_only=True)
 class MainTraining:
     """The baseline's training, one entry per epoch; loss (nat) and accuracy (share) are means over its batches."""
     loss: list[float] = field(factory=list)
@@ -103,7 +95,7 @@ class MainTraining:
     seconds: float = 0.
 
 
-@record
+@define(kw_only=True)
 class JointTraining:
     """The joint training, one entry per epoch; loss (nat) and accuracy (share) have a number for each exit."""
     loss: list[list[float]] = field(factory=list)
@@ -112,15 +104,24 @@ class JointTraining:
     seconds: float = 0.
 
 
-@record
+@define(kw_only=True)
 class Training:
-    """How a seed's weights came about.
+    """The history of a seed's weights.
 
     Attributes:
-        variant: one of VARIANTS. device: Chainer's name of the device.
-        train_samples: images trained on. data_sha256: over all four arrays of the cut data.
-        main_weights_sha256: of the file with the baseline's weights before joint training; None where it was not
-            kept. weights_sha256: of the file with the final weights; empty until the training ends.
+        variant: one of VARIANTS.
+        device: Chainer's name of the device.
+        main_epochs: epochs of the baseline.
+        joint_epochs: epochs of the joint training.
+        batchsize: images per step.
+        train_samples: number of training images.
+        data_sha256: over all four arrays of the cut data.
+        environment: where the training ran.
+        main: the history of the baseline's training.
+        joint: the history of the joint training.
+        main_weights_sha256: of the file with the baseline's weights before joint training; None if that file was not
+            kept.
+        weights_sha256: of the file with the final weights; empty until the training ends.
     """
     variant: str
     device: str
@@ -136,7 +137,11 @@ class Training:
     weights_sha256: str = ''
 
     def check_complete(self) -> None:
-        """Raises ValueError unless all epochs were trained and the weights saved."""
+        """Checks that all epochs were trained and the weights saved.
+
+        Raises:
+            ValueError: they were not; the message names the missing part.
+        """
         for phase, count in (('main', self.main_epochs), ('joint', self.joint_epochs)):
             history = getattr(self, phase)
             for what in 'loss', 'accuracy', 'weights_sha256':
@@ -147,72 +152,81 @@ class Training:
             raise ValueError('has no training.weights_sha256: expected that of the weights file')
 
 
-@record
+@define(kw_only=True)
 class Digest:
-    """An output array's identity: its SHA-256, and its mean, which says how far two arrays differ."""
+    """The identity of an output array: its SHA-256, and its mean, which shows how far two arrays differ."""
     sha256: str
     mean: float
 
 
-@record
+@define(kw_only=True)
 class Timed:
     """Milliseconds per image on one clock, at batch size 1."""
-    mean_ms: float = _above_zero()
-    median_ms: float = _above_zero()
-    p95_ms: float = _above_zero()
+    mean_ms: float = field(validator=_positive)
+    median_ms: float = field(validator=_positive)
+    p95_ms: float = field(validator=_positive)
 
 
-@record
+@define(kw_only=True)
 class Baseline:
     """The baseline network.
 
     Attributes:
         accuracy_percent: of main before joint training, the independent network that the paper describes.
         accuracy_as_released_percent: of main after joint training, as the authors' code measures it.
-        released, whole: times on the two clocks.
+        released: times on the released clock.
+        whole: times on the whole clock.
     """
-    accuracy_percent: float = _percent()
-    accuracy_as_released_percent: float = _percent()
+    accuracy_percent: float = field(validator=_percentage)
+    accuracy_as_released_percent: float = field(validator=_percentage)
     released: Timed
     whole: Timed
 
 
-@record
+@define(kw_only=True)
 class Macs:
-    """Multiply-adds for one image: of the baseline, and of all that runs for an image that leaves at each exit."""
-    main: int = _above_zero()
+    """Multiply-adds for one image.
+
+    Attributes:
+        main: of the baseline.
+        exits: (E,), of everything that runs for an image that leaves at each exit.
+    """
+    main: int = field(validator=_positive)
     exits: list[int] = field(validator=_not_empty)
 
 
-@record
+@define(kw_only=True)
 class Setting:
-    """Thresholds (nat) of all exits but the last, and what they give.
+    """Thresholds and their effect.
 
     Attributes:
-        exit_percent: images that leave at each exit.
-        gain_released, gain_whole: the baseline's mean time over this setting's.
+        thresholds: (E - 1,), nats, of all exits but the last.
+        accuracy_percent: over all test images.
+        exit_percent: (E,), images that leave at each exit.
+        gain_released: the baseline's mean time over this setting's, on the released clock.
+        gain_whole: the same on the whole clock.
         gain_allowed: the baseline's multiply-adds over this setting's at these exit shares.
         efficiency: gain_whole over gain_allowed.
     """
     thresholds: list[float]
-    accuracy_percent: float = _percent()
-    exit_percent: list[float] = _percents()
-    gain_released: float = _above_zero()
-    gain_whole: float = _above_zero()
-    gain_allowed: float = _above_zero()
-    efficiency: float = _above_zero()
+    accuracy_percent: float = field(validator=_percentage)
+    exit_percent: list[float] = field(validator=_PERCENTAGES)
+    gain_released: float = field(validator=_positive)
+    gain_whole: float = field(validator=_positive)
+    gain_allowed: float = field(validator=_positive)
+    efficiency: float = field(validator=_positive)
 
 
-@record
+@define(kw_only=True)
 class SweptSetting(Setting):
-    """A setting of the sweep: its times are composed from the measured times of the stages."""
-    released_ms: float = _above_zero()
-    whole_ms: float = _above_zero()
-    whole_median_ms: float = _above_zero()
-    whole_p95_ms: float = _above_zero()
+    """A setting of the sweep. Its times (ms per image) are composed from the measured times of the stages."""
+    released_ms: float = field(validator=_positive)
+    whole_ms: float = field(validator=_positive)
+    whole_median_ms: float = field(validator=_positive)
+    whole_p95_ms: float = field(validator=_positive)
 
 
-@record
+@define(kw_only=True)
 class Pairs:
     """Images that the BranchyNet and the baseline before joint training classify correctly: both, one, or neither."""
     both_right: int
@@ -221,13 +235,36 @@ class Pairs:
     both_wrong: int
 
 
-@record
+class Disagreement(NamedTuple):
+    """A setting's composed and direct time.
+
+    Attributes:
+        clock: 'released' or 'whole'.
+        composed_ms: mean time per image that the sweep composes.
+        direct_ms: mean time per image of the setting run by itself.
+    """
+
+    clock: str
+    composed_ms: float
+    direct_ms: float
+
+    @property
+    def percent(self) -> float:
+        """The difference in percent of the direct time."""
+        return abs(self.composed_ms / self.direct_ms - 1) * 100
+
+
+@define(kw_only=True)
 class DirectSetting(Setting):
     """A setting that was run by itself, image by image.
 
     Attributes:
-        composed_released_ms, composed_whole_ms: the means that the sweep composes for it; None in converted results
-            whose sweep lacks the setting.
+        released: direct times on the released clock.
+        whole: direct times on the whole clock.
+        images: which of BranchyNet and baseline classifies them correctly.
+        composed_released_ms: the mean that the sweep composes for the released clock; None in converted results whose
+            sweep lacks the setting.
+        composed_whole_ms: the same for the whole clock.
     """
     released: Timed
     whole: Timed
@@ -235,20 +272,28 @@ class DirectSetting(Setting):
     composed_released_ms: Optional[float] = None
     composed_whole_ms: Optional[float] = None
 
+    def disagreements(self) -> list[Disagreement]:
+        """The composed and direct times on each clock that has a composed time."""
+        times = (
+            ('released', self.composed_released_ms, self.released.mean_ms),
+            ('whole', self.composed_whole_ms, self.whole.mean_ms),
+        )
+        return [Disagreement(clock, composed, direct) for clock, composed, direct in times if composed is not None]
+
     def disagreement_percent(self) -> float:
-        """By how much the composed times are off the direct ones, on the clock where it is more."""
-        pairs = (self.composed_released_ms, self.released), (self.composed_whole_ms, self.whole)
-        return max((abs(composed / direct.mean_ms - 1) * 100 for composed, direct in pairs if composed is not None),
-                   default=0.)
+        """The difference between composed and direct time, on the clock where it is larger."""
+        return max((one.percent for one in self.disagreements()), default=0.)
 
 
-@record
+@define(kw_only=True)
 class Measured:
     """The settings that were run by themselves.
 
     Attributes:
-        published: the paper's thresholds. knee: the fastest setting as accurate as the baseline.
-        fastest, slowest: of the sweep; they check its composed times. None in converted results.
+        published: the paper's thresholds.
+        knee: the fastest setting that is at least as accurate as the baseline.
+        fastest: of the sweep, to check its composed times; None in converted results.
+        slowest: of the sweep, for the same purpose.
     """
     published: DirectSetting
     knee: DirectSetting
@@ -256,38 +301,51 @@ class Measured:
     slowest: Optional[DirectSetting] = None
 
     def by_name(self) -> dict[str, DirectSetting]:
-        """The settings that there are, by their names."""
+        """The settings that are not None, by their names."""
         settings = {name: getattr(self, name) for name in ('published', 'knee', 'fastest', 'slowest')}
         return {name: setting for name, setting in settings.items() if setting is not None}
 
 
-@record
+@define(kw_only=True)
 class Exit1Curve:
-    """Figure 4: accuracy and the highest entropy that leaves at exit 1, against the share that leaves there."""
-    exit1_percent: list[float] = _percents()
-    accuracy_percent: list[float] = _percents()
+    """Figure 4: accuracy and the highest entropy that leaves at exit 1, against the share that leaves there.
+
+    Attributes:
+        exit1_percent: (points,), images that leave at exit 1.
+        accuracy_percent: (points,).
+        max_entropy_nat: (points,).
+    """
+    exit1_percent: list[float] = field(validator=_PERCENTAGES)
+    accuracy_percent: list[float] = field(validator=_PERCENTAGES)
     max_entropy_nat: list[float] = field(validator=_not_empty)
 
 
-@record
+@define(kw_only=True)
 class NetworkMeasurement:
-    """How well and how fast a network of the paper and its baseline classify.
+    """Accuracy and speed of a network of the paper and of its baseline.
 
     Attributes:
-        device: Chainer's name of the device. environment: where this was measured.
+        device: Chainer's name of the device.
+        environment: where the measurement ran.
+        test_samples: number of test images.
         compiled: whether the net was compiled for inference.
-        exit_accuracy_percent: of each exit over all images.
-        outputs: digests of what the nets said, by the array's name.
+        baseline: the network without exits.
+        macs: multiply-adds.
+        exit_accuracy_percent: (E,), of each exit over all images.
+        outputs: digests of the output arrays, by name.
+        exit1_curve: figure 4.
+        sweep: all settings.
         knee: the index of a setting in `sweep`.
-        composed_off_percent: by how much composed times are off direct ones, at the setting where it is most.
+        measured: settings that were run by themselves.
+        composed_off_percent: the largest difference between composed and direct times of a setting.
     """
     device: str
     environment: Environment
-    test_samples: int = _above_zero()
+    test_samples: int = field(validator=_positive)
     compiled: bool
     baseline: Baseline
     macs: Macs
-    exit_accuracy_percent: list[float] = _percents()
+    exit_accuracy_percent: list[float] = field(validator=_PERCENTAGES)
     outputs: dict[str, Digest]
     exit1_curve: Exit1Curve
     sweep: list[SweptSetting] = field(validator=_not_empty)
@@ -304,45 +362,61 @@ class NetworkMeasurement:
                 raise ValueError(f'has a setting with thresholds {setting.thresholds} and {len(setting.exit_percent)} '
                                  f'exits: expected {exits - 1} thresholds and {exits} exits')
 
-    def disagreements(self) -> dict[str, float]:
-        """By how many percent composed times are off direct ones, by the setting's name, where it is too much."""
-        off = {name: setting.disagreement_percent() for name, setting in self.measured.by_name().items()}
-        return {name: percent for name, percent in off.items() if percent > DISAGREEMENT_PERCENT}
+    def disagreements(self) -> dict[str, Disagreement]:
+        """The settings whose composed and direct times differ by more than DISAGREEMENT_PERCENT.
+
+        Returns:
+            The times by the setting's name, on the clock where they differ more.
+        """
+        found = {}
+        for name, setting in self.measured.by_name().items():
+            worst = max(setting.disagreements(), key=lambda one: one.percent, default=None)
+            if worst is not None and worst.percent > DISAGREEMENT_PERCENT:
+                found[name] = worst
+        return found
 
 
-@record
+@define(kw_only=True)
 class ComparisonMeasurement:
-    """How well the exits of a comparison's part classify; fields as in NetworkMeasurement."""
+    """Accuracy of the exits of one part of a comparison; the fields are those of NetworkMeasurement."""
     device: str
     environment: Environment
-    test_samples: int = _above_zero()
-    exit_accuracy_percent: list[float] = _percents()
+    test_samples: int = field(validator=_positive)
+    exit_accuracy_percent: list[float] = field(validator=_PERCENTAGES)
     outputs: dict[str, Digest]
 
 
-@record
+@define(kw_only=True)
 class CachePoint:
-    """Loads and stores, and misses of the last-level cache, of one setting; no thresholds: the baseline."""
+    """Cache misses of one setting.
+
+    Attributes:
+        thresholds: (E - 1,), nats; empty for the baseline.
+        runtime_ms: mean time of an image on the whole clock.
+        references: loads and stores.
+        misses: misses of the last-level cache.
+        cache_miss_percent: misses of all loads and stores.
+    """
     thresholds: list[float]
-    runtime_ms: float = _above_zero()
+    runtime_ms: float = field(validator=_positive)
     references: int
     misses: int
     cache_miss_percent: float
 
 
-@record
+@define(kw_only=True)
 class CacheMeasurement:
-    """Figure 6: what a tool counted while images were classified one by one."""
+    """Figure 6: counts of a tool while images were classified one by one."""
     device: str
     environment: Environment
-    test_samples: int = _above_zero()
+    test_samples: int = field(validator=_positive)
     data_sha256: str
     variant: str
     tool: str
     cache: list[CachePoint] = field(validator=_not_empty)
 
 
-@record
+@define(kw_only=True)
 class Run:
     """One seed of one part of an experiment; an experiment without parts has part ''."""
     seed: int
@@ -354,33 +428,34 @@ class Run:
             training.check_complete()
 
 
-@record
+@define(kw_only=True)
 class NetworkRun(Run):
     """A seed of a network of the paper."""
     training: Training
     measurement: NetworkMeasurement
 
 
-@record
+@define(kw_only=True)
 class ComparisonRun(Run):
     """A seed of one part of figure5, loss_weights or initialisation."""
     training: Training
     measurement: ComparisonMeasurement
 
 
-@record
+@define(kw_only=True)
 class CacheRun(Run):
     """A seed of figure6, which counts with weights that alex_cifar10 trained."""
     measurement: CacheMeasurement
 
 
-@record
+@define(kw_only=True)
 class Results:
     """A results folder's figures.
 
     Attributes:
-        preset: one of PRESETS. variant: one of VARIANTS.
-        experiments: lists of runs, a seed each (comparisons: a seed and a part), by the experiment's name.
+        preset: one of PRESETS.
+        variant: one of VARIANTS.
+        experiments: runs by the experiment's name, one for each seed (in comparisons for each seed and part).
     """
     preset: str
     variant: str
@@ -402,8 +477,14 @@ def path_of(folder: str) -> str:
 def read(folder: str) -> Results:
     """Reads a folder's results.json.
 
+    Args:
+        folder: a results folder.
+
+    Returns:
+        The results.
+
     Raises:
-        OSError: it is missing, damaged, of another format, or holds no results.
+        OSError: results.json is missing, is damaged, has another format, or holds no results.
     """
     path = path_of(folder)
     content = schema.read_json(path, 'the results of a run')
@@ -417,7 +498,13 @@ def read(folder: str) -> Results:
 
 
 def from_json(content: Any) -> Results:
-    """Results from the content of a results.json.
+    """Makes results from the content of a results.json.
+
+    Args:
+        content: as json.load gives it.
+
+    Returns:
+        The results.
 
     Raises:
         ValueError: the content is not that of results of this format; the message names the place.
@@ -430,7 +517,7 @@ def from_json(content: Any) -> Results:
     if results.preset not in PRESETS:
         raise ValueError(f'preset is {results.preset}: expected one of {", ".join(PRESETS)}')
     if not isinstance(experiments, dict) or not experiments:
-        raise ValueError('experiments is empty: expected one experiment at least')
+        raise ValueError('experiments is empty: expected at least one experiment')
     for name, runs in experiments.items():
         results.experiments[name] = _runs_from_json(name, runs)
     return results
@@ -440,7 +527,7 @@ def _runs_from_json(name: str, runs: Any) -> list[Any]:
     if name not in NAMES:
         raise ValueError(f'experiments has {name}, which is no experiment: expected some of {", ".join(NAMES)}')
     if not isinstance(runs, list) or not runs:
-        raise ValueError(f'experiments.{name} is empty: expected one seed at least')
+        raise ValueError(f'experiments.{name} is empty: expected at least one seed')
     return [schema.structure(run, run_class(name), f'experiments.{name}[{i}]') for i, run in enumerate(runs)]
 
 
@@ -450,5 +537,10 @@ def to_json(results: Results) -> dict[str, Any]:
 
 
 def write(folder: str, results: Results) -> None:
-    """Writes a folder's results.json, whole or not at all."""
+    """Writes a folder's results.json, whole or not at all.
+
+    Args:
+        folder: a results folder.
+        results: its new content.
+    """
     schema.write(path_of(folder), to_json(results))

@@ -200,7 +200,7 @@ def test_the_page_renders_whole_in_a_browser(example, tmp_path):
     for width in 1280, 400:
         run = subprocess.run(
             [CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--enable-logging=stderr', '--v=0',
-             '--user-data-dir=%s' % (tmp_path / 'profile'), '--window-size=%d,900' % width,
+             f'--user-data-dir={tmp_path / "profile"}', f'--window-size={width},900',
              '--virtual-time-budget=5000', '--dump-dom', probe.as_uri()],
             capture_output=True, text=True, timeout=120)
         assert re.search(r'whole 4 wide false', run.stdout), run.stderr[-2000:]
@@ -276,5 +276,19 @@ def test_what_reproduces_takes_the_best_of_several_folders(example):
     text = report.reproduces([example, better])
     verdicts = claims.check(better)
     for source in 'Table I', 'section VI':
-        counts = [sum(v.status == s and v.claim.source == source for v in verdicts) for s in ('PASS', 'FAIL', 'NOT RUN')]
+        counts = [
+            sum(v.status == status and v.claim.source == source for v in verdicts)
+            for status in ('PASS', 'FAIL', 'NOT RUN')
+        ]
         assert re.search(rf'\| {source} *\| {counts[0]} *\| {counts[1]} *\| {counts[2]} ', text)
+
+
+def test_composed_times_that_differ_from_direct_ones_are_shown_with_both_figures(example):
+    knee = run_of(example).measurement.measured.knee
+    knee.composed_whole_ms, knee.composed_released_ms = 1.0999, 0.4501
+    assert 'composed times differ' not in report.tables(example)
+    knee.composed_whole_ms, knee.composed_released_ms = 1.2, 0.35
+    text = report.tables(example)
+    assert '(knee setting, released clock: composed 0.350 ms, measured 0.500 ms)' in text
+    assert 'cost of the call itself' in text and '`branchynet measure DIR` on a quiet machine' in text
+    assert 'another process' not in text

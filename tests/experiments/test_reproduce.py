@@ -271,7 +271,7 @@ DAMAGED = [
     (mutate('training.joint.weights_sha256', ['a']), 'has 1 epochs of training.joint.weights_sha256: expected 2'),
     (mutate('training.joint.loss', [.5]), 'training.joint.loss[0] is 0.5: expected a list'),
     (mutate('measurement.sweep', 3), 'measurement.sweep is 3: expected a list'),
-    (mutate('measurement.sweep', []), 'measurement has no sweep: expected one at least'),
+    (mutate('measurement.sweep', []), 'measurement has no sweep: expected at least one'),
     (mutate('measurement.baseline', {}), 'measurement.baseline.accuracy_percent is missing'),
     (mutate('measurement.baseline.accuracy_percent', float('nan')), 'measurement.baseline has accuracy_percent nan'),
     (mutate('measurement.sweep.0.accuracy_percent', float('nan')), 'measurement.sweep[0] has accuracy_percent nan'),
