@@ -17,11 +17,13 @@ CHAINER_FIRST = (
 )
 
 
-def chainer_would_fail():
-    """Whether pip is about to build Chainer with a setuptools that lacks pkg_resources, which Chainer's setup.py imports.
+def chainer_would_fail() -> bool:
+    """Whether pip is about to build Chainer with a setuptools that lacks pkg_resources.
 
-    Without a build constraint pip makes every build environment alike, this one included. Only an older pip builds
-    Chainer with the setuptools of the environment that it installs into.
+    Chainer's setup.py imports it.
+
+    Without a build constraint, pip makes all build environments alike, so this one shows what Chainer would get. Only
+    an older pip builds Chainer with the setuptools of the environment that it installs into.
     """
     if 'PIP_BUILD_TRACKER' not in os.environ or importlib.util.find_spec('pkg_resources'):
         return False

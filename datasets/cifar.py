@@ -59,7 +59,7 @@ def read(name: str, versions: Sequence[Version]) -> list[np.ndarray]:
     """
     with folder.mended_by_download(name):
         version, path = find(name, versions)
-        if path is None:
+        if version is None or path is None:
             version = versions[0]
             path = _download(name, version)
         return [version['decode'](content) for content in _contents(version, path)]

@@ -1,4 +1,6 @@
-"""The data folder: where files are found, checked before use, and downloaded."""
+"""The data folder: its place, and functions that download files and check them before use."""
+
+from __future__ import annotations
 
 import contextlib
 import gzip
@@ -10,16 +12,21 @@ import sys
 import tarfile
 import urllib.error
 import urllib.request
+import zlib
+from collections.abc import Collection, Iterator
 
 from branchynet.files import digest
 from branchynet.progress import progress
 
 _TIMEOUT = 20  # seconds without an answer
-_BLOCK = 1 << 16
+_BLOCK = 1 << 16  # bytes
 
 
 def root() -> str:
-    """The data folder: BRANCHYNET_DATA, else datasets/data of a checkout, else in the user's cache.
+    """Returns the data folder.
+
+    It is the folder that the environment variable BRANCHYNET_DATA names, else datasets/data of a checkout, else a
+    folder in the user's cache.
 
     Raises:
         ValueError: BRANCHYNET_DATA names a file.
@@ -39,29 +46,36 @@ def _cache() -> str:
     import platformdirs
 
     folder = platformdirs.user_cache_dir('branchynet', appauthor=False)
-    # Up to version 1.0 the folder was Linux's on every system.
+    # Up to version 1.0 every system had the folder of Linux.
     before = os.path.join(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'branchynet')
     return before if os.path.isdir(before) and not os.path.isdir(folder) else folder
 
 
-def command():
-    """The branchynet command as it can be typed here: by its name where it is on the PATH."""
+def command() -> str:
+    """Returns the branchynet command as the user can type it: its name if it is on the PATH, else its path."""
     beside = os.path.join(os.path.dirname(sys.executable), 'branchynet')
     return 'branchynet' if shutil.which('branchynet') or not os.path.exists(beside) else beside
 
 
-def read_gzip(path, sha256):
-    """Content of a gzip file, whose SHA-256 (of the content) must be the one expected.
+def read_gzip(path: str, sha256: str) -> bytes:
+    """Reads a gzip file and checks its content.
+
+    Args:
+        path: Path of the file.
+        sha256: SHA-256 of the unpacked content, in hexadecimal digits.
+
+    Returns:
+        The unpacked content.
 
     Raises:
-        OSError: the file is missing or damaged; one line with the file and what was expected.
+        OSError: The file is missing or damaged; one line with its path and the expected digest.
     """
     try:
         with gzip.open(path) as f:
             content = f.read()
     except FileNotFoundError:
         raise FileNotFoundError(f'{path} is missing: expected content of SHA-256 {sha256}') from None
-    except (EOFError, gzip.BadGzipFile, gzip.zlib.error) as e:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as e:
         raise OSError(f'{path} is damaged ({e}): expected content of SHA-256 {sha256}') from e
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
@@ -69,11 +83,18 @@ def read_gzip(path, sha256):
     return content
 
 
-def read(path, expected):
-    """Content of a file, whose digest (MD5 or SHA-256, by its length) must be the one expected.
+def read(path: str, expected: str) -> bytes:
+    """Reads a file and checks its content.
+
+    Args:
+        path: Path of the file.
+        expected: Its MD5 or SHA-256, in hexadecimal digits.
+
+    Returns:
+        The content.
 
     Raises:
-        OSError: the file is missing or another; one line with the file and what was expected.
+        OSError: The file is missing, or has another digest; one line with its path and the expected digest.
     """
     try:
         with open(path, 'rb') as f:
@@ -84,42 +105,66 @@ def read(path, expected):
     return content
 
 
-def read_archive(path, md5, members):
-    """Contents of some members of a .tar.gz file whose MD5 must be the one expected.
+def read_archive(path: str, md5: str, members: Collection[str]) -> dict[str, bytes]:
+    """Checks a .tar.gz file and reads some of its members.
 
-    Nothing is written: members are taken by name and must be plain files, so that no path or link in the
+    Nothing is written to disk: members are taken by name and must be plain files, so that no path or link in the
     archive is followed.
 
+    Args:
+        path: Path of the archive.
+        md5: MD5 of the archive, in hexadecimal digits.
+        members: Names of the members.
+
     Returns:
-        dict: content by member.
+        The contents by member.
 
     Raises:
-        OSError: the archive is missing or another, or lacks a member.
+        OSError: The archive is missing, has another digest, or lacks a member.
     """
     check_file(path, md5)
     found = {}
     with tarfile.open(path, 'r:gz') as archive:
         for member in archive:
             if member.name in members and member.isreg():
-                found[member.name] = archive.extractfile(member).read()
+                file = archive.extractfile(member)
+                assert file is not None  # of a plain file it never is
+                found[member.name] = file.read()
     for name in members:
         if name not in found:
-            raise OSError('{} holds no file {}: expected {}'.format(path, name, ', '.join(members)))
+            raise OSError(f'{path} holds no file {name}: expected {", ".join(members)}')
     return found
 
 
-def check_file(path, expected):
-    """Raises OSError unless a file has the digest (MD5 or SHA-256, by its length) expected."""
+def check_file(path: str, expected: str) -> None:
+    """Checks the digest of a file.
+
+    Args:
+        path: Path of the file.
+        expected: Its MD5 or SHA-256, in hexadecimal digits.
+
+    Raises:
+        OSError: The file is missing, or has another digest.
+    """
     _check(path, digest(path, _algorithm(expected)), expected)
 
 
-def download(url, path, expected):
-    """Downloads a file, going on with what an interrupted download left in `path`.part.
+# Downloads do not use pooch: its stream_download always writes to a new temporary file and deletes it on any failure,
+# and its HTTPDownloader sends no Range header (pooch 1.9.0, core.py and downloaders.py). So an interrupted download of
+# an archive of 170 MB would start again from the first byte; here it resumes.
+def download(url: str, path: str, expected: str) -> None:
+    """Downloads a file, and resumes a download that was interrupted.
 
-    `path` appears only once the file has the digest (MD5 or SHA-256, by its length) expected.
+    The bytes go to ``path``.part first. ``path`` appears only when the file is complete and its digest is right.
+
+    Args:
+        url: Address of the file.
+        path: Path of the file on disk.
+        expected: Its MD5 or SHA-256, in hexadecimal digits.
 
     Raises:
-        OSError: the file is not to be had, is another, or was cut off; in the last case the part stays.
+        OSError: The file cannot be downloaded, has another digest, or is incomplete; if it is incomplete, the part
+            stays, and the next call resumes.
     """
     part = path + '.part'
     try:
@@ -130,8 +175,8 @@ def download(url, path, expected):
     os.replace(part, path)
 
 
-def _fetch_checked(url, part, expected):
-    """Fetches from where `part` ends; what turns out to be another file is removed, and fetched anew once."""
+def _fetch_checked(url: str, part: str, expected: str) -> None:
+    """Resumes the download of ``part``. If the digest is wrong then, it downloads the whole file once more."""
     begun = os.path.getsize(part) if os.path.exists(part) else 0
     for start in [begun, 0] if begun else [0]:
         try:
@@ -140,15 +185,16 @@ def _fetch_checked(url, part, expected):
             if e.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
                 raise
         try:
-            return check_file(part, expected)
+            check_file(part, expected)
+            return
         except OSError as e:
             os.remove(part)
             wrong = e
     raise wrong
 
 
-def _fetch(url, path, start=0):
-    """Writes what a URL holds to a file, whose first `start` bytes are kept if the server can go on from there."""
+def _fetch(url: str, path: str, start: int = 0) -> None:
+    """Downloads to a file. Its first ``start`` bytes are kept if the server can resume from there."""
     request = urllib.request.Request(url, headers={'Range': f'bytes={start}-'} if start else {})
     with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
         if not response.headers.get('Content-Range', '').startswith(f'bytes {start}-'):
@@ -169,28 +215,32 @@ def _fetch(url, path, start=0):
             size = f.tell()
     if size < start + left:
         raise OSError(
-            'it ended after %d of %d bytes; what is there is kept, and the next download goes on from it'
-            % (size, start + left)
+            f'it ended after {size} of {start + left} bytes; what is there is kept, and the next download goes on '
+            'from it'
         )
 
 
 @contextlib.contextmanager
-def mended_by_download(name):
-    """An OSError inside says how it is mended: by downloading the data set of that name."""
+def mended_by_download(name: str) -> Iterator[None]:
+    """Adds the command that downloads a data set to the message of an OSError of the with block.
+
+    Args:
+        name: Name of the data set.
+    """
     try:
         yield
     except OSError as e:
         raise OSError(f"{e}; mend it with '{command()} data download {name}'") from e
 
 
-def _check(path, found, expected):
+def _check(path: str, found: str, expected: str) -> None:
     if found != expected:
         raise OSError(f'{path} has {_named(found)}: expected {expected}')
 
 
-def _named(hexdigest):
-    return '{} {}'.format({'md5': 'MD5', 'sha256': 'SHA-256'}[_algorithm(hexdigest)], hexdigest)
+def _named(hexdigest: str) -> str:
+    return f'{dict(md5="MD5", sha256="SHA-256")[_algorithm(hexdigest)]} {hexdigest}'
 
 
-def _algorithm(hexdigest):
+def _algorithm(hexdigest: str) -> str:
     return {32: 'md5', 64: 'sha256'}[len(hexdigest)]

@@ -1,13 +1,17 @@
-"""CIFAR-10 preprocessed, as the paper's experiments read it: the arrays of pcifar10/data.npz.
+"""Preprocessed CIFAR-10, which the paper's experiments read from pcifar10/data.npz.
 
-The authors' file is lost; docs/reproducing.md says what stands in for it, and why.
+The authors' file is lost; docs/reproducing.md says what replaces it, and why.
 """
+
+from __future__ import annotations
 
 import json
 import os
 import sys
 import zipfile
 import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from branchynet import files
 from branchynet.datasets import cifar, cifar10, folder, recipes
@@ -17,7 +21,7 @@ import numpy as np
 
 KEYS = 'train_x', 'train_y', 'test_x', 'test_y'
 COUNTS = 50000, 10000
-# SHA-256 of the data.npz that build writes with a recipe, on every machine.
+# By recipe: the SHA-256 of the data.npz that `build` writes, the same on every machine.
 SHA256 = {
     'gcn': '5c1f5e7d0201ccc774c3409a858bbb6f574e52e6c30ed217789769415ebdd2cb',
     'zca': 'ec5822933a326c762d857bc020d4b7efad1ee43723223fb9c22caf71430ad4e3',
@@ -25,8 +29,8 @@ SHA256 = {
 DEFAULT = 'gcn'
 
 
-def get_data():
-    """Training and test images and labels of data.npz; where it is missing, made of CIFAR-10 by recipe gcn.
+def get_data() -> cifar.Data:
+    """Reads the images and labels of data.npz. If it is missing, they are made from CIFAR-10 by recipe gcn.
 
     Returns:
         (x_train, y_train, x_test, y_test):
@@ -39,42 +43,54 @@ def get_data():
         ======= ===================== ======= ========
 
     Raises:
-        OSError: data.npz is damaged or holds other data; or it is missing, and CIFAR-10 is not to be had.
+        OSError: data.npz is damaged or holds other data; or it is missing, and CIFAR-10 cannot be downloaded.
     """
     if os.path.exists(path()):
         return _read()[0]
     print(
-        f"pcifar10: {path()} is missing: taking CIFAR-10 by recipe {DEFAULT}, as '{folder.command()} data build pcifar10' would write it",
+        f"pcifar10: {path()} is missing: taking CIFAR-10 by recipe {DEFAULT}, as '{folder.command()} data build "
+        "pcifar10' would write it",
         file=sys.stderr,
     )
     return recipes.apply(DEFAULT, cifar10.read())
 
 
-def get_data_dev(numclasses=2):
-    """What get_data returns, of the classes below ``numclasses`` alone."""
+def get_data_dev(numclasses: int = 2) -> cifar.Data:
+    """Returns the data of `get_data` for the first classes only.
+
+    Args:
+        numclasses: Number of classes.
+
+    Returns:
+        (x_train, y_train, x_test, y_test) of the samples whose labels are below ``numclasses``.
+
+    Raises:
+        ValueError: numclasses is below 1, or above the number of classes.
+        OSError: As of `get_data`.
+    """
     return cifar.of_classes(get_data(), numclasses)
 
 
-def path():
-    """Where the data folder holds data.npz."""
+def path() -> str:
+    """Returns the path of data.npz in the data folder."""
     return os.path.join(folder.root(), 'pcifar10', 'data.npz')
 
 
-def build(recipe=DEFAULT):
-    """Writes data.npz from CIFAR-10: the same bytes on every machine.
+def build(recipe: str = DEFAULT) -> None:
+    """Writes data.npz from CIFAR-10, with the same bytes on every machine.
 
-    It also holds, under the key recipe, a JSON text: the recipe's name and the SHA-256 of what it was made of. Versions
-    of Python or NumPy are not in it, as the bytes do not depend on them.
+    Besides the arrays, the file has a JSON text under the key 'recipe': the recipe's name, and the SHA-256 of each
+    batch of the source. It has no versions of Python or NumPy, as the bytes do not depend on them.
 
     Args:
-        recipe: gcn or zca.
+        recipe: 'gcn' or 'zca'.
 
     Raises:
-        ValueError: another recipe, or the bytes are not those expected.
-        OSError: there is a data.npz already, or CIFAR-10 is not to be had.
+        ValueError: The recipe does not exist, or the bytes are not the expected ones.
+        OSError: data.npz already exists, or CIFAR-10 cannot be downloaded.
     """
     if recipe not in SHA256:
-        raise ValueError('recipe is {}: expected {}'.format(recipe, ' or '.join(SHA256)))
+        raise ValueError(f'recipe is {recipe}: expected {" or ".join(SHA256)}')
     if os.path.exists(path()):
         raise FileExistsError(f'{path()} exists, expected none: move it away to build another')
     x_train, y_train, x_test, y_test = cifar10.read()
@@ -97,22 +113,26 @@ def build(recipe=DEFAULT):
         _check_built(f.name, recipe)
 
 
-def inspect():
-    """Yields (where data.npz is and its recipe, None) where it is whole, else ('', the error)."""
+def inspect() -> Iterator[tuple[str, OSError | None]]:
+    """Checks data.npz.
+
+    Yields:
+        (its path and recipe, None) if the file is complete, else ('', the error).
+    """
     try:
         if not os.path.exists(path()):
             raise FileNotFoundError(
-                f"{path()} is missing: CIFAR-10 by recipe {DEFAULT} stands in for it; '{folder.command()} data build pcifar10' "
-                'writes it'
+                f"{path()} is missing: CIFAR-10 by recipe {DEFAULT} stands in for it; '{folder.command()} data build "
+                "pcifar10' writes it"
             )
         data, recipe = _read()
-        yield '{}, {}'.format(path(), 'recipe ' + recipe if recipe else _looks_like(data[0])), None
+        yield f'{path()}, {f"recipe {recipe}" if recipe else _looks_like(data[0])}', None
     except OSError as e:
         yield '', e
 
 
-def _read():
-    """((x_train, y_train, x_test, y_test), the recipe it was built with, or None), checked."""
+def _read() -> tuple[cifar.Data, str | None]:
+    """Reads and checks data.npz: ((x_train, y_train, x_test, y_test), the recipe that it names, or None)."""
     try:
         if not zipfile.is_zipfile(path()):
             raise ValueError('it is no npz file')
@@ -123,13 +143,13 @@ def _read():
             arrays = [npz[key] for key in KEYS]
             recipe = json.loads(str(npz['recipe']))['recipe'] if 'recipe' in npz else None
         for k, count in enumerate(COUNTS):
-            _check_arrays(KEYS[2 * k : 2 * k + 2], *arrays[2 * k : 2 * k + 2], count)
+            _check_arrays(KEYS[2 * k : 2 * k + 2], arrays[2 * k], arrays[2 * k + 1], count)
         if recipe:
             _check_built(path(), recipe)
     except (ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as e:
         raise OSError(
-            "{} is not whole, or not this data set ({}): expected arrays {}; move it away, and '{} data "
-            "build pcifar10' makes another".format(path(), e, ', '.join(KEYS), folder.command())
+            f"{path()} is not whole, or not this data set ({e}): expected arrays {', '.join(KEYS)}; move it away, and "
+            f"'{folder.command()} data build pcifar10' makes another"
         ) from e
     x_train, y_train, x_test, y_test = arrays
     return (
@@ -140,27 +160,26 @@ def _read():
     ), recipe
 
 
-def _check_arrays(keys, x, y, count):
+def _check_arrays(keys: tuple[str, ...], x: np.ndarray, y: np.ndarray, count: int) -> None:
     if x.shape != (count, 3, 32, 32) or x.dtype.kind != 'f':
         raise ValueError(f'{keys[0]} is {x.dtype} {x.shape}: expected floats {(count, 3, 32, 32)}')
     if y.shape != (count,) or y.dtype.kind not in 'iu':
         raise ValueError(f'{keys[1]} is {y.dtype} {y.shape}: expected integers {(count,)}')
     if set(np.unique(y)) != set(range(10)):
-        raise ValueError('%s has labels from %d to %d: expected 0 to 9, all of them' % (keys[1], y.min(), y.max()))
+        raise ValueError(f'{keys[1]} has labels from {y.min()} to {y.max()}: expected 0 to 9, all of them')
 
 
-def _check_built(file, recipe):
+def _check_built(file: str, recipe: str) -> None:
     found = files.digest(file)
     if found != SHA256.get(recipe):
         raise ValueError(
-            '{}, of recipe {}, has SHA-256 {}: expected {}'.format(
-                file, recipe, found, SHA256.get(recipe, 'recipe ' + ' or '.join(SHA256))
-            )
+            f'{file}, of recipe {recipe}, has SHA-256 {found}: expected '
+            + SHA256.get(recipe, f'recipe {" or ".join(SHA256)}')
         )
 
 
-def _looks_like(x):
-    """In words, which recipe images (N, 3, 32, 32) seem to come from: the first thousand tell."""
+def _looks_like(x: np.ndarray) -> str:
+    """Guesses, from the first 1000 images of (N, 3, 32, 32), the recipe that made them; in words."""
     x = x[:1000].astype(np.float64)
     rows = x.reshape(len(x), -1)
     if np.allclose(rows.std(axis=1, ddof=1), 1, atol=1e-3) and abs(rows.mean(axis=1)).max() > 0.1:
@@ -172,8 +191,11 @@ def _looks_like(x):
     return 'recipe unknown'
 
 
-def _write_array(archive, key, dtype, shape, blocks):
-    """Adds an array, block by block. numpy.savez would put the time, and a header of its version's, into the file."""
+def _write_array(archive: zipfile.ZipFile, key: str, dtype: str, shape: tuple[int, ...], blocks: Iterable[Any]) -> None:
+    """Adds an array to the archive, block by block.
+
+    numpy.savez would write the time, and a header that depends on NumPy's version.
+    """
     header = repr({'descr': dtype, 'fortran_order': False, 'shape': shape}).encode()
     header += b' ' * (-(len(header) + 11) % 64) + b'\n'
     entry = zipfile.ZipInfo(key + '.npy', date_time=(1980, 1, 1, 0, 0, 0))
@@ -182,4 +204,4 @@ def _write_array(archive, key, dtype, shape, blocks):
     with archive.open(entry, 'w') as f:
         f.write(b'\x93NUMPY\x01\x00' + len(header).to_bytes(2, 'little') + header)
         for block in blocks:
-            f.write(np.ascontiguousarray(block, dtype))
+            f.write(np.ascontiguousarray(block, dtype).data)

@@ -1,25 +1,32 @@
-"""How photographs are preprocessed, to the same bits on every machine.
+"""Preprocessing of photographs that gives the same bits on every machine.
 
-Sums run over integers that float64 or int64 hold exactly, so that their order, and with it the processor, the number of
-threads and the BLAS, do not matter. What is not exact is done element by element, where IEEE 754 says the bits.
+Sums are taken over integers that float64 or int64 represent exactly. So their order does not matter, nor do the
+processor, the number of threads and the BLAS. Inexact operations are elementwise, where IEEE 754 defines the bits.
 """
 
-import math
+from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
+from branchynet.datasets.cifar import Data
 from branchynet.training import batches
 
 import numpy as np
 
-BLOCK = 1000  # images that are worked on at a time
+BLOCK = 1000  # images that are processed at a time
 EPSILON = 1e-5  # added to the eigenvalues of the covariance, of images in [0, 1], before whitening
-_BITS = 20  # products of two such integers, summed over 3072, stay below 2^53
+_BITS = 20  # of an integer; sums of 3072 products of two of them stay below 2^53
+
+# From images uint8 (N, 3, 32, 32) to float32 of the same shape.
+Transform = Callable[[np.ndarray], np.ndarray]
 
 
-def apply(recipe, data):
-    """Preprocesses both sets of images by what ``recipe`` learns from the training images.
+def apply(recipe: str, data: Data) -> Data:
+    """Fits a recipe to the training images, and preprocesses the training and test images with it.
 
     Args:
-        recipe: a name of RECIPES.
+        recipe: A name of RECIPES.
         data: (x_train, y_train, x_test, y_test), images uint8 (N, 3, 32, 32).
 
     Returns:
@@ -35,38 +42,55 @@ def apply(recipe, data):
     return images[0], y_train, images[1], y_test
 
 
-def fit_scaled(x_train):
-    """Nothing is learned: pixels over 255."""
+def fit_scaled(x_train: np.ndarray) -> Transform:
+    """Returns the transform that divides pixels by 255.
+
+    Args:
+        x_train: Not used.
+    """
     return lambda x: x.astype(np.float32) / np.float32(255)
 
 
-def fit_gcn(x_train):
-    """Global contrast normalisation: /255, minus the mean image, over each image's standard deviation (ddof=1)."""
+def fit_gcn(x_train: np.ndarray) -> Transform:
+    """Returns the transform of global contrast normalisation.
+
+    Pixels are divided by 255; then the mean training image is subtracted from each image, and the image is divided by
+    its standard deviation (ddof=1).
+
+    Args:
+        x_train: Training images, uint8 (N, 3, 32, 32).
+    """
     count, total = len(x_train), x_train.sum(axis=0, dtype=np.int64)
     size = total.size
 
-    def transform(x):
-        # 255 * count times the deviation from the mean image, in integers; the factor cancels in the end.
+    def transform(x: np.ndarray) -> np.ndarray:
+        # Integers: the deviation from the mean image, times 255 * count. The factor cancels in the quotient.
         deviation = (x.astype(np.int64) * count - total).reshape(len(x), size)
         sums, squares = deviation.sum(axis=1), (deviation**2).sum(axis=1)
-        # Python's integers do not overflow, and their quotient is rounded once.
+        # Python's integers do not overflow, and their quotient is rounded only once.
         variances = [(size * int(q) - int(s) ** 2) / (size * (size - 1)) for s, q in zip(sums, squares)]
         return (deviation / np.sqrt(variances)[:, None]).astype(np.float32).reshape(x.shape)
 
     return transform
 
 
-def fit_zca(x_train):
-    """ZCA whitening, (covariance + EPSILON)^(-1/2) of the deviation from the mean image; each image to [0, 1]."""
+def fit_zca(x_train: np.ndarray) -> Transform:
+    """Returns the transform of ZCA whitening, after which each image is scaled to [0, 1].
+
+    The deviation from the mean training image is multiplied by (covariance + EPSILON)^(-1/2).
+
+    Args:
+        x_train: Training images, uint8 (N, 3, 32, 32).
+    """
     count = len(x_train)
     pixels = x_train.reshape(count, -1)
     total = pixels.sum(axis=0, dtype=np.int64)
     matrix = _inverse_root(_covariance(pixels, total))
-    # In integers below 2^27, for exact products with pixels; the factor cancels when an image is scaled.
+    # Integers up to 2^27, whose products with pixels are exact. The factor cancels when an image is scaled.
     matrix = np.rint(matrix * (2.0**27 / abs(matrix).max()))
     offset = total @ matrix.astype(np.int64) / count
 
-    def transform(x):
+    def transform(x: np.ndarray) -> np.ndarray:
         white = x.reshape(len(x), -1).astype(np.float64) @ matrix - offset
         low, high = white.min(axis=1, keepdims=True), white.max(axis=1, keepdims=True)
         return ((white - low) / (high - low)).astype(np.float32).reshape(x.shape)
@@ -74,8 +98,8 @@ def fit_zca(x_train):
     return transform
 
 
-def _covariance(pixels, total):
-    """Covariance of uint8 pixels (N, D) over 255, with EPSILON on its diagonal."""
+def _covariance(pixels: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Covariance (D, D) of uint8 pixels (N, D) / 255, plus EPSILON on the diagonal; ``total`` (D,) is their sum."""
     count, size = pixels.shape
     products = np.zeros((size, size))
     for part in batches(count, BLOCK):
@@ -87,14 +111,15 @@ def _covariance(pixels, total):
     return covariance
 
 
-def _inverse_root(matrix):
-    """matrix^(-1/2), up to a factor, of a symmetric matrix with eigenvalues of EPSILON or more.
+def _inverse_root(matrix: np.ndarray) -> np.ndarray:
+    """matrix^(-1/2), up to a factor, of a symmetric matrix whose eigenvalues are EPSILON or more.
 
-    Newton-Schulz iteration: root and inverse approach matrix^(1/2) and matrix^(-1/2), while the eigenvalues of their
-    product, which lie in [low^2, 1], approach 1; stretched by as much as keeps them there (Chen and Chow 2014).
-    LAPACK's eigenvectors would differ from one machine to the next.
+    The scaled Newton-Schulz iteration (Chen and Chow 2014): root and inverse converge to matrix^(1/2) and
+    matrix^(-1/2). The eigenvalues of their product lie in [low^2, 1] and converge to 1; each step is scaled as far as
+    they stay in this interval. LAPACK's eigenvectors would differ between machines.
     """
-    # No eigenvalue is above the largest sum of a row. Its bits may depend on the order, so it is rounded up.
+    # No eigenvalue exceeds the largest sum of a row. The bits of this sum may depend on its order, so it is rounded up
+    # to a power of two.
     bound = 2.0 ** math.frexp(abs(matrix).sum(axis=1).max())[1]
     root, inverse = matrix / bound, np.eye(len(matrix))
     low = math.sqrt(EPSILON / bound)
@@ -107,10 +132,11 @@ def _inverse_root(matrix):
     return inverse
 
 
-def _product(a, b):
-    """a @ b to about 40 bits, the same whatever the order of its sums.
+def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a @ b to about 40 bits, independent of the order of its sums.
 
-    Each matrix is split in two of integers up to 2^20 with a power of two as their unit. Their products are exact.
+    Each matrix is split into two matrices of integers up to 2^20, whose unit is a power of two. Their products are
+    exact.
     """
     a_high, a_low, a_unit = _split(a)
     b_high, b_low, b_unit = _split(b)
@@ -118,7 +144,8 @@ def _product(a, b):
     return (a_high @ b_high + low * 2.0**-_BITS) * (a_unit * b_unit)
 
 
-def _split(matrix):
+def _split(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """(high, low, unit): integers with matrix = (high + low / 2^20) * unit, rounded."""
     unit = 2.0 ** (math.frexp(abs(matrix).max())[1] - _BITS)
     high = np.rint(matrix / unit)
     return high, np.rint((matrix / unit - high) * 2.0**_BITS), unit

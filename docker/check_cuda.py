@@ -1,4 +1,4 @@
-"""Shows, with or without a GPU, that CUDA's libraries load from the locked wheels and that a kernel compiles."""
+"""Checks, with or without a GPU, that CUDA's libraries load from the locked wheels and that a kernel compiles."""
 import branchynet  # noqa: F401  before CuPy: it loads CUDA's libraries
 from branchynet import devices
 
@@ -11,14 +11,14 @@ KERNEL = '#include <cuda_fp16.h>\nextern "C" __global__ void halve(__half* x) { 
 
 version = cudnn.getVersion()
 if not 8900 <= version < 9000 or not cuda.cudnn_enabled:
-    raise SystemExit('cuDNN is %d, taken by Chainer: %s; expected 8.9, True' % (version, cuda.cudnn_enabled))
+    raise SystemExit(f'cuDNN is {version}, taken by Chainer: {cuda.cudnn_enabled}; expected 8.9, True')
 with open('/proc/self/maps') as f:
     path, = {line.split()[-1] for line in f if line.rstrip().endswith('/libcudnn.so.8')}
-print('CuPy %s, cuDNN %d from %s' % (cupy.__version__, version, path))
+print(f'CuPy {cupy.__version__}, cuDNN {version} from {path}')
 
-# CuPy itself asks a GPU which architecture to compile for.
+# NVRTC is called directly, because CuPy asks a GPU for the architecture to compile for.
 program = nvrtc.createProgram(KERNEL, 'halve.cu', (), ())
 nvrtc.compileProgram(program, ('-arch=sm_90', *compiler._get_extra_include_dir_opts()))
-print('NVRTC %d.%d, a kernel for sm_90 compiled with CUDA\'s headers: %d bytes' % (
-    *nvrtc.getVersion(), len(nvrtc.getCUBIN(program))))
-print('GPUs that the driver has: %d' % devices.count_gpus())
+major, minor = nvrtc.getVersion()
+print(f"NVRTC {major}.{minor}, a kernel for sm_90 compiled with CUDA's headers: {len(nvrtc.getCUBIN(program))} bytes")
+print(f'GPUs that the driver has: {devices.count_gpus()}')

@@ -1,5 +1,10 @@
 """B-AlexNet for CIFAR-10: three exits (figure 2 of the paper), layers as released."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 from branchynet.links.links import FL, Branch
 from branchynet.net import BranchyNet
 from branchynet.networks import variants
@@ -8,12 +13,20 @@ import chainer.functions as F
 import chainer.links as L
 
 
-def get_network(percentTrainKeeps=1, variant='code', **kwargs):
-    """BranchyNet for images (B, 3, 32, 32); ``kwargs`` are BranchyNet's.
+def get_network(percentTrainKeeps: Any = 1, variant: str = 'code', **kwargs: Any) -> BranchyNet:
+    """Makes the network for images (B, 3, 32, 32) and 10 classes.
 
     Args:
-        variant: 'code', as released: branches after the second and third convolution; 'paper': after the
-            first and second, and the paper's Adam.
+        percentTrainKeeps: As of BranchyNet.
+        variant: 'code' builds the released network, with branches after the second and third convolution; 'paper' the
+            network of the paper, with branches after the first and second, and with the paper's beta1 of Adam.
+        **kwargs: Further arguments of BranchyNet.
+
+    Returns:
+        An untrained BranchyNet.
+
+    Raises:
+        ValueError: The variant has another name.
     """
     variants.check(variant)
     if variant == 'code':
@@ -24,13 +37,22 @@ def get_network(percentTrainKeeps=1, variant='code', **kwargs):
     return variants.as_described(net, variant)
 
 
-def get_one_branch_network(conv_layers=2, weights=(1.0, 1.0), variant='code', **kwargs):
-    """B-AlexNet without its second branch.
+def get_one_branch_network(
+    conv_layers: int = 2, weights: Sequence[float] = (1.0, 1.0), variant: str = 'code', **kwargs: Any
+) -> BranchyNet:
+    """Makes B-AlexNet without its second branch, as in figure 5 of the paper.
 
     Args:
-        conv_layers: 3x3 convolutions in the branch.
-        weights: of the two exits in the joint loss.
-        variant: as of get_network.
+        conv_layers: Number of 3x3 convolutions in the branch.
+        weights: Weights of the two exits in the joint loss.
+        variant: As of `get_network`.
+        **kwargs: Further arguments of BranchyNet.
+
+    Returns:
+        An untrained BranchyNet.
+
+    Raises:
+        ValueError: The variant has another name.
     """
     variants.check(variant)
     channels = 32 if conv_layers else 64
@@ -43,10 +65,10 @@ def get_one_branch_network(conv_layers=2, weights=(1.0, 1.0), variant='code', **
     return variants.as_described(net, variant)
 
 
-def _with_branches(branches):
-    """The trunk and the final exit, with branches by the number of the convolution they follow."""
+def _with_branches(branches: dict[int, Branch]) -> list[Any]:
+    """The trunk and the final exit; a branch's key is the number of the convolution that it follows."""
 
-    def after(number):
+    def after(number: int) -> list[Branch]:
         return [branches[number]] if number in branches else []
 
     return [
@@ -74,15 +96,15 @@ def _with_branches(branches):
     ]
 
 
-def _branch(in_size, conv_layers, out_size):
-    """Links of a branch: 3x3 convolutions to 32 channels, and the linear layer from ``out_size`` numbers."""
+def _branch(in_size: int, conv_layers: int, out_size: int) -> list[Any]:
+    """The links of a branch: 3x3 convolutions to 32 channels, and a linear layer with ``out_size`` inputs."""
     links = _relu_pool_norm()
     for k in range(conv_layers):
         links += [L.Convolution2D(32 if k else in_size, 32, 3, pad=1), FL(F.relu)]
-    return links + [FL(F.max_pooling_2d, 3, 2), L.Linear(out_size, 10)]
+    return [*links, FL(F.max_pooling_2d, 3, 2), L.Linear(out_size, 10)]
 
 
-def _relu_pool_norm():
+def _relu_pool_norm() -> list[Any]:
     return [
         FL(F.relu),
         FL(F.max_pooling_2d, 3, 2),

@@ -1,5 +1,9 @@
 """B-LeNet for MNIST: two exits (figure 2 of the paper), layers as released."""
 
+from __future__ import annotations
+
+from typing import Any
+
 from branchynet.links.links import FL, Branch
 from branchynet.net import BranchyNet
 from branchynet.networks import variants
@@ -8,11 +12,19 @@ import chainer.functions as F
 import chainer.links as L
 
 
-def get_network(percentTrainKeeps=1, variant='code', **kwargs):
-    """BranchyNet for images (B, 1, 28, 28); ``kwargs`` are BranchyNet's.
+def get_network(percentTrainKeeps: Any = 1, variant: str = 'code', **kwargs: Any) -> BranchyNet:
+    """Makes the network for images (B, 1, 28, 28) and 10 classes.
 
     Args:
-        variant: 'code', as released, or 'paper', with the paper's Adam.
+        percentTrainKeeps: As of BranchyNet.
+        variant: 'code' builds the released network; 'paper' the same with the paper's beta1 of Adam.
+        **kwargs: Further arguments of BranchyNet.
+
+    Returns:
+        An untrained BranchyNet.
+
+    Raises:
+        ValueError: The variant has another name.
     """
     variants.check(variant)
     branch1 = [

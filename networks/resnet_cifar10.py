@@ -1,5 +1,9 @@
 """B-ResNet-110 for CIFAR-10: three exits (figure 2 of the paper), layers as released."""
 
+from __future__ import annotations
+
+from typing import Any
+
 from branchynet.links.links import FL, Branch
 from branchynet.links.resnet import ResBlock, batch_norm, conv
 from branchynet.net import BranchyNet
@@ -9,12 +13,21 @@ import chainer.functions as F
 import chainer.links as L
 
 
-def get_network(percentTrainKeeps=1, variant='code', **kwargs):
-    """BranchyNet for images (B, 3, 32, 32); ``kwargs`` are BranchyNet's.
+def get_network(percentTrainKeeps: Any = 1, variant: str = 'code', **kwargs: Any) -> BranchyNet:
+    """Makes the network for images (B, 3, 32, 32) and 10 classes.
 
     Args:
-        variant: 'code', as released: the first branch after the first convolution; 'paper': after the first
-            block (the paper says the second convolution, which is that block's first), and the paper's Adam.
+        percentTrainKeeps: As of BranchyNet.
+        variant: 'code' builds the released network, with the first branch after the first convolution; 'paper' has it
+            after the first block (the paper says after the second convolution, which is that block's first), and has
+            the paper's beta1 of Adam.
+        **kwargs: Further arguments of BranchyNet.
+
+    Returns:
+        An untrained BranchyNet.
+
+    Raises:
+        ValueError: The variant has another name.
     """
     variants.check(variant)
     branch1 = [
@@ -30,7 +43,7 @@ def get_network(percentTrainKeeps=1, variant='code', **kwargs):
     branch2 = [ResBlock(16, 16), L.Linear(14400, 10)]
     stem = [conv(3, 16, 3), batch_norm(16), FL(F.relu)]
     blocks = _blocks(18, 16, 16, 1)
-    before = 0 if variant == 'code' else 1  # blocks ahead of the first branch
+    before = 0 if variant == 'code' else 1  # number of blocks before the first branch
     network = [
         *stem,
         *blocks[:before],
@@ -45,5 +58,5 @@ def get_network(percentTrainKeeps=1, variant='code', **kwargs):
     return variants.as_described(BranchyNet(network, percentTrainKeeps=percentTrainKeeps, **kwargs), variant)
 
 
-def _blocks(count, in_size, out_size, stride):
+def _blocks(count: int, in_size: int, out_size: int, stride: int) -> list[ResBlock]:
     return [ResBlock(in_size, out_size, stride)] + [ResBlock(out_size, out_size) for _ in range(count - 1)]

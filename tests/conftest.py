@@ -1,21 +1,28 @@
-"""What every test needs: Chainer's mode put back, skips with their reasons, real images."""
+"""Fixtures of all tests: Chainer's mode is restored, skips have reasons, real images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
 import branchynet  # noqa: F401
 from branchynet import devices
 from branchynet.cpu import onednn
 from branchynet.datasets import mnist
 
 import chainer
+import numpy as np
 import pytest
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips tests whose marker needs hardware or a library that is missing here."""
     missing = {}
     if not devices.count_gpus():
         missing['gpu'] = 'needs a GPU'
     try:
         onednn.library()
     except (OSError, ImportError) as e:
-        missing['onednn'] = 'oneDNN does not load: %s' % e
+        missing['onednn'] = f'oneDNN does not load: {e}'
     for item in items:
         for name, reason in missing.items():
             if item.get_closest_marker(name):
@@ -23,15 +30,15 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def training_mode():
-    """training() and testing() set Chainer's mode for the thread; every test starts in Chainer's default."""
+def training_mode() -> Iterator[None]:
+    """Restores Chainer's default mode around every test, as training() and testing() set it for the thread."""
     chainer.config.train = True
     yield
     chainer.config.train = True
 
 
 @pytest.fixture(scope='session')
-def images():
-    """The first of the real test images and labels of MNIST: x (200, 1, 28, 28), t (200,)."""
+def images() -> tuple[np.ndarray, np.ndarray]:
+    """The first test images and labels of MNIST: x (200, 1, 28, 28) float32 in [0, 1], t (200,) int32."""
     _, _, x, t = mnist.get_data()
     return x[:200], t[:200]

@@ -1,7 +1,13 @@
-"""A small net, its data, and comparisons that several test files make."""
+"""Small nets, their data, and comparisons that several test files use."""
+
+from __future__ import annotations
+
+from typing import Any
+
 import branchynet
 from branchynet.datasets import cifar, cifar10
 
+import chainer
 import chainer.functions as F
 import chainer.links as L
 import numpy as np
@@ -11,7 +17,7 @@ needs_cifar10 = pytest.mark.skipif(
     cifar.find('cifar10', cifar10.VERSIONS)[1] is None, reason='needs CIFAR-10 in the data folder')
 
 
-def small_net(seed=0, dropout=False, **kwargs):
+def small_net(seed: int = 0, dropout: bool = False, **kwargs: Any) -> branchynet.BranchyNet:
     """Three exits over dense layers, for x (B, 4): exit 0 after one layer, exit 1 and the last after two more."""
     np.random.seed(seed)
     relu = branchynet.FL(F.relu)
@@ -22,30 +28,29 @@ def small_net(seed=0, dropout=False, **kwargs):
     return branchynet.BranchyNet(network, **kwargs)
 
 
-def small_data(count=32, seed=1):
-    """x (count, 4) float32 and t (count,) of three classes that a net can learn."""
+def small_data(count: int = 32, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """x (count, 4) float32 and t (count,) int32, of three classes that a net can learn."""
     rng = np.random.RandomState(seed)
     t = rng.randint(0, 3, count).astype(np.int32)
     x = rng.randn(count, 4) + 2 * np.eye(3, 4)[t]
     return x.astype(np.float32), t
 
 
-def weights(net):
-    """Copies of all parameters by path."""
+def weights(net: chainer.Link) -> dict[str, np.ndarray]:
+    """Copies of all parameters, by their paths."""
     return {path: param.array.copy() for path, param in net.namedparams()}
 
 
-def same(a, b):
+def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     """Whether two dicts of arrays are bitwise equal."""
     return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
 
 
-def exact_net(seed=0):
-    """Three exits over images (B, 1, 8, 8) whose every sum is exact in float32, in any order.
+def exact_net(seed: int = 0) -> branchynet.BranchyNet:
+    """Three exits over images (B, 1, 8, 8); all sums are exact in float32, in any order.
 
-    The weights are small integers, but for the exits', which are those divided by a power of two. So the logits
-    have the same bits however they are computed, in batches or one by one, and samples have equal entropies only
-    where the logits are equal.
+    The weights are small integers; those of the exits are divided by a power of two. So the logits have the same bits
+    in batches and one by one, and samples have equal entropies only if their logits are equal.
     """
     rng = np.random.RandomState(seed)
     relu, pool = branchynet.FL(F.relu), branchynet.FL(F.max_pooling_2d, 2)
@@ -53,7 +58,7 @@ def exact_net(seed=0):
         L.Convolution2D(1, 4, 3, pad=1), relu, pool, branchynet.Branch([L.Linear(64, 5)]),
         L.Convolution2D(4, 6, 3), relu, branchynet.Branch([L.Linear(24, 5)]),
         L.Linear(24, 8), relu, branchynet.Branch([L.Linear(8, 5)])])
-    for path, param in net.namedparams():
+    for _, param in net.namedparams():
         param.array[...] = rng.randint(-2, 3, param.shape)
     for model, scale in zip([*net.models, net.main], (32, 256, 2048, 2048)):
         model[-1].W.array /= scale
@@ -61,7 +66,7 @@ def exact_net(seed=0):
     return net
 
 
-def exact_data(count=300, seed=1):
-    """x (count, 1, 8, 8), small integers as float32, and t (count,), for exact_net."""
+def exact_data(count: int = 300, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """x (count, 1, 8, 8), small integers as float32, and t (count,) int32, for exact_net."""
     rng = np.random.RandomState(seed)
     return rng.randint(0, 3, (count, 1, 8, 8)).astype(np.float32), rng.randint(0, 5, count).astype(np.int32)
