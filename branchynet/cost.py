@@ -79,7 +79,7 @@ def cost(net: BranchyNet, shape: Sequence[int]) -> NetCost:
         return NetCost(_exits(net, x), Cost(_params(net.main), _macs(net.main(chainer.Variable(x)))))
 
 
-def _exits(net: BranchyNet, x: np.ndarray) -> list[ExitCost]:
+def _exits(net: BranchyNet, x: Any) -> list[ExitCost]:
     """An ExitCost for every exit, counted on x (1, ...)."""
     ran: list[chainer.Link] = []
     macs, costs = 0, []

@@ -10,32 +10,33 @@ import contextlib
 import copy
 import math
 import time
-from typing import Iterator, NamedTuple
-
-from branchynet import _chainer  # noqa: F401
-import chainer
-import chainer.functions as F
-from chainer.backend import get_array_module
-from chainer.backends.cuda import to_cpu
-import numpy as np
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from branchynet import exits
-from branchynet.exits import Array, check_per_exit
+from branchynet.exits import Array, Setting, check_per_exit
 from branchynet.functions import rows
 from branchynet.links.links import Branch, Net, check_links
-from branchynet.timing import now
 from branchynet.progress import progress
+from branchynet.timing import now
 from branchynet.training import batches, check_pairs
+
+import chainer
+import chainer.functions as F
+import numpy as np
+from chainer.backend import get_array_module
+from chainer.backends.cuda import to_cpu
 
 
 class Leaving(NamedTuple):
     """The n samples that leave at an exit.
 
     Attributes:
-        index: integers (n,), their places in the batch, in rising order.
-        logits, prob: (n, C), the exit's output and its softmax.
+        index: Integers (n,), their positions in the batch, in rising order.
+        logits: (n, C), the exit's output.
+        prob: (n, C), its softmax.
         entropy: (n,), nats.
-        seconds: of the trunk's stage before the exit, which all samples that reach the exit went through.
+        seconds: Duration of the trunk's stage before the exit, for all samples that reach the exit.
     """
     index: Array
     logits: Array
@@ -48,9 +49,10 @@ class Look(NamedTuple):
     """The answer of one exit to all B samples of a batch.
 
     Attributes:
-        prob: (B, C), the softmax. entropy: (B,), nats.
-        released: seconds of the trunk's stage before the exit.
-        whole: seconds of that stage, the exit's links, softmax and entropy.
+        prob: (B, C), the softmax of the exit's logits.
+        entropy: (B,), nats.
+        released: Seconds of the trunk's stage before the exit.
+        whole: Seconds of that stage, the exit's links, softmax and entropy.
     """
     prob: Array
     entropy: Array
@@ -60,55 +62,61 @@ class Look(NamedTuple):
 
 @contextlib.contextmanager
 def inference_mode() -> Iterator[None]:
-    """Chainer in testing mode, without graphs."""
+    """A context in which Chainer is in testing mode and builds no graphs."""
     with chainer.using_config('train', False), chainer.no_backprop_mode():
         yield
 
 
 class BranchyNet(chainer.Chain):
-    """A network with early exits, trained jointly.
+    """A network with early exits, trained jointly (sections III and IV of the paper).
 
-    Methods take NumPy or CuPy arrays or Variables: x (B, ...) of the parameters' dtype, t (B,)
-    integer labels. They raise TypeError or ValueError, before any parameter changes, where these do
-    not fit. ``train*`` and ``find_*`` run in training mode, all others in testing mode.
+    Methods take NumPy or CuPy arrays or Variables: x (B, ...) of the parameters' dtype, and t (B,), signed integer
+    labels from 0. Before any parameter changes, a method raises TypeError where a type or dtype is wrong, and
+    ValueError where a shape or a value is. ``train*`` and ``find_*`` run in training mode, all others in testing mode.
 
     Args:
-        network: list of links, which become the net's own; a Branch in it marks an exit, and its last
-            element is a Branch.
-        thresholdExits: entropy (nats) below which a sample leaves at an exit: a number or a list,
-            one for every exit but the last. Training drops samples by it too.
-        percentTestExits: where there are no thresholds, the share of samples of lowest entropy that
-            leaves: a number, of those that reach the exit; a list, of the whole batch.
-        percentTrainKeeps: where there are no thresholds, the share of samples that training carries
-            on past an exit: a number or a list, as above.
-        lr, momentum, weight_decay: of MomentumSGD.
-        alpha: of the trunk's Adam; the exits' own links keep Chainer's default, as released.
+        network: List of links, which become the net's own. A Branch in it marks an exit; the last element is a Branch.
+        thresholdExits: Entropy (nats) below which a sample leaves at an exit: a number for all exits but the last, or
+            a list of one for each. Training then drops samples by it too.
+        percentTestExits: Without thresholds, the share of samples of lowest entropy that leaves at an exit. A number
+            is a share of the samples that reach the exit; a list gives shares of the whole batch.
+        percentTrainKeeps: Without thresholds, the share of samples that training carries on past an exit: a number
+            or a list, as above.
+        lr: Learning rate of MomentumSGD.
+        momentum: Momentum of the MomentumSGD of ``main``; the exits' own links keep 0.9, as released.
+        weight_decay: Weight decay that goes with MomentumSGD.
+        alpha: Step size of the Adam of ``main``; the exits' own links keep Chainer's default, as released.
         opt: 'Adam' or 'MomentumSGD'.
-        joint: False: only the last exit's gradient reaches the trunk.
-        verbose: print the models once built.
+        joint: If False, only the last exit's gradient reaches the trunk.
+        verbose: Whether to print the models once they are built.
 
     Attributes:
-        main: Net of the trunk and its own copy of the final exit: the baseline.
-        models: one Net per exit, the trunk up to it and the exit's own links. The trunk's links are
-            the very objects of ``main``.
-        optimizer, optimizers: of ``main``; of every exit's own links.
-        percentTrainExits: None, or the share that training drops at an exit (in place of
-            percentTrainKeeps).
-        forwardMain: None, or anything else to let main's loss take the last exit's place in training
-            the trunk.
+        main: The baseline: a Net of the trunk and its own copy of the final exit.
+        models: A Net for every exit: the trunk up to it, then the exit's own links. The trunk's links are the same
+            objects as in ``main``.
+        optimizer: The optimiser of ``main``.
+        optimizers: A list with an optimiser for every exit's own links.
+        percentTrainExits: None, or the share that training drops at an exit (used instead of percentTrainKeeps).
+        forwardMain: None; with any other value, main's loss replaces the last exit's in training the trunk.
+
+    Raises:
+        TypeError: The network holds something that is not a link, or a setting is not a number.
+        ValueError: The network does not end with a Branch, or a setting is out of range.
     """
 
-    def __init__(self, network, thresholdExits=None, percentTestExits=.9, percentTrainKeeps=1., lr=0.1,
-                 momentum=0.9, weight_decay=0.0001, alpha=0.001, opt="Adam", joint=True, verbose=False):
+    def __init__(self, network: list[chainer.Link], thresholdExits: Setting | None = None,
+                 percentTestExits: Setting = .9, percentTrainKeeps: Setting = 1., lr: float = 0.1,
+                 momentum: float = 0.9, weight_decay: float = 0.0001, alpha: float = 0.001, opt: str = 'Adam',
+                 joint: bool = True, verbose: bool = False) -> None:
         super().__init__()
         _check_network(network)
         if opt not in ('Adam', 'MomentumSGD'):
-            raise ValueError("opt is %r: expected 'Adam' or 'MomentumSGD'" % (opt,))
+            raise ValueError(f"opt is {opt!r}: expected 'Adam' or 'MomentumSGD'")
         self.thresholdExits = thresholdExits
         self.percentTestExits = percentTestExits
         self.percentTrainKeeps = percentTrainKeeps
-        self.percentTrainExits = None
-        self.forwardMain = None
+        self.percentTrainExits: Setting | None = None
+        self.forwardMain: Any = None
         self.lr = lr
         self.momentum = momentum
         self.weight_decay = weight_decay
@@ -120,7 +128,7 @@ class BranchyNet(chainer.Chain):
         with self.init_scope():
             self.main = Net()
             self.models = chainer.ChainList(*nets)
-        # The head is copied as a list, so that blocks keep their weights (see ResBlock).
+        # Within a copied list, residual blocks keep their weights; copied alone, they would not (see ResBlock).
         trunk, head = nets[-1][:nets[-1].endi], copy.deepcopy(list(network[-1]))
         for link in trunk + head:
             self.main.append(link)
@@ -130,13 +138,13 @@ class BranchyNet(chainer.Chain):
         if verbose:
             self.print_models()
 
-    def _setup_optimizers(self):
+    def _setup_optimizers(self) -> None:
         self.optimizer = self._make_optimizer(self.main, self.alpha, self.momentum)
-        # The exits' own links: Chainer's default alpha and a momentum of 0.9, whatever was given.
+        # As released, the exits' own links have Chainer's default alpha and a momentum of 0.9, whatever was given.
         self.optimizers = [
             self._make_optimizer(chainer.ChainList(*model[model.endi:]), 0.001, 0.9) for model in self.models]
 
-    def _make_optimizer(self, target, alpha, momentum):
+    def _make_optimizer(self, target: chainer.Link, alpha: float, momentum: float) -> chainer.Optimizer:
         if self.opt == 'Adam':
             return chainer.optimizers.Adam(alpha=alpha).setup(target)
         optimizer = chainer.optimizers.MomentumSGD(self.lr, momentum).setup(target)
@@ -145,54 +153,86 @@ class BranchyNet(chainer.Chain):
 
     # Training
 
-    def train_main(self, x, t):
-        """One step of main alone on x (B, ...), t (B,): returns (loss, accuracy)."""
-        return _train_net(self.main, self.optimizer, *self.checked(x, t))
+    def train_main(self, x: Array, t: Array) -> tuple[float, float]:
+        """Trains main alone, by one step.
 
-    def train(self, x, t):
-        """One joint step (section III of the paper) on x (B, ...), t (B,).
+        Args:
+            x: Samples (B, ...).
+            t: Labels (B,).
 
         Returns:
-            (losses, accuracies): a float per exit, over the samples that reach it, 0 where none does.
+            (loss, accuracy): softmax cross entropy, and the share of samples that are classified correctly.
+        """
+        return _train_net(self.main, self.optimizer, *self.checked(x, t))
+
+    def train(self, x: Array, t: Array) -> tuple[list[float], list[float]]:
+        """Trains all exits jointly (section III of the paper), by one step.
+
+        Args:
+            x: Samples (B, ...).
+            t: Labels (B,).
+
+        Returns:
+            (losses, accuracies): lists of a float for every exit, over the samples that reach it; 0 if none does.
         """
         x, t = self.checked(x, t)
         with chainer.using_config('train', True):
             losses, accuracies, total = self._joint(x, t)
-        _step(total, [self.optimizer] + self.optimizers)
-        return [float(loss.array) for loss in losses], [float(a.array) for a in accuracies]
+        _step(total, [self.optimizer, *self.optimizers])
+        return [float(loss.item()) for loss in losses], [float(accuracy.item()) for accuracy in accuracies]
 
-    def train_branch(self, i, x, t):
-        """One step of exit i's own links alone on x (B, ...), t (B,): returns (loss, accuracy)."""
+    def train_branch(self, i: int, x: Array, t: Array) -> tuple[float, float]:
+        """Trains the own links of exit i alone, by one step.
+
+        Args:
+            i: The exit, from 0.
+            x: Samples (B, ...).
+            t: Labels (B,).
+
+        Returns:
+            (loss, accuracy), as train_main.
+
+        Raises:
+            ValueError: There is no exit i.
+        """
         if not 0 <= i < self.numexits():
-            raise ValueError('exit is %s: expected 0 to %d' % (i, self.numexits() - 1))
+            raise ValueError(f'exit is {i}: expected 0 to {self.numexits() - 1}')
         x, t = self.checked(x, t)
         model = self.models[i]
         with chainer.using_config('train', True), chainer.no_backprop_mode():
             h = chainer.as_array(model(x, endi=model.endi))
         return _train_net(model, self.optimizers[i], h, t, starti=model.endi)
 
-    def forward(self, x, t):
-        """The joint loss (a Variable), for Chainer's updaters and evaluators.
+    def forward(self, x: Array, t: Array) -> chainer.Variable:
+        """The joint loss, for Chainer's updaters and evaluators.
 
-        Reports ``loss``, and ``exit<k>/loss`` and ``exit<k>/accuracy`` of every exit. In testing mode
-        no sample is dropped on the way. An optimiser that is set up on the whole net takes the place
-        of ``optimizer`` and ``optimizers``.
+        Reports ``loss``, and ``exit<k>/loss`` and ``exit<k>/accuracy`` of every exit. In testing mode no samples are
+        dropped between exits. Set up an optimiser of your own on the whole net; it replaces ``optimizer`` and
+        ``optimizers``.
+
+        Args:
+            x: Samples (B, ...).
+            t: Labels (B,).
+
+        Returns:
+            Variable (), the sum of the exits' losses, each times its weight.
         """
         losses, accuracies, total = self._joint(*self.checked(x, t))
         report = {'loss': total}
         for k in range(self.numexits()):
-            report['exit%d/loss' % k] = losses[k]
-            report['exit%d/accuracy' % k] = accuracies[k]
+            report[f'exit{k}/loss'] = losses[k]
+            report[f'exit{k}/accuracy'] = accuracies[k]
         chainer.report(report, self)
         return total
 
-    def _joint(self, x, t):
+    def _joint(self, x: Array, t: Array) -> tuple[list[chainer.Variable], list[chainer.Variable], chainer.Variable]:
         """(loss per exit, accuracy per exit, weighted sum of losses), all Variables."""
-        total = 0
+        total: Any = 0
         if self.forwardMain is not None:
             total, _ = _loss(self.main(x), t)
         batch = len(t)
-        losses, accuracies = [], []
+        losses: list[chainer.Variable] = []
+        accuracies: list[chainer.Variable] = []
         for k, model in enumerate(self.models):
             if len(t) == 0:
                 losses.append(chainer.Variable(self.xp.zeros((), x.dtype)))
@@ -210,14 +250,14 @@ class BranchyNet(chainer.Chain):
                     x, t = rows(x, kept), t[kept]
         return losses, accuracies, total
 
-    def _reaches_trunk(self, k):
+    def _reaches_trunk(self, k: int) -> bool:
         """Whether exit k's loss trains the trunk."""
         if k == self.numexits() - 1:
             return self.forwardMain is None
         return self.joint
 
-    def _kept(self, k, logits, batch):
-        """Indices of the samples that training carries on past exit k; None for all of them."""
+    def _kept(self, k: int, logits: chainer.Variable, batch: int) -> Array | None:
+        """Indices of the samples that training carries on past exit k; None if these are all samples."""
         rule = self._training_rule()
         if isinstance(rule, exits.Shares) and rule.count(k, len(logits), batch) <= 0:
             return None  # no entropy is needed
@@ -227,7 +267,7 @@ class BranchyNet(chainer.Chain):
             self._learned[k].append(float(entropy[dropped].max()))
         return self.xp.flatnonzero(~dropped)
 
-    def _training_rule(self):
+    def _training_rule(self) -> exits.Rule:
         """The rule by which training drops samples."""
         if self.thresholdExits is not None:
             return exits.Thresholds(self.thresholdExits)
@@ -235,30 +275,36 @@ class BranchyNet(chainer.Chain):
             return exits.Shares(self.percentTrainExits)
         return exits.Shares(self.percentTrainKeeps, stay=True)
 
-    def getLearnedExitsThresholds(self):
-        """The entropy up to which training dropped samples, per exit but the last.
+    def getLearnedExitsThresholds(self) -> list[float]:
+        """The entropies up to which training dropped samples.
 
         Returns:
-            List of floats (nats): the mean over the steps since the last clear, NaN where none was dropped.
+            A float (nats) for every exit but the last: the mean over the steps since clearLearnedExitsThresholds, or
+            NaN if no sample was dropped.
         """
         return [float(np.mean(cuts)) if cuts else math.nan for cuts in self._learned]
 
-    def clearLearnedExitsThresholds(self):
-        """Forgets the steps behind getLearnedExitsThresholds."""
-        self._learned = [[] for _ in range(self.numexits() - 1)]
+    def clearLearnedExitsThresholds(self) -> None:
+        """Starts the means of getLearnedExitsThresholds again."""
+        self._learned: list[list[float]] = [[] for _ in range(self.numexits() - 1)]
 
     # Inference
 
-    def test(self, x, t=None):
-        """Early-exit classification of x (B, ...).
+    def test(self, x: Array, t: Array | None = None) -> tuple[float, list[float], list[int], float]:
+        """Classifies a batch with early exit (algorithm 1 of the paper).
+
+        Args:
+            x: Samples (B, ...).
+            t: Labels (B,), or None.
 
         Returns:
-            (accuracy, accuracy per exit, samples per exit, seconds): accuracies are 0 at an exit where
-            none left, and NaN without labels. The clock is the released one: it runs in the trunk's
-            stages only, and does not wait for a GPU.
+            (accuracy, accuracies, counts, seconds): overall accuracy; for every exit, the accuracy of the samples that
+            left there (0 if none did) and their number. Accuracies are NaN without labels. The clock is the released
+            one: it runs only in the trunk's stages and does not wait for a GPU.
         """
         x, t = self.checked(x, t)
-        counts, correct, seconds = [0] * self.numexits(), [0] * self.numexits(), 0.
+        counts, seconds = [0] * self.numexits(), 0.
+        correct: list[float] = [0] * self.numexits()
         with inference_mode():
             for k, left in enumerate(self.leave(x, self._testing_rule())):
                 seconds += left.seconds
@@ -267,8 +313,15 @@ class BranchyNet(chainer.Chain):
         accuracies = [c / n if n else 0. for c, n in zip(correct, counts)]
         return sum(correct) / len(x), accuracies, counts, seconds
 
-    def run(self, x):
-        """Logits (B, C) of the exit at which every sample of x leaves, in the order of x."""
+    def run(self, x: Array) -> Array:
+        """Classifies a batch with early exit and returns the logits.
+
+        Args:
+            x: Samples (B, ...).
+
+        Returns:
+            Array (B, C), for each sample the logits of the exit where it leaves, in the order of x.
+        """
         x, _ = self.checked(x)
         with inference_mode():
             parts = list(self.leave(x, self._testing_rule()))
@@ -278,27 +331,39 @@ class BranchyNet(chainer.Chain):
             result[part.index] = part.logits
         return result
 
-    def test_main(self, x, t=None):
-        """main on x (B, ...): returns (accuracy (NaN without labels), seconds of the whole forward)."""
+    def test_main(self, x: Array, t: Array | None = None) -> tuple[float, float]:
+        """Classifies a batch by main.
+
+        After joint training, main's own head no longer fits the trunk: for a baseline, test main before joint
+        training.
+
+        Args:
+            x: Samples (B, ...).
+            t: Labels (B,), or None.
+
+        Returns:
+            (accuracy, seconds): the accuracy (NaN without labels) and the time of main's whole forward pass.
+        """
         return _test_net(self.main, *self.checked(x, t))
 
-    def run_main(self, x):
+    def run_main(self, x: Array) -> Array:
         """main's logits (B, C) for x (B, ...)."""
         x, _ = self.checked(x)
         with inference_mode():
             return chainer.as_array(self.main(x))
 
-    def get_SM(self, x):
-        """Softmax of every exit for every sample of x (B, ...), without early exit: a list of (B, C)."""
+    def get_SM(self, x: Array) -> list[Array]:
+        """Softmax of every exit for every sample of x (B, ...), without early exit: an array (B, C) for each exit."""
         return [look.prob for look in self.look(x)]
 
     def leave(self, x: Array, rule: exits.Rule) -> Iterator[Leaving]:
-        """Early exit, exit by exit, for x (B, ...).
+        """Carries a batch up the trunk and lets samples leave, exit by exit.
 
         The caller must set inference mode and move x to the net's device.
 
         Args:
-            rule: decides which samples leave; at the last exit all do.
+            x: Samples (B, ...).
+            rule: Decides which samples leave; at the last exit all do.
 
         Yields:
             A Leaving for every exit, up to the one at which the last samples leave.
@@ -326,7 +391,14 @@ class BranchyNet(chainer.Chain):
         return exits.Shares(self.percentTestExits)
 
     def look(self, x: Array) -> list[Look]:
-        """The answers of all exits to x (B, ...), without early exit, and their times: a Look for every exit."""
+        """The answers of all exits to a batch, without early exit, and their times.
+
+        Args:
+            x: Samples (B, ...).
+
+        Returns:
+            A Look for every exit.
+        """
         x, _ = self.checked(x)
         result = []
         with inference_mode():
@@ -340,10 +412,18 @@ class BranchyNet(chainer.Chain):
 
     # Thresholds
 
-    def find_entropies(self, x, y=None, batchsize=1024):
-        """Entropy of x (N, ...) at every exit but the last: a list of NumPy arrays (N,), in nats.
+    def find_entropies(self, x: Array, y: Array | None = None, batchsize: int = 1024) -> list[np.ndarray]:
+        """Entropies at every exit but the last, in training mode and over all samples, as released.
 
-        In training mode and over all samples, as released; the labels ``y`` are not looked at.
+        In training mode, batch normalisation uses a batch's statistics and moves its running ones, and dropout drops.
+
+        Args:
+            x: Samples (N, ...).
+            y: Labels (N,), or None; only their number is checked.
+            batchsize: Samples that run together.
+
+        Returns:
+            A NumPy array (N,) for every exit but the last, nats.
         """
         check_pairs(x, x if y is None else y)
         result = []
@@ -357,16 +437,27 @@ class BranchyNet(chainer.Chain):
             result.append(batch)
         return [np.concatenate(parts) for parts in zip(*result)]
 
-    def find_thresholds(self, x, y=None, percentTrainKeeps=.5, batchsize=1024):
-        """Thresholds (nats) for every exit but the last, above which a share of x (N, ...) stays.
+    def find_thresholds(self, x: Array, y: Array | None = None, percentTrainKeeps: Setting = .5,
+                        batchsize: int = 1024) -> list[float]:
+        """Thresholds with which a given share of the samples stays at each exit, from `find_entropies`.
+
+        Each exit's threshold is found over all samples, also over those that would have left before it.
 
         Args:
-            percentTrainKeeps: the share: a number, or a list of one for every exit but the last.
+            x: Samples (N, ...).
+            y: Labels (N,), or None; only their number is checked.
+            percentTrainKeeps: Share of samples that stay: a number for all exits but the last, or a list of one for
+                each.
+            batchsize: Samples that run together.
+
+        Returns:
+            A threshold (nats) for every exit but the last.
         """
         return self.find_thresholds_entropies(x, y, percentTrainKeeps, batchsize)[0]
 
-    def find_thresholds_entropies(self, x, y=None, percentTrainKeeps=.5, batchsize=1024):
-        """What find_thresholds and find_entropies return, from one pass."""
+    def find_thresholds_entropies(self, x: Array, y: Array | None = None, percentTrainKeeps: Setting = .5,
+                                  batchsize: int = 1024) -> tuple[list[float], list[np.ndarray]]:
+        """Thresholds and entropies from one pass: (find_thresholds, find_entropies), with their arguments."""
         check_per_exit('percentTrainKeeps', percentTrainKeeps, self.numexits() - 1, upper=1)
         entropies = self.find_entropies(x, y, batchsize)
         thresholds = []
@@ -376,79 +467,94 @@ class BranchyNet(chainer.Chain):
             thresholds.append(float(np.sort(ent)[cut]))
         return thresholds, entropies
 
-    # A copy of main, to go on with beside the joint training
+    # A copy of main, which is trained and tested apart from the joint training
 
-    def copy_main(self):
+    def copy_main(self) -> None:
         """Copies main with its optimiser, for train_main_copy and test_main_copy."""
         self.main_copy, self.optimizer_copy = copy.deepcopy((self.main, self.optimizer))
 
-    def train_main_copy(self, x, t):
+    def train_main_copy(self, x: Array, t: Array) -> tuple[float, float]:
         """train_main for the copy."""
         return _train_net(self.main_copy, self.optimizer_copy, *self.checked(x, t))
 
-    def test_main_copy(self, x, t=None):
+    def test_main_copy(self, x: Array, t: Array | None = None) -> tuple[float, float]:
         """test_main for the copy."""
         return _test_net(self.main_copy, *self.checked(x, t))
 
     # The network's parts
 
-    def numexits(self):
-        """Number of exits, the final one counted."""
+    def numexits(self) -> int:
+        """Number of exits, including the final one."""
         return len(self.models)
 
-    def stage(self, k, x):
-        """The trunk from exit k - 1 (from the input for 0) to exit k."""
+    def stage(self, k: int, x: Array) -> chainer.Variable:
+        """Runs the trunk from exit k - 1 (for k = 0: from the input) to exit k.
+
+        Args:
+            k: The exit, from 0.
+            x: The features at exit k - 1, or the samples (B, ...).
+
+        Returns:
+            The trunk's features at exit k, a Variable (B, ...).
+        """
         model = self.models[k]
         return model(x, starti=model.starti, endi=model.endi)
 
-    def exit(self, k, h):
-        """Logits of exit k for the trunk's features there."""
+    def exit(self, k: int, h: Array) -> chainer.Variable:
+        """Logits, a Variable (B, C), of exit k for the trunk's features h (B, ...) there."""
         model = self.models[k]
         return model(h, starti=model.endi)
 
-    def print_models(self):
+    def print_models(self) -> None:
         """Prints main and the model of every exit, link by link."""
-        for name, net in [('main', self.main)] + [('exit %d' % k, m) for k, m in enumerate(self.models)]:
-            print('%s: %s' % (name, ' '.join(type(link).__name__ for link in net)))
+        for name, net in [('main', self.main)] + [(f'exit {k}', model) for k, model in enumerate(self.models)]:
+            print(f'{name}: {" ".join(type(link).__name__ for link in net)}')
 
-    def training(self):
+    def training(self) -> None:
         """Puts Chainer (``chainer.config.train``) into training mode, for direct calls of nets and links."""
         chainer.config.train = True
 
-    def testing(self):
+    def testing(self) -> None:
         """Puts Chainer (``chainer.config.train``) into testing mode, for direct calls of nets and links."""
         chainer.config.train = False
 
     @property
-    def gpu(self):
+    def gpu(self) -> bool:
         """Whether the parameters are on a GPU."""
         return self.xp is not np
 
-    # What Chainer asks of a Chain, each link of the shared trunk once: as main's
+    # The methods of a Chain, in which each link of the shared trunk occurs once, under main's path
 
-    def namedlinks(self, skipself=False):
+    def namedlinks(self, skipself: bool = False) -> Iterator[tuple[str, chainer.Link]]:
+        """(path, link) of every link, each once."""
         return _once(super().namedlinks(skipself))
 
-    def links(self, skipself=False):
+    def links(self, skipself: bool = False) -> Iterator[chainer.Link]:
+        """Every link, once."""
         return (link for _, link in self.namedlinks(skipself))
 
-    def namedparams(self, include_uninit=True):
+    def namedparams(self, include_uninit: bool = True) -> Iterator[tuple[str, chainer.Parameter]]:
+        """(path, parameter) of every parameter, each once."""
         return _once(super().namedparams(include_uninit))
 
-    def params(self, include_uninit=True):
+    def params(self, include_uninit: bool = True) -> Iterator[chainer.Parameter]:
+        """Every parameter, once."""
         return (param for _, param in self.namedparams(include_uninit))
 
-    def addgrads(self, link):
+    def addgrads(self, link: chainer.Link) -> None:
+        """Adds the gradients of another BranchyNet of the same structure, each once."""
         for param, other in zip(self.params(), link.params()):
             param.addgrad(other)
 
-    def serialize(self, serializer):
+    def serialize(self, serializer: Any) -> None:
+        """Saves or loads all parameters and running statistics, each once."""
         self.main.serialize(serializer['main'])
         for k, model in enumerate(self.models):
             for i in range(model.endi, len(model)):
                 model[i].serialize(serializer['models'][str(k)][str(i)])
 
-    def copy(self, mode='share'):
+    def copy(self, mode: str = 'share') -> BranchyNet:
+        """A copy with one trunk and optimisers of its own; for the modes see chainer.Link.copy."""
         if mode == 'copy':
             return copy.deepcopy(self)
         new = super().copy(mode)
@@ -460,7 +566,7 @@ class BranchyNet(chainer.Chain):
 
     # Checks
 
-    def _check_settings(self):
+    def _check_settings(self) -> None:
         count = self.numexits() - 1
         if self.thresholdExits is not None:
             check_per_exit('thresholdExits', self.thresholdExits, count)
@@ -469,11 +575,19 @@ class BranchyNet(chainer.Chain):
         check_per_exit('percentTrainKeeps', self.percentTrainKeeps, count, upper=1)
         check_per_exit('percentTestExits', self.percentTestExits, count, upper=1)
 
-    def checked(self, x, t=None):
-        """x (B, ...) and t (B,) as arrays on the net's device.
+    def checked(self, x: Array, t: Array | None = None) -> tuple[Array, Array | None]:
+        """Checks a batch and the net's settings.
+
+        Args:
+            x: Samples (B, ...), of the parameters' dtype.
+            t: Labels (B,), signed integers from 0, or None.
+
+        Returns:
+            (x, t) as arrays on the net's device.
 
         Raises:
-            TypeError, ValueError: they, or the net's settings, cannot be right.
+            TypeError: An array or a setting has the wrong type, or an array the wrong dtype.
+            ValueError: A shape is wrong, a setting or a label is out of range, or x holds NaN or infinity.
         """
         self._check_settings()
         x = self._checked_x(x)
@@ -481,41 +595,48 @@ class BranchyNet(chainer.Chain):
             t = self.device.send(_checked_t(t, x))
         return self.device.send(x), t
 
-    def check_data(self, x, t, sample):
-        """Raises as checked does, for a whole data set, before anything is learned from a part of it.
+    def check_data(self, x: Array, t: Array, sample: Array) -> None:
+        """Checks a whole data set as `checked` does, before the net is trained on a part of it.
 
         Args:
-            sample: an input (1, ...), to see how many classes there are.
+            x: Samples (N, ...).
+            t: Labels (N,).
+            sample: An input (1, ...), which is run to find the number of classes.
+
+        Raises:
+            TypeError: As in `checked`.
+            ValueError: As in `checked`, or a label is beyond the classes.
         """
         t = _checked_t(t, self._checked_x(x))
         with inference_mode():
             check_labels(self.exit(0, self.stage(0, self.checked(sample)[0])), t)
 
-    def _checked_x(self, x):
+    def _checked_x(self, x: Array) -> Array:
         x = _checked_array('x', x)
         dtype = next((p.dtype for p in self.params(include_uninit=False) if p.dtype.kind == 'f'), x.dtype)
         if x.dtype.kind == 'f' and x.dtype != dtype:
-            raise TypeError('x has dtype %s: expected %s, as the parameters have' % (x.dtype, dtype))
+            raise TypeError(f'x has dtype {x.dtype}: expected {dtype}, the dtype of the parameters')
         if x.size == 0:
-            raise ValueError('x has shape %s: expected at least one sample' % (x.shape,))
+            raise ValueError(f'x has shape {x.shape}: expected at least one sample')
         xp = get_array_module(x)
-        # The difference is not finite wherever a value is not, and seldom else.
+        # A quick test first: if any value is NaN or infinite, so is the difference.
         if not xp.isfinite(x.max() - x.min()) and not xp.isfinite(x).all():
-            raise ValueError('x holds NaN or infinity, first in sample %d: expected numbers' % (
-                (~xp.isfinite(x)).reshape(len(x), -1).any(axis=1).argmax()))
+            sample = int((~xp.isfinite(x)).reshape(len(x), -1).any(axis=1).argmax())
+            raise ValueError(f'x holds NaN or infinity, first in sample {sample}: expected finite numbers')
         return x
 
 
-def _check_network(network):
+def _check_network(network: list[chainer.Link]) -> None:
     check_links('network', network)
     if not network or not isinstance(network[-1], Branch):
-        raise ValueError('network ends with %s: expected a Branch, the final exit' % (
-            type(network[-1]).__name__ if network else 'nothing'))
+        last = f'ends with a {type(network[-1]).__name__}' if network else 'is empty'
+        raise ValueError(f'network {last}: its last element must be a Branch, the final exit')
 
 
-def _exit_nets(network):
+def _exit_nets(network: list[chainer.Link]) -> list[Net]:
     """A Net for every Branch of the list: the trunk's links before it, then its own."""
-    trunk, nets, starti = [], [], 0
+    trunk: list[chainer.Link] = []
+    nets, starti = [], 0
     for link in network:
         if not isinstance(link, Branch):
             trunk.append(link)
@@ -523,53 +644,56 @@ def _exit_nets(network):
         net = Net(link.weight)
         net.starti, net.endi = starti, len(trunk)
         starti = net.endi
-        for part in trunk + list(link):
+        for part in [*trunk, *link]:
             net.append(part)
         nets.append(net)
     return nets
 
 
-def _checked_array(name, value):
+def _checked_array(name: str, value: Any) -> Array:
     array = chainer.as_array(value)
     if not isinstance(array, chainer.get_array_types()):
-        raise TypeError('%s is a %s: expected a NumPy or CuPy array, or a Variable' % (name, type(value).__name__))
+        raise TypeError(f'{name} is a {type(value).__name__}: expected a NumPy or CuPy array, or a Variable')
     if array.ndim == 0:
-        raise ValueError('%s has shape (): expected a batch' % name)
+        raise ValueError(f'{name} has shape (): expected a batch')
     return array
 
 
-def _checked_t(t, x):
+def _checked_t(t: Any, x: Array) -> Array:
     t = _checked_array('t', t)
     if t.dtype.kind != 'i':
-        raise TypeError('t has dtype %s: expected signed integers (int32)' % t.dtype)
+        raise TypeError(f't has dtype {t.dtype}: expected signed integers (int32)')
     if t.shape != x.shape[:1]:
-        raise ValueError('t has shape %s: expected %s, a label per sample of x' % (t.shape, x.shape[:1]))
+        raise ValueError(f't has shape {t.shape}: expected {x.shape[:1]}, one label for every sample of x')
     if t.min() < 0:
-        raise ValueError('t holds the label %d: expected 0 or more' % t.min())
+        raise ValueError(f't holds the label {t.min()}: expected 0 or more')
     return t
 
 
-def _loss(logits, t):
-    """Softmax cross entropy and accuracy; raises on a label beyond the classes."""
+def _loss(logits: chainer.Variable, t: Array) -> tuple[chainer.Variable, chainer.Variable]:
+    """Softmax cross entropy and accuracy of logits (B, C); raises ValueError if a label is beyond the classes."""
     check_labels(logits, t)
     return F.softmax_cross_entropy(logits, t), F.accuracy(logits, t)
 
 
-def check_labels(logits, t):
-    """Raises ValueError on a label in t (B,) beyond the classes of logits (B, C)."""
+def check_labels(logits: Any, t: Array) -> None:
+    """Checks that no label in t (B,) is beyond the classes of logits (B, C).
+
+    Raises:
+        ValueError: A label is.
+    """
     if t.max() >= logits.shape[1]:
-        raise ValueError('t holds the label %d: expected less than %d, the number of classes' % (
-            t.max(), logits.shape[1]))
+        raise ValueError(f't holds the label {t.max()}: expected less than {logits.shape[1]}, the number of classes')
 
 
-def _train_net(net, optimizer, x, t, starti=0):
+def _train_net(net: Net, optimizer: chainer.Optimizer, x: Array, t: Array, starti: int = 0) -> tuple[float, float]:
     with chainer.using_config('train', True):
         loss, accuracy = _loss(net(x, starti=starti), t)
     _step(loss, [optimizer])
-    return float(loss.array), float(accuracy.array)
+    return float(loss.item()), float(accuracy.item())
 
 
-def _step(loss, optimizers):
+def _step(loss: chainer.Variable, optimizers: list[Any]) -> None:
     for optimizer in optimizers:
         optimizer.target.cleargrads()
     loss.backward()
@@ -577,7 +701,7 @@ def _step(loss, optimizers):
         optimizer.update()
 
 
-def _test_net(net, x, t):
+def _test_net(net: Net, x: Array, t: Array | None) -> tuple[float, float]:
     with inference_mode():
         start = time.perf_counter()
         logits = chainer.as_array(net(x))
@@ -585,14 +709,14 @@ def _test_net(net, x, t):
     return math.nan if t is None else _count_correct(logits, t) / len(x), seconds
 
 
-def _count_correct(logits, t):
+def _count_correct(logits: Array, t: Array) -> int:
     if len(t):
         check_labels(logits, t)
     return int((logits.argmax(axis=1) == t).sum())
 
 
-def _once(named):
-    """The (name, object) pairs without those whose object came before."""
+def _once(named: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Leaves out the (name, object) pairs whose object came before."""
     seen = set()
     for name, value in named:
         if id(value) not in seen:

@@ -91,8 +91,8 @@ def test_namedparams_hold_every_parameter_once():
 
 
 @pytest.mark.parametrize('network, error, words', [
-    ([L.Linear(4, 3)], ValueError, 'network ends with Linear: expected a Branch'),
-    ([], ValueError, 'network ends with nothing'),
+    ([L.Linear(4, 3)], ValueError, 'network ends with a Linear: its last element must be a Branch, the final exit'),
+    ([], ValueError, 'network is empty: its last element must be a Branch, the final exit'),
     ([F.relu, branchynet.Branch([])], TypeError, r'network\[0\] is <function relu.*FL makes one'),
 ])
 def test_bad_networks_are_named(network, error, words):
@@ -107,7 +107,7 @@ def test_unknown_optimiser_is_named():
 
 # Training
 
-def test_who_learns_in_each_step():
+def test_each_step_trains_its_own_links():
     net = small_net()
     assert moved(net, lambda: net.train_main(X, T)) == {'head', 'trunk'}
     net = small_net()
@@ -174,7 +174,7 @@ def test_thresholds_drop_samples_for_later_exits():
     ({'percentTrainExits': 1.}, [32, 0, 0]),
     ({'thresholdExits': 5.}, [32, 0, 0]),
 ])
-def test_how_many_are_carried_on(setting, kept, monkeypatch):
+def test_number_of_samples_carried_on(setting, kept, monkeypatch):
     net = small_net()
     for name, value in setting.items():
         setattr(net, name, value)
@@ -190,7 +190,7 @@ def test_how_many_are_carried_on(setting, kept, monkeypatch):
     assert seen == kept
 
 
-def test_exits_that_nothing_reaches_report_zero_and_still_update():
+def test_exits_that_no_sample_reaches_report_zero_and_still_update():
     net = small_net()
     net.train(X, T)
     net.thresholdExits = 5.
@@ -199,7 +199,7 @@ def test_exits_that_nothing_reaches_report_zero_and_still_update():
     assert moved(net, lambda: net.train(X, T)) == {'trunk', 'exit0', 'exit1', 'exit2'}
 
 
-def test_learned_thresholds_are_where_training_cut():
+def test_learned_thresholds_are_the_highest_entropies_dropped():
     net = small_net(percentTrainKeeps=.5)
     assert all(map(math.isnan, net.getLearnedExitsThresholds()))
     ent = np.sort(entropy(F.softmax(net.models[0](X))))
@@ -250,7 +250,7 @@ def direct(net, thresholds, x=X):
     return np.array(exits), np.array(logits)
 
 
-def test_test_and_run_leave_where_the_definition_says():
+def test_test_and_run_follow_the_definition():
     net = small_net(dropout=True)
     thresholds = [float(np.median(e)) for e in net.find_entropies(X)]  # of 32 samples: between two entropies
     exits, logits = direct(net, thresholds)
@@ -289,7 +289,7 @@ def test_methods_take_variables():
     net.find_thresholds(v[:8].array)
 
 
-def test_mode_is_the_methods_own():
+def test_methods_set_their_own_mode():
     net = small_net(dropout=True)
     net.training()
     np.testing.assert_array_equal(net.run_main(X), net.run_main(X))
@@ -340,7 +340,7 @@ NAN[5, 2] = np.nan
     (X, T - 1, ValueError, 't holds the label -1: expected 0 or more'),
 ])
 @pytest.mark.parametrize('method', ['train', 'train_main', 'test', 'test_main', 'train_branch'])
-def test_bad_input_is_named_before_anything_moves(method, x, t, error, words):
+def test_bad_input_is_named_before_any_parameter_changes(method, x, t, error, words):
     net = small_net()
     before = weights(net)
     call = getattr(net, method)
@@ -357,7 +357,7 @@ def test_infinity_is_named():
         small_net().run(x)
 
 
-def test_a_setting_that_is_no_number_is_named():
+def test_a_setting_that_is_not_a_number_is_named():
     for value in None, np.array(.5):
         net = small_net()
         net.percentTestExits = value
@@ -365,9 +365,9 @@ def test_a_setting_that_is_no_number_is_named():
             net.test(X)
 
 
-def test_an_exit_that_is_not_there_is_named():
+def test_an_exit_that_does_not_exist_is_named():
     for i in -1, 3:
-        with pytest.raises(ValueError, match='exit is %d: expected 0 to 2' % i):
+        with pytest.raises(ValueError, match=f'exit is {i}: expected 0 to 2'):
             small_net().train_branch(i, X, T)
 
 
@@ -400,7 +400,7 @@ def test_an_exit_without_links_of_its_own_works():
     copy.deepcopy, lambda n: n.copy('copy'), lambda n: dill.loads(dill.dumps(n)),
     lambda n: pickle.loads(pickle.dumps(n))],
     ids=['deepcopy', 'copy', 'dill', 'pickle'])
-def test_copies_are_whole_and_independent(duplicate):
+def test_copies_are_complete_and_independent(duplicate):
     net = small_net(thresholdExits=[.5, .5])
     net.train(X, T)
     new = duplicate(net)
@@ -430,7 +430,7 @@ def test_copies_of_blocks_keep_their_weights():
     np.testing.assert_array_equal(net.main[1].conv1.W.shape, net.models[0][1].conv1.W.shape)
 
 
-def test_weights_are_saved_and_loaded_once_each(tmp_path):
+def test_each_weight_is_saved_and_loaded_once(tmp_path):
     net, other = small_net(0), small_net(1)
     path = str(tmp_path / 'net.npz')
     chainer.serializers.save_npz(path, net)
