@@ -11,14 +11,15 @@ with the very number that was recorded, and, as the comparison is strict, the sa
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Real
-from typing import Any, NamedTuple, Protocol, Sequence, Union
+from typing import Any, NamedTuple, Protocol, Union
 
 from branchynet import _chainer  # noqa: F401
-from chainer.backend import get_array_module
-import numpy as np
-
 from branchynet.functions import entropy, smallest
+
+import numpy as np
+from chainer.backend import get_array_module
 
 Array = Any  # a NumPy or CuPy array
 Setting = Union[float, Sequence[float]]  # one number for all exits but the last, or one for each of them
@@ -65,7 +66,9 @@ def answer_on_cpu(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return prob, -_sum(logs, 1)
 
 
-_max, _sum = np.maximum.reduce, np.add.reduce  # of (array, axis, dtype, out, keepdims)
+# Their arguments are (array, axis, dtype, out, keepdims).
+_max: Any = np.maximum.reduce
+_sum: Any = np.add.reduce
 _exp, _log, _maximum = np.exp, np.log, np.maximum
 
 
@@ -166,6 +169,7 @@ class Thresholds:
         self._thresholds = thresholds
 
     def leaves(self, k: int, entropy: Array, batch: int) -> Array:
+        """The samples whose entropy lies below the threshold of exit k; for the arguments see Rule."""
         return below(entropy, of_exit(self._thresholds, k))
 
 
@@ -188,12 +192,13 @@ class Shares:
         return int(remaining - share if self._stay else share)
 
     def leaves(self, k: int, entropy: Array, batch: int) -> Array:
+        """The samples of lowest entropy, `count` of them; for the arguments see Rule."""
         return lowest(entropy, self.count(k, len(entropy), batch))
 
 
 # Settings: a number for all exits but the last, or a sequence of one for each
 
-def of_exit(setting: Setting, k: int) -> float:
+def of_exit(setting: Any, k: int) -> float:
     """The value of a setting at exit k."""
     return setting if isinstance(setting, Real) else setting[k]
 
@@ -212,7 +217,7 @@ def check_per_exit(name: str, value: Any, exits: int, upper: float = math.inf) -
         ValueError: the number of values is wrong, or a value is NaN or out of range.
     """
     try:
-        values = [value] if isinstance(value, Real) else list(value)
+        values: list[Any] = [value] if isinstance(value, Real) else list(value)
     except TypeError:
         raise TypeError(f'{name} is {value}: expected a number, or a sequence of {exits}') from None
     if not isinstance(value, Real) and len(values) != exits:
@@ -221,6 +226,6 @@ def check_per_exit(name: str, value: Any, exits: int, upper: float = math.inf) -
     for v in values:
         if not isinstance(v, Real):
             raise TypeError(f'{name} is {value}: expected numbers')
-        if math.isnan(v) or upper == 1 and not 0 <= v <= 1:
+        if math.isnan(v) or (upper == 1 and not 0 <= v <= 1):
             expected = 'shares between 0 and 1' if upper == 1 else 'numbers that are not NaN'
             raise ValueError(f'{name} is {value}: expected {expected}')

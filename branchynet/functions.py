@@ -5,9 +5,10 @@ import functools
 from typing import Any
 
 from branchynet import _chainer  # noqa: F401
+
 import chainer
-from chainer.backend import get_array_module
 import numpy as np
+from chainer.backend import get_array_module
 
 
 def entropy(prob: Any) -> Any:
@@ -27,7 +28,7 @@ def entropy(prob: Any) -> Any:
     return -logs.sum(axis=1)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def smallest(dtype: np.dtype) -> np.floating:
     """The smallest positive number of a dtype."""
     return np.nextafter(dtype.type(0), dtype.type(1))

@@ -1,36 +1,41 @@
-"""A linear layer most of whose weights stay zero."""
-import numpy
+"""A linear layer in which most weights stay zero."""
+from __future__ import annotations
 
-from branchynet import _chainer  # noqa: F401
-import chainer
-import chainer.functions as F
+from typing import Any
 
 from branchynet.links.sparselinear import bias, dense_weights, draw_kept
+
+import chainer
+import chainer.functions as F
+import numpy
 
 
 class DenseSparseLinear(chainer.Link):
     """SparseLinear with the weights stored dense: those that start as zero stay zero.
 
-    The weights pass through the mask on their way in, so that the gradient of the others is zero and
-    no optimiser, momentum or weight decay can wake them.
+    The weights are multiplied by a mask. So the gradient of the others is zero, and no optimiser, momentum or weight
+    decay changes them.
 
     Args:
-        in_size, out_size: sizes of a sample before and after.
-        sparseness: share of the weights that are zero for good, in [0, 1). One weight at least is
-            kept; which ones is drawn from numpy.random.
-        nobias: without ``b``.
-        initialW, initial_bias: as of L.Linear.
+        in_size: Numbers of a sample before.
+        out_size: Numbers of a sample after.
+        sparseness: Share of the weights that are always zero, in [0, 1). At least one weight is kept; the kept ones
+            are drawn from numpy.random.
+        nobias: Whether to leave out ``b``.
+        initialW: Initial values of ``W``, as for L.Linear.
+        initial_bias: Initial values of ``b``, as for L.Linear.
 
     Attributes:
         W: Parameter (out_size, in_size); LeCunNormal at first where it is kept.
         b: Parameter (out_size,), or None; 0 at first.
-        mask: of W's shape and dtype, 1 where a weight is kept and 0 elsewhere.
+        mask: Array of W's shape and dtype, 1 where a weight is kept and 0 elsewhere.
 
     Raises:
-        ValueError: sparseness outside [0, 1).
+        ValueError: The sparseness is outside [0, 1).
     """
 
-    def __init__(self, in_size, out_size, sparseness=.99, nobias=False, initialW=None, initial_bias=None):
+    def __init__(self, in_size: int, out_size: int, sparseness: float = .99, nobias: bool = False,
+                 initialW: Any = None, initial_bias: Any = None) -> None:
         super().__init__()
         kept = draw_kept(in_size * out_size, sparseness)
         with self.init_scope():
@@ -41,6 +46,6 @@ class DenseSparseLinear(chainer.Link):
         self.W.array *= mask
         self.add_persistent('mask', mask)
 
-    def forward(self, x):
+    def forward(self, x: Any) -> chainer.Variable:
         """Variable (B, out_size) for x (B, ...), flattened to (B, in_size)."""
         return F.linear(x, self.W * self.mask, self.b)

@@ -1,33 +1,52 @@
-"""What a network's list is made of: functions as links, exits, and the chains built from them."""
+"""The links of a network's list: functions as links, branches, and the chains that are built from them."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
 from branchynet import _chainer  # noqa: F401
+
 import chainer
 import chainer.functions as F
 from chainer.utils.type_check import InvalidType
 
 
 class FL(chainer.Link):
-    """A function as a link: ``FL(fn, *args, **kwargs)(x)`` is ``fn(x, *args, **kwargs)``."""
+    """A function as a link: ``FL(fn, *args, **kwargs)(x)`` is ``fn(x, *args, **kwargs)``.
 
-    def __init__(self, fn, *args, **kwargs):
+    Args:
+        fn: A function of a Variable or array, such as F.relu.
+        args: Further arguments of the function.
+        kwargs: Keyword arguments of the function.
+    """
+
+    def __init__(self, fn: Callable, *args: Any, **kwargs: Any) -> None:
         super().__init__()
         self.fn = fn
         self.args = args
         self.kwargs = kwargs
 
-    def forward(self, x):
+    def forward(self, x: Any) -> Any:
+        """The function's result for x."""
         return self.fn(x, *self.args, **self.kwargs)
 
 
 class SL(chainer.Chain):
-    """One link in training mode, another in testing mode (without one: the identity)."""
+    """One link in training mode, another in testing mode.
 
-    def __init__(self, fnTrain, fnTest=None):
+    Args:
+        fnTrain: The link for training mode.
+        fnTest: The link for testing mode; None: the identity.
+    """
+
+    def __init__(self, fnTrain: chainer.Link, fnTest: chainer.Link | None = None) -> None:
         super().__init__()
         with self.init_scope():
             self.fnTrain = fnTrain
             self.fnTest = fnTest
 
-    def forward(self, x):
+    def forward(self, x: Any) -> Any:
+        """The result of the mode's link for x."""
         if chainer.config.train:
             return self.fnTrain(x)
         return x if self.fnTest is None else self.fnTest(x)
@@ -37,94 +56,142 @@ class Branch(chainer.ChainList):
     """Marks an exit in a network's list.
 
     Args:
-        links: the exit's own links, from the trunk's features to the logits.
-        weight: of this exit's loss in the joint loss (section III of the paper).
+        links: The exit's own links, from the trunk's features to the logits.
+        weight: Weight of this exit's loss in the joint loss (section III of the paper).
+
+    Raises:
+        TypeError: An element of ``links`` is not a link.
     """
 
-    def __init__(self, links, weight=1.):
+    def __init__(self, links: Sequence[chainer.Link], weight: float = 1.) -> None:
         check_links('links', links)
         super().__init__(*links)
         self.weight = weight
 
 
-def check_links(name, links):
-    """Raises TypeError unless every element of a list is a link."""
+def check_links(name: str, links: Sequence[Any]) -> None:
+    """Checks that every element of a list is a link.
+
+    Args:
+        name: Name of the list, for the message.
+        links: The list.
+
+    Raises:
+        TypeError: An element is not a link.
+    """
     for i, link in enumerate(links):
         if not isinstance(link, chainer.Link):
-            raise TypeError('%s[%d] is %r: expected a link (FL makes one of a function)' % (name, i, link))
+            raise TypeError(f'{name}[{i}] is {link!r}: expected a link (FL makes one of a function)')
 
 
 class Net(chainer.ChainList):
-    """Links called one after the other, or a part of them.
+    """A sequence of links that can be run whole or in part.
+
+    Args:
+        weight: See the attribute.
 
     Attributes:
-        weight: of its loss in the joint loss, read at every step.
-        starti, endi: for an exit's net: its own stage of the trunk is ``net[starti:endi]``,
-            its own links are ``net[endi:]``.
+        weight: Weight of this net's loss in the joint loss, read at every step.
+        starti: In an exit's net, index of the first link of its stage: the stage is ``net[starti:endi]``.
+        endi: In an exit's net, index of the first of the exit's own links, ``net[endi:]``.
     """
 
-    def __init__(self, weight=1.):
+    def __init__(self, weight: float = 1.) -> None:
         super().__init__()
         self.weight = weight
         self.starti = 0
         self.endi = 0
 
-    def forward(self, x, test=False, starti=0, endi=None):
-        """Output of the links ``starti`` to ``endi`` for ``x``; ``test=True`` in testing mode.
+    def forward(self, x: Any, test: bool = False, starti: int = 0, endi: int | None = None) -> Any:
+        """Runs the links ``[starti:endi]``.
+
+        Args:
+            x: Variable or array (B, ...).
+            test: Whether to run in testing mode, whatever Chainer's mode is.
+            starti: Index of the first link.
+            endi: Index after the last link; None: to the end.
+
+        Returns:
+            The output, a Variable (B, ...); x itself if there are no links.
 
         Raises:
-            ValueError: a link cannot take what reaches it.
+            ValueError: A link cannot take its input.
         """
         with chainer.using_config('train', chainer.config.train and not test):
             for i, link in enumerate(self[starti:endi], starti):
                 x = _call(link, i, x)
         return x
 
-    def train(self, x, t, starti=0, endi=None):
-        """Softmax cross entropy and accuracy (Variables) in training mode."""
+    def train(self, x: Any, t: Any, starti: int = 0, endi: int | None = None) -> tuple[chainer.Variable,
+                                                                                       chainer.Variable]:
+        """Loss and accuracy in training mode.
+
+        Args:
+            x: Variable or array (B, ...).
+            t: Labels (B,).
+            starti: Index of the first link.
+            endi: Index after the last link; None: to the end.
+
+        Returns:
+            (softmax cross entropy, accuracy), Variables ().
+        """
         with chainer.using_config('train', True):
             y = self(x, starti=starti, endi=endi)
         return F.softmax_cross_entropy(y, t), F.accuracy(y, t)
 
-    def test(self, x, starti=0, endi=None):
-        """Output (Variable) in testing mode."""
+    def test(self, x: Any, starti: int = 0, endi: int | None = None) -> Any:
+        """The output of `forward` in testing mode."""
         return self(x, test=True, starti=starti, endi=endi)
 
 
-def _call(link, i, x):
+def _call(link: chainer.Link, i: int, x: Any) -> Any:
+    """The output of link i for x."""
     try:
         return link(x)
     except (InvalidType, AssertionError) as e:  # Chainer asserts that an output has pixels
-        why = 'expected %s, got %s' % (e.expect, e.actual) if isinstance(e, InvalidType) else e
-        raise ValueError('link %d (%s) cannot take an array of shape %s and dtype %s: %s' % (
-            i, type(link).__name__, x.shape, x.dtype, why)) from e
+        why = f'expected {e.expect}, got {e.actual}' if isinstance(e, InvalidType) else e
+        raise ValueError(f'link {i} ({type(link).__name__}) cannot take an array of shape {x.shape} and dtype '
+                         f'{x.dtype}: {why}') from e
 
 
 class X(chainer.ChainList):
-    """A residual wrapper: ``weights[0] * f(x) + weights[1] * x``, with f the links in turn.
+    """A residual wrapper: ``weights[0] * f(x) + weights[1] * x``, where f runs the links one after another.
 
     Where f changes the shape, x goes through ResBlock's shortcut.
+
+    Args:
+        links: The links of f.
     """
 
-    def __init__(self, links):
+    def __init__(self, links: Sequence[chainer.Link]) -> None:
         super().__init__(*links)
         self.set_weights([1., 1.])
 
-    def set_weights(self, weights):
+    def set_weights(self, weights: Sequence[float]) -> None:
+        """Sets the two weights, of f(x) and of x; both are 1 at first."""
         self.weights = weights
 
-    def forward(self, x):
+    def forward(self, x: Any) -> chainer.Variable:
+        """The weighted sum, a Variable of f(x)'s shape."""
         h = x
         for link in self:
             h = link(h)
         return self.weights[0] * h + self.weights[1] * shortcut(x, h.shape)
 
 
-def shortcut(x, shape):
-    """x (B, C, H, W) made to fit `shape`: zero channels in front, then every second pixel."""
+def shortcut(x: Any, shape: tuple[int, ...]) -> Any:
+    """Makes the input of a residual block fit its output: zero channels in front, then every second pixel.
+
+    Args:
+        x: Variable or array (B, C, H, W).
+        shape: Shape of the block's output: (B, C', H, W) or (B, C', H', W'), where H' is half of H, rounded up.
+
+    Returns:
+        A Variable of this shape; x itself where it fits.
+    """
     if x.shape[1] != shape[1]:
         xp = chainer.backend.get_array_module(x)
-        zeros = xp.zeros((x.shape[0], shape[1] - x.shape[1]) + x.shape[2:], x.dtype)
+        zeros = xp.zeros((x.shape[0], shape[1] - x.shape[1], *x.shape[2:]), x.dtype)
         x = F.concat((zeros, x))
     if x.shape[2:] != shape[2:]:
         x = F.average_pooling_2d(x, 1, 2)

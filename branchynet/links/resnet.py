@@ -1,36 +1,44 @@
 """Residual blocks (He et al., 2016) as the original builds them."""
-import copy
+from __future__ import annotations
 
-from branchynet import _chainer  # noqa: F401
+import copy
+from typing import Any
+
+from branchynet.links.links import shortcut
+
 import chainer
 import chainer.functions as F
 import chainer.links as L
 from chainer.initializers import LeCunNormal
 
-from branchynet.links.links import shortcut
-
 # Chainer 1's wscale=sqrt(2) multiplied the standard deviation by its square root.
 _SCALE = 2 ** 0.25
 
 
-def conv(in_size, out_size, ksize, stride=1, pad=0, nobias=False):
-    """Convolution2D with the original's initial weights for residual networks."""
+def conv(in_size: int, out_size: int, ksize: int, stride: int = 1, pad: int = 0,
+         nobias: bool = False) -> L.Convolution2D:
+    """Convolution2D with the original's initial weights for residual networks; for the arguments see there."""
     return L.Convolution2D(in_size, out_size, ksize, stride, pad, nobias=nobias, initialW=LeCunNormal(_SCALE))
 
 
-def batch_norm(size):
+def batch_norm(size: int) -> L.BatchNormalization:
     """BatchNormalization whose running variance starts at 0, as in Chainer 1: evaluate it only after training."""
     return L.BatchNormalization(size, initial_avg_var=0)
 
 
 class ResBlock(chainer.Chain):
-    """conv 3x3, BN, ReLU, conv 3x3, BN, plus a shortcut without parameters, ReLU.
+    """A residual block: conv 3x3, BN, ReLU, conv 3x3, BN, plus a shortcut without parameters, ReLU.
 
     ``copy.deepcopy(block)`` makes a freshly initialised block, as in the original, where networks
     repeat a block in this way; within a copied net it is copied with its weights.
+
+    Args:
+        in_size: Channels of the input.
+        out_size: Channels of the output.
+        stride: Stride of the first convolution.
     """
 
-    def __init__(self, in_size, out_size, stride=1):
+    def __init__(self, in_size: int, out_size: int, stride: int = 1) -> None:
         super().__init__()
         self.in_size = in_size
         self.out_size = out_size
@@ -41,20 +49,23 @@ class ResBlock(chainer.Chain):
             self.conv2 = conv(out_size, out_size, 3, 1, 1)
             self.bn2 = batch_norm(out_size)
 
-    def forward(self, x):
+    def forward(self, x: Any) -> Any:
+        """The output, a Variable (B, out channels, H', W'), for x (B, C, H, W)."""
         h = F.relu(self.bn1(self.conv1(x)))
         h = self.bn2(self.conv2(h))
         return F.relu(h + shortcut(x, h.shape))
 
-    def copy(self, mode='share'):
+    def copy(self, mode: str = 'share') -> ResBlock:
+        """A copy with the block's weights in mode 'copy' too; for the modes see chainer.Link.copy."""
         return _exact_copy(self, {}) if mode == 'copy' else super().copy(mode)
 
-    def __deepcopy__(self, memo):
-        # An empty memo: the block itself is what is being copied.
+    def __deepcopy__(self, memo: dict) -> ResBlock:
+        # The memo is empty if the block is copied by itself, not as a part of a net.
         return _exact_copy(self, memo) if memo else type(self)(self.in_size, self.out_size, self.stride)
 
 
-def _exact_copy(block, memo):
+def _exact_copy(block: ResBlock, memo: dict) -> ResBlock:
+    """A deep copy with the weights."""
     new = type(block).__new__(type(block))
     memo[id(block)] = new
     new.__dict__.update(copy.deepcopy(block.__dict__, memo))
@@ -62,9 +73,16 @@ def _exact_copy(block, memo):
 
 
 class BottleNeckA(chainer.Chain):
-    """1x1 (stride), 3x3 and 1x1 convolutions with BN, plus a 1x1 convolution of the input."""
+    """A bottleneck block: 1x1 (strided), 3x3 and 1x1 convolutions with BN, plus a 1x1 convolution of the input.
 
-    def __init__(self, in_size, ch, out_size, stride=2):
+    Args:
+        in_size: Channels of the input.
+        ch: Channels between the convolutions.
+        out_size: Channels of the output.
+        stride: Stride of the first convolution and of that of the input.
+    """
+
+    def __init__(self, in_size: int, ch: int, out_size: int, stride: int = 2) -> None:
         super().__init__()
         with self.init_scope():
             self.conv1 = conv(in_size, ch, 1, stride, nobias=True)
@@ -76,7 +94,8 @@ class BottleNeckA(chainer.Chain):
             self.conv4 = conv(in_size, out_size, 1, stride, nobias=True)
             self.bn4 = batch_norm(out_size)
 
-    def forward(self, x):
+    def forward(self, x: Any) -> Any:
+        """The output, a Variable (B, out channels, H', W'), for x (B, C, H, W)."""
         h = F.relu(self.bn1(self.conv1(x)))
         h = F.relu(self.bn2(self.conv2(h)))
         h = self.bn3(self.conv3(h))
@@ -84,9 +103,14 @@ class BottleNeckA(chainer.Chain):
 
 
 class BottleNeckB(chainer.Chain):
-    """1x1, 3x3 and 1x1 convolutions with BN, plus the input."""
+    """A bottleneck block: 1x1, 3x3 and 1x1 convolutions with BN, plus the input.
 
-    def __init__(self, in_size, ch):
+    Args:
+        in_size: Channels of the input and the output.
+        ch: Channels between the convolutions.
+    """
+
+    def __init__(self, in_size: int, ch: int) -> None:
         super().__init__()
         with self.init_scope():
             self.conv1 = conv(in_size, ch, 1, nobias=True)
@@ -96,7 +120,8 @@ class BottleNeckB(chainer.Chain):
             self.conv3 = conv(ch, in_size, 1, nobias=True)
             self.bn3 = batch_norm(in_size)
 
-    def forward(self, x):
+    def forward(self, x: Any) -> Any:
+        """The output, a Variable (B, out channels, H', W'), for x (B, C, H, W)."""
         h = F.relu(self.bn1(self.conv1(x)))
         h = F.relu(self.bn2(self.conv2(h)))
         h = self.bn3(self.conv3(h))
@@ -104,14 +129,23 @@ class BottleNeckB(chainer.Chain):
 
 
 class Block(chainer.ChainList):
-    """A BottleNeckA followed by ``layer - 1`` BottleNeckB."""
+    """A BottleNeckA followed by ``layer - 1`` BottleNeckB.
 
-    def __init__(self, layer, in_size, ch, out_size, stride=2):
+    Args:
+        layer: Number of bottlenecks.
+        in_size: Channels of the input.
+        ch: Channels between the convolutions.
+        out_size: Channels of the output.
+        stride: Stride of the first bottleneck.
+    """
+
+    def __init__(self, layer: int, in_size: int, ch: int, out_size: int, stride: int = 2) -> None:
         super().__init__(BottleNeckA(in_size, ch, out_size, stride))
         for _ in range(layer - 1):
             self.append(BottleNeckB(out_size, ch))
 
-    def forward(self, x):
+    def forward(self, x: Any) -> Any:
+        """The output, a Variable (B, out channels, H', W'), for x (B, C, H, W)."""
         for link in self:
             x = link(x)
         return x

@@ -62,7 +62,7 @@ def test_net_names_the_link_that_does_not_fit():
         net(X0)
 
 
-def test_x_adds_what_it_wraps_to_its_input():
+def test_x_adds_its_links_output_to_its_input():
     link = X([FL(lambda x: 3 * x)])
     np.testing.assert_allclose(chainer.as_array(link(X0)), 4 * X0, rtol=1e-6)
     link.set_weights([2., -1.])
@@ -96,7 +96,7 @@ def _normalised(h):
     return (h, np.ones(c, 'f'), np.zeros(c, 'f'), h.mean((0, 2, 3)), h.var((0, 2, 3)))
 
 
-def test_a_copied_block_starts_anew_but_a_copied_net_is_a_copy():
+def test_a_copied_block_has_new_weights_but_a_copied_net_keeps_them():
     block = ResBlock(3, 3)
     block.stride = 1
     assert not np.array_equal(copy.deepcopy(block).conv1.W.array, block.conv1.W.array)

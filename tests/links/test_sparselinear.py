@@ -137,7 +137,7 @@ def test_learns():
 
 @pytest.mark.parametrize('sparseness', [-.1, 1, 1.5, float('nan')])
 def test_sparseness_out_of_range(sparseness):
-    with pytest.raises(ValueError, match=r'sparseness must lie in \[0, 1\), not %s' % sparseness):
+    with pytest.raises(ValueError, match=f'sparseness is {sparseness}: it must be at least 0 and less than 1'):
         SparseLinear(3, 3, sparseness)
 
 
