@@ -200,7 +200,8 @@ class Shares:
 
 def of_exit(setting: Any, k: int) -> float:
     """The value of a setting at exit k."""
-    return setting if isinstance(setting, Real) else setting[k]
+    value: Any = setting if isinstance(setting, Real) else setting[k]
+    return value
 
 
 def check_per_exit(name: str, value: Any, exits: int, upper: float = math.inf) -> None:
@@ -223,9 +224,9 @@ def check_per_exit(name: str, value: Any, exits: int, upper: float = math.inf) -
     if not isinstance(value, Real) and len(values) != exits:
         raise ValueError(f'{name} is {value}: expected a number, or a sequence of {exits} (one for every exit but '
                          'the last)')
+    if not all(isinstance(v, Real) for v in values):
+        raise TypeError(f'{name} is {value}: expected numbers')
     for v in values:
-        if not isinstance(v, Real):
-            raise TypeError(f'{name} is {value}: expected numbers')
         if math.isnan(v) or (upper == 1 and not 0 <= v <= 1):
             expected = 'shares between 0 and 1' if upper == 1 else 'numbers that are not NaN'
             raise ValueError(f'{name} is {value}: expected {expected}')
