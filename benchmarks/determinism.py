@@ -59,7 +59,7 @@ def step():
 def checkpoint_cost(network):
     """Seconds of a checkpoint within an epoch, the median of five, and its bytes."""
     count = NETWORKS[network][3]
-    x, t = np.broadcast_to(_x[:1], (count,) + _x.shape[1:]), np.zeros(count, np.int32)
+    x, t = np.broadcast_to(_x[:1], (count, *_x.shape[1:])), np.zeros(count, np.int32)
     position = next(steps(_net, x, t, len(_x)))
     with tempfile.TemporaryDirectory(dir='.') as folder:
         path = os.path.join(folder, 'checkpoint.npz')
@@ -111,13 +111,13 @@ def table(measured):
         ratios = [p / f for p, f in zip(portable, fast)]
         waited = max(ResumableTraining.INTERVAL, m['checkpoint_s'] / ResumableTraining.SHARE)
         rows.append([
-            network, '%d' % m['batchsize'], *('%.1f' % (1e3 * statistics.median(s)) for s in (portable, fast)),
-            '%.2f (%.2f to %.2f)' % (statistics.median(ratios), min(ratios), max(ratios)),
-            '%.0f ms, %.1f MB' % (1e3 * m['checkpoint_s'], m['checkpoint_bytes'] / 1e6),
-            '%.0f s (%.2f %% of the time)' % (waited, 100 * m['checkpoint_s'] / waited)])
+            network, f'{m["batchsize"]}', *(f'{1e3 * statistics.median(s):.1f}' for s in (portable, fast)),
+            f'{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})',
+            f'{1e3 * m["checkpoint_s"]:.0f} ms, {m["checkpoint_bytes"] / 1e6:.1f} MB',
+            f'{waited:.0f} s ({100 * m["checkpoint_s"] / waited:.2f} % of the time)'])
     env = measured['environment']
-    return pages.markdown([pages.Table(rows[0], rows[1:]), pages.Text('%s, %d threads, NumPy %s; medians of %d pairs.' % (
-        env['cpu'], env['threads'], env['numpy'], len(portable)))])
+    note = f'{env["cpu"]}, {env["threads"]} threads, NumPy {env["numpy"]}; medians of {len(portable)} pairs.'
+    return pages.markdown([pages.Table(rows[0], rows[1:]), pages.Text(note)])
 
 
 def update(page, path):
@@ -127,7 +127,8 @@ def update(page, path):
     write_atomically(page, text.encode())
 
 
-def main():
+def main() -> None:
+    """Measures, or updates a page, as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--networks', type=lambda text: text.split(','), default=list(NETWORKS))
     parser.add_argument('--pairs', type=int, default=7)
@@ -135,10 +136,11 @@ def main():
     parser.add_argument('--update', metavar='PAGE', help='measure nothing, but put the table of --file into a page')
     args = parser.parse_args()
     if args.update:
-        return update(args.update, args.file)
+        update(args.update, args.file)
+        return
     unknown = set(args.networks) - set(NETWORKS)
     if unknown:
-        parser.error('network is %s: expected some of %s' % (min(unknown), ', '.join(NETWORKS)))
+        parser.error(f'network is {min(unknown)}: expected some of {", ".join(NETWORKS)}')
     measured = {'environment': provenance.environment(),
                 'networks': {network: measure(network, args.pairs) for network in args.networks}}
     os.makedirs(os.path.dirname(os.path.abspath(args.file)), exist_ok=True)

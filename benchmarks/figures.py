@@ -19,7 +19,7 @@ def bars(rows, path):
     figure, axes = plt.subplots(1, len(tasks), figsize=(1 + 4 * len(tasks), 4), squeeze=False)
     for task, ax in zip(tasks, axes[0]):
         _bars(ax, {key: values for key, values in groups.items() if key[1] == task})
-        ax.set(title='%s, %d threads' % (task, threads), yscale='log', ylabel=_unit(task))
+        ax.set(title=f'{task}, {threads} threads', yscale='log', ylabel=_unit(task))
     _save(figure, path)
 
 
@@ -32,7 +32,7 @@ def _bars(ax, groups):
         errors = [[m - v for m, v in zip(middle, least)], [v - m for m, v in zip(middle, greatest)]]
         ax.bar(places, middle, width, yerr=errors, label=LABELS[name], color=COLOURS[name])
     ax.set_xticks([g + .4 - width / 2 for g in range(len(groups))])
-    ax.set_xticklabels(['%s\n%d' % (network, batch) for network, _, batch, _ in groups], fontsize='small')
+    ax.set_xticklabels([f'{network}\n{batch}' for network, _, batch, _ in groups], fontsize='small')
 
 
 def scaling(rows, path):
@@ -44,7 +44,7 @@ def scaling(rows, path):
     for task, line in zip(tasks, axes):
         for network, ax in zip(networks, line):
             _lines(ax, {key[2:]: values for key, values in groups.items() if key[:2] == (network, task)})
-            ax.set(title='%s, %s' % (network, task), xscale='log', yscale='log', xlabel='batch', ylabel=_unit(task))
+            ax.set(title=f'{network}, {task}', xscale='log', yscale='log', xlabel='batch', ylabel=_unit(task))
     _save(figure, path)
 
 
@@ -55,7 +55,7 @@ def _lines(ax, groups):
                         if n == threads and name in values)
         batches, middle, least, greatest = zip(*points)
         ax.plot(batches, middle, '--' if threads == 1 else '-', marker='.', color=COLOURS[name],
-                label='%s, %d threads' % (LABELS[name], threads))
+                label=f'{LABELS[name]}, {threads} threads')
         ax.fill_between(batches, least, greatest, color=COLOURS[name], alpha=.2)
 
 

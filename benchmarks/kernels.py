@@ -40,10 +40,10 @@ def describe(link, shape):
     """What a layer does to which samples, in short."""
     size = 'x'.join(map(str, shape))
     if isinstance(link, branchynet.FL):
-        return '%s %s %s' % (link.fn.__name__, ','.join(map(str, link.args)), size)
+        return f'{link.fn.__name__} {",".join(map(str, link.args))} {size}'
     if isinstance(link, chainer.links.BatchNormalization):
-        return 'batch_normalization %s' % size
-    return '%s %s %s' % (type(link).__name__, 'x'.join(map(str, link.W.shape)), size)
+        return f'batch_normalization {size}'
+    return f'{type(link).__name__} {"x".join(map(str, link.W.shape))} {size}'
 
 
 def layers(network):
@@ -95,7 +95,8 @@ def _backward(outputs, name, gy):
         outputs[name].backward()
 
 
-def main():
+def main() -> None:
+    """Times every layer, prints the medians and writes kernels.csv."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--networks', default=','.join(NETWORKS))
     parser.add_argument('--pairs', type=int, default=5)
@@ -104,15 +105,15 @@ def main():
     args = parser.parse_args()
     os.makedirs(args.out, exist_ok=True)
     rows = []
-    print('%-9s %-48s %10s %10s %10s' % ('', 'ms', 'branchynet', 'chainer', 'pytorch'))
+    print(f'{"":9} {"ms":48} {"branchynet":>10} {"chainer":>10} {"pytorch":>10}')
     for network in args.networks.split(','):
         batch = BATCHES[network]
         for layer, name, pair, *seconds in measuring.in_child(args.threads, time_layers, network, batch, args.pairs):
             rows += [Row(layer, task, batch, args.threads, name, pair, s)
                      for task, s in zip(['forward', 'backward'], seconds)]
     for (layer, task, _, _), values in measuring.grouped(rows).items():
-        print('%-9s %-48s %10.2f %10.2f %10.2f' % (
-            task, layer, *(1e3 * measuring.spread(values[name])[0] for name in ('branchynet', 'chainer', 'pytorch'))))
+        medians = [1e3 * measuring.spread(values[name])[0] for name in ('branchynet', 'chainer', 'pytorch')]
+        print(f'{task:9} {layer:48} {" ".join(f"{ms:10.2f}" for ms in medians)}')
     measuring.write_csv(os.path.join(args.out, 'kernels.csv'), rows)
 
 

@@ -1,4 +1,4 @@
-"""How the benchmarks measure: contenders in turn in one process, which has as many threads as it is told."""
+"""Measurement for the benchmarks: contenders take turns in one process with a given number of threads."""
 import contextlib
 import csv
 import multiprocessing
@@ -42,12 +42,12 @@ class Row(NamedTuple):
 
 
 def context(contender):
-    """What a contender runs in: 'branchynet' with this project's CPU kernels."""
+    """The context of a contender: for 'branchynet' this project's CPU kernels."""
     return cpu.fast() if contender == 'branchynet' else contextlib.nullcontext()
 
 
 def in_child(threads, function, *args):
-    """function(*args) in a fresh process, in which everything that has threads has so many."""
+    """Returns function(*args), called in a new process in which every library has this number of threads."""
     before = dict(os.environ)
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
     try:
@@ -109,21 +109,22 @@ def sgemm_peak(size=2048, repeats=20):
 
 
 def environment():
-    """What the times depend on, as this process has it: a JSON-ready dict."""
+    """Describes everything that the times in this process depend on; a JSON-ready dict."""
     return {**provenance.environment(), 'torch': torch.__version__, 'torch_threads': torch.get_num_threads(),
             'sgemm_flop_per_s': sgemm_peak()}
 
 
 def describe(environment):
     """The environment in a line."""
-    blas = ', '.join('%s %s (%s, %s threads)' % (b['internal_api'], b['version'], b['architecture'], b['num_threads'])
+    blas = ', '.join('{internal_api} {version} ({architecture}, {num_threads} threads)'.format(**b)
                      for b in environment['blas'] if b['version'])
-    return '%s; Python %s, NumPy %s, Chainer %s, PyTorch %s (%s threads); %s; sgemm %.0f GFLOP/s' % (
+    return '{}; Python {}, NumPy {}, Chainer {}, PyTorch {} ({} threads); {}; sgemm {:.0f} GFLOP/s'.format(
         environment['cpu'], *(environment[name] for name in ['python', 'numpy', 'chainer', 'torch', 'torch_threads']),
         blas, environment['sgemm_flop_per_s'] / 1e9)
 
 
 def write_csv(path, rows):
+    """Writes Rows as CSV, with a header."""
     with open(path, 'w', newline='') as f:
         writer = csv.writer(f)
         writer.writerow(Row._fields)

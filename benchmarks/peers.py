@@ -32,8 +32,8 @@ class Peer(nn.Module):
     def __init__(self, net):
         super().__init__()
         if net.opt != 'Adam' or not net.joint:
-            raise ValueError('opt is %r and joint is %r: the peer has Adam and joint training only' % (
-                net.opt, net.joint))
+            raise ValueError(
+                f'opt is {net.opt!r} and joint is {net.joint!r}: the peer has Adam and joint training only')
         self.stages = nn.ModuleList(sequence(model[model.starti:model.endi]) for model in net.models)
         self.exits = nn.ModuleList(sequence(model[model.endi:]) for model in net.models)
         self.head = sequence(net.main[net.models[-1].endi:])
@@ -146,11 +146,11 @@ def convert(link):
     """
     if isinstance(link, branchynet.FL):
         if link.fn not in _FUNCTIONS:
-            raise TypeError('%s has no peer: expected one of %s' % (
+            raise TypeError('{} has no peer: expected one of {}'.format(
                 link.fn.__name__, ', '.join(fn.__name__ for fn in _FUNCTIONS)))
         return _FUNCTIONS[link.fn](*link.args, **link.kwargs)
     if type(link) not in LINKS:
-        raise TypeError('%s has no peer: expected one of %s' % (
+        raise TypeError('{} has no peer: expected one of {}'.format(
             type(link).__name__, ', '.join(kind.__name__ for kind in [branchynet.FL, *LINKS])))
     return LINKS[type(link)](link)
 
@@ -248,8 +248,9 @@ _FUNCTIONS = {
 # A net to be compared with
 
 def settle(net, x):
-    """Sets the running statistics of batch normalisation to those of x (B, ...), for an untrained net to be
-    evaluated: its running variances are 0, and activations would grow without bound.
+    """Sets the running statistics of batch normalisation to those of x (B, ...).
+
+    An untrained net needs this before it is evaluated: its running variances are 0, and activations would overflow.
     """
     norms = [link for link in net.links() if isinstance(link, L.BatchNormalization)]
     decays = [norm.decay for norm in norms]

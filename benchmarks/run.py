@@ -29,7 +29,6 @@ from branchynet.experiments import lenet_mnist as lenet
 from branchynet.experiments import resnet_cifar10 as resnet
 from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
 
-import chainer
 import numpy as np
 
 try:
@@ -61,7 +60,7 @@ def build(network, weights=None):
     np.random.seed(0)
     net = NETWORKS[network].get_network()
     if weights:
-        name = 'weights_%s_seed0.npz' % NETWORKS[network].__name__.split('.')[-1]
+        name = 'weights_{}_seed0.npz'.format(NETWORKS[network].__name__.split('.')[-1])
         checkpoint.load_npz(os.path.join(weights, name), net)
     else:
         with cpu.fast():
@@ -173,7 +172,7 @@ def leaving_thresholds(net, x, shares):
     thresholds, remaining = [], np.ones(len(x), bool)
     for look, share in zip(net.look(x)[:-1], shares):
         order = np.sort(look.entropy[remaining])
-        cut = min(int(round(share * len(x))), len(order) - 1)
+        cut = min(round(share * len(x)), len(order) - 1)
         # Between two images, so that no contender's rounding lets another image leave.
         thresholds.append(float(order[max(cut - 1, 0):cut + 1].mean()))
         remaining &= ~below(look.entropy, thresholds[-1])
@@ -230,14 +229,12 @@ def measure(args, threads, peak):
                         threads, time_task, network, task, batch, contenders, args.pairs, args.weights)
                     yield [row(*value) for value in values] + [row('limit', 0, flop / peak)]
                 except BrokenProcessPool:
-                    print('%s, %s, batch %d: the process died, most likely for want of memory' % (
-                        network, task, batch))
+                    print(f'{network}, {task}, batch {batch}: the process died, probably for lack of memory')
 
 
 # What is shown
 
-HEADER = '%-8s %-9s %5s %7s  %-30s %s' % (
-    'network', 'task', 'batch', 'threads', 'ours: median (min ... max)', 'others / ours')
+HEADER = f'{"network":8} {"task":9} {"batch":>5} {"threads":>7}  {"ours: median (min ... max)":30} others / ours'
 
 
 def lines(rows):
@@ -246,13 +243,13 @@ def lines(rows):
         name = 'branchynet' if 'branchynet' in values else 'chainer'
         ours, limit = values.pop(name), values.pop('limit', None)
         unit, scale = ('MB', 1) if task == 'memory' else ('ms', 1e3)
-        columns = ['%s %.2f (%.2f ... %.2f)' % (name, *measuring.ratios(theirs, ours))
+        columns = ['{} {:.2f} ({:.2f} ... {:.2f})'.format(name, *measuring.ratios(theirs, ours))
                    for name, theirs in values.items()]
         if limit:
-            columns.append('limit %.3f' % (limit[0] / measuring.spread(ours)[0]))
-        yield '%-8s %-9s %5d %7d  %-30s %s' % (
-            network, task, batch, threads,
-            '%.2f (%.2f ... %.2f) %s' % (*(scale * v for v in measuring.spread(ours)), unit), ', '.join(columns))
+            columns.append(f'limit {limit[0] / measuring.spread(ours)[0]:.3f}')
+        median, least, greatest = (scale * value for value in measuring.spread(ours))
+        spread = f'{median:.2f} ({least:.2f} ... {greatest:.2f}) {unit}'
+        yield f'{network:8} {task:9} {batch:5} {threads:7}  {spread:30} {", ".join(columns)}'
 
 
 def draw(out, rows, scaling):
@@ -263,7 +260,8 @@ def draw(out, rows, scaling):
         figures.scaling(rows, os.path.join(out, 'scaling.png'))
 
 
-def main():
+def main() -> None:
+    """Measures what the command line asks for, prints it and writes the files."""
     args = _parse()
     if peers is None:
         sys.exit('benchmarks/run.py: PyTorch is not installed: run `pip install torch`')
@@ -274,7 +272,7 @@ def main():
     rows, environments = [], {}
     for threads in args.threads:
         environments[threads] = environment = measuring.in_child(threads, measuring.environment)
-        print('%d threads: %s\n%s' % (threads, measuring.describe(environment), HEADER), flush=True)
+        print(f'{threads} threads: {measuring.describe(environment)}\n{HEADER}', flush=True)
         for new in measure(args, threads, environment['sgemm_flop_per_s']):
             rows += new
             print('\n'.join(lines(new)), flush=True)
@@ -290,7 +288,7 @@ def _parse():
         def parse(text):
             for name in text.split(','):
                 if name not in names:
-                    raise argparse.ArgumentTypeError('%r: expected some of %s' % (name, ','.join(names)))
+                    raise argparse.ArgumentTypeError('{!r}: expected some of {}'.format(name, ','.join(names)))
             return text.split(',')
         return parse
 

@@ -48,7 +48,7 @@ def steps_of(instructions, target):
         elif stage:
             stages[stage].append((name, rest))
     if target not in stages:
-        raise ValueError('target is %s: expected one of %s' % (target, ', '.join(stages)))
+        raise ValueError(f'target is {target}: expected one of {", ".join(stages)}')
     return stages[target]
 
 
@@ -99,26 +99,27 @@ class Image:
         steps = {'FROM': self._from, 'ARG': self._arg, 'ENV': self._env, 'WORKDIR': self._workdir,
                  'USER': self._user, 'COPY': self._copy, 'RUN': self._run, 'CMD': lambda rest: None}
         if name not in steps:
-            raise ValueError('%s %s: expected one of %s' % (name, rest, ', '.join(steps)))
+            raise ValueError(f'{name} {rest}: expected one of {", ".join(steps)}')
         steps[name](rest)
 
     def command(self, command, env=()):
         """The words that run a shell command in the root as the image's user, with the image's environment."""
         _, _, uid, gid, _, home, _ = self._account()
         environment = {'HOME': home, **dict(env), **self.env}
-        return ['chroot', '--groups=', '--userspec=%s:%s' % (uid, gid), str(self.root),
-                '/usr/bin/env', '-i', '--chdir=' + self.folder, *('%s=%s' % pair for pair in environment.items()),
+        return ['chroot', '--groups=', f'--userspec={uid}:{gid}', str(self.root),
+                '/usr/bin/env', '-i', f'--chdir={self.folder}',
+                *(f'{name}={value}' for name, value in environment.items()),
                 '/bin/sh', '-c', command]
 
     def _from(self, image):
         suite = re.fullmatch(r'debian:(\w+)-slim@.*', image)
         if suite is None:
-            raise ValueError('FROM %s: expected debian:SUITE-slim@DIGEST' % image)
-        print('   debootstrap makes %s in its place' % suite.group(1), flush=True)
+            raise ValueError(f'FROM {image}: expected debian:SUITE-slim@DIGEST')
+        print(f'   debootstrap makes {suite.group(1)} in its place', flush=True)
         self.host = host_settings()
         debs = self.cache / 'debootstrap'
         debs.mkdir(exist_ok=True)
-        logged(['debootstrap', '--variant=minbase', '--cache-dir=%s' % debs, suite.group(1), str(self.root),
+        logged(['debootstrap', '--variant=minbase', f'--cache-dir={debs}', suite.group(1), str(self.root),
                 self.global_arguments['DEBIAN']], env={**os.environ, **self.host})
         for kind, folder in [('proc', 'proc'), ('tmpfs', 'dev/shm')]:
             subprocess.run(['mount', '-t', kind, kind, str(self.root / folder)], check=True)
@@ -130,7 +131,7 @@ class Image:
 
     def _arg(self, rest):
         if rest not in self.global_arguments:
-            raise ValueError('ARG %s: expected a name that an ARG before the first FROM gives a value' % rest)
+            raise ValueError(f'ARG {rest}: expected a name that an ARG before the first FROM gives a value')
         self.arguments[rest] = self.global_arguments[rest]
 
     def _env(self, rest):
@@ -148,7 +149,7 @@ class Image:
     def _copy(self, rest):
         options, rest = split_options(rest)
         if rest != '. .' or not all(option.startswith('--chown=') for option in options):
-            raise ValueError("COPY %s: expected '[--chown=USER:GROUP] . .'" % rest)
+            raise ValueError(f"COPY {rest}: expected '[--chown=USER:GROUP] . .'")
         for path in files_of_checkout():
             copy = self.root / self.folder.lstrip('/') / path
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +168,7 @@ class Image:
     def _cache_mount(self, option):
         mount = re.fullmatch(r'--mount=type=cache,target=([^,]+)(,sharing=locked)?', option)
         if mount is None:
-            raise ValueError('%s: expected --mount=type=cache,target=FOLDER[,sharing=locked]' % option)
+            raise ValueError(f'{option}: expected --mount=type=cache,target=FOLDER[,sharing=locked]')
         inside = self.root / mount.group(1).lstrip('/')
         kept = self.cache / 'mounts' / mount.group(1).lstrip('/')
         for folder in (inside, kept):
@@ -235,10 +236,10 @@ def replay(args):
     steps = steps_of(instructions, args.target)
     image = Image(args.root, args.cache, global_arguments(instructions, given))
     for name, rest in steps:
-        with announced('%s %s' % (name, split_options(rest)[1])):
+        with announced(f'{name} {split_options(rest)[1]}'):
             image.step(name, rest)
     for command in args.commands:
-        with announced('as user %s, without network: %s' % (image.user, command)):
+        with announced(f'as user {image.user}, without network: {command}'):
             subprocess.run(['unshare', '--net', *image.command(command)], check=True)
 
 
@@ -252,7 +253,8 @@ def announced(what):
         print('   %.0f s' % (time.monotonic() - start), flush=True)
 
 
-def main():
+def main() -> int:
+    """Does what the command line asks for; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
     command = commands.add_parser('argument', help="print the default of one of the Dockerfile's arguments")
@@ -270,10 +272,10 @@ def main():
     try:
         args.do(args)
     except (OSError, ValueError) as e:
-        print('docker/replay.py: %s' % e, file=sys.stderr)
+        print(f'docker/replay.py: {e}', file=sys.stderr)
         return 2
     except subprocess.CalledProcessError as e:
-        print('docker/replay.py: %s: status %d, expected 0' % (e.cmd[-1], e.returncode), file=sys.stderr)
+        print(f'docker/replay.py: {e.cmd[-1]}: status {e.returncode}, expected 0', file=sys.stderr)
         return 1
     return 0
 
