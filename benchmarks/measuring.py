@@ -1,4 +1,7 @@
 """Measurement for the benchmarks: contenders take turns in one process with a given number of threads."""
+
+from __future__ import annotations
+
 import contextlib
 import csv
 import multiprocessing
@@ -7,8 +10,10 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from typing import NamedTuple
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
 
 from branchynet import cpu, provenance
 
@@ -41,12 +46,12 @@ class Row(NamedTuple):
     value: float
 
 
-def context(contender):
+def context(contender: str) -> AbstractContextManager:
     """The context of a contender: for 'branchynet' this project's CPU kernels."""
     return cpu.fast() if contender == 'branchynet' else contextlib.nullcontext()
 
 
-def in_child(threads, function, *args):
+def in_child(threads: int, function: Callable, *args: Any) -> Any:
     """Returns function(*args), called in a new process in which every library has this number of threads."""
     before = dict(os.environ)
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
@@ -58,7 +63,7 @@ def in_child(threads, function, *args):
         os.environ.update(before)
 
 
-def timed(contender, call, count=1):
+def timed(contender: str, call: Callable[[], Any], count: int = 1) -> float:
     """Seconds of call(), the mean of `count` in a row."""
     with context(contender):
         start = time.perf_counter()
@@ -67,15 +72,15 @@ def timed(contender, call, count=1):
         return (time.perf_counter() - start) / count
 
 
-def interleaved(calls, pairs):
-    """Times every call in turn, in every round: noise of the machine hits all alike.
+def interleaved(calls: dict[str, Callable[[], Any]], pairs: int) -> Iterator[tuple[str, int, float]]:
+    """Times every call in turn in each round, so that the machine's noise affects all calls alike.
 
     Args:
-        calls: dict from a contender's name to a function.
-        pairs: rounds, after two calls to warm up. Where a call is short, a turn is as many as take TURN.
+        calls: A function for each contender's name.
+        pairs: Number of rounds, after two calls to warm up. A short call is repeated in its turn until TURN has passed.
 
     Yields:
-        (contender, pair, seconds of a call)
+        (contender, pair, seconds of a call).
     """
     counts = {}
     for name, call in calls.items():
@@ -86,8 +91,8 @@ def interleaved(calls, pairs):
             yield name, pair, timed(name, call, counts[name])
 
 
-def peak_memory(name, warm_up, call):
-    """MB by which call() raises this process's peak. Makes sense in a fresh process only."""
+def peak_memory(name: str, warm_up: Callable[[], Any], call: Callable[[], Any]) -> float:
+    """MB by which call() raises this process's peak memory. Only meaningful in a new process."""
     with context(name):
         warm_up()
         before = _peak()
@@ -95,27 +100,27 @@ def peak_memory(name, warm_up, call):
         return _peak() - before
 
 
-def _peak():
+def _peak() -> float:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2 ** 20 if sys.platform == 'darwin' else peak / 2 ** 10
 
 
-def sgemm_peak(size=2048, repeats=20):
-    """FLOP per second of the faster of NumPy's and PyTorch's matrix product in float32."""
+def sgemm_peak(size: int = 2048, repeats: int = 20) -> float:
+    """FLOP per second of the float32 matrix product, NumPy's or PyTorch's, whichever is faster."""
     a = np.random.RandomState(0).rand(size, size).astype(np.float32)
     b = torch.from_numpy(a)
     seconds = [s for _, _, s in interleaved({'numpy': lambda: a @ a, 'torch': lambda: b @ b}, repeats)]
     return 2 * size ** 3 / min(seconds)
 
 
-def environment():
+def environment() -> dict[str, Any]:
     """Describes everything that the times in this process depend on; a JSON-ready dict."""
     return {**provenance.environment(), 'torch': torch.__version__, 'torch_threads': torch.get_num_threads(),
             'sgemm_flop_per_s': sgemm_peak()}
 
 
-def describe(environment):
-    """The environment in a line."""
+def describe(environment: dict[str, Any]) -> str:
+    """Describes the environment in one line."""
     blas = ', '.join('{internal_api} {version} ({architecture}, {num_threads} threads)'.format(**b)
                      for b in environment['blas'] if b['version'])
     return '{}; Python {}, NumPy {}, Chainer {}, PyTorch {} ({} threads); {}; sgemm {:.0f} GFLOP/s'.format(
@@ -123,7 +128,7 @@ def describe(environment):
         blas, environment['sgemm_flop_per_s'] / 1e9)
 
 
-def write_csv(path, rows):
+def write_csv(path: str, rows: Iterable[Row]) -> None:
     """Writes Rows as CSV, with a header."""
     with open(path, 'w', newline='') as f:
         writer = csv.writer(f)
@@ -133,19 +138,19 @@ def write_csv(path, rows):
 
 # What rows say
 
-def grouped(rows):
+def grouped(rows: Iterable[Row]) -> dict[tuple, dict[str, list[float]]]:
     """{(network, task, batch, threads): {contender: values in the order of the rounds}}."""
-    result = {}
+    result: dict[tuple, dict[str, list[float]]] = {}
     for row in rows:
         result.setdefault(row[:4], {}).setdefault(row.contender, []).append(row.value)
     return result
 
 
-def spread(values):
-    """(median, least, greatest)."""
+def spread(values: list[float]) -> tuple[float, float, float]:
+    """(median, minimum, maximum)."""
     return statistics.median(values), min(values), max(values)
 
 
-def ratios(values, base):
-    """Spread of values / base, round by round."""
+def ratios(values: list[float], base: list[float]) -> tuple[float, float, float]:
+    """Spread of values / base, divided round by round."""
     return spread([v / b for v, b in zip(values, base)])

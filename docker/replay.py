@@ -2,6 +2,9 @@
 
 It knows the instructions that the Dockerfile uses, written as it writes them, and refuses others.
 """
+
+from __future__ import annotations
+
 import argparse
 import contextlib
 import os
@@ -12,20 +15,22 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator, Mapping
 
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def parse(text):
-    """(instruction, rest of the line) pairs of a Dockerfile: comments gone, continued lines joined."""
+def parse(text: str) -> list[tuple[str, str]]:
+    """(instruction, rest of the line) pairs of a Dockerfile, without comments; continued lines are joined."""
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith('#')]
     joined = re.sub(r'\\\n\s*', '', '\n'.join(lines))
-    return [tuple(line.split(None, 1)) for line in joined.splitlines()]
+    words = (line.split(None, 1) for line in joined.splitlines())
+    return [(name, rest) for name, rest in words]
 
 
-def global_arguments(instructions, given):
-    """Values of the ARGs before the first FROM; ``given`` values go before defaults."""
-    values = {}
+def global_arguments(instructions: Iterable[tuple[str, str]], given: Mapping[str, str]) -> dict[str, str]:
+    """Values of the ARGs before the first FROM; ``given`` values override defaults."""
+    values: dict[str, str] = {}
     for name, rest in instructions:
         if name == 'FROM':
             break
@@ -34,13 +39,14 @@ def global_arguments(instructions, given):
     return values
 
 
-def steps_of(instructions, target):
+def steps_of(instructions: Iterable[tuple[str, str]], target: str) -> list[tuple[str, str]]:
     """The instructions of a target and of the stages that it is built on, the base's FROM first.
 
     Raises:
-        ValueError: the Dockerfile has no such target.
+        ValueError: The Dockerfile has no such target.
     """
-    stages, stage = {}, None
+    stages: dict[str, list[tuple[str, str]]] = {}
+    stage = None
     for name, rest in instructions:
         if name == 'FROM':
             image, _, stage = rest.split()
@@ -52,13 +58,13 @@ def steps_of(instructions, target):
     return stages[target]
 
 
-def expand(text, values):
-    """text with $NAME and ${NAME} replaced."""
+def expand(text: str, values: Mapping[str, str]) -> str:
+    """Replaces $NAME and ${NAME} by the values."""
     return re.sub(r'\$\{?(\w+)\}?', lambda match: values.get(match.group(1), ''), text)
 
 
-def split_options(rest):
-    """(['--mount=...', ...], what follows) of an instruction's line."""
+def split_options(rest: str) -> tuple[list[str], str]:
+    """Splits an instruction's line into its options, such as '--mount=...', and the rest."""
     options = []
     while rest.startswith('--'):
         option, rest = rest.split(None, 1)
@@ -66,8 +72,8 @@ def split_options(rest):
     return options, rest
 
 
-def is_ignored(path, patterns):
-    """Whether .dockerignore's patterns leave a path of the checkout out; the last that fits decides."""
+def is_ignored(path: str, patterns: Iterable[str]) -> bool:
+    """Whether .dockerignore's patterns exclude a path of the checkout; the last pattern that matches decides."""
     ignored = False
     for pattern in patterns:
         keep, pattern = pattern.startswith('!'), pattern.lstrip('!')
@@ -78,23 +84,23 @@ def is_ignored(path, patterns):
 
 
 class Image:
-    """What the steps have made so far: a root folder, its environment, user and working folder."""
+    """The result of the steps so far: a root folder, its environment, user and working folder."""
 
-    def __init__(self, root, cache, arguments):
+    def __init__(self, root: str, cache: str, arguments: dict[str, str]) -> None:
         self.root, self.cache = pathlib.Path(root), pathlib.Path(cache)
         self.global_arguments = arguments
-        self.arguments = {}
+        self.arguments: dict[str, str] = {}
         self.env = {'PATH': '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'}
         self.user = '0'
         self.folder = '/'
-        self.host = {}
+        self.host: dict[str, str] = {}
 
-    def step(self, name, rest):
-        """Does one instruction.
+    def step(self, name: str, rest: str) -> None:
+        """Runs one instruction.
 
         Raises:
-            ValueError: an instruction or an option that is not known here.
-            subprocess.CalledProcessError: a command that failed.
+            ValueError: The instruction or an option is not known here.
+            subprocess.CalledProcessError: A command failed.
         """
         steps = {'FROM': self._from, 'ARG': self._arg, 'ENV': self._env, 'WORKDIR': self._workdir,
                  'USER': self._user, 'COPY': self._copy, 'RUN': self._run, 'CMD': lambda rest: None}
@@ -102,7 +108,7 @@ class Image:
             raise ValueError(f'{name} {rest}: expected one of {", ".join(steps)}')
         steps[name](rest)
 
-    def command(self, command, env=()):
+    def command(self, command: str, env: Iterable[tuple[str, str]] | Mapping[str, str] = ()) -> list[str]:
         """The words that run a shell command in the root as the image's user, with the image's environment."""
         _, _, uid, gid, _, home, _ = self._account()
         environment = {'HOME': home, **dict(env), **self.env}
@@ -111,7 +117,7 @@ class Image:
                 *(f'{name}={value}' for name, value in environment.items()),
                 '/bin/sh', '-c', command]
 
-    def _from(self, image):
+    def _from(self, image: str) -> None:
         suite = re.fullmatch(r'debian:(\w+)-slim@.*', image)
         if suite is None:
             raise ValueError(f'FROM {image}: expected debian:SUITE-slim@DIGEST')
@@ -129,24 +135,24 @@ class Image:
             shutil.copyfile(self.host['PIP_CERT'], str(self.root / 'etc' / 'host-certificates.crt'))
             self.host['PIP_CERT'] = '/etc/host-certificates.crt'
 
-    def _arg(self, rest):
+    def _arg(self, rest: str) -> None:
         if rest not in self.global_arguments:
             raise ValueError(f'ARG {rest}: expected a name that an ARG before the first FROM gives a value')
         self.arguments[rest] = self.global_arguments[rest]
 
-    def _env(self, rest):
+    def _env(self, rest: str) -> None:
         for word in shlex.split(rest):
             key, _, value = word.partition('=')
             self.env[key] = expand(value, {**self.arguments, **self.env})
 
-    def _workdir(self, rest):
+    def _workdir(self, rest: str) -> None:
         self.folder = rest
         (self.root / rest.lstrip('/')).mkdir(parents=True, exist_ok=True)
 
-    def _user(self, rest):
+    def _user(self, rest: str) -> None:
         self.user = rest
 
-    def _copy(self, rest):
+    def _copy(self, rest: str) -> None:
         options, rest = split_options(rest)
         if rest != '. .' or not all(option.startswith('--chown=') for option in options):
             raise ValueError(f"COPY {rest}: expected '[--chown=USER:GROUP] . .'")
@@ -157,7 +163,7 @@ class Image:
         for option in options:
             subprocess.run(['chroot', str(self.root), 'chown', '-R', option.split('=')[1], self.folder], check=True)
 
-    def _run(self, rest):
+    def _run(self, rest: str) -> None:
         options, command = split_options(rest)
         with contextlib.ExitStack() as mounts:
             for option in options:
@@ -165,7 +171,7 @@ class Image:
             logged(self.command(command, {**self.arguments, **self.host}))
 
     @contextlib.contextmanager
-    def _cache_mount(self, option):
+    def _cache_mount(self, option: str) -> Iterator[None]:
         mount = re.fullmatch(r'--mount=type=cache,target=([^,]+)(,sharing=locked)?', option)
         if mount is None:
             raise ValueError(f'{option}: expected --mount=type=cache,target=FOLDER[,sharing=locked]')
@@ -179,21 +185,21 @@ class Image:
         finally:
             subprocess.run(['umount', str(inside)], check=True)
 
-    def _account(self):
+    def _account(self) -> list[str]:
         accounts = [line.split(':') for line in (self.root / 'etc' / 'passwd').read_text().splitlines()]
         return next(account for account in accounts if self.user in (account[0], account[2]))
 
 
-def logged(command, env=None):
-    """Runs a command whose output is shown only if it fails."""
+def logged(command: list[str], env: Mapping[str, str] | None = None) -> None:
+    """Runs a command, and shows its output only if it fails."""
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode:
         sys.stdout.buffer.write(done.stdout)
     done.check_returncode()
 
 
-def files_of_checkout():
-    """Paths, relative to the checkout, of the files that .dockerignore leaves in."""
+def files_of_checkout() -> Iterator[str]:
+    """Yields the paths, relative to the checkout, of the files that .dockerignore does not exclude."""
     patterns = [line for line in (CHECKOUT / '.dockerignore').read_text().splitlines()
                 if line and not line.startswith('#')]
     for parent, folders, files in os.walk(str(CHECKOUT)):
@@ -203,10 +209,10 @@ def files_of_checkout():
         yield from (paths[name] for name in files if not is_ignored(paths[name], patterns))
 
 
-def host_settings():
-    """How this machine reaches package registries, as environment variables for the steps.
+def host_settings() -> dict[str, str]:
+    """Environment variables with which the steps reach package registries as this machine does.
 
-    Proxies, the certificates that pip trusts, and pip's other settings but for those that name files of this machine.
+    They are proxies, the certificates that pip trusts, and pip's other settings, except those that name local files.
     """
     settings = {name: value for name, value in os.environ.items() if name.lower() in PROXIES}
     proxy = output_of(['sh', '-c', 'eval "$(apt-config shell proxy Acquire::http::Proxy)" && echo "$proxy"']).strip()
@@ -221,16 +227,16 @@ def host_settings():
     return settings
 
 
-def output_of(command):
-    """What a command prints; nothing where it fails."""
+def output_of(command: list[str]) -> str:
+    """The output of a command; that of a command that fails may be empty."""
     return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
 
 
 PROXIES = {'http_proxy', 'https_proxy', 'ftp_proxy', 'no_proxy', 'all_proxy'}
 
 
-def replay(args):
-    """Makes the target's root, then runs the commands in it without network."""
+def replay(args: argparse.Namespace) -> None:
+    """Makes the target's root folder, then runs the commands in it without network."""
     given = dict(argument.split('=', 1) for argument in args.argument)
     instructions = parse((CHECKOUT / 'Dockerfile').read_text())
     steps = steps_of(instructions, args.target)
@@ -244,8 +250,8 @@ def replay(args):
 
 
 @contextlib.contextmanager
-def announced(what):
-    """Says what is done and, if it took a while, how long."""
+def announced(what: str) -> Iterator[None]:
+    """Prints a step's name and, if it took more than a second, its time."""
     print('--', what[:110], flush=True)
     start = time.monotonic()
     yield

@@ -46,7 +46,9 @@ def test_only_the_package_is_built(copy, tmp_path):
         assert 'branchynet/experiments/published/' + path.name in built
     assert {name for name in built if name.endswith('.gz')} == {  # MNIST, and no other data set
         f'branchynet/datasets/data/mnist/{name}' for name in mnist.FILES}
-    assert {os.path.splitext(name)[1] for name in built} <= {'.py', '.toml', '.csv', '.gz'}
+    for path in (ROOT / 'experiments' / 'templates').iterdir():
+        assert f'branchynet/experiments/templates/{path.name}' in built
+    assert {os.path.splitext(name)[1] for name in built} <= {'.py', '.toml', '.csv', '.gz', '.html', '.css'}
 
 
 @pytest.mark.slow  # a minute, and it needs the package index
@@ -185,7 +187,7 @@ def test_help_installs_nothing_and_a_place_that_cannot_be_written_names_the_reme
         done = subprocess.run(['bash', str(ROOT / 'get_results.sh'), *words], capture_output=True, text=True,
                               env=environment)
         assert done.returncode == 0 and done.stderr == ''
-        assert '--preset smoke|quick|paper' in done.stdout and 'Exit status' in done.stdout
+        assert '--preset smoke|quick|reduced|paper' in done.stdout and 'Exit status' in done.stdout
     done = subprocess.run(['bash', str(ROOT / 'docker' / 'install.sh')], capture_output=True, text=True,
                           env=environment)
     assert done.returncode == 2
