@@ -1,7 +1,12 @@
 """Crops and mirror images of 32x32 images, made by a worker process while the network learns."""
+from __future__ import annotations
+
 import multiprocessing
 import signal
 import traceback
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 
@@ -11,32 +16,32 @@ SIZE = 24  # pixels of a view
 _NEAREST = ((np.arange(SIZE) + .5) * 28 / SIZE).astype(int)
 
 
-def crops(x):
-    """36 views of every image, views of one image together.
+def crops(x: np.ndarray) -> np.ndarray:
+    """Cuts 36 views from every image.
 
-    Of each image: nine crops of 24x24 (offsets 0, 4, 8), nine windows of 28x28 (offsets 0, 2, 4)
+    From each image: nine crops of 24x24 (offsets 0, 4, 8), nine windows of 28x28 (offsets 0, 2, 4)
     resized to 24x24 by nearest neighbour, both row by row, then the mirror images of these 18.
 
     Args:
-        x: array (N, C, 32, 32).
+        x: Array (N, C, 32, 32).
 
     Returns:
         Array (36 N, C, 24, 24) of x's dtype; view v of image n is row 36 n + v.
     """
-    views = [x[:, :, i:i + SIZE, j:j + SIZE] for i in (0, 4, 8) for j in (0, 4, 8)]
-    views += [np.take(x[:, :, i + _NEAREST], j + _NEAREST, axis=3) for i in (0, 2, 4) for j in (0, 2, 4)]
-    views = np.stack(views, axis=1)
+    parts = [x[:, :, i:i + SIZE, j:j + SIZE] for i in (0, 4, 8) for j in (0, 4, 8)]
+    parts += [np.take(x[:, :, i + _NEAREST], j + _NEAREST, axis=3) for i in (0, 2, 4) for j in (0, 2, 4)]
+    views = np.stack(parts, axis=1)
     return np.concatenate((views, views[..., ::-1]), axis=1).reshape(-1, *views.shape[2:])
 
 
-def normalize(x):
+def normalize(x: np.ndarray) -> np.ndarray:
     """Every image minus its mean and then (sic) minus its standard deviation.
 
     Mean and standard deviation are those of the single image over its channels and pixels, so that an
-    image's values do not depend on its batch. One would divide by the second; the original subtracts.
+    image's values do not depend on its batch. (A bug of the original, kept: normally one divides by the deviation.)
 
     Args:
-        x: array (N, C, H, W).
+        x: Array (N, C, H, W).
 
     Returns:
         Array of x's shape and dtype.
@@ -45,11 +50,10 @@ def normalize(x):
     return x - x.mean(axis=axes, keepdims=True) - x.std(axis=axes, keepdims=True)
 
 
-def augmentation(x, y, batchsize):
+def augmentation(x: np.ndarray, y: np.ndarray, batchsize: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Normalised views of the images in order, batch by batch, made by a worker process.
 
-    The worker is one batch ahead. It ends with the generator: when that is exhausted, closed or
-    forgotten.
+    The worker is one batch ahead. It ends with the generator: when that is exhausted, closed or garbage-collected.
 
     Args:
         x: float32 NumPy array (N, C, 32, 32).
@@ -66,17 +70,18 @@ def augmentation(x, y, batchsize):
             worker's traceback as its cause.
     """
     if not isinstance(x, np.ndarray) or x.dtype != np.float32:
-        raise TypeError('x must be a NumPy array of float32, not a %s of %s' % (type(x).__name__, x.dtype))
+        kind = f'{type(x).__name__} of {x.dtype}' if hasattr(x, 'dtype') else type(x).__name__
+        raise TypeError(f'x must be a NumPy array of float32, not a {kind}')
     if x.ndim != 4 or x.shape[2:] != (32, 32):
-        raise ValueError('x must have the shape (N, C, 32, 32), not %s' % (x.shape,))
+        raise ValueError(f'x must have the shape (N, C, 32, 32), not {x.shape}')
     if y.shape != x.shape[:1]:
-        raise ValueError('y must have the shape %s, one label per image, not %s' % (x.shape[:1], y.shape))
+        raise ValueError(f'y must have the shape {x.shape[:1]}, one label per image, not {y.shape}')
     if batchsize < 1:
-        raise ValueError('batchsize must be at least 1, not %s' % batchsize)
+        raise ValueError(f'batchsize must be at least 1, not {batchsize}')
     return _receive(x, y, batchsize)
 
 
-def _receive(x, y, batchsize):
+def _receive(x: np.ndarray, y: np.ndarray, batchsize: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     # A pipe, not a queue: it holds no more than the worker's next batch and leaves no semaphore.
     receiver, sender = multiprocessing.Pipe(duplex=False)
     worker = multiprocessing.Process(target=_work, args=(receiver, sender, x, y, batchsize), daemon=True)
@@ -95,15 +100,16 @@ def _receive(x, y, batchsize):
         receiver.close()
 
 
-def _next(receiver, worker):
+def _next(receiver: Connection, worker: multiprocessing.Process) -> Any:
+    """The next (batch, None) or (exception, its traceback) of the worker."""
     try:
         return receiver.recv()
     except (EOFError, OSError):  # between two batches, within one
         worker.join()
-        raise RuntimeError('the augmentation worker ended with exit code %s' % worker.exitcode) from None
+        raise RuntimeError(f'the augmentation worker ended with exit code {worker.exitcode}') from None
 
 
-def _work(receiver, sender, x, y, batchsize):
+def _work(receiver: Connection, sender: Connection, x: np.ndarray, y: np.ndarray, batchsize: int) -> None:
     """Sends (batch, None) for every batch, or (exception, its traceback) and ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to handle
     receiver.close()  # so that sending fails, not waits, once the caller is gone

@@ -1,46 +1,73 @@
 """The original's helper functions, under their names, arguments and returns."""
+from __future__ import annotations
+
 import itertools
 import time
-
-from branchynet import _chainer  # noqa: F401
-from chainer.backends.cuda import to_cpu
-import numpy as np
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from branchynet import augment, sweep
-from branchynet.exits import check_per_exit, lowest
+from branchynet.exits import Array, check_per_exit, lowest
+from branchynet.inference import Compiled
+from branchynet.net import BranchyNet
 from branchynet.progress import progress
 from branchynet.training import batches, check_pairs, epochs
 
+import numpy as np
+from chainer.backends.cuda import to_cpu
 
-def train(net, x, y, batchsize=10000, num_epoch=20, main=False):
-    """Trains all exits jointly, or main alone, on x (N, ...), y (N,).
+
+def train(net: BranchyNet, x: Array, y: Array, batchsize: int = 10000, num_epoch: int = 20,
+          main: bool = False) -> tuple[list, list, float]:
+    """Trains all exits jointly (section III of the paper), or main alone.
+
+    Args:
+        net: A BranchyNet.
+        x: Samples (N, ...).
+        y: Labels (N,).
+        batchsize: Samples of a step.
+        num_epoch: Number of epochs.
+        main: Whether to train main instead of all exits.
 
     Returns:
-        (losses, accuracies, seconds): the first two a list of the epochs' means over batches, an
-        array per exit, or a scalar for main.
+        (losses, accuracies, seconds): the first two are lists with the mean over the steps of every epoch, an array
+        (E,), or a scalar for main.
     """
     start = time.perf_counter()
     history = list(epochs(net, x, y, batchsize, num_epoch, main))
-    return (*_columns(history, 2), time.perf_counter() - start)
+    losses, accuracies = _columns(history, 2)
+    return losses, accuracies, time.perf_counter() - start
 
 
-def _columns(rows, count):
-    """Rows as ``count`` lists, empty ones where there is no row."""
+def _columns(rows: Iterable, count: int) -> list[list]:
+    """The ``count`` columns of rows, as lists; they are empty if there are no rows."""
     return [list(column) for column in zip(*rows)] or [[] for _ in range(count)]
 
 
-def test(net, x, y, batchsize=10000, main=False):
-    """Early-exit classification of x (N, ...), y (N,), or main's.
+def test(net: BranchyNet | Compiled, x: Array, y: Array, batchsize: int = 10000,
+         main: bool = False) -> tuple[float, float, np.ndarray, np.ndarray]:
+    """Classifies samples with early exit, or by main.
+
+    After joint training main's own head no longer fits the trunk, so ``main=True`` gives a baseline only before joint
+    training.
+
+    Args:
+        net: A BranchyNet or a Compiled.
+        x: Samples (N, ...).
+        y: Labels (N,).
+        batchsize: Samples that run together.
+        main: Whether to test main instead of early exit.
 
     Returns:
-        (accuracy, seconds, exits, accuracies): overall accuracy, the released clock's total seconds,
-        samples per exit (int array) and accuracy per exit (array); zeros for main.
+        (accuracy, seconds, exits, accuracies): overall accuracy; total seconds on the released clock; for every exit
+        the number of samples that left there (int array) and their accuracy (array), zeros for main.
     """
     check_pairs(x, y)
     return _test(net, ((x[part], y[part]) for part in progress(batches(len(x), batchsize), 'testing')), main)
 
 
-def _test(net, pairs, main):
+def _test(net: BranchyNet | Compiled, pairs: Iterable[tuple[Array, Array]],
+          main: bool) -> tuple[float, float, np.ndarray, np.ndarray]:
     total, correct, seconds = 0, 0, 0.
     exits, exits_correct = np.zeros(net.numexits(), int), np.zeros(net.numexits())
     for x, y in pairs:
@@ -56,23 +83,35 @@ def _test(net, pairs, main):
     return correct / total, seconds, exits, exits_correct / np.maximum(exits, 1)
 
 
-def traintest(net, xtr, ytr, xte, yte, batchsize=10000, num_epoch=20, main=False, verbose=False):
-    """Trains on (xtr, ytr) and tests on (xte, yte) after every epoch.
+def traintest(net: BranchyNet, xtr: Array, ytr: Array, xte: Array, yte: Array, batchsize: int = 10000,
+              num_epoch: int = 20, main: bool = False, verbose: bool = False) -> tuple:
+    """Trains and, after every epoch, tests.
+
+    Args:
+        net: A BranchyNet.
+        xtr: Training samples (N, ...).
+        ytr: Their labels (N,).
+        xte: Test samples (M, ...).
+        yte: Their labels (M,).
+        batchsize: Samples that run together.
+        num_epoch: Number of epochs.
+        main: Whether to train and test main instead of all exits.
+        verbose: Whether to print a line after every epoch.
 
     Returns:
-        (losses, accuracies, train seconds, test accuracies, test seconds, test exits, test accuracies
-        per exit): seconds in all, the others a list of one per epoch.
+        (losses, accuracies, train seconds, test accuracies, test seconds, test exits, test accuracies per exit):
+        the two times are totals; the others are lists with an element for every epoch, as in `train` and `test`.
     """
-    def train_once():
+    def train_once() -> tuple:
         return train(net, xtr, ytr, batchsize, 1, main)
 
-    def test_once():
+    def test_once() -> tuple:
         return test(net, xte, yte, batchsize, main)
 
     return _traintest(train_once, test_once, num_epoch, verbose)
 
 
-def _traintest(train_once, test_once, num_epoch, verbose):
+def _traintest(train_once: Callable[[], tuple], test_once: Callable[[], tuple], num_epoch: int, verbose: bool) -> tuple:
     rows, train_seconds, test_seconds = [], 0., 0.
     for epoch in range(num_epoch):
         losses, accuracies, seconds = train_once()
@@ -81,39 +120,51 @@ def _traintest(train_once, test_once, num_epoch, verbose):
         test_seconds += seconds
         rows.append((losses[0], accuracies[0], test_accuracy, exits, test_accuracies))
         if verbose:
-            print('epoch %d: loss %s, accuracy %s, test accuracy %s' % (epoch, losses[0], accuracies[0], test_accuracy))
+            print(f'epoch {epoch}: loss {losses[0]}, accuracy {accuracies[0]}, test accuracy {test_accuracy}')
     losses, accuracies, test_accuracy, exits, test_accuracies = _columns(rows, 5)
     return losses, accuracies, train_seconds, test_accuracy, test_seconds, exits, test_accuracies
 
 
-def train_augment(net, x, y, batchsize=10000, num_epoch=20, main=False):
-    """train over augment.augmentation: ``batchsize`` images make a batch of all their views."""
+def train_augment(net: BranchyNet, x: np.ndarray, y: np.ndarray, batchsize: int = 10000, num_epoch: int = 20,
+                  main: bool = False) -> tuple[list, list, float]:
+    """`train` over augment.augmentation; a step takes all views of ``batchsize`` images."""
     check_pairs(x, y)
     net.check_data(x, y, augment.normalize(augment.crops(x[:1]))[:1])
     start = time.perf_counter()
     history = list(epochs(net, x, y, batchsize, num_epoch, main, feed=augment.augmentation))
-    return (*_columns(history, 2), time.perf_counter() - start)
+    losses, accuracies = _columns(history, 2)
+    return losses, accuracies, time.perf_counter() - start
 
 
-def test_augment(net, x, y, batchsize=10000, main=False):
-    """test over augment.augmentation: counts are of views."""
+def test_augment(net: BranchyNet, x: np.ndarray, y: np.ndarray, batchsize: int = 10000,
+                 main: bool = False) -> tuple[float, float, np.ndarray, np.ndarray]:
+    """`test` over augment.augmentation; it counts views, not images."""
     check_pairs(x, y)
     return _test(net, augment.augmentation(x, y, batchsize), main)
 
 
-def traintest_augment(net, xtr, ytr, xte, yte, batchsize=10000, num_epoch=20, main=False, verbose=False):
-    """traintest over augment.augmentation."""
-    def train_once():
+def traintest_augment(net: BranchyNet, xtr: np.ndarray, ytr: np.ndarray, xte: np.ndarray, yte: np.ndarray,
+                      batchsize: int = 10000, num_epoch: int = 20, main: bool = False, verbose: bool = False) -> tuple:
+    """`traintest` over augment.augmentation."""
+    def train_once() -> tuple:
         return train_augment(net, xtr, ytr, batchsize, 1, main)
 
-    def test_once():
+    def test_once() -> tuple:
         return test_augment(net, xte, yte, batchsize, main)
 
     return _traintest(train_once, test_once, num_epoch, verbose)
 
 
-def test_suite_A(net, x, y, batchsize=10000, ps=np.linspace(.1, 1., 10)):
-    """Runs every setting of percentTestExits and puts the net's own settings back.
+def test_suite_A(net: BranchyNet, x: Array, y: Array, batchsize: int = 10000,
+                 ps: Any = np.linspace(.1, 1., 10)) -> tuple[Any, list[float], list[float]]:  # noqa: B008
+    """Runs `test` with every setting of percentTestExits and puts the net's own settings back.
+
+    Args:
+        net: A BranchyNet or a Compiled.
+        x: Samples (N, ...).
+        y: Labels (N,).
+        batchsize: Samples that run together.
+        ps: The settings.
 
     Returns:
         (ps, accuracies, seconds): one per setting; seconds are the released clock's total.
@@ -122,8 +173,16 @@ def test_suite_A(net, x, y, batchsize=10000, ps=np.linspace(.1, 1., 10)):
     return ps, [r[0] for r in results], [r[1] for r in results]
 
 
-def test_suite_B(net, x, y, batchsize=10000, ps=np.linspace(.1, 1., 10)):
-    """Runs every setting of thresholdExits and puts the net's own settings back.
+def test_suite_B(net: BranchyNet, x: Array, y: Array, batchsize: int = 10000,
+                 ps: Any = np.linspace(.1, 1., 10)) -> tuple[Any, np.ndarray, np.ndarray, list]:  # noqa: B008
+    """Runs `test` with every setting of thresholdExits and puts the net's own settings back.
+
+    Args:
+        net: A BranchyNet or a Compiled.
+        x: Samples (N, ...).
+        y: Labels (N,).
+        batchsize: Samples that run together.
+        ps: The settings, nats.
 
     Returns:
         (ps, accuracies (array), seconds per sample (array, released clock), exits (list of int arrays)).
@@ -132,7 +191,7 @@ def test_suite_B(net, x, y, batchsize=10000, ps=np.linspace(.1, 1., 10)):
     return ps, np.array([r[0] for r in results]), np.array([r[1] for r in results]) / len(x), [r[2] for r in results]
 
 
-def _test_settings(net, x, y, batchsize, settings):
+def _test_settings(net: BranchyNet, x: Array, y: Array, batchsize: int, settings: list[tuple]) -> list[tuple]:
     own = net.thresholdExits, net.percentTestExits
     try:
         results = []
@@ -143,20 +202,29 @@ def _test_settings(net, x, y, batchsize, settings):
         net.thresholdExits, net.percentTestExits = own
 
 
-def generate_thresholds(base_ts, num_exits):
+def generate_thresholds(base_ts: Iterable[float], num_exits: int) -> list[list[float]]:
     """Every combination of the thresholds ``base_ts`` over the exits but the last: a list of lists."""
     return [list(ts) for ts in itertools.product(base_ts, repeat=num_exits - 1)]
 
 
-def screen_branchy(net, x, y, base_ts, batchsize=1, enumerate_ts=True, verbose=False):
-    """Sweeps thresholdExits on x (N, ...), y (N,), from one pass at ``batchsize``.
+def screen_branchy(net: BranchyNet | Compiled, x: Array, y: Array, base_ts: Any, batchsize: int = 1,
+                   enumerate_ts: bool = True, verbose: bool = False) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
+    """Sweeps thresholds over the samples, from one pass.
 
     Args:
-        base_ts: thresholds to combine over the exits; with enumerate_ts=False the settings themselves.
+        net: A BranchyNet or a Compiled.
+        x: Samples (N, ...).
+        y: Labels (N,).
+        batchsize: Samples that run together.
+        base_ts: Thresholds (nats) that are combined over the exits but the last; with enumerate_ts=False the settings
+            themselves.
+        enumerate_ts: Whether to combine the thresholds.
+        verbose: Whether to print a line for every setting.
 
     Returns:
-        (settings, accuracies (array), seconds per sample (array), exits (int array (S, E))): exits and
-        accuracies as test gives them; seconds of the released clock, composed from the stages' times.
+        (settings, accuracies, seconds, exits): the S settings; arrays (S,) of their accuracies, as `test` gives them,
+        and of mean seconds per sample on the released clock, composed of the stages' times; an int array (S, E), the
+        samples that leave at each exit.
     """
     ts = generate_thresholds(base_ts, net.numexits()) if enumerate_ts else base_ts
     for setting in ts:
@@ -164,65 +232,79 @@ def screen_branchy(net, x, y, base_ts, batchsize=1, enumerate_ts=True, verbose=F
     result = sweep.sweep(sweep.record(net, x, y, batchsize), np.reshape(ts, (len(ts), -1)))
     if verbose:
         for setting, accuracy, seconds, exits in zip(ts, result.accuracy, result.released, result.exits):
-            print('thresholds %s: accuracy %.4f, %.3f ms, exits %s' % (setting, accuracy, seconds * 1e3, exits))
+            print(f'thresholds {setting}: accuracy {accuracy:.4f}, {seconds * 1e3:.3f} ms, exits {exits}')
     return ts, result.accuracy, result.released, result.exits
 
 
-def get_inc_points(accs, diffs, ts, exits, inc_amt=-0.0005):
-    """By rising time, the points whose accuracy exceeds the last one kept plus ``inc_amt``.
+def get_inc_points(accs: Sequence, diffs: Sequence, ts: Sequence, exits: Sequence,
+                   inc_amt: float = -0.0005) -> tuple[list, ...]:
+    """Goes through the settings by rising time and keeps those that are more accurate than the last one kept.
 
     Args:
-        accs, diffs, ts, exits: accuracy, time, thresholds and exits of every setting.
+        accs: Accuracy of every setting.
+        diffs: Time of every setting.
+        ts: Thresholds of every setting.
+        exits: Samples per exit of every setting.
+        inc_amt: By how much the accuracy must exceed that of the last setting kept.
 
     Returns:
         (accuracies, times, thresholds, exits): lists.
     """
-    kept = []
+    kept: list[int] = []
     for i in np.argsort(diffs, kind='stable'):
         if not kept or accs[i] > accs[kept[-1]] + inc_amt:
             kept.append(i)
     return tuple([values[i] for i in kept] for values in (accs, diffs, ts, exits))
 
 
-def branchy_table_results(network, baseacc, basediff, accs, diffs, exits, ts):
+def branchy_table_results(network: str, baseacc: float, basediff: float, accs: Iterable, diffs: Iterable,
+                          exits: Iterable, ts: Iterable) -> None:
     """Prints the published table: the baseline's row and one for every setting.
 
     Args:
-        network: name of the baseline; the settings' rows are named B-<network>.
-        baseacc, accs: accuracies as shares.
-        basediff, diffs: times in ms.
-        exits, ts: samples per exit and thresholds of every setting.
+        network: Name of the baseline; the settings' rows are named B-<network>.
+        baseacc: Accuracy of the baseline, in [0, 1].
+        basediff: Time of the baseline, ms.
+        accs: Accuracy of every setting, in [0, 1].
+        diffs: Time of every setting, ms.
+        exits: Samples per exit of every setting.
+        ts: Thresholds of every setting, nats.
     """
-    def line(*cells):
-        print(''.join('%15s' % cell for cell in cells))
+    def line(*cells: str) -> None:
+        print(''.join(f'{cell:>15}' for cell in cells))
 
     line('Network', 'Acc.(%)', 'Time(ms)', 'Gain', 'Thrshld.T', 'Exit(%)')
-    line(network, '%.2f' % (baseacc * 100), '%.2f' % basediff, '-', '-', '-')
+    line(network, f'{baseacc * 100:.2f}', f'{basediff:.2f}', '-', '-', '-')
     for accuracy, time_ms, counts, setting in zip(accs, diffs, exits, ts):
         shares = np.divide(counts, np.sum(counts)) * 100
-        line('B-' + network, '%.2f' % (accuracy * 100), '%.2f' % time_ms, '%.2f' % (basediff / time_ms),
-             ', '.join('%g' % t for t in np.atleast_1d(setting)), ', '.join('%.2f' % s for s in shares))
+        line(f'B-{network}', f'{accuracy * 100:.2f}', f'{time_ms:.2f}', f'{basediff / time_ms:.2f}',
+             ', '.join(f'{t:g}' for t in np.atleast_1d(setting)), ', '.join(f'{share:.2f}' for share in shares))
 
 
-def compute_network_times(exits, branch_times):
+def compute_network_times(exits: Any, branch_times: Any) -> float:
     """Mean ms per sample, from samples per exit (E,) and seconds per sample of leaving at each (E,)."""
     return float(np.dot(exits, branch_times) / np.sum(exits) * 1e3)
 
 
-def compute_branch_times(net, x, y, batchsize=1, num_samples=200):
-    """Seconds per sample (array (E,), released clock) of leaving at each exit, over the first samples."""
+def compute_branch_times(net: BranchyNet | Compiled, x: Array, y: Array, batchsize: int = 1,
+                         num_samples: int = 200) -> np.ndarray:
+    """Mean seconds (array (E,), released clock) of a sample that leaves at each exit, over the first samples."""
     recorded = sweep.record(net, x[:num_samples], y[:num_samples], batchsize)
     return np.cumsum(recorded.released.mean(axis=1))
 
 
-def get_SM(net, x, batchsize=10000):
+def get_SM(net: BranchyNet, x: Array, batchsize: int = 10000) -> list[np.ndarray]:
     """Softmax of every exit for x (N, ...): a list of NumPy arrays (N, C)."""
     check_pairs(x, x)
     parts = [net.get_SM(x[part]) for part in progress(batches(len(x), batchsize), 'softmax')]
     return [np.concatenate([to_cpu(a) for a in arrays]) for arrays in zip(*parts)]
 
 
-def get_ent_setdiff(old, new, percentExit=.5):
-    """Share of samples that changed exit between two entropies (N,), of which the lowest ``percentExit`` leave."""
+def get_ent_setdiff(old: Any, new: Any, percentExit: float = .5) -> float:
+    """Compares two entropies (N,) of the same samples at an exit where the share ``percentExit`` leaves.
+
+    Returns:
+        Share of the samples that leave by only one of the two.
+    """
     count = int(percentExit * len(old))
     return float((lowest(np.asarray(old), count) != lowest(np.asarray(new), count)).mean())
