@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from branchynet.net import BranchyNet
 
 
@@ -29,6 +31,7 @@ def as_described(net: BranchyNet, variant: str) -> BranchyNet:
         The same net.
     """
     if variant == 'paper' and net.opt == 'Adam':
-        for optimizer in [net.optimizer, *net.optimizers]:
+        optimizers: list[Any] = [net.optimizer, *net.optimizers]  # Adam has beta1, an Optimizer in general has not
+        for optimizer in optimizers:
             optimizer.beta1 = 0.99
     return net
