@@ -69,9 +69,11 @@ def augmentation(x: np.ndarray, y: np.ndarray, batchsize: int) -> Iterator[tuple
         RuntimeError: the worker was killed. An exception in the worker is raised as it is, with the
             worker's traceback as its cause.
     """
-    if not isinstance(x, np.ndarray) or x.dtype != np.float32:
-        kind = f'{type(x).__name__} of {x.dtype}' if hasattr(x, 'dtype') else type(x).__name__
-        raise TypeError(f'x must be a NumPy array of float32, not a {kind}')
+    for name, array in ('x', x), ('y', y):
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f'{name} must be a NumPy array, not a {type(array).__name__}')
+    if x.dtype != np.float32:
+        raise TypeError(f'x must be a NumPy array of float32, not of {x.dtype}')
     if x.ndim != 4 or x.shape[2:] != (32, 32):
         raise ValueError(f'x must have the shape (N, C, 32, 32), not {x.shape}')
     if y.shape != x.shape[:1]:

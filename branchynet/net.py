@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from branchynet import exits
 from branchynet.exits import Array, Setting, check_per_exit
 from branchynet.functions import rows
-from branchynet.links.links import Branch, Net, check_links
+from branchynet.links.links import Branch, Net, check_links, check_number
 from branchynet.progress import progress
 from branchynet.timing import now
 from branchynet.training import batches, check_pairs
@@ -112,6 +112,10 @@ class BranchyNet(chainer.Chain):
         _check_network(network)
         if opt not in ('Adam', 'MomentumSGD'):
             raise ValueError(f"opt is {opt!r}: expected 'Adam' or 'MomentumSGD'")
+        check_number('lr', lr)
+        check_number('momentum', momentum, below=1)
+        check_number('weight_decay', weight_decay)
+        check_number('alpha', alpha)
         self.thresholdExits = thresholdExits
         self.percentTestExits = percentTestExits
         self.percentTrainKeeps = percentTrainKeeps
@@ -547,11 +551,25 @@ class BranchyNet(chainer.Chain):
             param.addgrad(other)
 
     def serialize(self, serializer: Any) -> None:
-        """Saves or loads all parameters and running statistics, each once."""
+        """Saves or loads all parameters and running statistics, each once, and thresholdExits if they are set."""
         self.main.serialize(serializer['main'])
         for k, model in enumerate(self.models):
             for i in range(model.endi, len(model)):
                 model[i].serialize(serializer['models'][str(k)][str(i)])
+        self._serialize_thresholds(serializer)
+
+    def _serialize_thresholds(self, serializer: Any) -> None:
+        """Keeps thresholdExits in the file if they are set; a file without them leaves the net's as they are."""
+        if isinstance(serializer, chainer.Serializer):
+            if self.thresholdExits is not None:
+                serializer('thresholdExits', np.array(self.thresholdExits, float))
+            return
+        try:
+            thresholds = serializer('thresholdExits', None)
+        except KeyError:
+            return
+        if thresholds is not None:
+            self.thresholdExits = thresholds.tolist()
 
     def copy(self, mode: str = 'share') -> BranchyNet:
         """A copy with one trunk and optimisers of its own; for the modes see chainer.Link.copy."""
@@ -574,6 +592,8 @@ class BranchyNet(chainer.Chain):
             check_per_exit('percentTrainExits', self.percentTrainExits, count, upper=1)
         check_per_exit('percentTrainKeeps', self.percentTrainKeeps, count, upper=1)
         check_per_exit('percentTestExits', self.percentTestExits, count, upper=1)
+        for k, model in enumerate(self.models):
+            check_number(f'weight of exit {k}', model.weight)
 
     def checked(self, x: Array, t: Array | None = None) -> tuple[Array, Array | None]:
         """Checks a batch and the net's settings.

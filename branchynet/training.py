@@ -98,6 +98,12 @@ def steps(net: BranchyNet, x: np.ndarray, y: np.ndarray, batchsize: int, main: b
         yield position
 
 
+def check_epochs(num_epoch: int) -> None:
+    """Raises ValueError unless a number of epochs is 0 or more."""
+    if num_epoch < 0:
+        raise ValueError(f'num_epoch is {num_epoch}: expected 0 or more')
+
+
 def epochs(net: BranchyNet, x: np.ndarray, y: np.ndarray, batchsize: int, num_epoch: int, main: bool = False,
            begun: int = 0, position: Position | None = None, feed: Feed | None = None,
            after_step: Callable[[Position], None] | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -121,8 +127,7 @@ def epochs(net: BranchyNet, x: np.ndarray, y: np.ndarray, batchsize: int, num_ep
     Raises:
         ValueError: num_epoch is below 0, or as in `steps`.
     """
-    if num_epoch < 0:
-        raise ValueError(f'num_epoch is {num_epoch}: it must be 0 or more')
+    check_epochs(num_epoch)
     count = len(batches(len(x), batchsize))
     done = begun * count + (len(position.results) if position else 0)
     label = f'training {"main" if main else "exits"}'

@@ -11,7 +11,7 @@ from branchynet.exits import Array, check_per_exit, lowest
 from branchynet.inference import Compiled
 from branchynet.net import BranchyNet
 from branchynet.progress import progress
-from branchynet.training import batches, check_pairs, epochs
+from branchynet.training import check_epochs, batches, check_pairs, epochs
 
 import numpy as np
 from chainer.backends.cuda import to_cpu
@@ -112,6 +112,7 @@ def traintest(net: BranchyNet, xtr: Array, ytr: Array, xte: Array, yte: Array, b
 
 
 def _traintest(train_once: Callable[[], tuple], test_once: Callable[[], tuple], num_epoch: int, verbose: bool) -> tuple:
+    check_epochs(num_epoch)
     rows, train_seconds, test_seconds = [], 0., 0.
     for epoch in range(num_epoch):
         losses, accuracies, seconds = train_once()
@@ -156,7 +157,7 @@ def traintest_augment(net: BranchyNet, xtr: np.ndarray, ytr: np.ndarray, xte: np
 
 
 def test_suite_A(net: BranchyNet, x: Array, y: Array, batchsize: int = 10000,
-                 ps: Any = np.linspace(.1, 1., 10)) -> tuple[Any, list[float], list[float]]:  # noqa: B008
+                 ps: Any = None) -> tuple[Any, list[float], list[float]]:
     """Runs `test` with every setting of percentTestExits and puts the net's own settings back.
 
     Args:
@@ -164,17 +165,18 @@ def test_suite_A(net: BranchyNet, x: Array, y: Array, batchsize: int = 10000,
         x: Samples (N, ...).
         y: Labels (N,).
         batchsize: Samples that run together.
-        ps: The settings.
+        ps: The settings; None: 0.1, 0.2, ..., 1.
 
     Returns:
         (ps, accuracies, seconds): one per setting; seconds are the released clock's total.
     """
+    ps = np.linspace(.1, 1., 10) if ps is None else ps
     results = _test_settings(net, x, y, batchsize, [(None, p) for p in ps])
     return ps, [r[0] for r in results], [r[1] for r in results]
 
 
 def test_suite_B(net: BranchyNet, x: Array, y: Array, batchsize: int = 10000,
-                 ps: Any = np.linspace(.1, 1., 10)) -> tuple[Any, np.ndarray, np.ndarray, list]:  # noqa: B008
+                 ps: Any = None) -> tuple[Any, np.ndarray, np.ndarray, list]:
     """Runs `test` with every setting of thresholdExits and puts the net's own settings back.
 
     Args:
@@ -182,11 +184,12 @@ def test_suite_B(net: BranchyNet, x: Array, y: Array, batchsize: int = 10000,
         x: Samples (N, ...).
         y: Labels (N,).
         batchsize: Samples that run together.
-        ps: The settings, nats.
+        ps: The settings, nats; None: 0.1, 0.2, ..., 1.
 
     Returns:
         (ps, accuracies (array), seconds per sample (array, released clock), exits (list of int arrays)).
     """
+    ps = np.linspace(.1, 1., 10) if ps is None else ps
     results = _test_settings(net, x, y, batchsize, [(p, net.percentTestExits) for p in ps])
     return ps, np.array([r[0] for r in results]), np.array([r[1] for r in results]) / len(x), [r[2] for r in results]
 
@@ -229,7 +232,8 @@ def screen_branchy(net: BranchyNet | Compiled, x: Array, y: Array, base_ts: Any,
     ts = generate_thresholds(base_ts, net.numexits()) if enumerate_ts else base_ts
     for setting in ts:
         check_per_exit('threshold setting', setting, net.numexits() - 1)
-    result = sweep.sweep(sweep.record(net, x, y, batchsize), np.reshape(ts, (len(ts), -1)))
+    settings = [np.broadcast_to(setting, net.numexits() - 1) for setting in ts]
+    result = sweep.sweep(sweep.record(net, x, y, batchsize), np.reshape(settings, (len(ts), -1)))
     if verbose:
         for setting, accuracy, seconds, exits in zip(ts, result.accuracy, result.released, result.exits):
             print(f'thresholds {setting}: accuracy {accuracy:.4f}, {seconds * 1e3:.3f} ms, exits {exits}')

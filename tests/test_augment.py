@@ -141,7 +141,9 @@ def test_spawned_worker(tmp_path):
 
 
 @pytest.mark.parametrize('x, y, batchsize, error, message', [
-    (np.zeros((2, 3, 32, 32)), labels(2), 1, TypeError, 'NumPy array of float32, not a ndarray of float64'),
+    (np.zeros((2, 3, 32, 32)), labels(2), 1, TypeError, '^x must be a NumPy array of float32, not of float64$'),
+    (images(2).tolist(), labels(2), 1, TypeError, '^x must be a NumPy array, not a list$'),
+    (images(2), [0, 1], 1, TypeError, '^y must be a NumPy array, not a list$'),
     (np.zeros((2, 3, 28, 28), 'f'), labels(2), 1, ValueError, r'\(N, C, 32, 32\), not \(2, 3, 28, 28\)'),
     (images(2), labels(3), 1, ValueError, r'one label per image, not \(3,\)'),
     (images(2), labels(2), 0, ValueError, 'batchsize must be at least 1, not 0'),

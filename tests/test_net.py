@@ -493,3 +493,58 @@ def test_gpu_agrees_with_the_cpu():
     net.to_cpu()
     assert not net.gpu
     assert losses == pytest.approx(small_net(thresholdExits=[.8, .8]).train(X, T)[0], rel=1e-4)
+
+
+@pytest.mark.parametrize('setting, error, words', [
+    ({'lr': math.nan}, ValueError, 'lr is nan: expected 0 or more, and finite'),
+    ({'lr': -1}, ValueError, 'lr is -1: expected 0 or more, and finite'),
+    ({'alpha': 'x'}, TypeError, "alpha is 'x': expected a number"),
+    ({'alpha': math.inf}, ValueError, 'alpha is inf: expected 0 or more, and finite'),
+    ({'momentum': 5}, ValueError, 'momentum is 5: expected 0 or more, and less than 1'),
+    ({'weight_decay': None}, TypeError, 'weight_decay is None: expected a number'),
+])
+@pytest.mark.parametrize('opt', ['Adam', 'MomentumSGD'])
+def test_bad_settings_of_the_optimisers_are_named(opt, setting, error, words):
+    with pytest.raises(error, match=f'^{words}$'):
+        small_net(opt=opt, **setting)
+
+
+@pytest.mark.parametrize('weight, error, words', [
+    (math.nan, ValueError, 'is nan: expected 0 or more, and finite'),
+    (-1, ValueError, 'is -1: expected 0 or more, and finite'), ('1', TypeError, "is '1': expected a number")])
+def test_bad_weights_of_exits_are_named(weight, error, words):
+    with pytest.raises(error, match=f'^weight {words}$'):
+        branchynet.Branch([L.Linear(4, 3)], weight=weight)
+    net = small_net()
+    before = weights(net)
+    net.models[1].weight = weight
+    with pytest.raises(error, match=f'^weight of exit 1 {words}$'):
+        net.train(X, T)
+    assert same(before, weights(net))
+
+
+def test_a_branch_of_a_link_in_place_of_a_list_is_named():
+    with pytest.raises(TypeError, match='^links is a Linear: expected a list of links$'):
+        branchynet.Branch(L.Linear(5, 10))
+    with pytest.raises(TypeError, match='^network is a Linear: expected a list of links$'):
+        branchynet.BranchyNet(L.Linear(5, 10))
+
+
+@pytest.mark.parametrize('thresholds', [.5, [.5, .1], None])
+def test_files_keep_thresholds(thresholds, tmp_path):
+    path = str(tmp_path / 'net.npz')
+    chainer.serializers.save_npz(path, small_net(thresholdExits=thresholds))
+    net = small_net(seed=5)
+    chainer.serializers.load_npz(path, net)
+    assert net.thresholdExits == thresholds
+    assert net.test(X, T)[2] == small_net(thresholdExits=thresholds).test(X, T)[2]
+
+
+def test_files_without_thresholds_leave_the_nets_own(tmp_path):
+    path = str(tmp_path / 'net.npz')
+    chainer.serializers.save_npz(path, small_net())
+    with np.load(path) as file:
+        assert 'thresholdExits' not in file  # as in files that were written before
+    net = small_net(thresholdExits=.25)
+    chainer.serializers.load_npz(path, net)
+    assert net.thresholdExits == .25

@@ -163,3 +163,30 @@ def test_augmented_helpers_train_on_all_views():
     result = utils.traintest_augment(net, x, y, x[:2], y[:2], batchsize=4, num_epoch=2)
     assert np.shape(result[0]) == (2, 2) and result[0][1][0] != result[0][0][0]
     assert [exits.sum() for exits in result[5]] == [72, 72]
+
+
+def test_default_settings_are_the_callers_own():
+    net = small_net()
+    for suite in utils.test_suite_A, utils.test_suite_B:
+        ps = suite(net, X, T)[0]
+        ps *= 0
+        np.testing.assert_allclose(suite(net, X, T)[0], np.arange(1, 11) / 10)
+
+
+def test_screen_branchy_takes_a_number_for_all_exits():
+    net = small_net()
+    ts, accs, _, exits = utils.screen_branchy(net, X, T, [.3, [.8, .3]], enumerate_ts=False)
+    _, expected_accs, _, expected_exits = utils.screen_branchy(net, X, T, [[.3, .3], [.8, .3]], enumerate_ts=False)
+    assert ts == [.3, [.8, .3]]
+    np.testing.assert_array_equal(accs, expected_accs)
+    np.testing.assert_array_equal(exits, expected_exits)
+
+
+def test_a_negative_number_of_epochs_is_named():
+    net, x = small_net(), np.zeros((2, 3, 32, 32), np.float32)
+    before = weights(net)
+    for call in (lambda: utils.train(net, X, T, num_epoch=-1), lambda: utils.traintest(net, X, T, X, T, num_epoch=-1),
+                 lambda: utils.train_augment(net, x, T[:2], num_epoch=-1)):
+        with pytest.raises(ValueError, match='^num_epoch is -1: expected 0 or more$'):
+            call()
+    assert same(before, weights(net))

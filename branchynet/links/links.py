@@ -1,7 +1,9 @@
 """The links of a network's list: functions as links, branches, and the chains that are built from them."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 from branchynet import _chainer  # noqa: F401
@@ -57,19 +59,40 @@ class Branch(chainer.ChainList):
 
     Args:
         links: The exit's own links, from the trunk's features to the logits.
-        weight: Weight of this exit's loss in the joint loss (section III of the paper).
+        weight: Weight of this exit's loss in the joint loss (section III of the paper), 0 or more.
 
     Raises:
-        TypeError: An element of ``links`` is not a link.
+        TypeError: ``links`` is not a list of links, or the weight no number.
+        ValueError: The weight is NaN, infinite or negative.
     """
 
     def __init__(self, links: Sequence[chainer.Link], weight: float = 1.) -> None:
         check_links('links', links)
+        check_number('weight', weight)
         super().__init__(*links)
         self.weight = weight
 
 
-def check_links(name: str, links: Sequence[Any]) -> None:
+def check_number(name: str, value: Any, below: float = math.inf) -> None:
+    """Checks a setting.
+
+    Args:
+        name: Name of the setting, for the message.
+        value: A number of 0 or more.
+        below: A number that the value must not reach.
+
+    Raises:
+        TypeError: The value is no number.
+        ValueError: The value is NaN or out of range.
+    """
+    if not isinstance(value, Real):
+        raise TypeError(f'{name} is {value!r}: expected a number')
+    if not 0 <= value < below:
+        limit = f'less than {below}' if below < math.inf else 'finite'
+        raise ValueError(f'{name} is {value}: expected 0 or more, and {limit}')
+
+
+def check_links(name: str, links: Any) -> None:
     """Checks that every element of a list is a link.
 
     Args:
@@ -77,8 +100,10 @@ def check_links(name: str, links: Sequence[Any]) -> None:
         links: The list.
 
     Raises:
-        TypeError: An element is not a link.
+        TypeError: It is not a list, or an element is not a link.
     """
+    if not isinstance(links, Iterable):
+        raise TypeError(f'{name} is a {type(links).__name__}: expected a list of links')
     for i, link in enumerate(links):
         if not isinstance(link, chainer.Link):
             raise TypeError(f'{name}[{i}] is {link!r}: expected a link (FL makes one of a function)')
