@@ -6,33 +6,40 @@ from functools import lru_cache
 import itertools
 import math
 import os
-from typing import Any, Callable, NamedTuple, Optional, Union
+import sys
+from typing import Any, Callable, NamedTuple
 
 from branchynet.experiments import NAMES, PRESETS
-from branchynet.experiments.results import DirectSetting, NetworkRun, Results, SweptSetting
+from branchynet.experiments.results import NetworkRun, Results, Setting
 import numpy as np
 
-try:
+if sys.version_info >= (3, 11):
     import tomllib
-except ImportError:  # before Python 3.11
+else:
     import tomli as tomllib
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PASS, FAIL, NOT_RUN = 'PASS', 'FAIL', 'NOT RUN'
-KEYS = {'id', 'text', 'source', 'rows', 'for_each', 'where', 'value', 'expected', 'measure', 'at', 'better', 'tolerance',
-        'relative', 'floor', 'why', 'preset', 'device', 'experiment', 'not_checked', 'cause'}  # of an entry
+KEYS = {  # of an entry
+    'id', 'text', 'source', 'rows', 'for_each', 'where', 'value', 'expected', 'measure', 'at', 'better', 'tolerance',
+    'relative', 'floor', 'why', 'preset', 'device', 'experiment', 'not_checked', 'cause',
+}
 
 
 class NotFound(Exception):
-    """The results lack the figure that a claim is about; the message says which."""
+    """The results lack the figure that a claim needs; the message names it."""
 
 
 class Claim(NamedTuple):
     """One claim.
 
     Attributes:
-        entry: of claims.toml, which describes its fields. row: of a published file, texts by column.
-        id, text: filled in. experiment: its name. expected: a number or (not checked) a text.
+        entry: an entry of claims.toml, which describes its fields.
+        row: a row of a published file, texts by column.
+        id: the entry's id, completed from the row.
+        text: the entry's text, completed from the row.
+        experiment: name of the experiment that checks the claim.
+        expected: a number; a text if the claim is not checked.
         device: 'any', 'cpu' or 'gpu'.
     """
     entry: dict[str, Any]
@@ -40,7 +47,7 @@ class Claim(NamedTuple):
     id: str
     text: str
     experiment: str
-    expected: Union[float, str]
+    expected: float | str
     device: str
 
     @property
@@ -50,35 +57,35 @@ class Claim(NamedTuple):
 
     @property
     def cause(self) -> str:
-        """Why it is known to fail, with the command of the experiment that showed it; '' where it is not known."""
+        """The known cause of a failure, with the command of the experiment that showed it; '' if it is not known."""
         causes = self.entry.get('cause', '')
         return causes.get(self.experiment, '') if isinstance(causes, dict) else causes
 
     def bounds(self) -> tuple[float, float]:
-        """(least, most) that is measured where the claim holds."""
-        tolerance = self._tolerance()
-        least = max(self.expected - tolerance, self.entry.get('floor', -math.inf))
-        most = self.expected + tolerance
+        """The range (least, most) of measured values for which the claim holds."""
+        expected, tolerance = float(self.expected), self._tolerance()
+        least = max(expected - tolerance, self.entry.get('floor', -math.inf))
+        most = expected + tolerance
         return {'higher': (least, math.inf), 'lower': (-math.inf, most), 'same': (least, most)}[self.entry['better']]
 
     def _tolerance(self) -> float:
         tolerance = self.entry.get('tolerance')
         if tolerance is None:
-            return self.entry['relative'] * self.expected
+            return self.entry['relative'] * float(self.expected)
         if tolerance == 'sampling':
-            share = self.expected / 100
+            share = float(self.expected) / 100
             return 2 * math.sqrt(2 * share * (1 - share) / 10000) * 100
         return tolerance[self.experiment] if isinstance(tolerance, dict) else tolerance
 
-    def command(self) -> Optional[str]:
-        """The command that checks the claim; None where it is not checked."""
+    def command(self) -> str | None:
+        """The command that checks the claim; None if it is not checked."""
         if 'measure' not in self.entry:
             return None
         device = '' if self.device == 'any' else ' --device ' + {'cpu': 'cpu', 'gpu': 'gpu:0'}[self.device]
         return f'./get_results.sh --only {self.experiment} --preset {self.entry["preset"]}{device}'
 
-    def minutes(self) -> Optional[float]:
-        """Expected minutes of its command on 2 cores, or None if they were not measured."""
+    def minutes(self) -> float | None:
+        """Expected minutes of the command on 2 cores; None if they were not measured."""
         return _file()['minutes'].get(self.experiment, {}).get(self.entry.get('preset'))
 
 
@@ -86,8 +93,10 @@ class Verdict(NamedTuple):
     """A claim and its outcome.
 
     Attributes:
-        claim: a Claim. status: PASS, FAIL or NOT_RUN. measured: a value per seed.
-        reason: why it was NOT RUN, or why a FAIL has no measured value; else ''.
+        claim: the claim.
+        status: PASS, FAIL or NOT_RUN.
+        measured: a value for each seed.
+        reason: of a NOT RUN, or of a FAIL that has no measured value; else ''.
     """
     claim: Claim
     status: str
@@ -96,7 +105,7 @@ class Verdict(NamedTuple):
 
 
 def published(name: str) -> list[dict[str, str]]:
-    """The rows of a file in published/: texts by column."""
+    """Reads the rows of a file in published/: texts by column."""
     with open(os.path.join(HERE, 'published', name)) as f:
         return list(csv.DictReader(f))
 
@@ -111,8 +120,8 @@ def claims() -> list[Claim]:
     """All claims, in the order of claims.toml.
 
     Raises:
-        ValueError: an entry of claims.toml has a misspelt key, measure, preset, experiment or direction, or lacks
-            one.
+        ValueError: an entry of claims.toml lacks a key, or has an unknown key, measure, preset, experiment, device or
+            direction.
     """
     for entry in _file()['claim']:
         _check_entry(entry)
@@ -120,7 +129,7 @@ def claims() -> list[Claim]:
 
 
 def _check_entry(entry: dict[str, Any]) -> None:
-    where = f"claims.toml: claim {entry.get('id', 'without id')}"
+    where = f'claims.toml: claim {entry.get("id", "without id")}'
     needed = {'id', 'text', 'source'} | (
         {'measure', 'better', 'why', 'preset'} if 'not_checked' not in entry else set())
     for key in sorted(needed - entry.keys()):
@@ -139,7 +148,7 @@ def _check_entry(entry: dict[str, Any]) -> None:
 
 
 def _rows(entry: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows that an entry makes claims of; an empty one where it stands for itself."""
+    """The published rows that an entry turns into claims; one empty row if the entry is a claim by itself."""
     if 'rows' not in entry:
         return [{}]
     each = [dict(zip(entry.get('for_each', {}), values)) for values in itertools.product(
@@ -156,7 +165,7 @@ def _with_role(row: dict[str, str]) -> dict[str, str]:
 
 
 def _value(entry: dict[str, Any], row: dict[str, Any]) -> str:
-    """The row's value, as text; of a list of exits the row's own, '' if there are fewer."""
+    """The row's value as text; if it lists all exits, the value of the row's exit, or '' if there are fewer exits."""
     text = row[entry['value']]
     return (text.split() + [''] * row['exit'])[row['exit'] - 1] if 'exit' in row else text
 
@@ -173,10 +182,16 @@ def _claim(entry: dict[str, Any], row: dict[str, Any]) -> Claim:
 
 
 def check(results: Results) -> list[Verdict]:
-    """A verdict on every claim.
+    """Checks every claim.
 
-    A figure that the results lack or that is no number is a FAIL: only an experiment, preset or device that was not
-    run leaves a claim NOT RUN.
+    A figure that is missing or is not a number is a FAIL. Only an experiment, preset or device that was not run makes
+    a claim NOT RUN.
+
+    Args:
+        results: of a folder.
+
+    Returns:
+        A verdict on each claim, in the order of claims.toml.
     """
     return [_verdict(claim, results) for claim in claims()]
 
@@ -197,8 +212,8 @@ def _verdict(claim: Claim, results: Results) -> Verdict:
     return Verdict(claim, PASS if holds else FAIL, measured, '')
 
 
-def _why_not(claim: Claim, results: Results) -> Optional[str]:
-    """Why a claim cannot be checked by these results; None if it can."""
+def _why_not(claim: Claim, results: Results) -> str | None:
+    """The reason why these results cannot check a claim; None if they can."""
     if 'not_checked' in claim.entry:
         return claim.entry['not_checked']
     runs = results.experiments.get(claim.experiment)
@@ -213,10 +228,10 @@ def _why_not(claim: Claim, results: Results) -> Optional[str]:
     return None
 
 
-# Measures: (claim, the runs of one seed) -> number. NotFound where the results lack the figure.
+# Measures: each takes a claim and the runs of one seed and returns a number. It raises NotFound if there is none.
 
-def best_accuracy(claim: Claim, runs: list) -> float:
-    """Of the settings that let ``at`` % or more leave at exit 1."""
+def best_accuracy(claim: Claim, runs: list[Any]) -> float:
+    """Best accuracy (%) of the settings at which ``at`` % or more of the images leave at exit 1."""
     enough = [row.accuracy_percent for row in runs[0].measurement.sweep if row.exit_percent[0] >= claim.entry['at']]
     if not enough:
         most = max(row.exit_percent[0] for row in runs[0].measurement.sweep)
@@ -224,16 +239,16 @@ def best_accuracy(claim: Claim, runs: list) -> float:
     return max(enough)
 
 
-def least_fall(claim: Claim, runs: list) -> float:
-    """Of the joint loss from the first epoch to the last, at the exit where it is least."""
+def least_fall(claim: Claim, runs: list[Any]) -> float:
+    """Fall of the joint loss (nat) from the first epoch to the last, at the exit where it falls least."""
     loss = runs[0].training.joint.loss
     if len(loss) < 2:
-        raise NotFound(f'the joint training has {len(loss)} epochs: a fall takes two at least')
+        raise NotFound(f'the joint training has {len(loss)} epochs: a fall needs two or more')
     return float(np.min(np.subtract(loss[0], loss[-1])))
 
 
-def accuracy(claim: Claim, runs: list) -> float:
-    """Of a setting, or of the baseline: as released, unless the row asks for the one before joint training."""
+def accuracy(claim: Claim, runs: list[Any]) -> float:
+    """Accuracy (%) of a setting or of the baseline; the latter as released unless the row says otherwise."""
     if claim.row['role'] == 'branchy':
         return _setting(claim, runs[0]).accuracy_percent
     baseline = runs[0].measurement.baseline
@@ -241,30 +256,31 @@ def accuracy(claim: Claim, runs: list) -> float:
     return baseline.accuracy_percent if before else baseline.accuracy_as_released_percent
 
 
-def exit_share(claim: Claim, runs: list) -> float:
-    """Leaving at the row's exit; without a row at the first."""
+def exit_share(claim: Claim, runs: list[Any]) -> float:
+    """Images (%) that leave at the row's exit; without a row, at the first exit."""
     return _setting(claim, runs[0]).exit_percent[claim.row.get('exit', 1) - 1]
 
 
-def gain(claim: Claim, runs: list) -> float:
-    """On the row's clock, over the baseline of the same run."""
+def gain(claim: Claim, runs: list[Any]) -> float:
+    """Gain over the baseline of the same run, on the row's clock."""
     return getattr(_setting(claim, runs[0]), f"gain_{claim.row['clock']}")
 
 
-def _setting(claim: Claim, run: NetworkRun) -> Union[DirectSetting, SweptSetting]:
-    """The row's thresholds, run by themselves or in the sweep; without a row the published ones."""
+def _setting(claim: Claim, run: NetworkRun) -> Setting:
+    """The setting with the row's thresholds, run by itself or in the sweep; without a row, the published setting."""
     measurement = run.measurement
     if not claim.row.get('thresholds'):
         return measurement.measured.published
     thresholds = [float(t) for t in claim.row['thresholds'].split()]
     for setting in [*measurement.measured.by_name().values(), *measurement.sweep]:
-        if len(setting.thresholds) == len(thresholds) and np.allclose(setting.thresholds, thresholds, rtol=1e-9, atol=0):
+        same_length = len(setting.thresholds) == len(thresholds)
+        if same_length and np.allclose(setting.thresholds, thresholds, rtol=1e-9, atol=0):
             return setting
     raise NotFound(f'the sweep has no setting T = {claim.row["thresholds"]}')
 
 
-def curve(claim: Claim, runs: list) -> float:
-    """Accuracy in no more than the figure's share of the baseline's time, on the released clock."""
+def curve(claim: Claim, runs: list[Any]) -> float:
+    """Best accuracy (%) within the time at the figure's point, relative to the baseline's (released)."""
     network, measurement = claim.row['network'], runs[0].measurement
     if not network.startswith('B-'):
         return measurement.baseline.accuracy_as_released_percent
@@ -276,44 +292,44 @@ def curve(claim: Claim, runs: list) -> float:
     return max(enough)
 
 
-def accuracy_at_share(claim: Claim, runs: list) -> float:
-    """On figure 4's curve."""
+def accuracy_at_share(claim: Claim, runs: list[Any]) -> float:
+    """Accuracy (%) at the row's share of images that leave at exit 1 (figure 4)."""
     exit1 = runs[0].measurement.exit1_curve
-    return np.interp(float(claim.row['x']), exit1.exit1_percent, exit1.accuracy_percent)
+    return float(np.interp(float(claim.row['x']), exit1.exit1_percent, exit1.accuracy_percent))
 
 
-def entropy_at_share(claim: Claim, runs: list) -> float:
-    """On figure 4's curve."""
+def entropy_at_share(claim: Claim, runs: list[Any]) -> float:
+    """Highest entropy (nat) at the row's share of images that leave at exit 1 (figure 4)."""
     exit1 = runs[0].measurement.exit1_curve
-    return np.interp(float(claim.row['x']), exit1.exit1_percent, exit1.max_entropy_nat)
+    return float(np.interp(float(claim.row['x']), exit1.exit1_percent, exit1.max_entropy_nat))
 
 
-def final_accuracy(claim: Claim, runs: list) -> float:
-    """Of the final exit, of the part that the row's x names."""
+def final_accuracy(claim: Claim, runs: list[Any]) -> float:
+    """Accuracy (%) of the final exit of the part that the row's x names."""
     return _final(runs, claim.row['x'])
 
 
-def difference(claim: Claim, runs: list) -> float:
-    """Of two parts, ``at``, in the accuracy of the final exit: the second's less the first's."""
+def difference(claim: Claim, runs: list[Any]) -> float:
+    """Accuracy (%) of the final exit: that of the second part in ``at`` minus that of the first."""
     before, after = claim.entry['at']
     return _final(runs, after) - _final(runs, before)
 
 
-def _final(runs: list, part: str) -> float:
+def _final(runs: list[Any], part: str) -> float:
     for run in runs:
         if run.part == part:
             return run.measurement.exit_accuracy_percent[-1]
     raise NotFound(f'part {part} was not trained')
 
 
-def cache_miss_ratio(claim: Claim, runs: list) -> float:
-    """Of the setting that misses least to the baseline."""
+def cache_miss_ratio(claim: Claim, runs: list[Any]) -> float:
+    """Rate of cache misses of the setting with the lowest rate, over the rate of the baseline."""
     *settings, base = (point.cache_miss_percent for point in runs[0].measurement.cache)
     if not settings or not base > 0:
-        raise NotFound('no setting was counted, or the baseline misses nothing')
+        raise NotFound('no setting was counted, or the baseline has no cache misses')
     return min(settings) / base
 
 
-MEASURES: dict[str, Callable[[Claim, list], float]] = {f.__name__: f for f in (
+MEASURES: dict[str, Callable[[Claim, list[Any]], float]] = {f.__name__: f for f in (
     best_accuracy, least_fall, accuracy, exit_share, gain, curve, accuracy_at_share, entropy_at_share,
     final_accuracy, difference, cache_miss_ratio)}

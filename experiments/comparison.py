@@ -1,4 +1,4 @@
-"""Variants of a network trained alike and compared by the accuracy of their exits."""
+"""Variants of a network, trained in the same way and compared by the accuracy of their final exits."""
 from __future__ import annotations
 
 from functools import partial
@@ -9,14 +9,15 @@ from branchynet import cpu, sweep, visualize
 from branchynet.experiments import results, runs
 from branchynet.net import BranchyNet
 
-BATCHSIZE = 500  # of testing: nothing is timed
+BATCHSIZE = 500  # of the test, where nothing is timed
 
 
 class Part(NamedTuple):
-    """A network that is trained, after its baseline or (trained=False) from random weights.
+    """A network of a comparison.
 
     Attributes:
-        get_network: makes the net, with the argument `variant`.
+        get_network: makes the net; it takes the argument `variant`.
+        trained: whether the joint training starts from the trained baseline; False: from random weights.
     """
     get_network: Callable[..., BranchyNet]
     trained: bool = True
@@ -26,10 +27,13 @@ class Comparison(NamedTuple):
     """Networks that differ in one choice.
 
     Attributes:
-        name: of the experiment. title: its heading in reports.
-        parts: the networks by name. xlabel: says what the names are.
-        get_data: loads the arrays. presets: Preset by name.
-        published: the accuracy (a share) of the final exit by the part's name, where there is one.
+        name: of the experiment.
+        title: its heading in reports.
+        xlabel: the common noun of the parts' names, which labels the axis.
+        parts: the networks by name.
+        get_data: loads the arrays.
+        presets: amounts of training by preset.
+        published: published accuracies (shares) of the final exit by part; some parts may be absent.
     """
     name: str
     title: str
@@ -40,7 +44,13 @@ class Comparison(NamedTuple):
     published: dict[str, float]
 
     def minutes(self, preset: runs.Preset, data: runs.Data, setup: runs.Setup) -> float:
-        """Estimates the minutes that a seed takes on cut data."""
+        """Estimates the minutes that one seed of all parts takes.
+
+        Args:
+            preset: the amount of training.
+            data: cut to the preset.
+            setup: the user's choices.
+        """
         total = 0.
         for part in self.parts:
             net = self.parts[part].get_network(variant=setup.variant)
@@ -49,7 +59,17 @@ class Comparison(NamedTuple):
         return total
 
     def run(self, part: str, seed: int, data: runs.Data, setup: runs.Setup) -> results.ComparisonRun:
-        """Trains one part with one seed on cut data and measures it."""
+        """Trains one part with one seed and measures it.
+
+        Args:
+            part: its name.
+            seed: of the random generators.
+            data: cut to the preset.
+            setup: the user's choices.
+
+        Returns:
+            The record of the training and its measurement.
+        """
         run, preset = (self.name, part, seed), self._preset(part, self.presets[setup.preset])
         get_network = partial(self.parts[part].get_network, variant=setup.variant)
         training = runs.begin(run, get_network, preset, data, setup)
@@ -63,7 +83,17 @@ class Comparison(NamedTuple):
 
     def measure(self, part: str, seed: int, training: results.Training, data: runs.Data,
                 setup: runs.Setup) -> results.ComparisonMeasurement:
-        """Measures the weights that a training left in the results folder, on cut data.
+        """Measures the weights that a training wrote to the results folder.
+
+        Args:
+            part: its name.
+            seed: of the training.
+            training: its record.
+            data: cut to the preset.
+            setup: the user's choices; setup.out is the results folder.
+
+        Returns:
+            The accuracies of the exits.
 
         Raises:
             OSError: weights are missing, or are not those of the training.
@@ -79,7 +109,15 @@ class Comparison(NamedTuple):
             outputs={'entropy': runs.digest(recorded.entropy), 'correct': runs.digest(recorded.correct)})
 
     def write(self, seeds: list[results.ComparisonRun], out: str) -> list[str]:
-        """Draws the accuracy of the final exit by part; returns the paths."""
+        """Draws the accuracy of the final exit by part.
+
+        Args:
+            seeds: the runs.
+            out: the results folder.
+
+        Returns:
+            The paths of the files.
+        """
         parts = [part for part in self.parts if any(run.part == part for run in seeds)]
         accuracies = [[run.measurement.exit_accuracy_percent[-1] / 100 for run in seeds if run.part == part]
                       for part in parts]

@@ -1,12 +1,12 @@
-"""Brings a results folder of format 1, which earlier versions wrote, to the format of results.py.
+"""Converts a results folder of format 1, which earlier versions wrote, to the format of results.py.
 
     branchynet results convert DIR
 
-No figure is measured again. The multiply-adds, which format 1 lacks, are counted from the network's definition.
+Nothing is measured again. The multiply-adds, which format 1 lacks, are counted from the network's definition.
 """
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
 from branchynet import schema
 from branchynet.cost import cost
@@ -21,6 +21,12 @@ SHAPES = {'lenet_mnist': (1, 28, 28), 'alex_cifar10': (3, 32, 32), 'resnet_cifar
 def read(folder: str) -> results.Results:
     """Reads a folder's results of any format.
 
+    Args:
+        folder: a results folder, which stays as it is.
+
+    Returns:
+        The results.
+
     Raises:
         OSError: results.json is missing, damaged or of an unknown format.
     """
@@ -34,11 +40,17 @@ def read(folder: str) -> results.Results:
         raise OSError(f'{path} is damaged ({type(e).__name__}: {e})') from e
 
 
-def convert(folder: str) -> Optional[results.Results]:
-    """Brings a folder's results.json to the present format; every figure of the old one is in the new one.
+def convert(folder: str) -> results.Results | None:
+    """Rewrites a folder's results.json in the present format, with every figure of the old one.
+
+    Args:
+        folder: a results folder.
 
     Returns:
-        The results; None where they already have the present format.
+        The results; None if they already have the present format.
+
+    Raises:
+        OSError: results.json is missing, damaged or of an unknown format.
     """
     path = results.path_of(folder)
     found = read(folder)
@@ -96,7 +108,7 @@ def _with_gain_allowed(setting: dict[str, Any], macs: dict[str, Any]) -> dict[st
 
 def _direct(setting: dict[str, Any], baseline: dict[str, Any], sweep: list[dict[str, Any]],
             macs: dict[str, Any]) -> dict[str, Any]:
-    """A setting that was run by itself, with the composed times of the sweep's row of the same thresholds."""
+    """A setting that was run by itself, with the composed times of the sweep's row that has the same thresholds."""
     setting = {**setting, **{f'gain_{clock}': baseline[clock]['mean_ms'] / setting[clock]['mean_ms']
                              for clock in ('released', 'whole')}}
     setting = _with_gain_allowed(setting, macs)

@@ -2,11 +2,11 @@
 
     ./get_results.sh --only alex_cifar10,figure6 --preset quick
 
-It counts in a process of its own, which classifies images one by one, with the weights that alex_cifar10 left in
-the results folder: by `perf stat` where the machine has counters, else by valgrind's cachegrind, which
-simulates the last-level cache of the paper's processor (20 MB); without either it is skipped. The counts of the
-process up to the end of the first image are taken separately and subtracted. A rate is last-level misses over loads
-and stores. About 8 minutes on 2 cores with cachegrind; the published rate falls with the runtime.
+A separate process classifies images one by one, with the weights that alex_cifar10 wrote to the results folder.
+`perf stat` counts its cache misses if the machine has counters; otherwise valgrind's cachegrind simulates the
+last-level cache of the paper's processor (20 MB). The experiment is skipped if neither is installed. The counts of
+the process up to the end of the first image are measured separately and subtracted. A rate is last-level misses over
+loads and stores. About 8 minutes on 2 cores with cachegrind. In the paper, the rate falls with the runtime.
 """
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from typing import Callable, NamedTuple, Optional
+from typing import Callable, NamedTuple
 
 from branchynet import cpu, files, provenance, timing, visualize
 from branchynet.datasets import pcifar10
@@ -35,24 +35,36 @@ class Figure6(NamedTuple):
     """Counts cache misses of settings of the network that alex_cifar10 trained.
 
     Attributes:
-        name: of the experiment. title: its heading in reports.
-        get_data: loads the arrays. presets: Preset by name; only test_samples counts.
+        name: of the experiment.
+        title: its heading in reports.
+        get_data: loads the arrays.
+        presets: Preset by name, of which only test_samples is used.
+        parts: the one part, which has no name.
     """
     name: str
     title: str
     get_data: Callable[[], runs.Data]
     presets: dict[str, runs.Preset]
-    parts = ['']
+    parts: tuple[str, ...] = ('',)
 
     def minutes(self, preset: runs.Preset, data: runs.Data, setup: runs.Setup) -> float:
-        """Estimates the minutes that a seed takes."""
+        """The minutes that one seed takes with cachegrind, whatever the arguments."""
         return MINUTES
 
     def run(self, part: str, seed: int, data: runs.Data, setup: runs.Setup) -> results.CacheRun:
-        """Counts for one seed.
+        """Counts the cache misses of one seed.
+
+        Args:
+            part: ''.
+            seed: of the training of alex_cifar10.
+            data: cut to the preset.
+            setup: the user's choices; setup.out holds the weights.
+
+        Returns:
+            The counts of each setting and of the baseline.
 
         Raises:
-            runs.CannotRun: there is nothing to count with, or the folder holds no weights of this seed.
+            runs.CannotRun: no tool that counts is installed, or the folder holds no weights of this seed.
         """
         tool, weights = _tool(), runs.weights_path(setup.out, ALEXNET.name, '', seed)
         training = _training(seed, setup)
@@ -73,7 +85,15 @@ class Figure6(NamedTuple):
             data_sha256=provenance.sha256_of_arrays(data), variant=setup.variant, tool=tool[0], cache=points))
 
     def write(self, seeds: list[results.CacheRun], out: str) -> list[str]:
-        """Draws every seed's points; returns the paths."""
+        """Draws the points of every seed.
+
+        Args:
+            seeds: the runs.
+            out: the results folder.
+
+        Returns:
+            The paths of the files.
+        """
         published = [(row['series'], (float(row['x']), float(row['y']) / 100))
                      for row in claims.published('figures.csv') if row['figure'] == '6']
         paths = []
@@ -81,14 +101,16 @@ class Figure6(NamedTuple):
             *settings, base = [(p.runtime_ms, p.cache_miss_percent / 100) for p in run.measurement.cache]
             for suffix in 'png', 'pdf':
                 paths.append(os.path.join(out, 'figures', f'figure6_seed{run.seed}.{suffix}'))
+                times, rates = zip(*settings)
                 visualize.plot_cache_misses(
-                    *zip(*settings), *base, [point for series, point in published if series != 'AlexNet'],
-                    next(point for series, point in published if series == 'AlexNet'), output_path=paths[-1])
+                    times, rates, *base, published=[point for series, point in published if series != 'AlexNet'],
+                    published_base=next(point for series, point in published if series == 'AlexNet'),
+                    output_path=paths[-1])
         return paths
 
 
-def _training(seed: int, setup: runs.Setup) -> Optional[results.Training]:
-    """The training that left the folder's weights of this seed; None where there is none of this preset."""
+def _training(seed: int, setup: runs.Setup) -> results.Training | None:
+    """The training that wrote this seed's weights in the folder; None if there is none of this preset."""
     if not (os.path.exists(runs.weights_path(setup.out, ALEXNET.name, '', seed))
             and os.path.exists(results.path_of(setup.out))):
         return None
@@ -99,9 +121,9 @@ def _training(seed: int, setup: runs.Setup) -> Optional[results.Training]:
 
 
 def _tool() -> list[str]:
-    """The command that counts, of those that work here."""
+    """The command of the first tool that counts on this machine."""
     if shutil.which('perf'):
-        trial = subprocess.run(PERF + ['true'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+        trial = subprocess.run([*PERF, 'true'], capture_output=True, text=True)
         if trial.returncode == 0 and '<not' not in trial.stderr:
             return PERF
     if shutil.which('valgrind'):
@@ -112,9 +134,9 @@ def _tool() -> list[str]:
 
 def _count(tool: list[str], variant: str, weights: str, images: str, count: int,
            setting: list[float]) -> tuple[int, int]:
-    """Counts in a process that classifies one image, and then ``count`` images: (loads and stores, misses)."""
+    """Runs a process that classifies one image and then ``count`` images; returns (loads and stores, misses)."""
     command = [sys.executable, '-m', __name__, variant, weights, images, str(count), *map(str, setting)]
-    run = subprocess.run(tool + command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    run = subprocess.run([*tool, *command], capture_output=True, text=True)
     if run.returncode:
         why = run.stderr.strip() or f'status {run.returncode}'
         raise OSError(f'{tool[0]} failed: {why.splitlines()[-1]}')
@@ -127,14 +149,14 @@ def _perf_counts(text: str) -> tuple[int, int]:
 
 
 def _cachegrind_counts(text: str) -> tuple[int, int]:
-    references, misses = (int(re.search(what + r':\s*([\d,]+)', text).group(1).replace(',', ''))
-                          for what in ('D   refs', 'LL misses'))
+    found = dict(re.findall(r'(D   refs|LL misses):\s*([\d,]+)', text))
+    references, misses = (int(found[what].replace(',', '')) for what in ('D   refs', 'LL misses'))
     return references, misses
 
 
 def _point(net: BranchyNet, setting: list[float], x: np.ndarray, t: np.ndarray, before: tuple[int, int],
            after: tuple[int, int]) -> results.CachePoint:
-    """One setting (none: the baseline), its time taken without counting."""
+    """The point of one setting (an empty one: the baseline); its time is measured without counting."""
     refs, misses = np.subtract(after, before)
     net.thresholdExits = setting or None
     measurement = timing.measure(runs.for_inference(net), x, t, main=not setting)
@@ -144,7 +166,15 @@ def _point(net: BranchyNet, setting: list[float], x: np.ndarray, t: np.ndarray, 
 
 
 def classify(variant: str, weights: str, images: str, count: str, *setting: str) -> None:
-    """Classifies one image, for which buffers are made, and ``count`` images one by one: this is counted."""
+    """Classifies one image, which allocates all buffers, and then ``count`` images one by one: the counted process.
+
+    Args:
+        variant: of the network.
+        weights: path of the weights.
+        images: path of an .npy file (N, 3, 32, 32) float32.
+        count: number of images, as text.
+        setting: (E - 1,) thresholds (nats), as text; none for the baseline.
+    """
     net = ALEXNET.get_network(variant=variant)
     runs.load_weights(net, weights, files.digest(weights))
     net.thresholdExits = [float(t) for t in setting] or None

@@ -1,4 +1,4 @@
-"""How sure an accuracy is: intervals and tests by scipy.stats."""
+"""The uncertainty of an accuracy: intervals and tests from scipy.stats."""
 from __future__ import annotations
 
 import numpy as np
@@ -8,13 +8,28 @@ LEVEL = .95
 
 
 def wilson(correct: int, count: int) -> tuple[float, float]:
-    """The 95 % interval (low, high) of a share, from ``correct`` of ``count`` samples (Wilson, 1927)."""
+    """Wilson's 95 % interval of a share (Wilson, 1927).
+
+    Args:
+        correct: number of samples that count for the share.
+        count: number of all samples.
+
+    Returns:
+        Its ends (low, high), in [0, 1].
+    """
     interval = stats.binomtest(correct, count).proportion_ci(LEVEL, method='wilson')
     return interval.low, interval.high
 
 
 def over_seeds(values: list[float]) -> tuple[float, float]:
-    """The 95 % interval (low, high) of the mean over trainings, by Student's t; it needs two values at least."""
+    """Student's 95 % interval of the mean over trainings.
+
+    Args:
+        values: one for each training; at least two.
+
+    Returns:
+        Its ends (low, high), in the unit of the values.
+    """
     if np.ptp(values) == 0:  # Student's t needs a spread
         return values[0], values[0]
     low, high = stats.t.interval(LEVEL, len(values) - 1, np.mean(values), stats.sem(values))
@@ -22,13 +37,17 @@ def over_seeds(values: list[float]) -> tuple[float, float]:
 
 
 def accuracy(percents: list[float], images: int) -> tuple[float, float]:
-    """The 95 % interval (low, high) of an accuracy in percent.
+    """The 95 % interval of an accuracy.
 
-    Of one seed it is Wilson's, for the test images: how far another test set may be off. Of several seeds it is
-    Student's t over them: how far the mean of other trainings may be off.
+    For one seed it is Wilson's interval over the test images: the uncertainty that comes from the choice of test
+    images. For several seeds it is Student's interval over the seeds: the uncertainty that comes from the trainings.
 
     Args:
-        percents: one for each seed. images: in the test set.
+        percents: accuracies (%), one for each seed.
+        images: number of images in the test set.
+
+    Returns:
+        Its ends (low, high), in percent.
     """
     if len(percents) > 1:
         return over_seeds(percents)
@@ -37,10 +56,11 @@ def accuracy(percents: list[float], images: int) -> tuple[float, float]:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """The exact two-sided p value of McNemar's test: are two classifiers right equally often?
+    """The exact two-sided p value of McNemar's test for the hypothesis that two classifiers are equally accurate.
 
     Args:
-        only_first, only_second: samples that only the first, only the second classifies correctly.
+        only_first: number of samples that only the first classifies correctly.
+        only_second: number of samples that only the second classifies correctly.
     """
     count = only_first + only_second
     return float(stats.binomtest(only_first, count, .5).pvalue) if count else 1.

@@ -1,10 +1,11 @@
-"""Measures the weights of results folders with the code and the machine of today.
+"""Measures the weights of results folders again, or trains their first epochs again.
 
-    branchynet measure results/lenet_mnist_quick --out /tmp/measured
+    branchynet measure results/lenet_mnist_quick --out measured
+    branchynet retrain results/lenet_mnist_quick --epochs 2
     ./get_results.sh --from-results
 
-Nothing is trained: the records of the trainings stay, and the measurements (sweep, times, accuracies) are made again.
-Accuracies and exits have to be the same as recorded; times are this machine's.
+A measurement trains nothing: it keeps the records of the trainings, and repeats sweep, times and accuracies with the
+present code on the present machine. Accuracies and exits must be as recorded; times may differ.
 """
 from __future__ import annotations
 
@@ -13,22 +14,23 @@ import os
 import shutil
 import sys
 import tempfile
-from typing import Any, Iterator, Optional
+from collections.abc import Iterator
+from typing import Any
 
 import attrs
 
 from branchynet import cpu, files, provenance, schema, verify
-from branchynet.experiments import conversion, report, reproduce, results, runs
+from branchynet.experiments import VARIANTS, conversion, report, reproduce, results, runs
 
 NOT_COMMITTED = 'local'  # the subfolder of results/ that holds a user's own runs
 
 
-def measure(folder: str, out: Optional[str], device: Any) -> int:
+def measure(folder: str, out: str | None, device: Any) -> int:
     """Measures a results folder's weights, and writes its results, figures and reports again.
 
     Args:
         folder: a results folder of any format.
-        out: where to write; None: into the folder itself, but only if accuracies and exits are as recorded.
+        out: the folder to write; None: the results folder itself, and only if accuracies and exits are as recorded.
         device: a Chainer device.
 
     Returns:
@@ -60,13 +62,20 @@ def measure(folder: str, out: Optional[str], device: Any) -> int:
 def committed(root: str, out: str, device: Any) -> int:
     """Makes every table and figure of the committed results again, from their weights.
 
-    A folder whose weights were not committed has its tables and figures made from its results.json.
+    If the weights of a folder were not committed, its tables and figures are made from its results.json, and a line
+    names the command that trains the weights again.
 
     Args:
-        root: the folder of results folders. out: where to write; a subfolder for each.
+        root: the folder of results folders.
+        out: where to write a subfolder for each of them.
+        device: a Chainer device.
 
     Returns:
         The exit status: 0 accuracies and exits are as committed, 1 they differ.
+
+    Raises:
+        OSError: there is no results folder; or results, weights or data are missing or damaged.
+        ValueError: a folder was trained on other data.
     """
     folders = [os.path.join(root, name) for name in sorted(os.listdir(root)) if name != NOT_COMMITTED
                and os.path.exists(results.path_of(os.path.join(root, name)))]
@@ -77,26 +86,39 @@ def committed(root: str, out: str, device: Any) -> int:
         target = os.path.join(out, os.path.basename(folder))
         missing = _weights_not_kept(folder)
         if missing:
-            _write_again(folder, target)
-            print(f'{folder}: {missing[0]} was not kept; tables and figures were made from results.json '
-                  f'and written to {target}')
+            found = _write_again(folder, target)
+            print(f'{folder}: {missing[0]} was not kept; tables and figures were made from results.json and written '
+                  f"to {target}; '{_command(found)}' trains the weights again")
         else:
             status = max(status, measure(folder, target, device))
     return status
 
 
-def _write_again(folder: str, target: str) -> None:
+def _write_again(folder: str, target: str) -> results.Results:
+    """Writes to another folder everything that follows from a folder's results.json; returns the results."""
     found = conversion.read(folder)
     with files.lock(target):
         results.write(target, found)
         reproduce.write(found, target)
+    return found
+
+
+def _command(found: results.Results) -> str:
+    """The command that makes results again, with their weights, in its default folder."""
+    words = ['./get_results.sh', '--only', ','.join(found.experiments), '--preset', found.preset]
+    if found.variant != VARIANTS[0]:
+        words += ['--variant', found.variant]
+    seeds = 1 + max(run.seed for seeds in found.experiments.values() for run in seeds)
+    if seeds > 1:
+        words += ['--seeds', str(seeds)]
+    return ' '.join(words)
 
 
 def _weights_not_kept(folder: str) -> list[str]:
-    """The names of weights that a folder lacks and that its manifest does not list either.
+    """The names of weights that a folder lacks and that its manifest does not list.
 
     Raises:
-        OSError: a file that the manifest lists is missing or is another.
+        OSError: a file that the manifest lists is missing or has another SHA-256.
     """
     listed = verify.read(folder).sha256
     found = conversion.read(folder)
@@ -106,7 +128,7 @@ def _weights_not_kept(folder: str) -> list[str]:
 
 
 def _weights_to_measure(name: str, run: Any, folder: str) -> list[str]:
-    """The paths of the weights that a measurement of a run takes."""
+    """The paths of the weights that a measurement of a run needs."""
     which = folder, name, run.part, run.seed
     main = [runs.main_weights_path(*which)] if isinstance(run, results.NetworkRun) else []
     return [runs.weights_path(*which), *main]
@@ -120,7 +142,7 @@ def _copy_weights(found: results.Results, folder: str, target: str) -> None:
 
 
 def _measured_again(found: results.Results, folder: str, device: Any) -> results.Results:
-    """The results with new measurements of all runs that were trained; figure6 counts and stays as it is."""
+    """The results with new measurements of all trained runs. Those of figure6, which trains nothing, stay."""
     setup = runs.Setup(found.preset, found.variant, device, folder, False)
     trained = {name: seeds for name, seeds in found.experiments.items() if hasattr(seeds[0], 'training')}
     if not trained:
@@ -139,7 +161,11 @@ def _measured_again(found: results.Results, folder: str, device: Any) -> results
 
 
 def _check_weights(trained: dict[str, list[Any]], folder: str) -> None:
-    """Raises OSError, before anything is measured, unless all weights are there and are those of their runs."""
+    """Checks, before anything is measured, that all weights exist and are those of their runs.
+
+    Raises:
+        OSError: weights are missing or are not those of their run.
+    """
     for name, seeds in trained.items():
         for run in seeds:
             reproduce.kept_weights(name, run, folder)
@@ -153,7 +179,7 @@ def _data_of(experiment: Any, run: Any) -> runs.Data:
     """The data that a run was trained and measured on.
 
     Raises:
-        ValueError: the data here is other data.
+        ValueError: the data in the data folder differs from it.
     """
     preset = runs.Preset(0, 0, 1, run.training.train_samples, run.measurement.test_samples)
     data = runs.cut(experiment.get_data(), preset)
@@ -165,7 +191,7 @@ def _data_of(experiment: Any, run: Any) -> runs.Data:
 
 
 def _differences(old: results.Results, new: results.Results) -> Iterator[str]:
-    """Yields a line on each run whose accuracies or exits are not as recorded."""
+    """Yields a line for each run whose accuracies or exits are not as recorded."""
     for name, seeds in old.experiments.items():
         for before, after in zip(seeds, new.experiments[name]):
             pairs = itertools.zip_longest(_figures(before), _figures(after))
@@ -176,12 +202,12 @@ def _differences(old: results.Results, new: results.Results) -> Iterator[str]:
                     break
 
 
-def _words(figure: Optional[tuple[str, Any]]) -> str:
+def _words(figure: tuple[str, Any] | None) -> str:
     return 'nothing' if figure is None else f'{figure[0]} {figure[1]}'
 
 
 def _figures(run: Any) -> Iterator[tuple[str, Any]]:
-    """Yields the accuracies and exits of a run, with their names; the knee depends on times and is not among them."""
+    """Yields names and values of a run's accuracies and exits. The knee is left out, because it depends on times."""
     measurement = run.measurement
     if isinstance(run, results.NetworkRun):
         yield 'baseline accuracy (%)', measurement.baseline.accuracy_percent
@@ -194,17 +220,20 @@ def _figures(run: Any) -> Iterator[tuple[str, Any]]:
 
 
 def retrain(folder: str, epochs: int, seed: int, device: Any) -> int:
-    """Trains the first epochs of a folder's runs again, and compares the weights after each with those recorded.
+    """Trains the first epochs of a folder's runs again, and compares the weights after each epoch with those recorded.
 
     Args:
-        epochs: of the baseline and then of the joint training. seed: of the runs.
+        folder: a results folder of any format, which stays as it is.
+        epochs: number of epochs, of the baseline first and then of the joint training.
+        seed: of the runs.
+        device: a Chainer device.
 
     Returns:
-        The exit status: 0 the same weights, 1 others.
+        The exit status: 0 the weights are identical, 1 they differ.
 
     Raises:
         OSError: the folder holds no results, or data is missing.
-        ValueError: the folder has no run of this seed, or the runs have fewer epochs, or the data is other data.
+        ValueError: the folder has no run of this seed, a run has fewer epochs, or it was trained on other data.
     """
     pairs = [_retrained(name, run, epochs, device) for name, run in trained_runs(folder, seed)]
     recorded, again = (verify.Manifest(runs=list(manifest)) for manifest in zip(*pairs))
@@ -214,10 +243,18 @@ def retrain(folder: str, epochs: int, seed: int, device: Any) -> int:
 
 
 def trained_runs(folder: str, seed: int) -> list[tuple[str, Any]]:
-    """The names of a folder's experiments and their runs of one seed that trained weights.
+    """Finds the runs of one seed that trained weights.
+
+    Args:
+        folder: a results folder of any format.
+        seed: of the runs.
+
+    Returns:
+        Pairs of an experiment's name and a run.
 
     Raises:
-        ValueError: there is none.
+        OSError: the folder holds no results.
+        ValueError: there is no such run.
     """
     found = [(name, run) for name, seeds in conversion.read(folder).experiments.items() for run in seeds
              if run.seed == seed and hasattr(run, 'training')]

@@ -1,4 +1,4 @@
-"""A network of the paper and its baseline: trained, swept and timed."""
+"""A network of the paper and its baseline: training, threshold sweep and times."""
 from __future__ import annotations
 
 import csv
@@ -15,18 +15,21 @@ from branchynet.net import BranchyNet
 from branchynet.files import write_atomically
 import numpy as np
 
-SHARES = np.linspace(0, 1, 51)  # leaving at exit 1, of figure 4
+SHARES = np.linspace(0, 1, 51)  # of images that leave at exit 1, for figure 4
 
 
 class NetworkExperiment(NamedTuple):
     """A network of the paper.
 
     Attributes:
-        name: of the experiment. network: its name in the paper; its early-exit version is B-network.
-        get_network: makes the net, with the argument `variant`. get_data: loads the arrays.
-        base_thresholds: every combination of them, over the exits but the last, is swept.
-        published_thresholds: Table I's setting.
-        presets: Preset by name; not every preset must be there.
+        name: of the experiment.
+        network: its name in the paper; the early-exit version has the prefix B-.
+        get_network: makes the net; it takes the argument `variant`.
+        get_data: loads the arrays.
+        base_thresholds: entropies (nats); the sweep takes every combination of them over all exits but the last.
+        published_thresholds: (E - 1,), nats, of Table I.
+        presets: amounts of training by preset; some presets may be absent.
+        parts: the one part, which has no name; comparisons have several.
     """
     name: str
     network: str
@@ -35,7 +38,7 @@ class NetworkExperiment(NamedTuple):
     base_thresholds: list[float]
     published_thresholds: list[float]
     presets: dict[str, runs.Preset]
-    parts = ['']  # comparisons have several
+    parts: tuple[str, ...] = ('',)
 
     @property
     def title(self) -> str:
@@ -43,18 +46,31 @@ class NetworkExperiment(NamedTuple):
         return f'{self.network} and B-{self.network}'
 
     def minutes(self, preset: runs.Preset, data: runs.Data, setup: runs.Setup) -> float:
-        """Estimates the minutes that a seed takes on cut data."""
+        """Estimates the minutes that one seed takes.
+
+        Args:
+            preset: the amount of training.
+            data: cut to the preset.
+            setup: the user's choices.
+        """
         net = self.get_network(variant=setup.variant)
         net.to_device(setup.device)
         training = runs.training_minutes(net, preset, data)
-        # The baseline twice, the sweep's pass and four settings, image by image.
+        # Single images are classified by the baseline (twice), in the sweep, and at four settings.
         look = runs.seconds(net, runs.for_inference(net).look, data[2][:1])
         return training + 6 * len(data[2]) * look / 60
 
     def run(self, part: str, seed: int, data: runs.Data, setup: runs.Setup) -> results.NetworkRun:
-        """Trains one seed on cut data and measures it.
+        """Trains one seed and measures it. The checkpoint stays; the caller removes it after writing the result.
 
-        The checkpoint stays, to be removed once the result is safe.
+        Args:
+            part: ''.
+            seed: of the random generators.
+            data: cut to the preset.
+            setup: the user's choices.
+
+        Returns:
+            The record of the training and its measurement.
         """
         run, preset = (self.name, part, seed), self.presets[setup.preset]
         training = runs.begin(run, partial(self.get_network, variant=setup.variant), preset, data, setup)
@@ -62,7 +78,7 @@ class NetworkExperiment(NamedTuple):
         with cpu.fast():
             training.train('main')
             if record.main_weights_sha256 is None:
-                # Before joint training moves the trunk under main's head: the independent network of the paper.
+                # The paper's baseline is the network before joint training, which changes the trunk that main shares.
                 record.main_weights_sha256 = runs.save_weights(
                     training.net.main, runs.main_weights_path(setup.out, *run))
                 training.save()
@@ -73,7 +89,17 @@ class NetworkExperiment(NamedTuple):
 
     def measure(self, part: str, seed: int, training: results.Training, data: runs.Data,
                 setup: runs.Setup) -> results.NetworkMeasurement:
-        """Measures the weights that a training left in the results folder, on cut data.
+        """Measures the weights that a training wrote to the results folder.
+
+        Args:
+            part: ''.
+            seed: of the training.
+            training: its record.
+            data: cut to the preset.
+            setup: the user's choices; setup.out is the results folder.
+
+        Returns:
+            Accuracies, exits and times.
 
         Raises:
             OSError: weights are missing, or are not those of the training.
@@ -88,7 +114,15 @@ class NetworkExperiment(NamedTuple):
             return _measure(self, baseline, net, x, t, setup)
 
     def write(self, seeds: list[results.NetworkRun], out: str) -> list[str]:
-        """Writes the sweep's CSV and the figures of all seeds; returns the paths."""
+        """Writes the sweep's CSV and the figures of all seeds.
+
+        Args:
+            seeds: the runs.
+            out: the results folder.
+
+        Returns:
+            The paths of the files.
+        """
         path = os.path.join(out, f'sweep_{self.name}.csv')
         write_sweep(path, seeds)
         return [path] + [figure for run in seeds for figure in draw(self, run, os.path.join(out, 'figures'))]
@@ -96,7 +130,7 @@ class NetworkExperiment(NamedTuple):
 
 def _measure(experiment: NetworkExperiment, baseline_net: BranchyNet, net: BranchyNet, x: np.ndarray, t: np.ndarray,
              setup: runs.Setup) -> results.NetworkMeasurement:
-    """The baseline, the sweep, and four settings run by themselves."""
+    """Measures the baseline, the sweep, and four settings run by themselves."""
     costs = cost(net, x.shape[1:])
     direct = timing.measure(runs.for_inference(baseline_net), x, t, main=True)
     correct = direct.correct.astype(bool)
@@ -128,18 +162,19 @@ def _measure(experiment: NetworkExperiment, baseline_net: BranchyNet, net: Branc
 
 
 def gain_allowed(exit_percent: list[float], main_macs: int, exit_macs: list[int]) -> float:
-    """The gain that multiply-adds allow: the baseline's over their mean at these exit shares.
+    """The gain that multiply-adds allow: those of the baseline over the mean of those at these exit shares.
 
     Args:
-        exit_percent: (E,) images that leave at each exit.
-        main_macs: of the baseline. exit_macs: (E,) of all that runs for an image that leaves at each exit.
+        exit_percent: (E,), images that leave at each exit.
+        main_macs: multiply-adds of the baseline.
+        exit_macs: (E,), multiply-adds of everything that runs for an image that leaves at each exit.
     """
     return main_macs * 100 / float(np.dot(exit_percent, exit_macs))
 
 
 def _gains(exits: np.ndarray, released_ms: float, whole_ms: float, baseline: results.Baseline,
            costs: NetCost) -> dict[str, Any]:
-    """The fields of a results.Setting that follow from its exits (E,) and times."""
+    """The fields of a results.Setting that follow from its numbers of images per exit (E,) and its times."""
     percent = (np.asarray(exits) / np.sum(exits) * 100).tolist()
     allowed = gain_allowed(percent, costs.main.macs, [exit.leaving.macs for exit in costs.exits])
     gain = baseline.whole.mean_ms / whole_ms
@@ -151,11 +186,12 @@ def _exit1_curve(recorded: sweep.ExitRecord, thresholds: list[float]) -> results
     """Accuracy and the highest entropy that leaves at exit 1, against the share that leaves there (figure 4).
 
     Args:
-        thresholds: of the exits after the first.
+        recorded: entropies and correctness at all exits.
+        thresholds: (E - 2,), nats, of the exits between the first and the last.
     """
     ent = np.sort(recorded.entropy[0]).astype(float)
     counts = np.rint(SHARES * len(ent)).astype(int)
-    cuts = np.append(ent, np.inf)[counts]  # just above the entropies that leave, unless some are equal
+    cuts = np.append(ent, np.inf)[counts]  # the next entropy, so that `counts` leave unless entropies are equal
     swept = sweep.sweep(recorded, [[cut, *thresholds] for cut in cuts])
     left = swept.exits[:, 0]
     return results.Exit1Curve(
@@ -163,13 +199,14 @@ def _exit1_curve(recorded: sweep.ExitRecord, thresholds: list[float]) -> results
         max_entropy_nat=[float(ent[count - 1]) if count else 0. for count in left])
 
 
-def _times(measurement: timing.Measurement) -> dict[str, results.Timed]:
+def _times(measurement: timing.Measurement) -> dict[str, Any]:
+    """The fields `released` and `whole` of a record."""
     return {clock: results.Timed(**timing.summary(getattr(measurement, clock))) for clock in ('released', 'whole')}
 
 
 def _directly(net: Any, recorded: sweep.ExitRecord, thresholds: list[float], x: np.ndarray, t: np.ndarray,
               baseline_correct: np.ndarray, baseline: results.Baseline, costs: NetCost) -> results.DirectSetting:
-    """Runs one setting image by image, where the sweep composes its times."""
+    """Runs one setting image by image; the sweep only composes its times."""
     net.thresholdExits = thresholds
     measurement = timing.measure(net, x, t)
     net.thresholdExits = None
@@ -201,7 +238,12 @@ def _rows(swept: sweep.Sweep, percentiles: np.ndarray, baseline: results.Baselin
 
 
 def write_sweep(path: str, seeds: list[results.NetworkRun]) -> None:
-    """Writes the sweeps of all seeds as CSV; lists are separated by blanks, as in the published tables."""
+    """Writes the sweeps of all seeds as CSV, with lists separated by blanks as in the published tables.
+
+    Args:
+        path: of the file.
+        seeds: the runs.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
     columns = ['thresholds', 'accuracy_percent', 'exit_percent', 'released_ms', 'whole_ms', 'whole_median_ms',
@@ -216,11 +258,21 @@ def write_sweep(path: str, seeds: list[results.NetworkRun]) -> None:
 
 
 def draw(experiment: NetworkExperiment, run: results.NetworkRun, folder: str) -> list[str]:
-    """Draws both trainings, the trade-off (figure 3) and exit 1 (figure 4), as PNG and PDF; returns the paths."""
-    paths = []
+    """Draws both trainings, the trade-off (figure 3) and exit 1 (figure 4), as PNG and PDF.
+
+    Args:
+        experiment: the experiment of the run.
+        run: a seed.
+        folder: where to write.
+
+    Returns:
+        The paths of the files.
+    """
+    paths: list[str] = []
     stem = runs.stem(experiment.name, run.part, run.seed)
     for suffix in 'png', 'pdf':
-        path = {what: os.path.join(folder, f'{stem}_{what}.{suffix}') for what in ('figure3', 'figure4', 'main', 'joint')}
+        whats = 'figure3', 'figure4', 'main', 'joint'
+        path = {what: os.path.join(folder, f'{stem}_{what}.{suffix}') for what in whats}
         _draw_figure3(experiment, run.measurement, path['figure3'])
         _draw_figure4(experiment, run.measurement, path['figure4'])
         for phase in 'main', 'joint':
@@ -252,5 +304,6 @@ def _draw_figure4(experiment: NetworkExperiment, measurement: results.NetworkMea
                      if row['figure'] == '4' and row['series'] == f'B-{experiment.network} {what}']
               for what in ('accuracy', 'max entropy')}
     visualize.plot_exit1(
-        np.divide(curve.exit1_percent, 100), np.divide(curve.accuracy_percent, 100), curve.max_entropy_nat,
+        [percent / 100 for percent in curve.exit1_percent], [percent / 100 for percent in curve.accuracy_percent],
+        curve.max_entropy_nat,
         [(x, y / 100) for x, y in points['accuracy']], points['max entropy'], output_path=path)

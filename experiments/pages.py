@@ -1,4 +1,4 @@
-"""A page made of headings, texts, tables and figures, written as Markdown or as one HTML file that needs no other.
+"""A page of headings, texts, tables and figures, as Markdown or as one self-contained HTML file.
 
 The HTML comes from templates/report.html by jinja2, which escapes all text. Both forms are made from the same blocks.
 """
@@ -11,11 +11,11 @@ import os
 import re
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple, Union
+from typing import Any, NamedTuple, Union
 
 from branchynet.experiments.claims import FAIL, NOT_RUN, PASS
 
-WIDE = 2  # a figure is wide from this ratio of width to height
+WIDE = 2  # a figure is wide if its width is more than this many times its height
 
 
 class Heading(NamedTuple):
@@ -55,7 +55,7 @@ class Lines(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """How many claims have each verdict, as badges.
+    """The number of claims with each verdict, as badges.
 
     Attributes:
         counts: number of claims by verdict, in the order in which they are shown.
@@ -117,7 +117,7 @@ class Figures(NamedTuple):
 
 
 class Folded(NamedTuple):
-    """Blocks that a click on the title opens. Markdown, which cannot fold, has the title alone."""
+    """Blocks that a click on the title opens. Markdown cannot fold, and shows the title only."""
 
     title: str
     blocks: Sequence[Block]
@@ -131,7 +131,14 @@ Block = Union[Heading, Text, Lines, Counts, Facts, Table, Figures, Folded]
 
 
 def markdown(blocks: Sequence[Block]) -> str:
-    """Blocks as a Markdown text that ends with a line break."""
+    """Writes blocks as Markdown.
+
+    Args:
+        blocks: of the page.
+
+    Returns:
+        The text, which ends with a line break.
+    """
     text, before = '', None
     for block in blocks:
         part = block.markdown()
@@ -143,11 +150,14 @@ def markdown(blocks: Sequence[Block]) -> str:
 
 
 def html(title: str, blocks: Sequence[Block]) -> str:
-    """Blocks as a whole HTML page with its style and its figures inside.
+    """Writes blocks as a whole HTML page that contains its style and its figures.
 
     Args:
         title: of the browser's window.
         blocks: of the page.
+
+    Returns:
+        The page.
 
     Raises:
         OSError: a figure's file is missing.
@@ -156,7 +166,7 @@ def html(title: str, blocks: Sequence[Block]) -> str:
 
 
 @functools.lru_cache(None)
-def _environment():
+def _environment() -> Any:
     import jinja2  # only a report needs it
 
     environment = jinja2.Environment(
@@ -172,7 +182,7 @@ def _environment():
     return environment
 
 
-def _bold(text: str):
+def _bold(text: str) -> Any:
     """Text with **stars** and `backticks` as safe HTML, all else escaped."""
     from markupsafe import Markup, escape
 

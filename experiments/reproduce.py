@@ -14,20 +14,24 @@ from branchynet.files import write_atomically
 
 
 def reproduce(names: list[str], seeds: int, setup: runs.Setup, all_of_them: bool = False) -> int:
-    """Runs the experiments whose data is there, and prints and writes their measurements.
+    """Runs the experiments whose data is present, and prints and writes their measurements.
 
     Results of other experiments in the folder stay. Results of another preset are not replaced, except those of
     smoke, which claims nothing.
 
     Args:
-        names: of the experiments. seeds: how many.
+        names: of the experiments.
+        seeds: number of seeds; they count from 0.
+        setup: the user's choices.
         all_of_them: whether an experiment that cannot run is a failure.
 
     Returns:
-        The exit status: 0 all checked claims hold, 1 one fell short, 2 nothing can run, or not all of them.
+        The exit status: 0 all checked claims hold, 1 a claim fell short, 2 nothing can run or, with all_of_them, not
+        everything can.
 
     Raises:
-        OSError: another process writes to the folder.
+        OSError: another process writes to the folder, or files in it are damaged.
+        ValueError: the folder holds results or checkpoints of another preset, variant or origin.
     """
     ready, skipped = _ready(names, setup.preset)
     for line in skipped:
@@ -60,10 +64,14 @@ def _reproduce(ready: list[tuple[Any, runs.Data]], skipped: list[str], seeds: in
 
 
 def check_writable(out: str) -> None:
-    """Checks, before hours of training, that a folder can be written or made.
+    """Checks, before hours of training, that a folder can be written or created.
+
+    Args:
+        out: the folder.
 
     Raises:
-        OSError: it cannot. ValueError: its name is empty.
+        OSError: it cannot.
+        ValueError: its name is empty.
     """
     if not out:
         raise ValueError('--out is empty: expected a folder')
@@ -77,7 +85,7 @@ def check_writable(out: str) -> None:
 
 
 def _ready(names: list[str], preset_name: str) -> tuple[list[tuple[Any, runs.Data]], list[str]]:
-    """Pairs of an experiment and its data, and a line on each experiment that cannot run."""
+    """Pairs of an experiment and its data, and a line for each experiment that cannot run."""
     ready, skipped, found = [], [], {}
     for name in names:
         experiment = report.load(name)
@@ -103,7 +111,7 @@ def _data_or_error(get_data: Any) -> Any:
 
 
 def _kept(setup: runs.Setup, again: list[str]) -> Results:
-    """The folder's results but those of experiments that run again; none where the folder has no results."""
+    """The folder's results without those of experiments that run again; empty ones if the folder has none."""
     path = results_file.path_of(setup.out)
     if not os.path.exists(path):
         return Results(preset=setup.preset, variant=setup.variant)
@@ -120,10 +128,10 @@ def _kept(setup: runs.Setup, again: list[str]) -> Results:
 
 
 def _run(experiment: Any, seeds: int, data: runs.Data, setup: runs.Setup, results: Results) -> list[str]:
-    """Runs the seeds that are not done and adds them to the results, also on disk.
+    """Runs the missing seeds and adds them to the results, also on disk.
 
     Returns:
-        A line on why the experiment cannot run, where it cannot.
+        A line with the reason if the experiment cannot run; else nothing.
     """
     done = results.experiments.get(experiment.name, [])
     for seed, part in ((seed, part) for seed in range(seeds) for part in experiment.parts):
@@ -142,6 +150,10 @@ def _run(experiment: Any, seeds: int, data: runs.Data, setup: runs.Setup, result
 
 def write(results: Results, out: str) -> None:
     """Writes everything that follows from results.json: tables, figures, both reports, the manifest.
+
+    Args:
+        results: the content of results.json.
+        out: the results folder.
 
     Raises:
         OSError: weights in the folder are not those of a run.
@@ -163,7 +175,16 @@ def write(results: Results, out: str) -> None:
 
 
 def weights_of(name: str, run: Any, out: str) -> dict[str, str]:
-    """The SHA-256 of each file of weights that a run wrote, by its path in a folder."""
+    """The SHA-256 of each file of weights that a run wrote.
+
+    Args:
+        name: of the experiment.
+        run: a run of it.
+        out: the results folder.
+
+    Returns:
+        The hashes by path; the files need not exist.
+    """
     training = getattr(run, 'training', None)
     if training is None:
         return {}
@@ -175,10 +196,18 @@ def weights_of(name: str, run: Any, out: str) -> dict[str, str]:
 
 
 def kept_weights(name: str, run: Any, out: str) -> dict[str, str]:
-    """The paths of a run's weights that are still in a folder, by their names.
+    """Finds the files of a run's weights that exist in a folder.
+
+    Args:
+        name: of the experiment.
+        run: a run of it.
+        out: the results folder.
+
+    Returns:
+        The paths by the files' names.
 
     Raises:
-        OSError: a file is not the one that the run wrote.
+        OSError: a file is not the file that the run wrote.
     """
     kept = {path: sha256 for path, sha256 in weights_of(name, run, out).items() if os.path.exists(path)}
     for path, sha256 in kept.items():
@@ -188,11 +217,14 @@ def kept_weights(name: str, run: Any, out: str) -> dict[str, str]:
 
 
 def verdict(results: Results, every: bool = False) -> int:
-    """Prints the failures and the counts; returns the exit status: 1 if one fell short, else 0.
+    """Checks the claims, and prints failures and counts.
 
     Args:
         results: of a folder.
-        every: whether every claim gets a line.
+        every: whether to print a line for every claim.
+
+    Returns:
+        The exit status: 1 if a claim fell short, else 0.
     """
     verdicts = claims.check(results)
     print('\n'.join((report.lines if every else report.summary)(verdicts)))
@@ -208,7 +240,12 @@ def _manifest(results: Results, written: list[str], out: str) -> verify.Manifest
 
 
 def run_of_manifest(name: str, run: Any) -> verify.Run:
-    """One seed as `branchynet verify` compares it: settings that must agree, and steps in the order of the run."""
+    """Describes a run for `branchynet verify`: settings that must agree, and steps in the order of the run.
+
+    Args:
+        name: of the experiment.
+        run: a run of it.
+    """
     training, measurement = getattr(run, 'training', None), run.measurement
     settings = {'seed': run.seed, 'test_samples': measurement.test_samples}
     if training is not None:
@@ -228,7 +265,11 @@ def run_of_manifest(name: str, run: Any) -> verify.Run:
 
 
 def training_steps(training: results_file.Training) -> list[verify.Step]:
-    """The steps of a training: the data, then the weights after each epoch."""
+    """Lists the steps of a training: the data, then the weights after each epoch.
+
+    Args:
+        training: a record, also of a training that has not ended.
+    """
     steps = [verify.Step(what='data', sha256=training.data_sha256)]
     for phase in 'main', 'joint':
         history = getattr(training, phase)

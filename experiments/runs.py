@@ -1,4 +1,4 @@
-"""The steps that all experiments share: cutting the data, training that can be resumed, weights and their files."""
+"""The steps that all experiments share: data cut to a preset, trainings that resume, and files of weights."""
 from __future__ import annotations
 
 import hashlib
@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import io
 import os
 import time
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple
 
 import attrs
 
@@ -24,24 +24,36 @@ RunId = tuple[str, str, int]  # name of the experiment, part, seed
 
 
 class CannotRun(Exception):
-    """An experiment lacks something that only it needs; the message says what, and how to get it."""
+    """Something is missing that only this experiment needs; the message names it and how to get it."""
 
 
 class Preset(NamedTuple):
-    """How much is trained, and on how many samples (None: on all)."""
+    """The amount of training.
+
+    Attributes:
+        main_epochs: epochs of the baseline.
+        joint_epochs: epochs of the joint training.
+        batchsize: images per step.
+        train_samples: number of training images; None: all.
+        test_samples: number of test images; None: all.
+    """
+
     main_epochs: int
     joint_epochs: int
     batchsize: int
-    train_samples: Optional[int] = None
-    test_samples: Optional[int] = None
+    train_samples: int | None = None
+    test_samples: int | None = None
 
 
 class Setup(NamedTuple):
-    """The choices with which experiments are run.
+    """The choices that a user makes for all experiments.
 
     Attributes:
-        preset: one of PRESETS. variant: one of VARIANTS. device: a Chainer device.
-        out: the results folder. resume: continue from the folder's checkpoints, where there are any.
+        preset: one of PRESETS.
+        variant: one of VARIANTS.
+        device: a Chainer device.
+        out: the results folder.
+        resume: whether to continue from the checkpoints in the folder.
     """
     preset: str
     variant: str
@@ -51,14 +63,28 @@ class Setup(NamedTuple):
 
 
 def cut(data: Data, preset: Preset) -> Data:
-    """Cuts the data to the preset's numbers of samples."""
+    """Cuts the data to the preset's numbers of samples.
+
+    Args:
+        data: x_train (N, C, H, W), y_train (N,), x_test (M, C, H, W), y_test (M,).
+        preset: says how many samples of each set stay; these are the first ones.
+
+    Returns:
+        The four arrays.
+    """
     x_train, y_train, x_test, y_test = data
     train, test = slice(preset.train_samples), slice(preset.test_samples)
     return x_train[train], y_train[train], x_test[test], y_test[test]
 
 
 def training_minutes(net: BranchyNet, preset: Preset, data: Data) -> float:
-    """Estimates the minutes of a training from a few timed steps of a network that is thrown away."""
+    """Estimates the minutes of a training from a few timed steps.
+
+    Args:
+        net: a net for this purpose alone, as the steps change its weights.
+        preset: the amount of training.
+        data: cut to the preset.
+    """
     x, y, _, _ = data
     first = slice(preset.batchsize)
     count = len(x) / preset.batchsize
@@ -67,8 +93,14 @@ def training_minutes(net: BranchyNet, preset: Preset, data: Data) -> float:
             (preset.main_epochs, net.train_main), (preset.joint_epochs, net.train)) if epochs)
 
 
-def seconds(net: BranchyNet, step: Callable, *arrays: np.ndarray) -> float:
-    """Seconds of ``step(*arrays)``, after one call that is not timed."""
+def seconds(net: BranchyNet, step: Callable[..., Any], *arrays: np.ndarray) -> float:
+    """Measures the seconds of ``step(*arrays)``, after a first call that is not timed.
+
+    Args:
+        net: the net that the step runs, for the clock of its device.
+        step: a function.
+        arrays: its arguments.
+    """
     step(*arrays)
     start = timing.now(net)
     step(*arrays)
@@ -76,33 +108,44 @@ def seconds(net: BranchyNet, step: Callable, *arrays: np.ndarray) -> float:
 
 
 def stem(name: str, part: str, seed: int) -> str:
-    """The part that the names of a run's files have in common."""
+    """The common part of the names of a run's files.
+
+    Args:
+        name: of the experiment.
+        part: of the experiment, or ''.
+        seed: of the run.
+    """
     return '_'.join([name, *[part] * bool(part), f'seed{seed}'])
 
 
 def checkpoint_path(out: str, *run: Any) -> str:
-    """The path of the checkpoint of a run (name, part, seed)."""
+    """The path of a run's checkpoint, in folder ``out``; ``run`` is (name, part, seed)."""
     return os.path.join(out, f'checkpoint_{stem(*run)}.npz')
 
 
 def weights_path(out: str, *run: Any) -> str:
-    """The path of the final weights of a run (name, part, seed)."""
+    """The path of a run's final weights, in folder ``out``; ``run`` is (name, part, seed)."""
     return os.path.join(out, f'weights_{stem(*run)}.npz')
 
 
 def main_weights_path(out: str, *run: Any) -> str:
-    """The path of main's weights before joint training, which then moves the trunk, of a run (name, part, seed)."""
+    """The path of main's weights before joint training, which changes the trunk; ``run`` is (name, part, seed)."""
     return os.path.join(out, f'weights_{stem(*run)}_main.npz')
 
 
 def begin(run: RunId, get_network: Callable[[], BranchyNet], preset: Preset, data: Data,
           setup: Setup) -> ResumableTraining:
-    """Makes a net and its training: from the start, or (setup.resume) from its checkpoint where there is one.
+    """Makes a net and its training: from the start, or, if setup.resume is set, from the run's checkpoint if it exists.
 
     Args:
         run: name of the experiment, part, seed.
         get_network: makes the net.
+        preset: the amount of training.
         data: cut to the preset.
+        setup: the user's choices.
+
+    Returns:
+        A training that has not run yet.
 
     Raises:
         OSError: the checkpoint is damaged or of another network.
@@ -129,14 +172,27 @@ def begin(run: RunId, get_network: Callable[[], BranchyNet], preset: Preset, dat
 
 
 def check_origin(path: str, runs: list[Any], setup: Setup) -> None:
-    """Raises ValueError unless earlier runs of a results file have the bits that runs have now."""
+    """Checks that earlier runs of a results file have the same origin as runs that start now.
+
+    Args:
+        path: of the results file, for the message.
+        runs: the earlier runs.
+        setup: the user's choices.
+
+    Raises:
+        ValueError: device, commit, code, profile or libraries differ.
+    """
     here = {'device': str(setup.device), 'environment': schema.unstructure(environment(setup.out))}
     for run in runs:
         _check_same(path, _origin(here), _origin(getattr(run, 'training', run.measurement)))
 
 
 def environment(out: str) -> results.Environment:
-    """The environment of this process; ``out`` is the results folder, which does not count as a change."""
+    """Describes the environment of this process.
+
+    Args:
+        out: the results folder, whose files do not count as changes of the checkout.
+    """
     return schema.structure(
         {**provenance.environment(out), 'code_sha256': _code_sha256()}, results.Environment)
 
@@ -145,7 +201,9 @@ def _code_sha256() -> str:
     """SHA-256 over the files of this package, which its commit describes only in a clean checkout."""
     found = {}
     for package in 'branchynet', 'branchynet.datasets', 'branchynet.experiments', 'branchynet.networks':
-        root, = find_spec(package).submodule_search_locations
+        spec = find_spec(package)
+        assert spec is not None and spec.submodule_search_locations is not None  # all four are packages
+        root, = spec.submodule_search_locations
         for folder, _, names in os.walk(root):
             for name in names:
                 if name.endswith(('.py', '.toml', '.csv')):
@@ -162,7 +220,7 @@ def _settings(record: Any) -> dict[str, Any]:
 
 
 def _origin(record: Any) -> dict[str, Any]:
-    """The facts that have to be the same for the same bits."""
+    """The facts that must agree for the same bits."""
     record = record if isinstance(record, dict) else schema.unstructure(record)
     found = record.get('environment', {})
     return {'device': record.get('device'),
@@ -181,14 +239,14 @@ class ResumableTraining:
 
     Attributes:
         net: on its device.
-        record: a results.Training, with the epochs that are done.
+        record: the training's history so far.
     """
 
-    INTERVAL = 30  # seconds between checkpoints within an epoch, at least
-    SHARE = .01  # of the time, which these take at most
+    INTERVAL = 30  # least seconds between checkpoints within an epoch
+    SHARE = .01  # largest share of the time that these checkpoints may take
 
     def __init__(self, net: BranchyNet, data: Data, record: results.Training, path: str,
-                 position: Optional[Position] = None) -> None:
+                 position: Position | None = None) -> None:
         self.net = net
         self.record = record
         self._data = data
@@ -196,12 +254,12 @@ class ResumableTraining:
         self._position = position
         self._saved, self._cost = time.perf_counter(), 0.
 
-    def train(self, phase: str, num_epoch: Optional[int] = None) -> None:
-        """Trains the epochs of a phase that are not done yet, with checkpoints.
+    def train(self, phase: str, num_epoch: int | None = None) -> None:
+        """Trains the remaining epochs of a phase and writes checkpoints.
 
         Args:
             phase: 'main' or 'joint'.
-            num_epoch: the epochs of the phase; by default the record's.
+            num_epoch: epochs of the phase in total; by default those of the record.
         """
         record, (x, y, _, _) = self.record, self._data
         history = getattr(record, phase)
@@ -230,12 +288,16 @@ class ResumableTraining:
             self.save()
 
     def _is_due(self) -> bool:
-        # A GPU's generators cannot be put back into the middle of an epoch.
+        # The state of a GPU's random generators cannot be saved, so a training there resumes at an epoch only.
         waited = time.perf_counter() - self._saved
         return not self.net.gpu and waited >= max(self.INTERVAL, self._cost / self.SHARE)
 
-    def save(self, position: Optional[Position] = None) -> None:
-        """Writes a checkpoint of all that was done so far."""
+    def save(self, position: Position | None = None) -> None:
+        """Writes a checkpoint.
+
+        Args:
+            position: the place within an epoch; None: between epochs.
+        """
         start = time.perf_counter()
         checkpoint.save(self._checkpoint, self.net, schema.unstructure(self.record), position)
         self._saved = time.perf_counter()
@@ -243,31 +305,41 @@ class ResumableTraining:
 
 
 def for_inference(net: BranchyNet) -> Any:
-    """Returns the net as it is measured: compiled, where it can be."""
+    """The net in the form in which it is measured: an inference.Compiled if possible, else the net itself."""
     return Compiled(net) if is_compilable(net) else net
 
 
 def digest(array: np.ndarray) -> results.Digest:
-    """The identity of an output array."""
+    """The SHA-256 and the mean of an output array."""
     return results.Digest(sha256=provenance.sha256_of_arrays([array]), mean=float(np.mean(array, dtype=float)))
 
 
 def save_weights(net: chainer.Link, path: str) -> str:
-    """Writes the weights of a net or link; returns the file's SHA-256."""
+    """Writes the weights of a net or link.
+
+    Args:
+        net: a net or link.
+        path: of the file, whose name ends in .npz.
+
+    Returns:
+        The file's SHA-256.
+    """
     buffer = io.BytesIO()
     chainer.serializers.save_npz(buffer, net)
     write_atomically(path, buffer.getvalue())
     return files.digest(path)
 
 
-def load_weights(net: chainer.Link, path: str, sha256: Optional[str]) -> None:
+def load_weights(net: chainer.Link, path: str, sha256: str | None) -> None:
     """Reads weights into a net or link, without unpickling anything.
 
     Args:
-        path: of the file. sha256: of the file, as its run recorded it; None where the run did not keep the weights.
+        net: the net or link, which gets the weights.
+        path: of the file.
+        sha256: of the file, as the run recorded it; None: the run did not keep the weights.
 
     Raises:
-        OSError: the file is missing, is not the one that the run wrote, or is of another network.
+        OSError: the file is missing, is not the file that the run wrote, or belongs to another network.
     """
     if not os.path.exists(path):
         raise FileNotFoundError(f'{path} is missing: expected the weights of the run')

@@ -5,11 +5,13 @@ import json
 import os
 from pathlib import Path
 import shutil
+import subprocess
+import sys
 
 import pytest
 
 import branchynet  # noqa: F401
-from branchynet import cli, files
+from branchynet import cli, determinism, files
 from branchynet.experiments import PRESETS, lenet_mnist, measure, results, runs
 
 TINY = runs.Preset(main_epochs=2, joint_epochs=2, batchsize=64, train_samples=256, test_samples=40)
@@ -153,7 +155,8 @@ def test_weights_are_loaded_without_unpickling(folder, capsys):
 def test_a_folder_in_use_is_left_alone(folder, capsys):
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     with files.lock(str(folder)):
-        for command in (['measure', folder], ['reproduce', '--preset', 'smoke', '--only', 'lenet_mnist', '--out', folder]):
+        reproduce = ['reproduce', '--preset', 'smoke', '--only', 'lenet_mnist', '--out', folder]
+        for command in (['measure', folder], reproduce):
             assert run(*command) == 2
             error = error_of(capsys)
             assert f'{folder} is in use by process {os.getpid()}' in error and error.count('\n') == 1
@@ -183,7 +186,9 @@ def test_committed_results_without_weights_have_their_figures_made_again(folder,
         del manifest['sha256'][name]
     (committed / 'manifest.json').write_text(json.dumps(manifest))
     assert measure.committed(str(root), str(tmp_path / 'out'), runs.chainer.get_device('@numpy')) == 0
-    assert f'{WEIGHTS} was not kept' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f'{WEIGHTS} was not kept' in printed
+    assert "'./get_results.sh --only lenet_mnist --preset smoke' trains the weights again" in printed
     assert sorted(os.listdir(tmp_path / 'out' / 'lenet_mnist_smoke')) == sorted(os.listdir(committed))
 
 
@@ -191,6 +196,27 @@ def test_committed_results_without_weights_have_their_figures_made_again(folder,
 def test_the_first_epochs_trained_again_have_the_recorded_weights(folder, capsys, epochs):
     assert run('retrain', folder, '--epochs', epochs) == 0
     assert capsys.readouterr().out == f'lenet_mnist_seed0: identical ({epochs + 1} steps)\n'
+
+
+@pytest.mark.slow
+def test_the_command_trains_the_smoke_preset_again_to_the_same_bits(tmp_path):
+    """In processes of their own, which start again with the bit profile of the recorded run in place."""
+    def command(*words: object) -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, '-m', 'branchynet.cli', *map(str, words), '--device', 'cpu'],
+                              capture_output=True, text=True)
+
+    out = tmp_path / 'out'
+    done = command('reproduce', '--only', 'lenet_mnist', '--preset', 'smoke', '--out', out)
+    assert done.returncode == 0, done.stderr
+    training = run_of(out).training
+    assert training.environment.profile == determinism.default_profile()
+    done = command('retrain', out, '--epochs', 3)
+    assert (done.returncode, done.stdout) == (0, 'lenet_mnist_seed0: identical (4 steps)\n'), done.stderr
+    assert 'may differ' not in done.stderr
+    rewrite(out, lambda run: run['training']['joint']['weights_sha256'].__setitem__(1, 'other'))
+    done = command('retrain', out, '--epochs', 3)
+    assert done.returncode == 1
+    assert 'different; first in weights after epoch 2 of joint training' in done.stdout
 
 
 def test_other_weights_are_told_by_retraining(folder, capsys):

@@ -87,7 +87,7 @@ def test_a_results_folder_is_whole_and_true(tiny, tmp_path, capsys):
     assert printed.count('NOT RUN: ') <= 5  # reasons, not claims
     assert '| 99.25 ' in text and '94.3 5.63' in text  # Table I beside
     baseline = np.mean([run.measurement.baseline.accuracy_percent for run in (first, second)])
-    assert '| %.2f ± ' % baseline in text
+    assert f'| {baseline:.2f} ± ' in text
 
 
 def test_a_run_that_was_interrupted_resumes_to_the_same_bits(tiny, tmp_path, monkeypatch, capsys):
@@ -126,7 +126,7 @@ def test_a_run_that_was_interrupted_resumes_to_the_same_bits(tiny, tmp_path, mon
     assert (out / 'results.json').read_bytes() == before
 
 
-def test_results_that_a_run_does_not_make_anew_are_kept(tiny, tmp_path, capsys):
+def test_results_of_other_experiments_are_kept(tiny, tmp_path, capsys):
     assert reproduce(tmp_path) == 0
     content, path = read(tmp_path), tmp_path / 'results.json'
     part = dict(content['experiments']['lenet_mnist'][0])
@@ -184,7 +184,7 @@ def test_a_checkpoint_of_another_origin_is_refused(tiny, tmp_path, monkeypatch, 
     capsys.readouterr()
     assert reproduce(tmp_path, '--resume') == 2
     error = capsys.readouterr().err
-    assert 'has ' + what in error and 'expected another' in error and error.count('\n') == 1
+    assert f'has {what}' in error and 'expected another' in error and error.count('\n') == 1
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -197,7 +197,7 @@ def test_seeds_of_another_origin_are_not_mixed(tiny, tmp_path, monkeypatch, caps
     error = capsys.readouterr().err
     assert 'results.json has code_sha256' in error and 'expected another' in error and error.count('\n') == 1
     assert (tmp_path / 'results.json').read_bytes() == before
-    assert reproduce(tmp_path) == 0  # anew
+    assert reproduce(tmp_path) == 0  # from the start
 
 
 def test_without_data_nothing_runs(tmp_path, monkeypatch, capsys):
@@ -213,7 +213,7 @@ def test_without_data_nothing_runs(tmp_path, monkeypatch, capsys):
 def test_a_folder_that_cannot_be_written_is_told_before_anything_is_trained(tiny, capsys, out):
     assert reproduce(out) == 2
     printed, error = capsys.readouterr()
-    assert not printed and error.startswith('branchynet: --out %s' % out) and error.count('\n') == 1
+    assert not printed and error.startswith(f'branchynet: --out {out}') and error.count('\n') == 1
 
 
 @pytest.mark.parametrize('words, message', [
