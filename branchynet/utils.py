@@ -129,6 +129,7 @@ def _traintest(train_once: Callable[[], tuple], test_once: Callable[[], tuple], 
 def train_augment(net: BranchyNet, x: np.ndarray, y: np.ndarray, batchsize: int = 10000, num_epoch: int = 20,
                   main: bool = False) -> tuple[list, list, float]:
     """`train` over augment.augmentation; a step takes all views of ``batchsize`` images."""
+    check_epochs(num_epoch)
     check_pairs(x, y)
     net.check_data(x, y, augment.normalize(augment.crops(x[:1]))[:1])
     start = time.perf_counter()
