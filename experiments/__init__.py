@@ -1,4 +1,4 @@
-"""What the paper reports, run again: each module named below holds an EXPERIMENT."""
+"""The experiments of the paper: each module in NAMES holds an EXPERIMENT."""
 from branchynet import _names
 
 _names.unify(__name__)
@@ -6,8 +6,8 @@ _names.unify(__name__)
 NETWORKS = ['lenet_mnist', 'alex_cifar10', 'resnet_cifar10']
 ANALYSES = ['figure5', 'figure6', 'loss_weights', 'initialisation']
 NAMES = NETWORKS + ANALYSES
-REDUCED = ['resnet_cifar10', 'figure5', 'loss_weights', 'initialisation']  # have the preset reduced
-PRESETS = {  # each has to reach the claims of those before it
+REDUCED = ['resnet_cifar10', 'figure5', 'loss_weights', 'initialisation']  # these have the preset reduced
+PRESETS = {  # in order: results of a later preset are checked against the claims of earlier ones too
     'smoke': 'shows that everything runs; it claims no result',
     'quick': 'trains for minutes on a CPU; it claims a fraction of the published results',
     'reduced': 'trains as published but for 12 epochs of the baseline and 25 joint epochs: fewer than published',

@@ -1,4 +1,4 @@
-"""Figures of what the exits say of every test image, computed again from a run's weights and data.
+"""Figures of the exits' answers for every test image, computed again from a run's weights and data.
 
 results.json keeps no probabilities of single images. One pass over the test images gives them: the images that leave at
 each exit, the confusion matrices, and the reliability diagrams.
@@ -7,7 +7,7 @@ each exit, the confusion matrices, and the reliability diagrams.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from branchynet import cpu, provenance, visualize
 from branchynet.cpu import threads
@@ -32,7 +32,7 @@ class Drawn(NamedTuple):
 
     Attributes:
         paths: of the PNG files.
-        missing: why others are missing, in words; '' where none is.
+        missing: the reason why other figures are missing, in words; '' if none is.
     """
 
     paths: list[str]
@@ -43,7 +43,7 @@ def draw(experiment: NetworkExperiment, run: results.NetworkRun, out: str) -> Dr
     """Draws a run's leaving images (at the published thresholds), confusion matrices and reliability diagrams.
 
     Args:
-        experiment: that made the run.
+        experiment: the experiment of the run.
         run: a seed.
         out: the results folder, which may hold the run's weights.
 
@@ -70,7 +70,7 @@ def _test_data(experiment: NetworkExperiment, run: results.NetworkRun) -> tuple[
     try:
         data = experiment.get_data()
     except OSError:
-        raise runs.CannotRun('the data is not there; `branchynet data` says what is missing') from None
+        raise runs.CannotRun('the data is missing; `branchynet data` says which') from None
     train, test = slice(run.training.train_samples), slice(run.measurement.test_samples)
     x_train, y_train, x, t = data[0][train], data[1][train], data[2][test], data[3][test]
     if provenance.sha256_of_arrays((x_train, y_train, x, t)) != run.training.data_sha256:
@@ -88,7 +88,7 @@ def _answers(
     net = experiment.get_network(variant=run.training.variant)
     runs.load_weights(net, path, run.training.weights_sha256)
     parts = batches(len(x), BATCHSIZE)
-    answers: list = [None] * len(parts)
+    answers: list[Any] = [None] * len(parts)
     with cpu.fast():
         net = runs.for_inference(net)
 

@@ -59,7 +59,11 @@ CAPTIONS = {
 
 
 def load(name: str) -> Any:
-    """The EXPERIMENT of that name."""
+    """Imports the EXPERIMENT of a module.
+
+    Args:
+        name: one of NAMES.
+    """
     return importlib.import_module(f'branchynet.experiments.{name}').EXPERIMENT
 
 
@@ -67,12 +71,20 @@ def load(name: str) -> Any:
 
 
 def lines(verdicts: Sequence[Verdict]) -> list[str]:
-    """A line per claim, those that were not run first and failures last, and the counts."""
+    """Writes a line for each claim, those that were not run first and failures last, and then the counts.
+
+    Args:
+        verdicts: on all claims.
+    """
     return [line(v) for status in (NOT_RUN, PASS, FAIL) for v in verdicts if v.status == status] + [counts(verdicts)]
 
 
 def summary(verdicts: Sequence[Verdict]) -> list[str]:
-    """A line per failure, the counts, and a line per group of reasons why claims were not run."""
+    """Writes a line for each failure, the counts, and a line for each group of reasons why claims were not run.
+
+    Args:
+        verdicts: on all claims.
+    """
     return (
         [line(v) for v in verdicts if v.status == FAIL]
         + [counts(verdicts)]
@@ -81,7 +93,11 @@ def summary(verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def line(verdict: Verdict) -> str:
-    """A verdict in words."""
+    """Puts a verdict into one line.
+
+    Args:
+        verdict: on one claim.
+    """
     claim = verdict.claim
     if verdict.status == NOT_RUN:
         return f'{NOT_RUN}: {claim.id}: {verdict.reason}'
@@ -90,7 +106,11 @@ def line(verdict: Verdict) -> str:
 
 
 def bounds(claim: Claim) -> str:
-    """The values for which a claim holds, in words."""
+    """Puts the range of values for which a claim holds into words.
+
+    Args:
+        claim: a claim that is checked.
+    """
     least, most = claim.bounds()
     if most == np.inf:
         return f'{least:.4g} or more'
@@ -98,12 +118,23 @@ def bounds(claim: Claim) -> str:
 
 
 def counts(verdicts: Sequence[Verdict]) -> str:
-    """How many claims passed, failed and were not run, in words."""
+    """Puts the numbers of claims that passed, failed and were not run into words.
+
+    Args:
+        verdicts: on all claims.
+    """
     return 'Claims: ' + ', '.join(f'{count} {status}' for status, count in _counted(verdicts).items())
 
 
 def reasons(verdicts: Sequence[Verdict]) -> list[str]:
-    """Why claims were not run, in a few lines: the number of claims and their common reason."""
+    """Groups the claims that were not run by reason.
+
+    Args:
+        verdicts: on all claims.
+
+    Returns:
+        A line for each group: the number of claims and their common reason.
+    """
     absent: Counter = Counter()
     needed: Counter = Counter()
     unchecked: Counter = Counter()
@@ -136,11 +167,14 @@ def _counted(verdicts: Sequence[Verdict]) -> dict[str, int]:
 
 
 def blocks(results: Results, figures: Mapping[str, Drawn]) -> list[pages.Block]:
-    """The whole report.
+    """Makes the whole report.
 
     Args:
         results: of a folder.
         figures: of the experiments, by name.
+
+    Returns:
+        Its blocks, for pages.markdown and pages.html.
     """
     verdicts = claims.check(results)
     networks = {name: seeds for name, seeds in results.experiments.items() if name in NETWORKS}
@@ -173,7 +207,11 @@ def blocks(results: Results, figures: Mapping[str, Drawn]) -> list[pages.Block]:
 
 
 def caption(path: str) -> str:
-    """A figure's caption, by the name of its file."""
+    """Finds a figure's caption.
+
+    Args:
+        path: of the file, whose name says what the figure shows.
+    """
     stem = os.path.splitext(os.path.basename(path))[0]
     found = next((text for what, text in CAPTIONS.items() if stem.endswith(what)), None)
     seed = re.search(r'_seed(\d+)', stem)
@@ -318,14 +356,22 @@ def _minutes_of(seeds: Sequence[Any]) -> float:
 
 
 def tables(results: Results) -> str:
-    """The tables of all experiments, as Markdown."""
+    """Writes the tables of all experiments as Markdown.
+
+    Args:
+        results: of a folder.
+    """
     return pages.markdown(
         [block for name, seeds in results.experiments.items() for block in _tables(name, seeds, results)]
     )
 
 
 def for_readme(results: Results) -> str:
-    """The tables and the claims that were checked, as Markdown."""
+    """Writes the tables and the claims that were checked as Markdown.
+
+    Args:
+        results: of a folder.
+    """
     checked = [line(v) for v in claims.check(results) if v.status != NOT_RUN]
     return tables(results) + '\n' + pages.markdown([pages.Lines(checked)]) if checked else tables(results)
 
@@ -372,7 +418,11 @@ def _published(network: str, device: str) -> dict[str, str]:
 
 
 def published_rows(network: str) -> list[list[str]]:
-    """Table I's rows (CPU) of a network and its B-net; its clock is the released one."""
+    """Table I's rows (CPU) of a network and its B-net. The paper's times are on the released clock.
+
+    Args:
+        network: its name in the paper, without B-.
+    """
     return [
         [
             f'{one}, published',
@@ -393,7 +443,12 @@ def published_rows(network: str) -> list[list[str]]:
 
 
 def measured_rows(network: str, seeds: Sequence[NetworkRun]) -> list[list[str]]:
-    """The baseline before and after joint training, and the settings that were run by themselves."""
+    """The rows of the baseline before and after joint training, and of two settings that were run by themselves.
+
+    Args:
+        network: its name in the paper, without B-.
+        seeds: the runs.
+    """
     baselines, images = [run.measurement.baseline for run in seeds], seeds[0].measurement.test_samples
     rows = [
         [network, _accuracy([b.accuracy_percent for b in baselines], images), '', '', '', *_times(baselines)],
@@ -429,7 +484,7 @@ def _p_value(images: Pairs) -> str:
 
 
 def _times(settings: Sequence[Any]) -> list[str]:
-    """The cells of both clocks; a gain stands with its accuracy, and the baseline has none."""
+    """The cells of both clocks. Each gain is shown with its accuracy; the baseline has no gain."""
     gains = [''] * 4
     if hasattr(settings[0], 'gain_whole'):
         gains = [
@@ -630,7 +685,11 @@ def _seeds(runs: Sequence[Any]) -> str:
 
 
 def reproduces(found: Sequence[Results]) -> str:
-    """The tables "what reproduces, what does not, and why" of several results folders, as Markdown."""
+    """Writes the tables of docs/reproducing.md, "What reproduces, what does not, and why", as Markdown.
+
+    Args:
+        found: results of one folder each.
+    """
     checks = [claims.check(results) for results in found]
     rows: list[list[str]] = []
     for results, verdicts in zip(found, checks):
@@ -653,17 +712,20 @@ def reproduces(found: Sequence[Results]) -> str:
 
 
 def _best(verdicts: Sequence[Verdict]) -> Verdict:
-    """Of verdicts on one claim by several folders the failure, else the pass, else the most telling reason."""
+    """The verdict of several folders on one claim: a failure, else a pass, else the most informative reason."""
     order = {FAIL: 0, PASS: 1, NOT_RUN: 2}
     return min(verdicts, key=lambda v: (order[v.status], v.reason == f'{v.claim.experiment} was not run'))
 
 
 def updated(text: str, found: Sequence[Results]) -> str:
-    """A Markdown page with its generated parts made again: between the markers `tables` and `reproduces`.
+    """Replaces the generated parts of a Markdown page, between the markers `tables` and `reproduces`.
 
     Args:
         text: of the page.
         found: results of the folders that the page shows.
+
+    Returns:
+        The new text.
 
     Raises:
         ValueError: the page has neither pair of markers.
@@ -678,7 +740,15 @@ def updated(text: str, found: Sequence[Results]) -> str:
 
 
 def between_markers(text: str, part: str, name: str = 'results') -> str:
-    """A Markdown page with a part put between the markers of that name.
+    """Replaces the text between two markers of a Markdown page.
+
+    Args:
+        text: of the page.
+        part: the new text between the markers.
+        name: of the markers.
+
+    Returns:
+        The new text of the page.
 
     Raises:
         ValueError: the page does not have both markers, in order.
