@@ -37,7 +37,7 @@ def run(name, device):
         for phase, step in ('main', net.train_main), ('joint', net.train):
             for i in range(steps):
                 loss, accuracy = step(x, t)
-                entry['steps'].append({'what': 'weights after step %d of %s training' % (i + 1, phase), 'loss': loss,
+                entry['steps'].append({'what': f'weights after step {i + 1} of {phase} training', 'loss': loss,
                                        'accuracy': accuracy, 'sha256': provenance.sha256_of_net(net)})
         looked = {'softmax': net.look(x)}
         if is_compilable(net):

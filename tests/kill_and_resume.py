@@ -74,7 +74,7 @@ def finish(process, out):
     process.wait()
     process.stdout.close()
     if process.returncode:
-        raise SystemExit('the training ended with status %d' % process.returncode)
+        raise SystemExit(f'the training ended with status {process.returncode}')
     with open(os.path.join(out, 'result.json')) as f:
         result = json.load(f)
     return [[result[phase][key] for key in ('loss', 'accuracy', 'weights_sha256')]
@@ -115,14 +115,15 @@ def kill(network, kills, lifetime, folder, expected):
                 process.wait()
                 process.stdout.close()
                 killed += 1
-                print('killed %d; left: %s' % (killed, ' '.join(sorted(os.listdir(out))) or 'nothing'), flush=True)
+                left = ' '.join(sorted(os.listdir(out))) or 'nothing'
+                print(f'killed {killed}; left: {left}', flush=True)
                 continue
         if finish(process, out) != expected:
-            print('After %d kills the bits differ' % killed)
+            print(f'After {killed} kills the bits differ')
             return 1
         finished += 1
         if killed == kills:
-            print('%d kills in %d trainings, all resumed to the same bits' % (killed, finished))
+            print(f'{killed} kills in {finished} trainings, all resumed to the same bits')
             return 0
 
 

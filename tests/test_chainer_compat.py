@@ -16,7 +16,7 @@ for name in ["pkg_resources", "numpy.distutils", "numpy.distutils.system_info"]:
 
 def run(code, *options, env=None):
     done = subprocess.run([sys.executable, *options, '-c', code], env={**os.environ, **(env or {})},
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ''
     return done.stdout.strip()
@@ -40,7 +40,7 @@ assert sys.modules["chainer"] is chainer
 
 def test_importing_is_silent_and_light():
     heavy = "{'matplotlib', 'dill', 'chainer.testing'}"
-    assert run('import branchynet, sys; print(sorted({} & set(sys.modules)))'.format(heavy), '-W', 'default') == '[]'
+    assert run(f'import branchynet, sys; print(sorted({heavy} & set(sys.modules)))', '-W', 'default') == '[]'
 
 
 def test_missing_modules_are_made_up_for_and_stay_missing():
@@ -123,7 +123,7 @@ assert all(p.dtype == numpy.float32 for p in net.params())
 
 def test_dill_of_a_chain_defined_in_main(tmp_path):
     stored = tmp_path / 'net.dill'
-    saved = run("""
+    saved = run(f"""
 import branchynet, chainer, dill
 class Net(chainer.Chain):
     def __init__(self):
@@ -131,14 +131,14 @@ class Net(chainer.Chain):
         with self.init_scope():
             self.fc = chainer.links.Linear(2, 1)
 net = Net()
-dill.dump(net, open({!r}, "wb"), recurse=True)
+dill.dump(net, open({str(stored)!r}, "wb"), recurse=True)
 print(net.fc.W.array.tolist())
-""".format(str(stored)), '-W', 'ignore::ResourceWarning')
-    loaded = run("""
+""", '-W', 'ignore::ResourceWarning')
+    loaded = run(f"""
 import branchynet, dill
-net = dill.load(open({!r}, "rb"))
+net = dill.load(open({str(stored)!r}, "rb"))
 print(net.fc.W.array.tolist())
-""".format(str(stored)), '-W', 'ignore::ResourceWarning')
+""", '-W', 'ignore::ResourceWarning')
     assert loaded == saved
 
 
@@ -149,7 +149,7 @@ def test_cuda_libraries_are_loaded_from_their_wheels(tmp_path):
     shutil.copy(importlib.util.find_spec('_ctypes').origin, str(library))  # any library will do
     (tmp_path / 'nvidia' / '__init__.py').write_text('')
     (tmp_path / 'cupy.py').write_text('')
-    run("import branchynet; assert {!r} in open('/proc/self/maps').read()".format(str(library)),
+    run(f"import branchynet; assert {str(library)!r} in open('/proc/self/maps').read()",
         '-W', 'ignore::ResourceWarning', env={'PYTHONPATH': str(tmp_path)})
 
 

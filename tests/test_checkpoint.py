@@ -59,8 +59,7 @@ def finish(net, epoch, position):
     """Trains on to the end of the third epoch; what the rest of the run draws and returns."""
     means = []
     for _ in range(epoch, 3):
-        for position in training.steps(net, X, T, 16, position=position):
-            pass
+        *_, position = training.steps(net, X, T, 16, position=position)
         means.append(np.array(position.means()))
         position = None
     return means, np.random.rand(), random.random(), net.getLearnedExitsThresholds()

@@ -15,7 +15,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 @pytest.mark.parametrize('command', [[], *([command.name] for command in cli.COMMANDS)])
 def test_help_everywhere(command, capsys):
     with pytest.raises(SystemExit) as info:
-        cli.main(command + ['--help'])
+        cli.main([*command, '--help'])
     assert info.value.code == 0
     out = capsys.readouterr().out
     assert out.startswith('usage: branchynet') and out.count('\n') <= 40  # a screen
@@ -105,13 +105,14 @@ def test_info_says_what_results_depend_on(capsys):
     assert shown.startswith('branchynet:') and 'oneDNN:' in shown and 'mnist' in shown
     assert cli.main(['info', '--json']) == 0
     info = json.loads(capsys.readouterr().out)
-    assert {'python', 'numpy', 'chainer', 'cpu', 'cores', 'blas', 'gpus', 'commit', 'data_folder', 'device', 'data'} <= info.keys()
+    assert info.keys() >= {'python', 'numpy', 'chainer', 'cpu', 'cores', 'blas', 'gpus', 'commit', 'data_folder',
+                           'device', 'data'}
     assert info['chainer'].startswith('7.8')
 
 
 def test_the_command_runs_as_a_module():
     run = subprocess.run([sys.executable, '-m', 'branchynet.cli', 'report', 'nowhere'],
-                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+                         capture_output=True, text=True)
     assert run.returncode == 2
     assert run.stderr.startswith('branchynet: nowhere') and run.stderr.count('\n') == 1
 

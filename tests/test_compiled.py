@@ -321,14 +321,16 @@ def test_a_missing_onednn_is_named(monkeypatch):
 
     monkeypatch.setattr(onednn, 'library', missing)
     assert not inference.is_compilable(small_net())
-    with pytest.raises(ValueError, match=r'^net cannot be compiled: oneDNN does not load \(no such library\): pip install'):
+    message = r'^net cannot be compiled: oneDNN does not load \(no such library\): pip install'
+    with pytest.raises(ValueError, match=message):
         Compiled(small_net())
 
 
 def test_links_that_pass_on_no_array_are_named():
     net = branchynet.BranchyNet([
         FL(F.separate, axis=1), FL(F.stack, axis=1), Branch([L.Linear(4, 3)])])
-    with pytest.raises(ValueError, match='^separate returns a tuple: expected an array, or the net cannot be compiled$'):
+    message = '^separate returns a tuple: expected an array, or the net cannot be compiled$'
+    with pytest.raises(ValueError, match=message):
         classify(Compiled(net), small_data()[0], [])
 
 
@@ -375,7 +377,7 @@ def test_nan_weights_are_named(count):
 @pytest.mark.parametrize('count', [1, 2])
 @pytest.mark.parametrize('method', ['test', 'test_main'])
 def test_labels_beyond_the_classes_are_named(method, count):
-    net, (x, t) = small_net(thresholdExits=.5), small_data()
+    net, (x, _) = small_net(thresholdExits=.5), small_data()
     compiled = Compiled(net)
     for model in net, compiled, compiled:
         with pytest.raises(ValueError, match='^t holds the label 7: expected less than 3, the number of classes$'):

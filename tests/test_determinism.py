@@ -1,5 +1,6 @@
 import json
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -28,8 +29,7 @@ def execute(folder, before, *words, options=(), **variables):
     path = folder / 'script.py'
     path.write_text(before + SCRIPT)
     return subprocess.run([sys.executable, '-W', 'ignore', *options, str(path), *words],
-                          env={**os.environ, **variables}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          universal_newlines=True)
+                          env={**os.environ, **variables}, capture_output=True, text=True)
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_random_hashes_are_told(tmp_path):
 @pytest.mark.parametrize('words', [['-'], []])
 def test_a_script_that_is_gone_does_not_start_again(words):
     done = subprocess.run([sys.executable, *words], input="from branchynet import determinism\ndeterminism.fix('fast')",
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
+                          capture_output=True, text=True,
                           env={**os.environ, 'PYTHONHASHSEED': '1'})
     assert done.returncode == 1
     assert 'expected Python to be started with PYTHONHASHSEED=0' in done.stderr.splitlines()[-1]
@@ -156,8 +156,8 @@ def test_portable_bits_are_those_of_another_processor(tmp_path, model, capsys):
     here = cut_down(tmp_path / 'here.json')
     there = cut_down(tmp_path / 'there.json', ['qemu-x86_64', '-cpu', model], BRANCHYNET_NUM_THREADS='3')
     assert cli.main(['verify', here, there]) == 0, capsys.readouterr().out
-    kernels = [json.load(open(path))['runs'][0]['environment']['numpy_kernels'] for path in (here, there)]
-    assert kernels[0] == kernels[1]
+    found, expected = (json.loads(pathlib.Path(path).read_text())['runs'][0] for path in (there, here))
+    assert found['environment']['numpy_kernels'] == expected['environment']['numpy_kernels']
 
 
 @pytest.mark.slow
@@ -166,5 +166,5 @@ def test_portable_bits_are_those_of_another_processor(tmp_path, model, capsys):
     'small', 'lenet', *(pytest.param(name, marks=needs_cifar10) for name in ('alexnet', 'resnet'))])
 def test_a_training_that_is_killed_goes_on_to_the_same_bits(network):
     run = subprocess.run([sys.executable, os.path.join(HERE, 'kill_and_resume.py'), '--network', network,
-                          '--kills', '3'], stdout=subprocess.PIPE, universal_newlines=True)
+                          '--kills', '3'], stdout=subprocess.PIPE, text=True)
     assert run.returncode == 0, run.stdout

@@ -19,8 +19,8 @@ _spec.loader.exec_module(replay)
 
 
 def call(command, **kwargs):
-    return subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          stdin=subprocess.DEVNULL, universal_newlines=True, **kwargs)
+    return subprocess.run([str(word) for word in command], capture_output=True, stdin=subprocess.DEVNULL, text=True,
+                          **kwargs)
 
 
 @pytest.fixture
@@ -115,12 +115,12 @@ def test_what_docker_is_asked_for(gpu, tools, tmp_path):
     assert done.returncode == 0, done.stderr
     build, run = done.stdout.splitlines()
     target = 'gpu' if gpu else 'cpu'
-    assert '--target %s --tag branchynet:%s' % (target, target) in build
+    assert f'--target {target} --tag branchynet:{target}' in build
     assert '--build-arg SOURCE_DATE_EPOCH=1' in build
-    assert '--user %d:%d' % (os.getuid(), os.getgid()) in run
-    assert '--volume %s:/branchynet' % ROOT in run and '--volume %s:/data' % tmp_path in run
+    assert f'--user {os.getuid()}:{os.getgid()}' in run
+    assert f'--volume {ROOT}:/branchynet' in run and f'--volume {tmp_path}:/data' in run
     assert ('--gpus all' in run) == gpu
-    assert run.endswith(' branchynet:%s ./get_results.sh --preset smoke' % target)
+    assert run.endswith(f' branchynet:{target} ./get_results.sh --preset smoke')
 
 
 def test_without_root_or_docker_the_steps_are_known():
@@ -145,7 +145,7 @@ def test_arguments_pin_base_and_packages():
     values = replay.global_arguments(replay.parse(DOCKERFILE), {})
     assert len(values['BASE_DIGEST']) == len('sha256:') + 64
     day = datetime.datetime.strptime(values['SNAPSHOT'] + '+0000', '%Y%m%dT%H%M%SZ%z')
-    assert values['SOURCE_DATE_EPOCH'] == '%d' % day.timestamp()
+    assert values['SOURCE_DATE_EPOCH'] == str(int(day.timestamp()))
 
 
 def test_parse():

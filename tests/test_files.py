@@ -129,8 +129,8 @@ def test_the_holder_of_a_lock_is_named_and_others_wait_outside(tmp_path):
     folder = tmp_path / 'out'
     process = start(HOLD, folder)
     (folder / 'result').write_text('of the first')
-    with pytest.raises(OSError, match=rf'out is in use by process {process.pid} on \S+ since \d{{4}}-.*another folder'), \
-            files.lock(str(folder)):
+    message = rf'out is in use by process {process.pid} on \S+ since \d{{4}}-.*another folder'
+    with pytest.raises(OSError, match=message), files.lock(str(folder)):
         raise AssertionError
     assert (folder / 'result').read_text() == 'of the first'
     process.communicate('x')

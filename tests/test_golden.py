@@ -48,7 +48,7 @@ class Golden:
         params = {'main' + path: param for path, param in self.net.main.namedparams()}
         for k, model in enumerate(self.net.models):
             for j, link in enumerate(model[model.endi:]):
-                params.update(('exit%d/%d%s' % (k, j, path), param) for path, param in link.namedparams())
+                params.update((f'exit{k}/{j}{path}', param) for path, param in link.namedparams())
         return params
 
     def load(self, stage):
@@ -73,10 +73,10 @@ def relative(a, b):
 
 
 def check_inference(case, stage, report):
-    x, y = case.test
+    x, _ = case.test
     for k, prob in enumerate(case.net.get_SM(x)):
-        error = float(np.abs(prob - case.arrays['softmax_%s/%d' % (stage, k)]).max())
-        report('softmax_%s' % stage, error, SOFTMAX.get(case.name, 2e-6))
+        error = float(np.abs(prob - case.arrays[f'softmax_{stage}/{k}']).max())
+        report(f'softmax_{stage}', error, SOFTMAX.get(case.name, 2e-6))
     for row in case.meta['rows_' + stage]:
         check_row(case, row, report)
 
@@ -169,5 +169,5 @@ def check_case(name, record_property):
         check_inference(case, 'final', report)
     for what, (error, limit) in worst.items():
         record_property(what, error)
-        print('%s: %s: %.2g (limit %.2g)' % (name, what, error, limit))
+        print(f'{name}: {what}: {error:.2g} (limit {limit:.2g})')
     assert not [what for what, (error, limit) in worst.items() if error > limit], worst

@@ -27,7 +27,7 @@ def test_recorded_outputs(name):
         case.load(stage)
         case.net.to_gpu()
         for k, prob in enumerate(utils.get_SM(case.net, case.test[0])):
-            np.testing.assert_allclose(prob, case.arrays['softmax_%s/%d' % (stage, k)], atol=SOFTMAX)
+            np.testing.assert_allclose(prob, case.arrays[f'softmax_{stage}/{k}'], atol=SOFTMAX)
 
 
 @NAMES

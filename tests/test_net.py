@@ -36,7 +36,7 @@ def head(net):
 def moved(net, action):
     """Which of main's head, the trunk and the exits' own links an action moved."""
     groups = {'head': head(net), 'trunk': trunk(net)}
-    groups.update(('exit%d' % k, own(net, k)) for k in range(net.numexits()))
+    groups.update((f'exit{k}', own(net, k)) for k in range(net.numexits()))
     before = {name: [p.array.copy() for p in params] for name, params in groups.items()}
     action()
     return {name for name, params in groups.items()
@@ -46,7 +46,7 @@ def moved(net, action):
 def gradients(net, expected_loss):
     """Gradients by path after the net's joint step, and those of expected_loss(net)."""
     chainer.config.train = True
-    for optimizer in [net.optimizer] + net.optimizers:
+    for optimizer in [net.optimizer, *net.optimizers]:
         optimizer.update = lambda: None
     net.train(X, T)
     found = {path: p.grad for path, p in net.namedparams()}
@@ -135,7 +135,7 @@ def test_without_joint_only_the_last_exit_trains_the_trunk():
     exit_loss(net, 2).backward()
     for p, (path, _) in zip(trunk(net), net.main.namedparams()):
         np.testing.assert_allclose(found['/main' + path], p.grad, rtol=1e-5, atol=1e-7)
-    assert all(found['/models/%d/%d/W' % where].any() for where in ((0, 2), (1, 4), (2, 6)))
+    assert all(found[f'/models/{k}/{link}/W'].any() for k, link in ((0, 2), (1, 4), (2, 6)))
 
 
 def test_forward_main_takes_the_last_exits_place_in_the_trunk():

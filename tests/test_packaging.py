@@ -16,8 +16,7 @@ INSTALL = str(ROOT / 'docker' / 'install.sh')
 
 
 def call(command, **kwargs):
-    return subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          universal_newlines=True, **kwargs)
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True, **kwargs)
 
 
 def checked(command, **kwargs):
@@ -174,7 +173,7 @@ def test_install_refuses_a_python_that_does_not_fit(tmp_path):
     done = call([INSTALL, '--venv', tmp_path / 'venv'], env={**os.environ, 'PYTHON': str(python)})
     assert done.returncode == 2
     assert done.stderr == (
-        'docker/install.sh: PYTHON=%s is not to be found, expected Python 3.9-3.13 with venv\n' % python)
+        f'docker/install.sh: PYTHON={python} is not to be found, expected Python 3.9-3.13 with venv\n')
 
 
 def test_install_help():

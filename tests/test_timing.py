@@ -16,7 +16,7 @@ def test_measure_is_a_timed_test():
     np.testing.assert_array_equal(measured.correct, net.run(X).argmax(axis=1) == T)
     np.testing.assert_array_equal(measured.exits, exits)
     assert measured.released.shape == measured.whole.shape == (40,)
-    assert (0 < measured.released).all() and (measured.released < measured.whole).all()
+    assert (measured.released > 0).all() and (measured.released < measured.whole).all()
 
 
 def test_measure_of_main():

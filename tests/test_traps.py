@@ -109,4 +109,4 @@ def test_mains_head_goes_on_by_its_moments_in_joint_training():
 def test_functions_are_functions():
     assert not hasattr(F, 'ReLU')
     for builder, shape in ((lenet_mnist, (1, 28, 28)), (alex_cifar10, (3, 32, 32))):
-        assert np.isfinite(builder.get_network().run_main(np.ones((1,) + shape, np.float32))).all()
+        assert np.isfinite(builder.get_network().run_main(np.ones((1, *shape), np.float32))).all()

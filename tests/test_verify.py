@@ -42,14 +42,14 @@ def pair(tmp_path):
 
 
 def test_identical_runs_are_told_so(pair, capsys):
-    a, b, run = pair
+    _, b, run = pair
     b['environment']['command'] = 'another'
     assert run() == 0
     assert capsys.readouterr().out == 'net_seed0: identical (3 steps)\n'
 
 
 def test_the_first_difference_is_named_with_what_may_be_its_cause(pair, capsys):
-    a, b, run = pair
+    _, b, run = pair
     b['steps'][1].update(sha256='x', loss=2.55)
     b['steps'][2].update(sha256='x')
     b['environment']['packages']['numpy'] = '2.2.6'
@@ -64,7 +64,7 @@ def test_the_first_difference_is_named_with_what_may_be_its_cause(pair, capsys):
 
 
 def test_other_bits_are_different_where_numbers_are_the_same(pair, capsys):
-    a, b, run = pair
+    _, b, run = pair
     b['steps'][1].update(sha256='x')  # a loss is that before the update
     assert run() == 1
     assert 'net_seed0: different; first in weights after epoch 1' in capsys.readouterr().out
@@ -115,7 +115,7 @@ def test_a_run_that_only_one_has_is_named(tmp_path, capsys):
     lambda steps: steps.pop(),
     lambda steps: (steps[1].update(sha256='x', loss=2.5 + 1e-7), steps.pop())])  # near, and cut short
 def test_what_no_number_measures_is_never_within_a_tolerance(pair, change, capsys):
-    a, b, run = pair
+    _, b, run = pair
     change(b['steps'])
     assert run('--tolerance', '.9') == 1
     assert 'where no number says how far' in capsys.readouterr().out
@@ -132,8 +132,10 @@ def test_what_no_number_measures_is_never_within_a_tolerance(pair, change, capsy
     (json.dumps(manifest(runs=[{**manifest()['runs'][0], 'steps': []}])), 'is damaged'),
     (json.dumps(manifest(runs=manifest()['runs'] * 2)), 'is damaged'),
     (json.dumps(manifest(runs=[])), 'share no run (A: net_seed0; B: none)'),
-    (json.dumps(manifest()).replace('"batchsize"', '"more": 1, "batchsize"'), 'run net_seed0: more differs (A: None, B: 1)'),
-    (json.dumps(manifest()).replace('"batchsize": 8', '"batchsize": 9'), 'run net_seed0: batchsize differs (A: 8, B: 9)'),
+    (json.dumps(manifest()).replace('"batchsize"', '"more": 1, "batchsize"'),
+     'run net_seed0: more differs (A: None, B: 1)'),
+    (json.dumps(manifest()).replace('"batchsize": 8', '"batchsize": 9'),
+     'run net_seed0: batchsize differs (A: 8, B: 9)'),
     (json.dumps(manifest()).replace('net_seed0', 'other_seed0'), 'share no run (A: net_seed0; B: other_seed0)')])
 def test_what_cannot_be_compared_is_status_2(tmp_path, content, words, capsys):
     if content is not None:

@@ -147,7 +147,7 @@ def test_layers_is_one_line_per_exit(values):
     axes, = visualize.plot_layers(list(values)).axes
     assert len(axes.lines) == values.shape[1]
     for k in range(values.shape[1]):
-        assert_line(axes, 'Exit %d' % (k + 1), np.arange(1, len(values) + 1), values[:, k])
+        assert_line(axes, f'Exit {k + 1}', np.arange(1, len(values) + 1), values[:, k])
     pyplot.close('all')
 
 
@@ -223,7 +223,7 @@ def test_line_tradeoff_with_everything():
 
 @pytest.mark.parametrize('knee_idx', [-1, 3])
 def test_knee_that_does_not_exist(knee_idx):
-    with pytest.raises(ValueError, match='one of the 3 kept settings, 0 to 2, not %d' % knee_idx):
+    with pytest.raises(ValueError, match=f'one of the 3 kept settings, 0 to 2, not {knee_idx}'):
         visualize.plot_line_tradeoff(ACCS[1:], TIMES[1:], PS[1:], EXITS[1:], .991, 3., knee_idx=knee_idx)
 
 
@@ -272,7 +272,7 @@ def test_percent_labels_have_the_decimals_they_need(ylim, expected):
 
 
 def test_figures_of_the_experiments_are_drawn_whole(tmp_path):
-    paths = [str(tmp_path / ('%d.png' % k)) for k in range(4)]
+    paths = [str(tmp_path / f'{k}.png') for k in range(4)]
     curves = {'released clock': ([.2, .5, 1.1], [.7, .8, .79]), 'whole clock': ([.4, .6, 1.3], [.7, .8, .79])}
     figure = visualize.plot_relative_tradeoff(
         curves, .78, 1, [(.3, .75), (1., .79)], .784, 'AlexNet', output_path=paths[0])
