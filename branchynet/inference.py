@@ -3,11 +3,12 @@ from __future__ import annotations
 
 import copy
 import math
-from numbers import Real
 import threading
 import time
-from typing import Any, Callable, NamedTuple, Optional, Sequence
 import warnings
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any, Callable, NamedTuple, Optional
 
 from branchynet import _chainer  # noqa: F401
 import chainer
@@ -16,19 +17,17 @@ import numpy as np
 
 from branchynet import exits
 from branchynet.cpu import onednn
-from branchynet.cpu.program import Packed, Program, Workspace
+from branchynet.cpu.chain import Chain
+from branchynet.cpu.engine import Engine, NotFinite
 from branchynet.cpu.threads import run
-from branchynet.exits import Array, Setting, answer, answer_on_cpu, below, check_per_exit, leave_at, rounded
+from branchynet.exits import Array, Setting, answer, check_per_exit, leave_at, rounded
 from branchynet.net import BranchyNet, Look, check_labels, inference_mode
 
 
 try:
-    from branchynet.cpu.cascade import Cascade, NotCovered, NotFinite
+    from branchynet.cpu.cascade import Cascade, NotCovered
 except ImportError:  # no llvmlite
-    Cascade = None
-
-    class NotFinite(ValueError):
-        """Never raised."""
+    Cascade = None  # type: ignore[assignment, misc]
 
 
 class Classification(NamedTuple):
@@ -75,11 +74,7 @@ def classify(net: BranchyNet | Compiled, x: Array, thresholds: Setting) -> Class
 
 
 def _without_nan(result: Classification) -> Classification:
-    """The result.
-
-    Raises:
-        ValueError: an answer is NaN.
-    """
+    """The result, unless an answer in it is NaN: then raises ValueError."""
     if math.isnan(result.entropy.sum()):
         sample = np.isnan(result.entropy).argmax()
         raise ValueError(f'exit {result.exit[sample]} answers NaN, first for sample {sample}: the weights hold NaN, or '
@@ -88,7 +83,7 @@ def _without_nan(result: Classification) -> Classification:
 
 
 def is_compilable(net: BranchyNet) -> bool:
-    """Whether Compiled takes a BranchyNet: float32 parameters on the CPU, all with a shape, and oneDNN loads."""
+    """Whether Compiled takes a net: its parameters are float32, on the CPU, all with a shape, and oneDNN loads."""
     return _obstacle(net) is None
 
 
@@ -132,10 +127,11 @@ class Compiled:
 
     There is no graph, batch normalisation is folded into the convolutions, and all buffers are preallocated. Batches
     are split into chunks shared among threads; samples that have exited are dropped from later stages. Where all links
-    have a kernel of branchynet.cpu.cascade, samples run through stages, exits and the exit rule in machine code, one
-    after the other. Else stages are called one by one, and links that the compiler does not know by their exact class,
-    and links with hooks, are called as they are. While a link hook
-    is on for all links (``with hook:``), the copy of the net answers in Chainer, so that the hook sees its links.
+    have a kernel in machine code, one engine (branchynet.cpu.cascade) takes samples through stages, exits and the exit
+    rule, one after the other. Otherwise another (branchynet.cpu.chain) calls the stages one by one; links that its
+    compiler does not know by their exact class, and links with hooks, are called as they are. While a link hook is on
+    for all links (``with hook:``), the copy of the net answers in Chainer, so that the hook sees its links.
+    docs/inference.md says more.
 
     ``test``, ``test_main``, ``look`` and ``numexits`` are those of BranchyNet; ``test`` lets samples leave by
     ``thresholdExits`` alone.
@@ -162,11 +158,9 @@ class Compiled:
         self._forget()
 
     def _forget(self) -> None:
-        """Starts without programs: they are compiled when they are first needed."""
-        self._local = threading.local()
-        self._packed = Packed()
+        """Starts without engines: they are compiled when they are first needed."""
         self._lock = threading.Lock()
-        self._cascades: dict[tuple[int, ...], Optional[Cascade]] = {}  # by the shape of a sample
+        self._engines: dict[tuple[tuple[int, ...], np.dtype], Engine] = {}  # by shape and dtype of a sample
         self._samples: set[tuple] = set()  # shapes of float32 samples that the net was found to take
         self._has_main_head = all(param.is_initialized for param in _main_head(self._net))
         self._checked: dict[Any, tuple] = {}  # thresholds that were checked, and their cuts
@@ -183,19 +177,27 @@ class Compiled:
         return self._net.numexits()
 
     def classify(self, x: Array, thresholds: Setting) -> Classification:
-        """inference.classify."""
+        """Early-exit classification of x (B, ...), for any batch size: see inference.classify."""
         cuts = self._cuts('thresholds', thresholds)
         x, _ = self._given(x, None)
         if chainer._get_link_hooks():
             return classify(self._net, x, cuts)
-        if len(x) > 1 or self._cascade(x):
-            return _without_nan(self._classify(x, cuts)[0])
-        k, prob, entropy, _ = self._leave_one(x, cuts)
-        result = Classification(prob.argmax(axis=1), np.array([k]), entropy, prob)
-        return result if entropy.item() >= 0 else _without_nan(result)
+        return _without_nan(self._classify(x, cuts)[0])
 
     def test(self, x: Array, t: Optional[Array] = None) -> tuple[float, list[float], list[int], float]:
-        """BranchyNet.test, by thresholdExits."""
+        """Classifies with early exit by thresholdExits, as BranchyNet.test does.
+
+        Args:
+            x: NumPy array or Variable (B, ...), of the parameters' dtype.
+            t: labels (B,), signed integers; None: accuracies are NaN.
+
+        Returns:
+            (accuracy, accuracy per exit, samples per exit, seconds): accuracies in [0, 1], 0 at an exit where none
+            left; seconds in the trunk's stages (the released clock).
+
+        Raises:
+            TypeError, ValueError: as BranchyNet.test; x, t or the thresholds do not fit.
+        """
         cuts = self._cuts('thresholdExits', self.thresholdExits)
         x, t = self._given(x, t)
         if chainer._get_link_hooks():
@@ -203,11 +205,13 @@ class Compiled:
             return self._net.test(x, t)
         counts = [0] * self.numexits()
         if len(x) == 1:
-            label, k, seconds = self._test_one(x, t, cuts)
-            right = math.nan if t is None else float(label == t[0])
+            engine = self._engine(x)
+            _check_label(t, engine)
+            label, k, seconds = self._call(engine.leave_one, x, cuts, _rule(cuts))
+            accuracy = math.nan if t is None else float(label == t[0])
             accuracies = [0.] * len(counts)
-            counts[k], accuracies[k] = 1, right
-            return right, accuracies, counts, seconds
+            counts[k], accuracies[k] = 1, accuracy
+            return accuracy, accuracies, counts, seconds
         result, seconds = self._classify(x, cuts)
         if t is not None:
             check_labels(result.prob, t)
@@ -217,58 +221,73 @@ class Compiled:
         return sum(correct) / len(x), [c / n if n else 0. for c, n in zip(correct, counts)], counts, seconds
 
     def test_main(self, x: Array, t: Optional[Array] = None) -> tuple[float, float]:
-        """BranchyNet.test_main."""
+        """Classifies by main, as BranchyNet.test_main does.
+
+        Args:
+            x: NumPy array or Variable (B, ...), of the parameters' dtype.
+            t: labels (B,), signed integers; None: the accuracy is NaN.
+
+        Returns:
+            (accuracy, seconds in main).
+
+        Raises:
+            TypeError, ValueError: as BranchyNet.test_main; also where main's head has no weights.
+        """
         x, t = self._given(x, t)
         if chainer._get_link_hooks():
             return self._net.test_main(x, t)
         self._check_main_head()
-        cascade = self._cascade(x)
-        if cascade is not None and len(x) == 1:
-            self._check_label(cascade, t)
+        engine = self._engine(x)
+        if len(x) == 1:
+            _check_label(t, engine)
             start = time.perf_counter()
-            label = self._natively(cascade.main_one, x)
+            label = self._call(engine.main_one, x)
             return math.nan if t is None else float(label == t[0]), time.perf_counter() - start
-        parts = _chunks(len(x))
+        parts, x = _chunks(len(x)), np.ascontiguousarray(x)
         labels, seconds = np.empty(len(x), int), [0.] * len(parts)
 
         def task(i: int) -> None:
             start = time.perf_counter()
-            logits = self._main(x[parts[i]]) if cascade is None else cascade.main(x[parts[i]])
+            logits = engine.main(x[parts[i]])
             seconds[i] = time.perf_counter() - start
             if t is not None:
                 check_labels(logits, t)
             labels[parts[i]] = logits.argmax(axis=1)
 
-        x = np.ascontiguousarray(x)
-        run(task, len(parts), around=onednn.single_threaded)
+        run(task, len(parts))
         return math.nan if t is None else float((labels == t).mean()), sum(seconds)
-
-    def _main(self, x: np.ndarray) -> np.ndarray:
-        program = self._programs(x, main=True)
-        program.run()
-        return program.y[:len(x)]
 
     def _check_main_head(self) -> None:
         if not self._has_main_head:
             raise ValueError("main's head has no weights: call net.train_main or net.run_main(x) before Compiled(net)")
 
     def look(self, x: Array) -> list[Look]:
-        """BranchyNet.look."""
+        """The answer of every exit to all samples, without early exit, as BranchyNet.look gives it.
+
+        Args:
+            x: NumPy array or Variable (B, ...), of the parameters' dtype.
+
+        Returns:
+            A Look for each exit.
+
+        Raises:
+            TypeError, ValueError: x does not fit.
+        """
         x, _ = self._given(x, None)
         if chainer._get_link_hooks():
             return self._net.look(x)
-        cascade, x = self._cascade(x), np.ascontiguousarray(x)
-        parts = [self._look(x[part]) if cascade is None else _look_natively(cascade, x[part])
-                 for part in _chunks(len(x))]
-        return [_together(looks) for looks in zip(*parts)]
+        engine, x = self._engine(x), np.ascontiguousarray(x)
+        scores, released, whole = zip(*(self._call(engine.record, x[part]) for part in _chunks(len(x))))
+        return [Look(*answer(np.concatenate(parts)), sum(float(seconds[k].sum()) for seconds in released),
+                     sum(float(seconds[k].sum()) for seconds in whole))
+                for k, parts in enumerate(zip(*scores))]
 
     def _given(self, x: Array, t: Optional[Array]) -> tuple[np.ndarray, Optional[np.ndarray]]:
         """x and t as BranchyNet.checked returns them, and x of a shape that the net takes."""
-        # Fast path: skip full validation for one sample like others that were validated. Machine code looks for
-        # numbers that are not finite itself.
+        # Fast path: skip full validation for one sample of a shape already validated. The engine itself looks for
+        # numbers that are not finite.
         if (type(x) is np.ndarray and x.dtype == np.float32 and len(x) == 1 and x.shape[1:] in self._samples
-                and (self._cascades.get(x.shape[1:]) is not None or _is_finite(x.ravel()))
-                and (t is None or type(t) is np.ndarray and t.dtype == np.int32 and t.shape == (1,) and t[0] >= 0)):
+                and (t is None or (type(t) is np.ndarray and t.dtype == np.int32 and t.shape == (1,) and t[0] >= 0))):
             return x, t
         x, t = self._net.checked(x, t)
         if x.dtype != np.float32 or x.shape[1:] not in self._samples:
@@ -297,139 +316,55 @@ class Compiled:
             self._checked[key] = cuts
         return cuts
 
-    def _look(self, x: np.ndarray) -> list[Look]:
-        result = []
-        with onednn.single_threaded():
-            for stage, head in self._programs(x):
-                start = time.perf_counter()
-                stage.run()
-                trunk = time.perf_counter()
-                head.run()
-                prob, entropy = answer(head.y[:len(x)])
-                result.append(Look(prob, entropy, trunk - start, time.perf_counter() - start))
-        return result
-
     def _classify(self, x: np.ndarray, cuts: Sequence[float]) -> tuple[Classification, float]:
-        """(Classification, seconds in the trunk's stages) of a batch."""
-        cascade = self._cascade(x)
-        if cascade is not None:
-            return self._natively(lambda x: _classify_natively(cascade, x, cuts), x)
-        parts = _chunks(len(x))
-        chunks: list[Any] = [None] * len(parts)
+        """(Classification, seconds in the trunk's stages) of a batch, whose chunks threads share."""
+        engine, parts, rule, x = self._engine(x), _chunks(len(x)), _rule(cuts), np.ascontiguousarray(x)
+        results: list[Any] = [None] * len(parts)
 
         def task(i: int) -> None:
-            chunks[i] = self._classify_chunk(x[parts[i]], cuts)
+            results[i] = self._call(engine.leave, x[parts[i]], cuts, rule)
 
-        run(task, len(parts), around=onednn.single_threaded)
-        exit, entropy, prob, seconds = chunks[0] if len(chunks) == 1 else _joined(chunks)
-        return Classification(prob.argmax(axis=1), exit, entropy, prob), seconds
+        run(task, len(parts))
+        exit, score = (np.concatenate([getattr(result, name) for result in results]) for name in ('exit', 'score'))
+        prob, entropy = answer(score)
+        return Classification(prob.argmax(axis=1), exit, entropy, prob), sum(result.seconds for result in results)
 
-    def _cascade(self, x: np.ndarray) -> Optional[Cascade]:
-        """Machine code for samples like those of x; None where a link has no kernel there."""
-        if x.dtype != np.float32 or x.ndim != 4:
-            return None
-        shape = x.shape[1:]
-        if shape not in self._cascades:
+    def _engine(self, x: np.ndarray) -> Engine:
+        """The engine for samples like those of x: machine code, or a Chain where a link has no kernel there."""
+        key = x.shape[1:], x.dtype
+        engine = self._engines.get(key)
+        if engine is None:
             with self._lock:
-                if shape not in self._cascades:
-                    self._cascades[shape] = _machine_code(self._net, shape, self._has_main_head)
-        return self._cascades[shape]
+                engine = self._engines.get(key)
+                if engine is None:
+                    engine = self._engines[key] = self._new_engine(*key)
+        return engine
 
-    def _natively(self, call: Callable[[np.ndarray], Any], x: np.ndarray) -> Any:
+    def _new_engine(self, shape: tuple[int, ...], dtype: np.dtype) -> Engine:
+        if dtype == np.float32 and len(shape) == 3:
+            channels, height, width = shape
+            cascade = _machine_code(self._net, (channels, height, width), self._has_main_head)
+            if cascade is not None:
+                return cascade
+        return Chain(self._net.models, self._net.main if self._has_main_head else None, shape, dtype)
+
+    def _call(self, method: Callable[..., Any], x: np.ndarray, *args: Any) -> Any:
+        """Calls an engine; where it finds x not finite, raises the net's error, which names the sample."""
         try:
-            return call(x)
+            return method(x, *args)
         except NotFinite:
-            self._net.checked(x)  # names the sample
+            self._net.checked(x)
             raise
 
-    def _test_one(self, x: np.ndarray, t: Optional[np.ndarray], cuts: Sequence[float]) -> tuple[int, int, float]:
-        """(label, exit, seconds in the trunk's stages) of one sample."""
-        cascade = self._cascade(x)
-        if cascade is not None:
-            self._check_label(cascade, t)
-            return self._natively(lambda x: cascade.leave_one(x, cuts, _rule(cuts)), x)
-        k, prob, _, seconds = self._leave_one(x, cuts)
-        if t is not None and t[0] >= prob.shape[1]:
-            check_labels(prob, t)
-        return int(prob.argmax()), k, seconds
 
-    def _check_label(self, cascade: Cascade, t: Optional[np.ndarray]) -> None:
-        if t is not None and t[0] >= cascade.classes:
-            check_labels(np.empty((1, cascade.classes)), t)
-
-    def _leave_one(self, x: np.ndarray, cuts: Sequence[float]) -> tuple[int, np.ndarray, np.ndarray, float]:
-        """(exit, prob (1, C), entropy (1,), seconds in the trunk's stages) of one sample."""
-        seconds = 0.
-        with onednn.single_threaded():
-            for k, (stage, head) in enumerate(self._programs(x)):
-                start = time.perf_counter()
-                stage.run()
-                seconds += time.perf_counter() - start
-                head.run()
-                prob, entropy = answer_on_cpu(head.y)
-                if k == len(cuts) or entropy.item() < cuts[k]:  # exits.below, on numbers that are rounded already
-                    break
-        return k, prob, entropy, seconds
-
-    def _classify_chunk(self, x: np.ndarray, cuts: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-        """(exit, entropy, prob, seconds in the trunk's stages)."""
-        seconds, rows = 0., None  # rows: the samples that have not left; None: all
-        programs = self._programs(x)
-        for k in range(len(programs)):
-            stage, head = programs[k]
-            start = time.perf_counter()
-            stage.run()
-            seconds += time.perf_counter() - start
-            head.run()
-            count = len(x) if rows is None else len(rows)
-            prob, entropy = answer(head.y[:count])
-            leaves = below(entropy, cuts[k]) if k < len(cuts) else np.ones(count, bool)
-            if rows is None:
-                exits, entropies, probs = np.full(len(x), k), entropy, prob
-            else:
-                exits[rows], entropies[rows], probs[rows] = k, entropy, prob
-            if leaves.all():
-                break
-            if leaves.any():
-                stays = ~leaves
-                rows = np.flatnonzero(stays) if rows is None else rows[stays]
-                programs = self._carried_on(programs, k, stays, len(rows), x)
-        return exits, entropies, probs, seconds
-
-    def _carried_on(self, programs: list, k: int, stays: np.ndarray, count: int, x: np.ndarray) -> list:
-        """Programs for the samples of x that stay after exit k, their features in place."""
-        features = programs[k][0].y[:len(stays)][stays]
-        programs = self._chain(_padded(count), x.shape[1:], x.dtype)
-        programs[k + 1][0].x[:count] = features
-        return programs
-
-    def _programs(self, x: np.ndarray, main: bool = False) -> Any:
-        """Programs for a chunk, the chunk in place."""
-        programs = self._chain(_padded(len(x)), x.shape[1:], x.dtype, main)
-        (programs if main else programs[0][0]).x[:len(x)] = x
-        return programs
-
-    def _chain(self, count: int, shape: tuple, dtype: np.dtype, main: bool = False) -> Any:
-        """This thread's programs for ``count`` samples: main's, or (stage, exit's links) of every exit."""
-        cache = self._local.__dict__
-        key = count, shape, dtype, main
-        if key not in cache:
-            cache[key] = self._compile(np.zeros((count,) + shape, dtype), main)
-        return cache[key]
-
-    def _compile(self, x: np.ndarray, main: bool) -> Any:
-        workspace = self._local.__dict__.setdefault('workspace', Workspace())
-        if main:
-            return Program(self._net.main, x, self._packed, workspace)
-        chain = []
-        for model in self._net.models:
-            stage = Program(model[model.starti:model.endi], x, self._packed, workspace)
-            chain.append((stage, Program(model[model.endi:], stage.y, self._packed, workspace)))
-            x = stage.y
-        return chain
+def _check_label(t: Optional[np.ndarray], engine: Engine) -> None:
+    """check_labels for one sample, before it is classified."""
+    if t is not None and t[0] >= engine.classes:
+        check_labels(np.empty((1, engine.classes)), t)
 
 
-def _machine_code(net: BranchyNet, shape: tuple[int, ...], with_main: bool) -> Optional[Cascade]:
+def _machine_code(net: BranchyNet, shape: tuple[int, int, int], with_main: bool) -> Optional[Cascade]:
+    """The net in machine code; None where a link has no kernel, or llvmlite does not load."""
     if Cascade is None:
         warnings.warn('llvmlite does not load: samples go through stages one by one, in Python; pip install llvmlite',
                       stacklevel=5)
@@ -445,50 +380,9 @@ def _rule(cuts: Sequence[float]) -> Callable[[np.ndarray], int]:
     return lambda logits: int(leave_at(answer(logits).entropy[:, None], cuts)[0])
 
 
-def _classify_natively(cascade: Cascade, x: np.ndarray, cuts: Sequence[float]) -> tuple[Classification, float]:
-    parts, rule, x = _chunks(len(x)), _rule(cuts), np.ascontiguousarray(x)
-    results: list[Any] = [None] * len(parts)
-
-    def task(i: int) -> None:
-        results[i] = cascade.leave(x[parts[i]], cuts, rule)
-
-    run(task, len(parts))
-    exit, score = (np.concatenate([getattr(result, name) for result in results]) for name in ('exit', 'score'))
-    prob, entropy = answer(score)
-    return Classification(prob.argmax(axis=1), exit, entropy, prob), sum(result.seconds for result in results)
-
-
-def _look_natively(cascade: Cascade, x: np.ndarray) -> list[Look]:
-    scores, released, whole = cascade.record(x)
-    return [Look(*answer(score), float(trunk.sum()), float(all_of_it.sum()))
-            for score, trunk, all_of_it in zip(scores, released, whole)]
-
-
 _REMEMBERED = 1000  # settings of thresholds
 _CHUNK = 32  # samples that are classified together
 
 
-def _is_finite(x: np.ndarray) -> bool:
-    """Whether a vector holds neither NaN nor infinity; False for numbers so large that their squares overflow."""
-    return math.isfinite(x.dot(x))
-
-
 def _chunks(count: int) -> list[slice]:
     return [slice(i, min(i + _CHUNK, count)) for i in range(0, count, _CHUNK)]
-
-
-def _joined(chunks: list) -> tuple:
-    """What _classify_chunk returned for every chunk, as for one."""
-    *arrays, seconds = zip(*chunks)
-    return (*map(np.concatenate, arrays), sum(seconds))
-
-
-def _together(looks: Sequence[Look]) -> Look:
-    """The Looks of one exit at several chunks, as one."""
-    prob, entropy, released, whole = zip(*looks)
-    return Look(np.concatenate(prob), np.concatenate(entropy), sum(released), sum(whole))
-
-
-def _padded(count: int) -> int:
-    """The size of the program that takes ``count`` samples: a power of two, so that there are few sizes."""
-    return 1 << (count - 1).bit_length()

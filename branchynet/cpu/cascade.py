@@ -13,6 +13,7 @@ from typing import Any, Callable, NamedTuple, Optional
 
 from branchynet.cpu import planar
 from branchynet.cpu.emitter import DOUBLE, INT, REAL, Code, Emitter, aligned, integer
+from branchynet.cpu.engine import NotFinite, Result, Rule
 from branchynet.cpu.graph import Graph, Node, NotCovered, ancestors, fuse_relu
 from branchynet.cpu.planar import Plane, vector_plane
 
@@ -22,29 +23,9 @@ from llvmlite import ir
 _LEFT, _NOT_FINITE, _UNCERTAIN = 0, -1, -2  # a sample's status
 _LOWEST = float(np.finfo(np.float32).min)
 
-Rule = Callable[[np.ndarray], int]
-
-
-class Result(NamedTuple):
-    """The answer to N samples.
-
-    Attributes:
-        label: int64 (N,), the first class of the highest score. exit: int64 (N,), where each sample left, from 0.
-        score: float32 (N, C), the logits of that exit.
-        seconds: in the trunk's stages, of all samples together.
-    """
-    label: np.ndarray
-    exit: np.ndarray
-    score: np.ndarray
-    seconds: float
-
-
-class NotFinite(ValueError):
-    """A sample has a NaN or an infinity."""
-
 
 class Cascade:
-    """A net's exits and main, compiled for samples (C, H, W).
+    """A net's exits and main, compiled for samples (C, H, W): an Engine.
 
     Args:
         models: the Nets of a BranchyNet's exits.

@@ -1,0 +1,182 @@
+"""Early exit stage by stage: the engine for nets with links that have no kernel in machine code.
+
+A net's stages, exits and main are compiled into Programs, which call oneDNN's primitives, and Chainer for links that
+Program does not know. Between stages, Python drops the samples that have left.
+"""
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from branchynet.cpu import onednn
+from branchynet.cpu.engine import NotFinite, Result, Rule
+from branchynet.cpu.program import Packed, Program, Workspace
+from branchynet.exits import answer, answer_on_cpu, below
+
+import chainer
+import numpy as np
+
+
+class _Exit(NamedTuple):
+    """The Programs of the stage before an exit, and of the exit's own links."""
+    stage: Program
+    head: Program
+
+
+class Chain:
+    """A net's exits and main for samples of one shape: an Engine.
+
+    Programs are compiled for a number of samples when a thread first needs them, and each thread has its own. The
+    packed weights are shared.
+
+    Args:
+        models: the Nets of a BranchyNet's exits, which must not change afterwards.
+        main: its baseline, or None.
+        shape: of a sample, without the batch.
+        dtype: of the samples.
+    """
+
+    def __init__(self, models: Sequence[Any], main: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self._models, self._main_links = models, main
+        self._shape, self._dtype = shape, dtype
+        self._packed = Packed()
+        self._local = threading.local()
+
+    @property
+    def classes(self) -> int:
+        """Number of classes; the largest, if exits differ."""
+        return max(head.y.shape[1] for _, head in self._exits(1))
+
+    def leave(self, x: np.ndarray, thresholds: Sequence[float], rule: Rule) -> Result:
+        """Engine.leave. The entropies are those of the exit rule, so that ``rule`` is not called."""
+        _check_finite(x)
+        with onednn.single_threaded():
+            return self._leave(x, thresholds)
+
+    def _leave(self, x: np.ndarray, thresholds: Sequence[float]) -> Result:
+        exits = self._started(x)
+        label, left, rows, seconds = np.empty(len(x), np.int64), np.empty(len(x), np.int64), np.arange(len(x)), 0.
+        for k in range(len(exits)):
+            stage, head = exits[k]
+            start = time.perf_counter()
+            stage.run()
+            seconds += time.perf_counter() - start
+            head.run()
+            logits = head.y[:len(rows)]
+            prob, entropy = answer(logits)
+            if k == 0:
+                score = logits.copy()
+            else:
+                score[rows] = logits
+            label[rows], left[rows] = prob.argmax(axis=1), k
+            if k == len(thresholds):
+                break
+            stays = ~below(entropy, thresholds[k])
+            if not stays.any():
+                break
+            if not stays.all():
+                rows = rows[stays]
+                exits = self._carried_on(exits, k, stays)
+        return Result(label, left, score, seconds)
+
+    def leave_one(self, x: np.ndarray, thresholds: Sequence[float], rule: Rule) -> tuple[int, int, float]:
+        """Engine.leave_one."""
+        _check_finite(x)
+        seconds = 0.
+        with onednn.single_threaded():
+            for k, (stage, head) in enumerate(self._started(x)):
+                start = time.perf_counter()
+                stage.run()
+                seconds += time.perf_counter() - start
+                head.run()
+                prob, entropy = answer_on_cpu(head.y)
+                if k == len(thresholds) or entropy.item() < thresholds[k]:  # exits.below, on rounded numbers
+                    break
+        return int(prob.argmax()), k, seconds
+
+    def record(self, x: np.ndarray) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+        """Engine.record; samples of a batch have equal shares of its seconds."""
+        _check_finite(x)
+        scores = []
+        released, whole = np.empty((len(self._models), len(x))), np.empty((len(self._models), len(x)))
+        with onednn.single_threaded():
+            for k, (stage, head) in enumerate(self._started(x)):
+                start = time.perf_counter()
+                stage.run()
+                trunk = time.perf_counter()
+                head.run()
+                logits = head.y[:len(x)]
+                answer(logits)  # for its time
+                end = time.perf_counter()
+                scores.append(logits.copy())
+                released[k], whole[k] = (trunk - start) / len(x), (end - start) / len(x)
+        return scores, released, whole
+
+    def main(self, x: np.ndarray) -> np.ndarray:
+        """Engine.main."""
+        _check_finite(x)
+        return self._main(x).copy()
+
+    def main_one(self, x: np.ndarray) -> int:
+        """Engine.main_one."""
+        _check_finite(x)
+        return int(self._main(x).argmax())
+
+    def _main(self, x: np.ndarray) -> np.ndarray:
+        """main's scores (N, C), valid until this thread calls the engine again."""
+        with onednn.single_threaded():
+            program = self._main_program(_padded(len(x)))
+            program.x[:len(x)] = x
+            program.run()
+        return program.y[:len(x)]
+
+    def _started(self, x: np.ndarray) -> list[_Exit]:
+        """The exits for the samples x, which are in place."""
+        exits = self._exits(_padded(len(x)))
+        exits[0].stage.x[:len(x)] = x
+        return exits
+
+    def _carried_on(self, exits: list[_Exit], k: int, stays: np.ndarray) -> list[_Exit]:
+        """The exits for the samples that stay after exit k, whose features are in place."""
+        features = exits[k].stage.y[:len(stays)][stays]
+        fewer = self._exits(_padded(len(features)))
+        fewer[k + 1].stage.x[:len(features)] = features
+        return fewer
+
+    def _exits(self, count: int) -> list[_Exit]:
+        """This thread's stages and exits for ``count`` samples."""
+        cache = self._local.__dict__
+        key = 'exits', count
+        if key not in cache:
+            x, exits = np.zeros((count, *self._shape), self._dtype), []
+            for model in self._models:
+                stage = self._program(model[model.starti:model.endi], x)
+                exits.append(_Exit(stage, self._program(model[model.endi:], stage.y)))
+                x = stage.y
+            cache[key] = exits
+        return cache[key]
+
+    def _main_program(self, count: int) -> Program:
+        """This thread's main for ``count`` samples."""
+        cache = self._local.__dict__
+        key = 'main', count
+        if key not in cache:
+            cache[key] = self._program(self._main_links, np.zeros((count, *self._shape), self._dtype))
+        return cache[key]
+
+    def _program(self, links: Sequence[chainer.Link], x: np.ndarray) -> Program:
+        return Program(links, x, self._packed, self._local.__dict__.setdefault('workspace', Workspace()))
+
+
+def _check_finite(x: np.ndarray) -> None:
+    flat = x.ravel()
+    if not math.isfinite(flat.dot(flat)) and not np.isfinite(flat).all():  # squares may overflow
+        raise NotFinite('x has a NaN or an infinity')
+
+
+def _padded(count: int) -> int:
+    """The size of the Program that takes ``count`` samples: a power of two, so that there are few sizes."""
+    return 1 << (count - 1).bit_length()

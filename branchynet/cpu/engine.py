@@ -1,0 +1,79 @@
+"""The engines of ``inference.Compiled``: what Cascade (machine code) and Chain (stage by stage) have in common."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Callable, NamedTuple, Protocol
+
+import numpy as np
+
+Rule = Callable[[np.ndarray], int]
+
+
+class Result(NamedTuple):
+    """The answer to N samples.
+
+    Attributes:
+        label: int64 (N,), the class of each sample.
+        exit: int64 (N,), where each sample left, from 0.
+        score: (N, C), the logits of that exit, in the dtype of the input.
+        seconds: in the trunk's stages, of all samples together.
+    """
+    label: np.ndarray
+    exit: np.ndarray
+    score: np.ndarray
+    seconds: float
+
+
+class NotFinite(ValueError):
+    """A sample has a NaN or an infinity."""
+
+
+class Engine(Protocol):
+    """A net's exits and main for samples of one shape, with the weights that the net had when it was made.
+
+    Any number of threads may call an engine at once.
+    """
+
+    @property
+    def classes(self) -> int:
+        """Number of classes; the largest, if exits differ."""
+
+    def leave(self, x: np.ndarray, thresholds: Sequence[float], rule: Rule) -> Result:
+        """Early exit.
+
+        Args:
+            x: (N, ...), contiguous.
+            thresholds: E - 1 numbers, nats, rounded to the dtype of the entropies.
+            rule: ``rule(scores)``, of the scores (E, C) of one sample, is the exit where it leaves; for an engine
+                whose own entropies are not those of the exit rule to the last bit.
+
+        Returns:
+            A Result.
+
+        Raises:
+            NotFinite: x has a NaN or an infinity.
+        """
+
+    def leave_one(self, x: np.ndarray, thresholds: Sequence[float], rule: Rule) -> tuple[int, int, float]:
+        """(label, exit, seconds in the trunk's stages) of one sample (1, ...): ``leave`` with the least overhead."""
+
+    def record(self, x: np.ndarray) -> tuple[Iterable[np.ndarray], np.ndarray, np.ndarray]:
+        """Every exit's answer to x (N, ...), without early exit.
+
+        Returns:
+            (score, released, whole): E arrays (N, C); seconds (E, N) in the trunk's stage before each exit; seconds
+            (E, N) in that stage, the exit's links, softmax and entropy.
+
+        Raises:
+            NotFinite: x has a NaN or an infinity.
+        """
+
+    def main(self, x: np.ndarray) -> np.ndarray:
+        """main's scores (N, C) of x (N, ...).
+
+        Raises:
+            NotFinite: x has a NaN or an infinity.
+        """
+
+    def main_one(self, x: np.ndarray) -> int:
+        """The label that main gives one sample (1, ...), with the least overhead."""
