@@ -116,9 +116,10 @@ class OnnxBranchyNet:
         return self._runner.exits
 
     def classify(self, x: Any, thresholds: Any = None) -> Classification:
-        """Early-exit classification of x (B, ...), float32, for any batch size.
+        """Early-exit classification, for any batch size.
 
         Args:
+            x: float32 (B, ...), a NumPy array or Variable.
             thresholds: entropy (nats) below which a sample leaves: a number, or a sequence of one for every exit but
                 the last; None: ``thresholdExits``.
 
@@ -136,9 +137,16 @@ class OnnxBranchyNet:
     def test(self, x: Any, t: Any = None) -> tuple[float, list[float], list[int], float]:
         """BranchyNet.test by ``thresholdExits``; the seconds are those of the whole classification.
 
+        Args:
+            x: float32 (B, ...), a NumPy array or Variable.
+            t: labels (B,), signed integers; None: accuracies are NaN.
+
         Returns:
             (accuracy, accuracy per exit, samples per exit, seconds): accuracies are 0 at an exit where none left,
             and NaN without labels.
+
+        Raises:
+            TypeError, ValueError: x, t or the thresholds do not fit.
         """
         start = time.perf_counter()
         result = self.classify(x)
@@ -219,11 +227,12 @@ class _Stages:
 
     def run(self, x: np.ndarray, thresholds: Sequence[float]) -> tuple[np.ndarray, ...]:
         """(label, exit, entropy, prob) of x (B, ...)."""
-        result, rows = None, np.arange(len(x))  # rows: which samples are under way
+        result: tuple[np.ndarray, ...] = ()
+        rows = np.arange(len(x))  # the samples that have not left
         for k, session in enumerate(self._sessions):
             label, entropy, prob, *features = session.run(
                 ['label', 'entropy', 'prob', *['features'] * (k < len(thresholds))], {'x': x})
-            if result is None:
+            if not result:
                 result = label, np.zeros(len(x), np.int64), entropy, prob
             else:
                 for array, value in zip(result, (label, k, entropy, prob)):
@@ -345,7 +354,10 @@ def _add_from(graph: Graph, net: BranchyNet, k: int, x: Value, index: Optional[s
     """Adds all that runs from stage k on for a sample that has not left before; returns the number of classes.
 
     Args:
-        x: what enters the stage.
+        graph: the graph, or the branch of an If, to add to.
+        net: the network.
+        k: the stage, from 0.
+        x: the stage's input.
         index: holds k (1,); None: a constant does.
         suffix: of the names of the outputs.
     """

@@ -135,6 +135,9 @@ def add_link(graph: Graph, link: Callable, x: Value, place: str) -> Value:
     """Adds the nodes of a link in testing mode, and returns its output.
 
     Args:
+        graph: the graph to add to.
+        link: the link, or any callable that takes a Variable.
+        x: its input.
         place: where the link stands, for errors.
 
     Raises:
@@ -146,6 +149,7 @@ def add_link(graph: Graph, link: Callable, x: Value, place: str) -> Value:
     names = {id(start.node): x.name}
     try:
         for function in _functions(y):
+            assert function.inputs is not None and function.outputs is not None  # set when it was called
             inputs = [Value(names.get(id(node)), array)
                       for node, array in zip(function.inputs, recorder.inputs[function])]
             if any(value.name for value in inputs):
@@ -155,7 +159,8 @@ def add_link(graph: Graph, link: Callable, x: Value, place: str) -> Value:
         raise ValueError(f'{place}: {e}') from None
     if not isinstance(y, chainer.Variable) or id(y.node) not in names:
         raise ValueError(f"{place} computes outside Chainer's functions, where an export cannot follow")
-    return Value(names[id(y.node)], y.array)
+    array: Any = y.array
+    return Value(names[id(y.node)], array)
 
 
 def describe(link: Any) -> str:
@@ -196,7 +201,7 @@ def _functions(y: Any) -> list[chainer.FunctionNode]:
 def _add_function(graph: Graph, function: chainer.FunctionNode, inputs: list[Value], shape: tuple[int, ...]) -> str:
     """Adds the nodes of a function whose output has a shape (B, ...); returns the output's name."""
     write = _NODES.get(type(function))
-    if write is None or len(function.outputs) > 1:
+    if write is None or len(function.outputs or ()) > 1:
         raise _NotCovered(f'the function {type(function).__name__} has no ONNX nodes here (covered: '
                           f'{", ".join(sorted(known.__name__ for known in _NODES))})')
     batch = next(len(value.array) for value in inputs if value.name)
@@ -221,7 +226,8 @@ def _simple(op: str, **attributes: Callable[[Any], Any]) -> _Writer:
     """The writer of one node that takes a function's inputs as they are.
 
     Args:
-        attributes: of the node, each read from the function.
+        op: the node's operator.
+        **attributes: attributes of the node, each read from the function.
     """
     def write(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...]) -> str:
         return graph.node(op, *map(graph.named, inputs), **{name: get(function) for name, get in attributes.items()})

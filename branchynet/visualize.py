@@ -43,7 +43,7 @@ COLORS = [BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY]
 GREY, BLACK = '#777777', '#000000'
 LINES = ['-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1))]  # tell lines apart where print has no colours
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     'figure.figsize': (4.5, 3.2),
     'figure.dpi': 120,
     'figure.constrained_layout.use': True,
@@ -310,8 +310,9 @@ def plot_exits(
     """
     with _figure(output_path) as figure:
         axes = figure.add_subplot(xlabel=f'Samples leaving at exit {i + 1}', ylabel='Accuracy')
-        for k, (counts, values, marker) in enumerate(((exits, accs, 'o'), (exits2, accs2, 's'))):
-            counts = np.asarray(counts)
+        for k, (counts, values, marker) in enumerate(
+            ((np.asarray(exits), accs, 'o'), (np.asarray(exits2), accs2, 's'))
+        ):
             share = counts[:, i] / counts.sum(axis=1)
             axes.plot(share, values, marker, color=COLORS[k], alpha=0.4, markeredgewidth=0)
             axes.plot(*_best_at_each(share, values), marker=marker, label=labels[k], **_line(k))
@@ -392,6 +393,7 @@ def plot_relative_tradeoff(
                 linewidth=1,
                 label=f'B-{network}, published',
             )
+        if published_base is not None:
             axes.plot(1, published_base, 'D', color=GREY, markersize=6, label=f'{network}, published')
         axes.plot(1, base_accuracy, 'D', color=BLACK, markersize=6, label=network)
         axes.set_xlim(left=0)
