@@ -76,7 +76,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong with the arguments."""
+    """Reports an error of the arguments in one line."""
 
     def error(self, message: str) -> Any:
         self.exit(2, f'{self.prog}: {message} (see --help)\n')
@@ -309,7 +309,7 @@ def _inspect(names: list[str]) -> int:
             print(f'{name}: {error or line}')
         errors = [error for _, error in found if error]
         if errors and name != 'pcifar10':
-            print(f"'{folder.command()} data download {name}' gets what is missing or damaged")
+            print(f"'{folder.command()} data download {name}' replaces missing and damaged files")
         whole += not errors
         damaged += bool(errors) and not all(isinstance(error, FileNotFoundError) for _, error in found)
     return 0 if whole and not damaged else 2

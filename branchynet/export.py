@@ -403,7 +403,7 @@ def _add_leaving(graph: Graph, prob: str, entropy: str, suffix: str) -> None:
 
 
 def _outputs(suffix: str, classes: int) -> list:
-    """The types of what _add_leaving adds."""
+    """The types of the outputs that _add_leaving adds."""
     from onnx import TensorProto, helper
     types = {'label': (TensorProto.INT64, [1]), 'prob': (TensorProto.FLOAT, [1, classes]),
              'exit': (TensorProto.INT64, [1]), 'entropy': (TensorProto.FLOAT, [1])}

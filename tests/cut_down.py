@@ -1,4 +1,4 @@
-"""A few steps of every network under a profile: what takes minutes on an emulated processor, and seconds on a real one.
+"""A few steps of every network under a profile: minutes on an emulated processor, seconds on a real one.
 
     python tests/cut_down.py [--profile portable] [--device cpu] FILE
 

@@ -101,7 +101,7 @@ def main():
 
 
 def kill(network, kills, lifetime, folder, expected):
-    """Lets trainings live for lifetime() seconds, until so many were killed; returns the status."""
+    """Kills each training after lifetime() seconds, until ``kills`` were killed; returns the exit status."""
     killed, finished = 0, 0
     while True:
         out = os.path.join(folder, str(finished))

@@ -1,4 +1,4 @@
-"""The benchmark's PyTorch networks: what they compute is what Chainer computes."""
+"""The benchmark's PyTorch networks compute the same as Chainer's."""
 import chainer
 import chainer.functions as F
 import numpy as np
@@ -39,7 +39,7 @@ def test_outputs_are_chainers(builder, shape):
     peers.assert_same_outputs(net, peer, x)
 
 
-# float64: what is left to differ is then no rounding.
+# In float64, so that a difference cannot be rounding.
 @NETWORKS
 def test_training_is_chainers(builder, shape):
     net, peer, x, t = build(builder, shape, np.float64)

@@ -41,7 +41,7 @@ def test_damaged_checkpoints_are_named(tmp_path, damage):
 
 
 def stopped_within_an_epoch(path, after=5, **kwargs):
-    """A net stopped after so many steps (3 an epoch) of joint training, its last two steps in checkpoints."""
+    """A net stopped after ``after`` steps of joint training (3 per epoch), with a checkpoint after each."""
     net = small_net(dropout=True, **kwargs)
     np.random.seed(4)
     random.seed(4)
@@ -56,7 +56,7 @@ def stopped_within_an_epoch(path, after=5, **kwargs):
 
 
 def finish(net, epoch, position):
-    """Trains on to the end of the third epoch; what the rest of the run draws and returns."""
+    """Trains on to the end of the third epoch; returns the means, the next random numbers, and learned thresholds."""
     means = []
     for _ in range(epoch, 3):
         *_, position = training.steps(net, X, T, 16, position=position)

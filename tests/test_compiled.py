@@ -1,4 +1,4 @@
-"""Inference compiled for the CPU says what the network says."""
+"""Inference compiled for the CPU gives the network's answers."""
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 import copy
 import multiprocessing

@@ -34,7 +34,7 @@ def execute(folder, before, *words, options=(), **variables):
 
 @pytest.fixture
 def script(tmp_path):
-    """execute, of SCRIPT alone; returns what it printed."""
+    """Executes SCRIPT alone and returns its output."""
     def run(*words, **variables):
         done = execute(tmp_path, '', *words, **variables)
         return done.stdout, done.stderr

@@ -25,7 +25,7 @@ def call(command, **kwargs):
 
 @pytest.fixture
 def tools(tmp_path):
-    """A folder to put in place of PATH: what the scripts need of the system, without docker and nvidia-smi."""
+    """A folder to use as PATH: the system's commands that the scripts need, without docker and nvidia-smi."""
     folder = tmp_path / 'bin'
     folder.mkdir()
     for tool in ['bash', 'cat', 'dirname', 'id', 'sed']:

@@ -84,7 +84,7 @@ class Sigmoided(chainer.Chain):
 
 
 class Squeezed(chainer.Chain):
-    """Channels weighted by what a small network says of their means (squeeze and excitation)."""
+    """Channels weighted by a small network of their means (squeeze and excitation)."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -27,7 +27,7 @@ def checked(command, **kwargs):
 
 @pytest.fixture(scope='module')
 def copy(tmp_path_factory):
-    """A copy of the checkout to build in, without what is neither needed nor small."""
+    """A copy of the checkout to build in, without large folders that a build does not need."""
     folder = tmp_path_factory.mktemp('packaging') / 'checkout'
     shutil.copytree(str(ROOT), str(folder), ignore=shutil.ignore_patterns(
         '.*', 'build', '*.egg-info', '__pycache__', 'golden', 'results'))
@@ -109,7 +109,7 @@ def test_plain_pip_is_told_what_to_do_where_chainer_would_not_build(environment,
 
 SAME = '; '.join([
     'import sys',
-    # An editable install's finder would hide what is missing.
+    # An editable install's finder would hide missing modules.
     "sys.meta_path[:] = [finder for finder in sys.meta_path if 'editable' not in repr(finder).lower()]",
     *[f'import {first}.{module}, {second}.{module}; assert {first}.{module} is {second}.{module}'
       for name, module in [('networks', 'lenet_mnist'), ('datasets', 'mnist'), ('experiments', 'claims')]

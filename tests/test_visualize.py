@@ -17,7 +17,7 @@ TIMES = np.array([2., 1.5, 1.1, .6])
 EXITS = np.array([[70, 30], [80, 20], [90, 10], [100, 0]])
 EPOCHS = [np.array([2., 1.5, 1.]), np.array([1., .8, .4])]  # two epochs, three exits
 
-LABELS = np.array([0, 0, 1, 1])  # of four samples, and what two exits say of them
+LABELS = np.array([0, 0, 1, 1])  # of four samples; PROBS are the answers of two exits
 PROBS = np.array([[[.9, .1], [.4, .6], [.2, .8], [.3, .7]], [[.8, .2], [.7, .3], [.1, .9], [.6, .4]]], 'f')
 
 

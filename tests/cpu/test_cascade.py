@@ -209,9 +209,13 @@ def test_weights_are_those_at_the_beginning():
     assert (cascade.record(x)[0] == before).all()
 
 
-def hooked():
-    link = L.Convolution2D(6, 6, 1)
+def hooked(link):
     link.add_hook(TimerHook())
+    return link
+
+
+def with_forward(link):
+    link.forward = lambda x, forward=link.forward: forward(x) + 1
     return link
 
 
@@ -221,7 +225,10 @@ class Own(L.Convolution2D):
 
 @pytest.mark.parametrize('link, name', [
     (FL(F.sigmoid), 'sigmoid'), (L.Convolution2D(6, 6, 1, groups=2), 'groups'), (Own(6, 6, 1), 'Own'),
-    (hooked(), 'with a hook'), (L.DilatedConvolution2D(6, 6, 3, pad=1, dilate=2), 'DilatedConvolution2D'),
+    (hooked(L.Convolution2D(6, 6, 1)), 'Convolution2D with a hook'),
+    (hooked(L.BatchNormalization(6)), 'BatchNormalization with a hook'), (hooked(SL(FL(F.dropout))), 'SL with a hook'),
+    (with_forward(L.Convolution2D(6, 6, 1)), 'Convolution2D with a forward of its own'),
+    (L.DilatedConvolution2D(6, 6, 3, pad=1, dilate=2), 'DilatedConvolution2D'),
     (FL(F.max_pooling_2d, 3, 3, 2), 'windows lie in the padding')])
 def test_links_without_a_kernel_are_named(link, name):
     net = BranchyNet([L.Convolution2D(2, 6, 3), link, Branch([L.Linear(None, 3)]),

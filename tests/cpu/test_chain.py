@@ -1,0 +1,82 @@
+"""The engine that goes stage by stage: its methods agree with each other and with the net."""
+from branchynet import inference
+from branchynet.cpu.chain import Chain
+from branchynet.cpu.engine import NotFinite
+from branchynet.exits import answer, leave_at
+from branchynet.links.links import FL, Branch
+from branchynet.net import BranchyNet
+
+import chainer.functions as F
+import chainer.links as L
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.onednn
+
+
+def never(scores):
+    raise AssertionError('the rule was asked')
+
+
+@pytest.fixture(scope='module')
+def net():
+    np.random.seed(0)
+    net = BranchyNet([
+        L.Convolution2D(3, 8, 3), FL(F.leaky_relu), Branch([L.Linear(None, 5)]),
+        L.Convolution2D(8, 8, 3), FL(F.relu), Branch([L.Linear(None, 5)]), FL(F.sigmoid), Branch([L.Linear(None, 5)])])
+    net.get_SM(images()), net.run_main(images())
+    return net
+
+
+def images(count=37):
+    return np.random.RandomState(1).randn(count, 3, 9, 9).astype(np.float32)
+
+
+def chain_of(net):
+    return Chain(net.models, net.main, (3, 9, 9), np.dtype(np.float32))
+
+
+def test_one_sample_leaves_where_its_record_says_also_at_recorded_entropies(net):
+    chain = chain_of(net)
+    for i, x in enumerate(images()):
+        scores, released, whole = chain.record(x[None])
+        prob, entropy = answer(np.concatenate(scores))
+        thresholds = [entropy[0], np.nextafter(entropy[1], np.float32(9))][::1 if i % 2 else -1]
+        expected, = leave_at(entropy[:, None], thresholds)
+        label, exit, score, seconds = chain.leave(x[None], thresholds, never)
+        assert exit == [expected] and label == [prob[expected].argmax()]
+        np.testing.assert_array_equal(score[0], scores[expected][0])
+        assert chain.leave_one(x[None], thresholds, never)[:2] == (label[0], expected)
+        assert seconds > 0 and (released > 0).all() and (whole > released).all()
+
+
+@pytest.mark.parametrize('share', [0., .3, .6, 1.])
+def test_batches_are_in_order(net, share):
+    chain, x = chain_of(net), images()
+    entropies = [answer(score).entropy for score in chain.record(x)[0]]
+    thresholds = [float(np.quantile(entropy, share)) + 1e-4 * (2 * share - 1) for entropy in entropies[:2]]
+    label, exit, score, _ = chain.leave(x, thresholds, never)
+    expected = inference.classify(net, x, thresholds)
+    np.testing.assert_array_equal(exit, expected.exit)
+    np.testing.assert_array_equal(label, expected.label)
+    np.testing.assert_allclose(answer(score).prob, expected.prob, atol=1e-5)
+    np.testing.assert_allclose(chain.main(x), net.run_main(x), atol=1e-4)
+    assert [chain.main_one(one[None]) for one in x] == net.run_main(x).argmax(axis=1).tolist()
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+def test_a_sample_that_is_not_finite(net, value):
+    chain, x = chain_of(net), images(3)
+    x[1, 2, 3, 4] = value
+    for call in (lambda x: chain.leave(x, [.1, .1], never), chain.record, chain.main):
+        with pytest.raises(NotFinite):
+            call(x)
+        call(x[2:])
+    for call in (lambda x: chain.leave_one(x, [.1, .1], never), chain.main_one):
+        with pytest.raises(NotFinite):
+            call(x[1:2])
+        call(x[2:])
+
+
+def test_large_numbers_are_finite(net):
+    assert np.isfinite(chain_of(net).main(images(1) * np.float32(1e25))).all()
