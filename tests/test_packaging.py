@@ -173,7 +173,7 @@ def test_install_refuses_a_python_that_does_not_fit(tmp_path):
     done = call([INSTALL, '--venv', tmp_path / 'venv'], env={**os.environ, 'PYTHON': str(python)})
     assert done.returncode == 2
     assert done.stderr == (
-        'docker/install.sh: PYTHON={} is not to be found, expected Python 3.9-3.13 with venv\n'.format(python))
+        f'docker/install.sh: PYTHON={python} is not to be found, expected Python 3.9-3.13 with venv\n')
 
 
 def test_install_help():
