@@ -300,8 +300,8 @@ class Compiled:
                 self._samples.add(x.shape[1:])
         return x, t
 
-    def _cuts(self, name: str, thresholds: Setting) -> tuple[float, ...]:
-        """A threshold for every exit but the last, rounded to float32."""
+    def _cuts(self, name: str, thresholds: Any) -> tuple[float, ...]:
+        """A threshold for every exit but the last, rounded to float32, if the thresholds are a Setting that fits."""
         key = tuple(thresholds) if isinstance(thresholds, list) else thresholds
         try:
             return self._checked[key]

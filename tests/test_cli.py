@@ -89,7 +89,7 @@ def test_data_says_what_is_there(capsys, tmp_path, monkeypatch):
     assert capsys.readouterr().out.count(' is whole') == len(mnist.FILES)
     monkeypatch.setenv('BRANCHYNET_DATA', str(tmp_path))
     assert cli.main(['data']) == 0  # MNIST comes with the package
-    assert "branchynet data download cifar10' gets" in capsys.readouterr().out
+    assert "branchynet data download cifar10' replaces missing" in capsys.readouterr().out
     assert cli.main(['data', 'info', 'cifar10']) == 2
     assert cli.main(['data', 'download', 'mnist']) == 0
     monkeypatch.setattr(mnist, 'FOLDER', str(tmp_path))

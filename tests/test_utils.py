@@ -119,7 +119,7 @@ def test_screen_branchy_names_what_is_wrong():
 def test_get_inc_points_rise_in_time_and_accuracy():
     accs, times = [.9, .8, .8996, .95, .94], [2., 1., 3., 5., 4.]
     kept = utils.get_inc_points(accs, times, list('abcde'), [1, 2, 3, 4, 5])
-    assert kept == ([.8, .9, .8996, .94, .95], [1., 2., 3., 4., 5.], list('bacde'[i] for i in (0, 1, 2, 4, 3)),
+    assert kept == ([.8, .9, .8996, .94, .95], [1., 2., 3., 4., 5.], ['bacde'[i] for i in (0, 1, 2, 4, 3)],
                     [2, 1, 3, 5, 4])
     assert utils.get_inc_points(accs, times, list('abcde'), accs, inc_amt=0)[0] == [.8, .9, .94, .95]
 
