@@ -74,3 +74,43 @@ def _save(figure, path):
     figure.tight_layout(rect=(0, height, 1, 1))
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def shapes(runs, panels, tasks, limit, path):
+    """A panel per family of layers: the ratio of this project's duration to stock Chainer's for every layer.
+
+    Args:
+        runs: {name: {(layer, task): ratio}}, a colour for each.
+        panels: {title: names of its layers}.
+        tasks: a marker for each.
+        limit: the ratio at which a line is drawn.
+        path: file to write.
+    """
+    found = {layer for ratios in runs.values() for layer, _ in ratios}
+    panels = {title: [layer for layer in layers if layer in found] for title, layers in panels.items()}
+    panels = {title: layers for title, layers in panels.items() if layers}
+    figure, axes = plt.subplots(
+        -(-len(panels) // 2), 2, squeeze=False, sharex=True,
+        figsize=(15, .6 + sum(.9 + .21 * max(map(len, pair)) for pair in _pairs(list(panels.values())))),
+        gridspec_kw={'height_ratios': [3 + max(map(len, pair)) for pair in _pairs(list(panels.values()))]})
+    for ax in axes.flat[len(panels):]:
+        ax.set_visible(False)
+    for ax, (title, layers) in zip(axes.flat, panels.items()):
+        for i, (name, ratios) in enumerate(runs.items()):
+            for task, marker in zip(tasks, 'o<^'):
+                points = [(ratios[layer, task], place) for place, layer in enumerate(layers) if (layer, task) in ratios]
+                if points:
+                    ax.plot(*zip(*points), marker, color=f'C{i}', ms=5, alpha=.8, label=f'{name}: {task}')
+        ax.axvline(1, color='k', lw=.8)
+        ax.axvline(limit, color='C3', ls='--', lw=1, label=f'{limit}')
+        ax.set(title=title, xscale='log', yticks=range(len(layers)), ylim=(len(layers) - .5, -.5))
+        ax.set_yticklabels(layers, fontsize='small')
+        ax.grid(axis='y', lw=.3)
+        ax.tick_params(labelbottom=True)
+    for ax in axes[-1]:
+        ax.set_xlabel("this project's duration / stock Chainer's")
+    _save(figure, path)
+
+
+def _pairs(items):
+    return [items[i:i + 2] for i in range(0, len(items), 2)]

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 from branchynet import cpu, provenance
 
 import numpy as np
-import torch
 
 _THREAD_VARIABLES = ['OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS', 'BRANCHYNET_NUM_THREADS']
 
@@ -72,12 +71,14 @@ def timed(contender: str, call: Callable[[], Any], count: int = 1) -> float:
         return (time.perf_counter() - start) / count
 
 
-def interleaved(calls: dict[str, Callable[[], Any]], pairs: int) -> Iterator[tuple[str, int, float]]:
+def interleaved(
+        calls: dict[str, Callable[[], Any]], pairs: int, turn: float = TURN) -> Iterator[tuple[str, int, float]]:
     """Times every call in turn in each round, so that the machine's noise affects all calls alike.
 
     Args:
         calls: A function for each contender's name.
-        pairs: Number of rounds, after two calls to warm up. A short call is repeated in its turn until TURN has passed.
+        pairs: Number of rounds, after two calls to warm up. A short call is repeated in its turn until `turn` has passed.
+        turn: Seconds.
 
     Yields:
         (contender, pair, seconds of a call).
@@ -85,7 +86,7 @@ def interleaved(calls: dict[str, Callable[[], Any]], pairs: int) -> Iterator[tup
     counts = {}
     for name, call in calls.items():
         timed(name, call)
-        counts[name] = max(1, int(TURN / timed(name, call)))
+        counts[name] = max(1, int(turn / timed(name, call)))
     for pair in range(pairs):
         for name, call in calls.items():
             yield name, pair, timed(name, call, counts[name])
@@ -107,6 +108,7 @@ def _peak() -> float:
 
 def sgemm_peak(size: int = 2048, repeats: int = 20) -> float:
     """FLOP per second of the float32 matrix product, NumPy's or PyTorch's, whichever is faster."""
+    import torch
     a = np.random.RandomState(0).rand(size, size).astype(np.float32)
     b = torch.from_numpy(a)
     seconds = [s for _, _, s in interleaved({'numpy': lambda: a @ a, 'torch': lambda: b @ b}, repeats)]
@@ -115,6 +117,7 @@ def sgemm_peak(size: int = 2048, repeats: int = 20) -> float:
 
 def environment() -> dict[str, Any]:
     """Describes everything that the times in this process depend on; a JSON-ready dict."""
+    import torch
     return {**provenance.environment(), 'torch': torch.__version__, 'torch_threads': torch.get_num_threads(),
             'sgemm_flop_per_s': sgemm_peak()}
 

@@ -1,8 +1,8 @@
 """Adam (Kingma, Ba, 2014), by NumPy in blocks that threads share."""
-import numpy as np
-
 from branchynet.cpu.layout import plain, takes
 from branchynet.cpu.threads import blocks, run, scratch
+
+import numpy as np
 
 _ELEMENTS = 1 << 18  # of a block
 

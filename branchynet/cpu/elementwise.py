@@ -1,8 +1,8 @@
 """Addition and ReLU, by NumPy in blocks that threads share."""
-import numpy as np
-
 from branchynet.cpu.layout import dense, is_channels_last, like, takes
 from branchynet.cpu.threads import blocks, run
+
+import numpy as np
 
 _ELEMENTS = 1 << 18  # of a block
 

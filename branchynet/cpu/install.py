@@ -10,10 +10,12 @@ import functools
 import os
 import threading
 import types
-from typing import Any, Callable, Optional
 import warnings
+from typing import Any, Callable, Optional
 
 from branchynet import _chainer
+from branchynet.cpu import adam, convolution, elementwise, linear, normalization, onednn, pooling
+
 import chainer
 from chainer.functions.activation.relu import ReLU, ReLUGrad2
 from chainer.functions.connection.convolution_2d import Convolution2DFunction
@@ -22,12 +24,12 @@ from chainer.functions.math.basic_math import Add
 from chainer.functions.normalization import batch_normalization
 from chainer.functions.normalization.batch_normalization import GeneralBatchNormalizationImpl
 from chainer.functions.normalization.local_response_normalization import (
-    LocalResponseNormalization, LocalResponseNormalizationGrad)
+    LocalResponseNormalization,
+    LocalResponseNormalizationGrad,
+)
 from chainer.functions.pooling.average_pooling_2d import AveragePooling2D, AveragePooling2DGrad
 from chainer.functions.pooling.max_pooling_nd import MaxPoolingND, MaxPoolingNDGrad
 from chainer.optimizers.adam import AdamRule
-
-from branchynet.cpu import adam, convolution, elementwise, linear, normalization, onednn, pooling
 
 # The class or module that has a function, and the kernels' functions of the same names. Each takes the arguments of
 # the one that it replaces and, as ``stock``, that one itself, for the calls that it does not cover.

@@ -6,11 +6,11 @@ over long rows. The shape is (B, C, H, W) either way.
 """
 import functools
 
-import numpy as np
-
 from branchynet.cpu import onednn
 from branchynet.cpu.onednn import NCHW, NHWC, integers
 from branchynet.cpu.threads import blocks, equal_blocks, run, scratch
+
+import numpy as np
 
 PARTS = 8  # at most, of a batch whose parts' sums are added up, in order
 BYTES_OF_BLOCK = 1 << 20  # a block fits the cache and is worth a thread's call

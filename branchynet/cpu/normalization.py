@@ -1,15 +1,40 @@
 """Local response normalisation, by NumPy, and batch normalisation over (B, H, W), by oneDNN."""
-import numpy as np
-
 from branchynet.cpu import onednn
 from branchynet.cpu.elementwise import add
 from branchynet.cpu.layout import (
-    PARTS, addresses_of, cached, dense, form_of, image_blocks, is_channels_last, like, parts_of, rows_of,
-    run_primitives, scratch_like, sizes_of, takes)
+    PARTS,
+    addresses_of,
+    cached,
+    dense,
+    form_of,
+    image_blocks,
+    is_channels_last,
+    like,
+    parts_of,
+    rows_of,
+    run_primitives,
+    scratch_like,
+    sizes_of,
+    takes,
+)
 from branchynet.cpu.onednn import (
-    DIFF_DST, DIFF_SCALE, DIFF_SHIFT, DIFF_SRC, DST, MEAN, SCALE, SHIFT, SRC, VARIANCE, VECTOR, create_descriptor,
-    describe)
+    DIFF_DST,
+    DIFF_SCALE,
+    DIFF_SHIFT,
+    DIFF_SRC,
+    DST,
+    MEAN,
+    SCALE,
+    SHIFT,
+    SRC,
+    VARIANCE,
+    VECTOR,
+    create_descriptor,
+    describe,
+)
 from branchynet.cpu.threads import equal_blocks, run
+
+import numpy as np
 
 _BYTES_OF_PART = 1 << 22  # of a batch normalisation, which takes less from memory the fewer calls it is made of
 _FAR = 2  # standard deviations between zero and a mean, where sums in float32 leave too much out

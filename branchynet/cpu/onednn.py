@@ -1,13 +1,13 @@
 """oneDNN's C API, as far as the kernels need it: primitives on float32, each run by the thread that calls it."""
 import ctypes
-from ctypes import byref, c_char, c_float, c_int, c_int64, c_size_t, c_uint, c_void_p
 import functools
 import importlib.metadata
 import threading
-
-import numpy as np
+from ctypes import byref, c_char, c_char_p, c_float, c_int, c_int64, c_size_t, c_uint, c_void_p
 
 from branchynet.cpu.threads import scratch_address
+
+import numpy as np
 
 # Values of the enumerations in dnnl_types.h that are used.
 FORWARD_TRAINING, FORWARD_INFERENCE, BACKWARD = 64, 96, 128
@@ -40,7 +40,9 @@ class _Library:
         working = ctypes.CDLL(_find())
         self.dnnl = ctypes.PyDLL(_find())
         self.gomp = ctypes.PyDLL('libgomp.so.1')
-        self.dnnl.dnnl_sgemm = working.dnnl_sgemm
+        self.sgemm = working.dnnl_sgemm
+        self.sgemm.argtypes = (c_char, c_char, c_int64, c_int64, c_int64, c_float, c_void_p, c_int64, c_void_p, c_int64,
+                               c_float, c_void_p, c_int64)
         self.execute = working.dnnl_primitive_execute
         self.execute.argtypes = c_void_p, c_void_p, c_int, c_void_p
         self.set_address = self.dnnl.dnnl_memory_set_data_handle
@@ -73,7 +75,7 @@ class _Handle(c_void_p):
             self.destroy(self)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _handle_type(kind):
     """The type of pointers to a dnnl_<kind>."""
     destroy = getattr(library().dnnl, 'dnnl_%s_destroy' % kind)
@@ -93,7 +95,7 @@ def _find():
     raise OSError('onednn-cpu-gomp has no libdnnl.so.3')
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def library():
     """The library.
 
@@ -107,7 +109,7 @@ def library():
 _loading = threading.Lock()
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _load():
     return _Library()
 
@@ -156,6 +158,13 @@ def create_descriptor(name, *arguments, attribute=None):
     library().call(name + '_primitive_desc_create', byref(descriptor), library().engine, *arguments,
                    attribute or library().attribute)
     return descriptor
+
+
+def implementation(descriptor):
+    """oneDNN's name for the code that a primitive descriptor has chosen, as 'jit:avx2' or 'ref:any'."""
+    name = c_char_p()
+    library().call('primitive_desc_query', descriptor, _IMPLEMENTATION, 0, byref(name))
+    return name.value.decode()
 
 
 def attribute(add=False, relu=False):
@@ -215,12 +224,6 @@ class Primitive:
         self._library.call('primitive_create', byref(self._handle), descriptor)
         self._local = threading.local()
         self._descriptor = descriptor  # the formats belong to it
-
-    def implementation(self):
-        """Name of the implementation that oneDNN chose, such as 'jit:avx512_core' or 'ref:any'."""
-        name = ctypes.c_char_p()
-        self._library.call('primitive_desc_query', self._descriptor, _IMPLEMENTATION, c_int(0), byref(name))
-        return name.value.decode()
 
     def _query(self, descriptor, kind):
         found = None
@@ -316,8 +319,8 @@ def matmul(a, b, out, transpose_a=False, transpose_b=False):
     """out (M, N) = a (M, K) b (K, N); matrices whose rows are contiguous, in this thread."""
     m, n = out.shape
     k = a.shape[0] if transpose_a else a.shape[1]
-    library().call(
-        'sgemm', c_char(b'T' if transpose_a else b'N'), c_char(b'T' if transpose_b else b'N'),
-        c_int64(m), c_int64(n), c_int64(k), c_float(1), c_void_p(a.ctypes.data), c_int64(_row_length(a)),
-        c_void_p(b.ctypes.data), c_int64(_row_length(b)), c_float(0), c_void_p(out.ctypes.data),
-        c_int64(_row_length(out)))
+    status = library().sgemm(
+        b'T' if transpose_a else b'N', b'T' if transpose_b else b'N', m, n, k, 1, a.ctypes.data, _row_length(a),
+        b.ctypes.data, _row_length(b), 0, out.ctypes.data, _row_length(out))
+    if status:
+        raise RuntimeError(f'oneDNN: sgemm ended with status {status}')

@@ -1,15 +1,25 @@
 """Two-dimensional maximum and average pooling, by oneDNN."""
-from chainer.utils.conv import get_conv_outsize
-import numpy as np
-
 from branchynet.cpu import onednn
 from branchynet.cpu.layout import (
-    addresses_of, cached, channels_last, dense, form_of, geometry_of, image_blocks, is_channels_last, run_primitives,
-    takes)
+    addresses_of,
+    cached,
+    channels_last,
+    dense,
+    form_of,
+    geometry_of,
+    image_blocks,
+    is_channels_last,
+    run_primitives,
+    takes,
+)
 from branchynet.cpu.onednn import DIFF_DST, DIFF_SRC, DST, SRC, WORKSPACE, create_descriptor, describe, integers
+
+import numpy as np
+from chainer.utils.conv import get_conv_outsize
 
 _LOWEST = np.finfo(np.float32).min
 _LARGEST_WINDOW = 255  # of a maximum pooling: its indexes are uint8
+_FEWEST_CHANNELS = 5  # oneDNN fills a vector with channels; stock Chainer is faster below (benchmarks/shapes.py)
 
 
 class MaxPooling:
@@ -25,8 +35,10 @@ class MaxPooling:
         geometry = self.ksize, self.stride, self.pad
         if min(y_shape) <= 0 or not covers(x.shape, y_shape, *geometry):
             return stock(self, inputs)
-        self._in_shape, self._in_dtype = x.shape, x.dtype
         x, = dense(x)
+        if _is_slow(onednn.POOLING_MAX, x.shape, form_of(x), y_shape, *geometry):
+            return stock(self, inputs)
+        self._in_shape, self._in_dtype = x.shape, x.dtype
         y, small_indexes = max_pooling(x, y_shape, *geometry)
         if small_indexes is None:
             return stock(self, inputs)
@@ -68,8 +80,10 @@ class AveragePooling:
         geometry = _windows(self)
         if min(y_shape) <= 0 or not covers(x.shape, y_shape, *geometry):
             return stock(self, inputs)
-        self._in_shape, self._in_dtype = x.shape, x.dtype
         x, = dense(x)
+        if _is_slow(onednn.POOLING_AVERAGE_INCLUDE_PADDING, x.shape, form_of(x), y_shape, *geometry):
+            return stock(self, inputs)
+        self._in_shape, self._in_dtype = x.shape, x.dtype
         return average_pooling(x, y_shape, *geometry),
 
 
@@ -79,7 +93,7 @@ class AveragePoolingGradient:
     def forward_cpu(self, inputs, stock):
         gy, = inputs
         geometry = _windows(self)
-        if not (takes(gy) and covers(self._in_shape, gy.shape, *geometry)):
+        if not (takes(gy) and gy.shape[1] >= _FEWEST_CHANNELS and covers(self._in_shape, gy.shape, *geometry)):
             return stock(self, inputs)
         gy, = dense(gy)
         return average_pooling_gx(gy, *geometry, self._in_shape),
@@ -90,18 +104,32 @@ def _windows(function):
     return (function.kh, function.kw), (function.sy, function.sx), (function.ph, function.pw)
 
 
+def _descriptor_of_y(algorithm, x_shape, form, y_shape, kernel, stride, pad):
+    strides, dilation, before, behind = geometry_of(x_shape, kernel, y_shape, stride, pad)
+    return create_descriptor('pooling_forward', onednn.FORWARD_TRAINING, algorithm, describe(x_shape, form),
+                             describe(y_shape, form), strides, integers(kernel), dilation, before, behind)
+
+
 @cached
 def _pooling(algorithm, x_shape, form, y_shape, y_form, kernel, stride, pad):
     """(forward, backward) primitives; y_form: of y's gradient, all else is in ``form``."""
     strides, dilation, before, behind = geometry_of(x_shape, kernel, y_shape, stride, pad)
     formats = describe(x_shape, form), describe(y_shape, form)
-    geometry = strides, integers(kernel), dilation, before, behind
-    hint = create_descriptor('pooling_forward', onednn.FORWARD_TRAINING, algorithm, *formats, *geometry)
+    hint = _descriptor_of_y(algorithm, x_shape, form, y_shape, kernel, stride, pad)
     workspace = {WORKSPACE: None} if algorithm == onednn.POOLING_MAX else {}
     forward = onednn.Primitive(hint, {SRC: formats[0], DST: formats[1], **workspace})
-    descriptor = create_descriptor('pooling_backward', algorithm, *formats, *geometry, hint)
+    descriptor = create_descriptor(
+        'pooling_backward', algorithm, *formats, strides, integers(kernel), dilation, before, behind, hint)
     return forward, onednn.Primitive(
         descriptor, {DIFF_SRC: formats[0], DIFF_DST: describe(y_shape, y_form), **workspace})
+
+
+@cached
+def _is_slow(algorithm, x_shape, form, y_shape, kernel, stride, pad):
+    """Whether stock Chainer is faster: oneDNN would use no vectors, or leave most of them empty."""
+    descriptor = _descriptor_of_y(algorithm, x_shape, form, y_shape, kernel, stride, pad)
+    is_plain = onednn.implementation(descriptor).startswith(('simple', 'ref'))
+    return x_shape[1] < _FEWEST_CHANNELS or is_plain and kernel != (1, 1)
 
 
 def covers(x_shape, y_shape, kernel, stride, pad):

@@ -1,9 +1,9 @@
 """The threads that share blocks of work, and their scratch memory."""
-from concurrent.futures import ThreadPoolExecutor
 import contextlib
 import math
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 

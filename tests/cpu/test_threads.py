@@ -438,7 +438,7 @@ def test_control_c_ends_the_program_promptly():
 def compute(seed=0):
     """Something that uses convolution, pooling, LRN, batch normalisation and matrix products, fast."""
     rng = np.random.RandomState(seed)
-    x, w, u = (rng.randn(*shape).astype(np.float32) for shape in ((20, 3, 30, 30), (8, 3, 5, 5), (4, 8 * 15 * 15)))
+    x, w, u = (rng.randn(*shape).astype(np.float32) for shape in ((20, 5, 30, 30), (8, 5, 5, 5), (10, 8 * 15 * 15)))
     x, w, u = (chainer.Variable(a) for a in (x, w, u))
     h = F.max_pooling_2d(F.relu(F.convolution_2d(x, w, pad=2)), 2)
     h = F.batch_normalization(F.local_response_normalization(h), np.ones(8, np.float32), np.zeros(8, np.float32))
