@@ -77,7 +77,7 @@ def interleaved(
 
     Args:
         calls: A function for each contender's name.
-        pairs: Number of rounds, after two calls to warm up. A short call is repeated in its turn until `turn` has passed.
+        pairs: Number of rounds, after two calls to warm up. A short call is repeated until `turn` has passed.
         turn: Seconds.
 
     Yields:
