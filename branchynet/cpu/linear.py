@@ -12,8 +12,8 @@ import chainer
 import numpy as np
 
 _LEAST_FEATURES = 10  # a product with fewer rows or columns is done sooner by NumPy than by oneDNN
-_LARGEST_BATCH = 1 << 14  # whose forward blocks have _ROWS rows: sums under AVX2 depend on how many there are
-_ROWS, _COLUMNS = 64, 256  # the least of a block of a matrix product
+_LARGEST_BATCH = 1 << 14  # whose blocks have _ROWS rows: the bits of sums depend on how many there are
+_ROWS, _COLUMNS = 64, 256  # of a block of a matrix product
 _WORK_OF_BLOCK = 1 << 21  # multiplications and additions that are worth a thread's call
 
 
@@ -73,7 +73,7 @@ def linear(x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray]) -> np.ndarray:
         x w' + b, (B, O).
     """
     y = np.empty((len(x), len(w)), np.float32)
-    parts = blocks(len(x), 1, _ROWS) if len(x) <= _LARGEST_BATCH else _blocks_of_work(len(x), w.size, _ROWS)
+    parts = _blocks_of_batch(len(x), w.size)
 
     def task(i: int) -> None:
         onednn.matmul(x[parts[i]], w, y[parts[i]], transpose_b=True)
@@ -92,7 +92,7 @@ def linear(x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray]) -> np.ndarray:
 def linear_gx(w: np.ndarray, gy: np.ndarray) -> np.ndarray:
     """Gradient of x, (B, I), from w (O, I) and the gradient of y, (B, O)."""
     gx = np.empty((len(gy), w.shape[1]), np.float32)
-    parts = _blocks_of_work(len(gy), w.size, _ROWS)
+    parts = _blocks_of_batch(len(gy), w.size)
     run_primitives(lambda i: onednn.matmul(gy[parts[i]], w, gx[parts[i]]), len(parts))
     return gx
 
@@ -100,17 +100,11 @@ def linear_gx(w: np.ndarray, gy: np.ndarray) -> np.ndarray:
 def linear_gw(x: np.ndarray, gy: np.ndarray) -> np.ndarray:
     """Gradient of w, (O, I), from x (B, I) and the gradient of y, (B, O)."""
     gw = np.empty((gy.shape[1], x.shape[1]), np.float32)
-    parts = _blocks_of_work(x.shape[1], gy.size, _COLUMNS)
+    parts = blocks(x.shape[1], 1, _COLUMNS)
     run_primitives(lambda i: onednn.matmul(gy, x[:, parts[i]], gw[:, parts[i]], transpose_a=True), len(parts))
     return gw
 
 
-def _blocks_of_work(count: int, work: int, least: int) -> list[slice]:
-    """Blocks of rows or columns.
-
-    Args:
-        count: of all rows or columns.
-        work: multiplications and additions for one of them.
-        least: rows or columns of a block, where there are as many.
-    """
-    return blocks(count, 1, max(least, _WORK_OF_BLOCK // work))
+def _blocks_of_batch(count: int, work: int) -> list[slice]:
+    """Blocks of rows; ``work`` is the number of multiplications and additions for one of them."""
+    return blocks(count, 1, _ROWS if count <= _LARGEST_BATCH else max(_ROWS, _WORK_OF_BLOCK // work))
