@@ -43,8 +43,12 @@ if chainer_would_fail():
 
 setup(
     packages=[
-        'branchynet', 'branchynet.cpu', 'branchynet.legacy', 'branchynet.links',
-        *[f'branchynet.{name}' for name in INSIDE]],
+        'branchynet',
+        'branchynet.cpu',
+        'branchynet.legacy',
+        'branchynet.links',
+        *[f'branchynet.{name}' for name in INSIDE],
+    ],
     package_dir={f'branchynet.{name}': name for name in INSIDE},
     package_data={
         'branchynet.datasets': ['data/mnist/*.gz'],

@@ -6,6 +6,7 @@
 Two processes, one of each profile, take turns; a ratio is the median of the pairs' ratios. About 2 minutes on
 2 cores. Also measured: what a checkpoint costs, and how seldom it is therefore written within an epoch.
 """
+
 import argparse
 import json
 import multiprocessing
@@ -30,7 +31,7 @@ NETWORKS = {  # builder, shape of an image, images of a batch, images of an epoc
     'alexnet': (alex_cifar10, (3, 32, 32), 512, 50000),
     'resnet': (resnet_cifar10, (3, 32, 32), 64, 50000),
 }
-TURN = .5  # seconds of steps in a row, at least
+TURN = 0.5  # seconds of steps in a row, at least
 _net, _x, _t = None, None, None  # of a process
 
 
@@ -110,11 +111,16 @@ def table(measured):
         portable, fast = m['step_s']['portable'], m['step_s']['fast']
         ratios = [p / f for p, f in zip(portable, fast)]
         waited = max(ResumableTraining.INTERVAL, m['checkpoint_s'] / ResumableTraining.SHARE)
-        rows.append([
-            network, f'{m["batchsize"]}', *(f'{1e3 * statistics.median(s):.1f}' for s in (portable, fast)),
-            f'{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})',
-            f'{1e3 * m["checkpoint_s"]:.0f} ms, {m["checkpoint_bytes"] / 1e6:.1f} MB',
-            f'{waited:.0f} s ({100 * m["checkpoint_s"] / waited:.2f} % of the time)'])
+        rows.append(
+            [
+                network,
+                f'{m["batchsize"]}',
+                *(f'{1e3 * statistics.median(s):.1f}' for s in (portable, fast)),
+                f'{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})',
+                f'{1e3 * m["checkpoint_s"]:.0f} ms, {m["checkpoint_bytes"] / 1e6:.1f} MB',
+                f'{waited:.0f} s ({100 * m["checkpoint_s"] / waited:.2f} % of the time)',
+            ]
+        )
     env = measured['environment']
     note = f'{env["cpu"]}, {env["threads"]} threads, NumPy {env["numpy"]}; medians of {len(portable)} pairs.'
     return pages.markdown([pages.Table(rows[0], rows[1:]), pages.Text(note)])
@@ -141,8 +147,10 @@ def main() -> None:
     unknown = set(args.networks) - set(NETWORKS)
     if unknown:
         parser.error(f'network is {min(unknown)}: expected some of {", ".join(NETWORKS)}')
-    measured = {'environment': provenance.environment(),
-                'networks': {network: measure(network, args.pairs) for network in args.networks}}
+    measured = {
+        'environment': provenance.environment(),
+        'networks': {network: measure(network, args.pairs) for network in args.networks},
+    }
     os.makedirs(os.path.dirname(os.path.abspath(args.file)), exist_ok=True)
     schema.write(args.file, measured)
     print(table(measured))

@@ -8,6 +8,7 @@ for single images, ONNX Runtime with the exported file take turns in one process
 in the shares of the paper's Table I, whatever the weights; without weights in DIR a network is untrained. A ratio is
 the median of the rounds' ratios. Writes benchmark.csv (every round), benchmark.md and environment.json.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -24,15 +25,15 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # `benchmarks`, for a script in it
-from branchynet import provenance  # noqa: E402
+from branchynet import provenance
+from branchynet.cost import cost
+from branchynet.export import export
+from branchynet.files import write_atomically
+from branchynet.inference import Compiled, classify
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from branchynet.cost import cost  # noqa: E402
-from branchynet.export import export  # noqa: E402
-from branchynet.files import write_atomically  # noqa: E402
-from branchynet.inference import Compiled, classify  # noqa: E402
-from benchmarks.networks import NETWORKS, SHAPES, build, images, leaving_thresholds, published_shares  # noqa: E402
+from benchmarks.networks import NETWORKS, SHAPES, build, images, leaving_thresholds, published_shares
 
 BATCHES = [1, 256]
 IMAGES = 512
@@ -40,6 +41,7 @@ IMAGES = 512
 
 class Row(NamedTuple):
     """Seconds per image of one contender in one round; ``allowed`` is the gain that multiply-adds allow."""
+
     network: str
     batch: int
     threads: int
@@ -55,7 +57,7 @@ def measure(network: str, batch: int, threads: int, rounds: int, weights: str | 
     x, _ = images(network, IMAGES)
     net.thresholdExits = leaving_thresholds(net, x, published_shares(network))
     compiled = Compiled(net)
-    parts = [x[i:i + batch] for i in range(0, len(x), batch)]
+    parts = [x[i : i + batch] for i in range(0, len(x), batch)]
     shares = np.bincount(classify(compiled, x, net.thresholdExits).exit, minlength=net.numexits()) / len(x)
     costs = cost(net, SHAPES[network])
     allowed = costs.main.macs / sum(share * exit.leaving.macs for share, exit in zip(shares, costs.exits))
@@ -75,6 +77,7 @@ def measure(network: str, batch: int, threads: int, rounds: int, weights: str | 
 def _onnx_runtime(net, shape: tuple[int, ...], threads: int) -> Callable:
     """A call of ONNX Runtime with the file of the whole net."""
     import onnxruntime
+
     path = os.path.join(tempfile.mkdtemp(), 'net.onnx')
     export(net, path, shape, net.thresholdExits)
     options = onnxruntime.SessionOptions()
@@ -85,19 +88,35 @@ def _onnx_runtime(net, shape: tuple[int, ...], threads: int) -> Callable:
 
 def table(rows: list[Row]) -> str:
     """Medians and ratios as a table in Markdown."""
-    lines = ['| network | batch | threads | main, µs | exits, µs | gain | multiply-adds allow | efficiency '
-             '| ONNX Runtime / exits |', '|---|---|---|---|---|---|---|---|---|']
+    lines = [
+        '| network | batch | threads | main, µs | exits, µs | gain | multiply-adds allow | efficiency '
+        '| ONNX Runtime / exits |',
+        '|---|---|---|---|---|---|---|---|---|',
+    ]
     groups: dict[tuple, dict[str, list[float]]] = {}
     for row in rows:
-        groups.setdefault((row.network, row.batch, row.threads, row.allowed), {}).setdefault(
-            row.contender, []).append(row.seconds)
+        groups.setdefault((row.network, row.batch, row.threads, row.allowed), {}).setdefault(row.contender, []).append(
+            row.seconds
+        )
     for (network, batch, threads, allowed), values in groups.items():
         main, exits = values['main'], values['exits']
         gain = statistics.median(a / b for a, b in zip(main, exits))
-        onnx = [f'{statistics.median(a / b for a, b in zip(values["onnxruntime"], exits)):.2f}'
-                ] if 'onnxruntime' in values else ['']
-        cells = [network, batch, threads, f'{statistics.median(main) * 1e6:.1f}', f'{statistics.median(exits) * 1e6:.1f}',
-                 f'{gain:.2f}', f'{allowed:.2f}', f'{gain / allowed:.2f}', *onnx]
+        onnx = (
+            [f'{statistics.median(a / b for a, b in zip(values["onnxruntime"], exits)):.2f}']
+            if 'onnxruntime' in values
+            else ['']
+        )
+        cells = [
+            network,
+            batch,
+            threads,
+            f'{statistics.median(main) * 1e6:.1f}',
+            f'{statistics.median(exits) * 1e6:.1f}',
+            f'{gain:.2f}',
+            f'{allowed:.2f}',
+            f'{gain / allowed:.2f}',
+            *onnx,
+        ]
         lines.append(f'| {" | ".join(map(str, cells))} |')
     return '\n'.join(lines)
 
@@ -129,8 +148,9 @@ def main() -> None:
     with open(os.path.join(args.out, 'benchmark.csv'), 'w', newline='') as f:
         csv.writer(f).writerows([Row._fields, *rows])
     write_atomically(os.path.join(args.out, 'benchmark.md'), (table(rows) + '\n').encode())
-    write_atomically(os.path.join(args.out, 'environment.json'),
-                     (json.dumps(provenance.environment(), indent=1) + '\n').encode())
+    write_atomically(
+        os.path.join(args.out, 'environment.json'), (json.dumps(provenance.environment(), indent=1) + '\n').encode()
+    )
     print(table(rows))
 
 

@@ -1,4 +1,5 @@
 """Figures of what was measured."""
+
 import matplotlib
 
 from benchmarks.measuring import grouped, spread
@@ -6,8 +7,14 @@ from benchmarks.measuring import grouped, spread
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt
 
-LABELS = {'branchynet': 'BranchyNet, cpu.fast', 'chainer': 'Chainer 7.8.1', 'pytorch': 'PyTorch eager',
-          'onnxruntime': 'ONNX Runtime', 'settings': 'each setting by itself', 'limit': 'FLOP / sgemm peak'}
+LABELS = {
+    'branchynet': 'BranchyNet, cpu.fast',
+    'chainer': 'Chainer 7.8.1',
+    'pytorch': 'PyTorch eager',
+    'onnxruntime': 'ONNX Runtime',
+    'settings': 'each setting by itself',
+    'limit': 'FLOP / sgemm peak',
+}
 COLOURS = {'branchynet': 'C3', 'chainer': 'C7', 'pytorch': 'C0', 'onnxruntime': 'C2', 'settings': 'C1', 'limit': 'k'}
 
 
@@ -25,13 +32,13 @@ def bars(rows, path):
 
 def _bars(ax, groups):
     names = list(dict.fromkeys(name for values in groups.values() for name in values))
-    width = .8 / len(names)
+    width = 0.8 / len(names)
     for i, name in enumerate(names):
         places = [g + i * width for g, values in enumerate(groups.values()) if name in values]
         middle, least, greatest = zip(*(spread(values[name]) for values in groups.values() if name in values))
         errors = [[m - v for m, v in zip(middle, least)], [v - m for m, v in zip(middle, greatest)]]
         ax.bar(places, middle, width, yerr=errors, label=LABELS[name], color=COLOURS[name])
-    ax.set_xticks([g + .4 - width / 2 for g in range(len(groups))])
+    ax.set_xticks([g + 0.4 - width / 2 for g in range(len(groups))])
     ax.set_xticklabels([f'{network}\n{batch}' for network, _, batch, _ in groups], fontsize='small')
 
 
@@ -40,7 +47,8 @@ def scaling(rows, path):
     groups = grouped(row for row in rows if row.task not in ('inference', 'sweep'))
     tasks, networks = (list(dict.fromkeys(key[i] for key in groups)) for i in (1, 0))
     figure, axes = plt.subplots(
-        len(tasks), len(networks), figsize=(1 + 4 * len(networks), 3.5 * len(tasks)), squeeze=False)
+        len(tasks), len(networks), figsize=(1 + 4 * len(networks), 3.5 * len(tasks)), squeeze=False
+    )
     for task, line in zip(tasks, axes):
         for network, ax in zip(networks, line):
             _lines(ax, {key[2:]: values for key, values in groups.items() if key[:2] == (network, task)})
@@ -51,12 +59,19 @@ def scaling(rows, path):
 def _lines(ax, groups):
     """groups: {(batch, threads): {contender: values}}."""
     for name, threads in dict.fromkeys((name, key[1]) for key, values in groups.items() for name in values):
-        points = sorted((batch, *spread(values[name])) for (batch, n), values in groups.items()
-                        if n == threads and name in values)
+        points = sorted(
+            (batch, *spread(values[name])) for (batch, n), values in groups.items() if n == threads and name in values
+        )
         batches, middle, least, greatest = zip(*points)
-        ax.plot(batches, middle, '--' if threads == 1 else '-', marker='.', color=COLOURS[name],
-                label=f'{LABELS[name]}, {threads} threads')
-        ax.fill_between(batches, least, greatest, color=COLOURS[name], alpha=.2)
+        ax.plot(
+            batches,
+            middle,
+            '--' if threads == 1 else '-',
+            marker='.',
+            color=COLOURS[name],
+            label=f'{LABELS[name]}, {threads} threads',
+        )
+        ax.fill_between(batches, least, greatest, color=COLOURS[name], alpha=0.2)
 
 
 def _unit(task):
@@ -69,7 +84,7 @@ def _save(figure, path):
         for handle, label in zip(*ax.get_legend_handles_labels()):
             handles.setdefault(label, handle)
     columns = max(1, int(figure.get_figwidth() // 2.2))
-    height = .25 * (1 + -(-len(handles) // columns)) / figure.get_figheight()
+    height = 0.25 * (1 + -(-len(handles) // columns)) / figure.get_figheight()
     figure.legend(handles.values(), handles.keys(), loc='lower center', ncol=columns, fontsize='small')
     figure.tight_layout(rect=(0, height, 1, 1))
     figure.savefig(path, dpi=150)
@@ -90,22 +105,26 @@ def shapes(runs, panels, tasks, limit, path):
     panels = {title: [layer for layer in layers if layer in found] for title, layers in panels.items()}
     panels = {title: layers for title, layers in panels.items() if layers}
     figure, axes = plt.subplots(
-        -(-len(panels) // 2), 2, squeeze=False, sharex=True,
-        figsize=(15, .6 + sum(.9 + .21 * max(map(len, pair)) for pair in _pairs(list(panels.values())))),
-        gridspec_kw={'height_ratios': [3 + max(map(len, pair)) for pair in _pairs(list(panels.values()))]})
-    for ax in axes.flat[len(panels):]:
+        -(-len(panels) // 2),
+        2,
+        squeeze=False,
+        sharex=True,
+        figsize=(15, 0.6 + sum(0.9 + 0.21 * max(map(len, pair)) for pair in _pairs(list(panels.values())))),
+        gridspec_kw={'height_ratios': [3 + max(map(len, pair)) for pair in _pairs(list(panels.values()))]},
+    )
+    for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
     for ax, (title, layers) in zip(axes.flat, panels.items()):
         for i, (name, ratios) in enumerate(runs.items()):
             for task, marker in zip(tasks, 'o<^'):
                 points = [(ratios[layer, task], place) for place, layer in enumerate(layers) if (layer, task) in ratios]
                 if points:
-                    ax.plot(*zip(*points), marker, color=f'C{i}', ms=5, alpha=.8, label=f'{name}: {task}')
-        ax.axvline(1, color='k', lw=.8)
+                    ax.plot(*zip(*points), marker, color=f'C{i}', ms=5, alpha=0.8, label=f'{name}: {task}')
+        ax.axvline(1, color='k', lw=0.8)
         ax.axvline(limit, color='C3', ls='--', lw=1, label=f'{limit}')
-        ax.set(title=title, xscale='log', yticks=range(len(layers)), ylim=(len(layers) - .5, -.5))
+        ax.set(title=title, xscale='log', yticks=range(len(layers)), ylim=(len(layers) - 0.5, -0.5))
         ax.set_yticklabels(layers, fontsize='small')
-        ax.grid(axis='y', lw=.3)
+        ax.grid(axis='y', lw=0.3)
         ax.tick_params(labelbottom=True)
     for ax in axes[-1]:
         ax.set_xlabel("this project's duration / stock Chainer's")
@@ -113,4 +132,4 @@ def shapes(runs, panels, tasks, limit, path):
 
 
 def _pairs(items):
-    return [items[i:i + 2] for i in range(0, len(items), 2)]
+    return [items[i : i + 2] for i in range(0, len(items), 2)]

@@ -5,6 +5,7 @@
 Forward and backward are timed apart, contenders in turn. Writes kernels.csv; run it before and after a change
 of the kernels. 10 minutes on 2 cores for all three networks.
 """
+
 import argparse
 import os
 import sys
@@ -60,8 +61,11 @@ def layers(network):
 
 def time_layers(network, batch, pairs):
     """[(layer, contender, pair, seconds forward, seconds backward)]."""
-    return [(name, *values) for name, (link, shape) in layers(network).items()
-            for values in _time_layer(link, (batch, *shape), pairs)]
+    return [
+        (name, *values)
+        for name, (link, shape) in layers(network).items()
+        for values in _time_layer(link, (batch, *shape), pairs)
+    ]
 
 
 def _time_layer(link, shape, pairs):
@@ -109,8 +113,10 @@ def main() -> None:
     for network in args.networks.split(','):
         batch = BATCHES[network]
         for layer, name, pair, *seconds in measuring.in_child(args.threads, time_layers, network, batch, args.pairs):
-            rows += [Row(layer, task, batch, args.threads, name, pair, s)
-                     for task, s in zip(['forward', 'backward'], seconds)]
+            rows += [
+                Row(layer, task, batch, args.threads, name, pair, s)
+                for task, s in zip(['forward', 'backward'], seconds)
+            ]
     for (layer, task, _, _), values in measuring.grouped(rows).items():
         medians = [1e3 * measuring.spread(values[name])[0] for name in ('branchynet', 'chainer', 'pytorch')]
         print(f'{task:9} {layer:48} {" ".join(f"{ms:10.2f}" for ms in medians)}')

@@ -21,7 +21,7 @@ import numpy as np
 
 _THREAD_VARIABLES = ['OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS', 'BRANCHYNET_NUM_THREADS']
 
-TURN = .2  # seconds
+TURN = 0.2  # seconds
 
 
 class Row(NamedTuple):
@@ -36,6 +36,7 @@ class Row(NamedTuple):
         pair: number of the round; the same round's values were taken one after the other.
         value: seconds per batch, or MB.
     """
+
     network: str
     task: str
     batch: int
@@ -72,7 +73,8 @@ def timed(contender: str, call: Callable[[], Any], count: int = 1) -> float:
 
 
 def interleaved(
-        calls: dict[str, Callable[[], Any]], pairs: int, turn: float = TURN) -> Iterator[tuple[str, int, float]]:
+    calls: dict[str, Callable[[], Any]], pairs: int, turn: float = TURN
+) -> Iterator[tuple[str, int, float]]:
     """Times every call in turn in each round, so that the machine's noise affects all calls alike.
 
     Args:
@@ -103,32 +105,44 @@ def peak_memory(name: str, warm_up: Callable[[], Any], call: Callable[[], Any]) 
 
 def _peak() -> float:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2 ** 20 if sys.platform == 'darwin' else peak / 2 ** 10
+    return peak / 2**20 if sys.platform == 'darwin' else peak / 2**10
 
 
 def sgemm_peak(size: int = 2048, repeats: int = 20) -> float:
     """FLOP per second of the float32 matrix product, NumPy's or PyTorch's, whichever is faster."""
     import torch
+
     a = np.random.RandomState(0).rand(size, size).astype(np.float32)
     b = torch.from_numpy(a)
     seconds = [s for _, _, s in interleaved({'numpy': lambda: a @ a, 'torch': lambda: b @ b}, repeats)]
-    return 2 * size ** 3 / min(seconds)
+    return 2 * size**3 / min(seconds)
 
 
 def environment() -> dict[str, Any]:
     """Describes everything that the times in this process depend on; a JSON-ready dict."""
     import torch
-    return {**provenance.environment(), 'torch': torch.__version__, 'torch_threads': torch.get_num_threads(),
-            'sgemm_flop_per_s': sgemm_peak()}
+
+    return {
+        **provenance.environment(),
+        'torch': torch.__version__,
+        'torch_threads': torch.get_num_threads(),
+        'sgemm_flop_per_s': sgemm_peak(),
+    }
 
 
 def describe(environment: dict[str, Any]) -> str:
     """Describes the environment in one line."""
-    blas = ', '.join('{internal_api} {version} ({architecture}, {num_threads} threads)'.format(**b)
-                     for b in environment['blas'] if b['version'])
+    blas = ', '.join(
+        '{internal_api} {version} ({architecture}, {num_threads} threads)'.format(**b)
+        for b in environment['blas']
+        if b['version']
+    )
     return '{}; Python {}, NumPy {}, Chainer {}, PyTorch {} ({} threads); {}; sgemm {:.0f} GFLOP/s'.format(
-        environment['cpu'], *(environment[name] for name in ['python', 'numpy', 'chainer', 'torch', 'torch_threads']),
-        blas, environment['sgemm_flop_per_s'] / 1e9)
+        environment['cpu'],
+        *(environment[name] for name in ['python', 'numpy', 'chainer', 'torch', 'torch_threads']),
+        blas,
+        environment['sgemm_flop_per_s'] / 1e9,
+    )
 
 
 def write_csv(path: str, rows: Iterable[Row]) -> None:
@@ -140,6 +154,7 @@ def write_csv(path: str, rows: Iterable[Row]) -> None:
 
 
 # What rows say
+
 
 def grouped(rows: Iterable[Row]) -> dict[tuple, dict[str, list[float]]]:
     """{(network, task, batch, threads): {contender: values in the order of the rounds}}."""

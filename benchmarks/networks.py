@@ -1,19 +1,19 @@
 """The networks that are measured: built, with images, and thresholds at which the published shares leave."""
+
 from __future__ import annotations
 
 import csv
 import os
 
 import branchynet  # noqa: F401  (before chainer)
-
-import chainer
-import numpy as np
-
 from branchynet import checkpoint, cpu, experiments
 from branchynet.datasets import folder, mnist
 from branchynet.exits import below
 from branchynet.net import BranchyNet
 from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
+
+import chainer
+import numpy as np
 
 NETWORKS = {'lenet': lenet_mnist, 'alexnet': alex_cifar10, 'resnet': resnet_cifar10}
 PUBLISHED = {'lenet': 'B-LeNet', 'alexnet': 'B-AlexNet', 'resnet': 'B-ResNet'}
@@ -47,7 +47,7 @@ def settle(net: BranchyNet, x: np.ndarray) -> None:
     norms = [link for link in net.links() if isinstance(link, chainer.links.BatchNormalization)]
     decays = [norm.decay for norm in norms]
     for norm in norms:
-        norm.decay = 0.
+        norm.decay = 0.0
     with cpu.fast(), chainer.using_config('train', True), chainer.no_backprop_mode():
         for k in range(net.numexits()):
             x = net.stage(k, x)
@@ -85,6 +85,6 @@ def leaving_thresholds(net: BranchyNet, x: np.ndarray, shares: np.ndarray) -> li
         order = np.sort(look.entropy[remaining])
         cut = min(round(share * len(x)), len(order) - 1)
         # Between two images, so that no contender's rounding lets another image leave.
-        thresholds.append(float(order[max(cut - 1, 0):cut + 1].mean()))
+        thresholds.append(float(order[max(cut - 1, 0) : cut + 1].mean()))
         remaining &= ~below(look.entropy, thresholds[-1])
     return thresholds

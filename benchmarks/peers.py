@@ -2,6 +2,7 @@
 
 Eager PyTorch as its users write it: one trunk, modules in sequence, autograd, torch.optim.Adam.
 """
+
 import io
 import warnings
 
@@ -33,10 +34,11 @@ class Peer(nn.Module):
         super().__init__()
         if net.opt != 'Adam' or not net.joint:
             raise ValueError(
-                f'opt is {net.opt!r} and joint is {net.joint!r}: the peer has Adam and joint training only')
-        self.stages = nn.ModuleList(sequence(model[model.starti:model.endi]) for model in net.models)
-        self.exits = nn.ModuleList(sequence(model[model.endi:]) for model in net.models)
-        self.head = sequence(net.main[net.models[-1].endi:])
+                f'opt is {net.opt!r} and joint is {net.joint!r}: the peer has Adam and joint training only'
+            )
+        self.stages = nn.ModuleList(sequence(model[model.starti : model.endi]) for model in net.models)
+        self.exits = nn.ModuleList(sequence(model[model.endi :]) for model in net.models)
+        self.head = sequence(net.main[net.models[-1].endi :])
         self.weights = [model.weight for model in net.models]
         self.thresholdExits = None
         self.main_adam = adam([*self.stages.parameters(), *self.head.parameters()], net.optimizer)
@@ -130,13 +132,14 @@ def adam(params, optimizer):
         # PyTorch corrects the second moment's bias before epsilon is added, Chainer after.
         nonlocal steps
         steps += 1
-        result.param_groups[0]['eps'] = hyper.eps / (1 - hyper.beta2 ** steps) ** .5
+        result.param_groups[0]['eps'] = hyper.eps / (1 - hyper.beta2**steps) ** 0.5
 
     result.register_step_pre_hook(set_epsilon)
     return result
 
 
 # Links
+
 
 def convert(link):
     """The module that computes what a link does, with copies of its weights.
@@ -146,12 +149,18 @@ def convert(link):
     """
     if isinstance(link, branchynet.FL):
         if link.fn not in _FUNCTIONS:
-            raise TypeError('{} has no peer: expected one of {}'.format(
-                link.fn.__name__, ', '.join(fn.__name__ for fn in _FUNCTIONS)))
+            raise TypeError(
+                '{} has no peer: expected one of {}'.format(
+                    link.fn.__name__, ', '.join(fn.__name__ for fn in _FUNCTIONS)
+                )
+            )
         return _FUNCTIONS[link.fn](*link.args, **link.kwargs)
     if type(link) not in LINKS:
-        raise TypeError('{} has no peer: expected one of {}'.format(
-            type(link).__name__, ', '.join(kind.__name__ for kind in [branchynet.FL, *LINKS])))
+        raise TypeError(
+            '{} has no peer: expected one of {}'.format(
+                type(link).__name__, ', '.join(kind.__name__ for kind in [branchynet.FL, *LINKS])
+            )
+        )
     return LINKS[type(link)](link)
 
 
@@ -180,8 +189,19 @@ def _copied(module, link):
 
 def _conv(link):
     out_size, in_size, *ksize = link.W.shape
-    return _copied(nn.Conv2d(in_size * link.groups, out_size, ksize, link.stride, link.pad, link.dilate, link.groups,
-                             bias=link.b is not None), link)
+    return _copied(
+        nn.Conv2d(
+            in_size * link.groups,
+            out_size,
+            ksize,
+            link.stride,
+            link.pad,
+            link.dilate,
+            link.groups,
+            bias=link.b is not None,
+        ),
+        link,
+    )
 
 
 def _linear(link):
@@ -194,7 +214,6 @@ def _batch_norm(link):
 
 
 class _ResBlock(nn.Module):
-
     def __init__(self, block):
         super().__init__()
         self.stride = block.stride
@@ -207,7 +226,7 @@ class _ResBlock(nn.Module):
         h = self.bn2(self.conv2(h))
         if self.extra:
             x = T.pad(x, (0, 0, 0, 0, self.extra, 0))
-        return T.relu(h + x[:, :, ::self.stride, ::self.stride])
+        return T.relu(h + x[:, :, :: self.stride, :: self.stride])
 
 
 LINKS = {
@@ -220,6 +239,7 @@ LINKS = {
 
 # Functions, with Chainer's arguments and defaults
 
+
 def _max_pool(ksize, stride=None, pad=0, cover_all=True):
     return nn.MaxPool2d(ksize, stride, pad, ceil_mode=cover_all)
 
@@ -228,11 +248,11 @@ def _average_pool(ksize, stride=None, pad=0):
     return nn.AvgPool2d(ksize, stride, pad)
 
 
-def _local_response_norm(n=5, k=2, alpha=1e-4, beta=.75):
+def _local_response_norm(n=5, k=2, alpha=1e-4, beta=0.75):
     return nn.LocalResponseNorm(n, alpha * n, beta, k)  # PyTorch divides alpha by n
 
 
-def _dropout(ratio=.5):
+def _dropout(ratio=0.5):
     return nn.Dropout(ratio)
 
 
@@ -247,6 +267,7 @@ _FUNCTIONS = {
 
 # A net to be compared with
 
+
 def settle(net, x):
     """Sets the running statistics of batch normalisation to those of x (B, ...).
 
@@ -255,7 +276,7 @@ def settle(net, x):
     norms = [link for link in net.links() if isinstance(link, L.BatchNormalization)]
     decays = [norm.decay for norm in norms]
     for norm in norms:
-        norm.decay = 0.
+        norm.decay = 0.0
     with chainer.using_config('train', True), chainer.no_backprop_mode():
         for k in range(net.numexits()):
             x = net.stage(k, x)
@@ -272,17 +293,26 @@ def assert_same_outputs(net, peer, x, rtol=1e-4):
 
 # ONNX Runtime, for inference
 
+
 class _Session(nn.Module):
     """A module as ONNX Runtime runs it, for batches of any size like x (B, ...)."""
 
     def __init__(self, module, x):
         super().__init__()
         import onnxruntime
+
         model = io.BytesIO()
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # that this exporter is the old one: it needs no more packages
-            torch.onnx.export(module, (x,), model, input_names=['x'], output_names=['y'],
-                              dynamic_axes={'x': {0: 'batch'}, 'y': {0: 'batch'}}, dynamo=False)
+            torch.onnx.export(
+                module,
+                (x,),
+                model,
+                input_names=['x'],
+                output_names=['y'],
+                dynamic_axes={'x': {0: 'batch'}, 'y': {0: 'batch'}},
+                dynamo=False,
+            )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         self.session = onnxruntime.InferenceSession(model.getvalue(), options, providers=['CPUExecutionProvider'])

@@ -9,6 +9,7 @@ Every task runs in a process of its own, in which the contenders take turns (A B
 warm up. A ratio is the median of the rounds' ratios. Writes benchmark.csv (every single value), benchmark.png,
 scaling.png (where --batches asks for more than one) and environment.json.
 """
+
 import argparse
 import csv
 import importlib.util
@@ -55,6 +56,7 @@ CHECKED_IMAGES = 8
 
 # Contenders
 
+
 def build(network, weights=None):
     """The same net at every call; untrained, with running statistics, or with weights from a folder of results."""
     np.random.seed(0)
@@ -96,7 +98,7 @@ def call(contender, model, task, x, t, batch):
     """A function that does a task once: a step on x, or inference of x batch by batch."""
     if task == 'inference':
         classify = _classifier(contender, model)
-        return lambda: [classify(x[i:i + batch]) for i in range(0, len(x), batch)]
+        return lambda: [classify(x[i : i + batch]) for i in range(0, len(x), batch)]
     if contender == 'pytorch':
         steps = {'joint': model.train_joint, 'main': model.train_main}
         return partial(model.softmax, x) if task == 'evaluate' else partial(steps[task], x, t)
@@ -115,11 +117,13 @@ def _classifier(contender, model):
 
 def takes_part(contender, task):
     """Whether a contender does a task; a sweep is this project's alone."""
-    return contender == 'branchynet' or (ONLY_FOR.get(contender, task) == task and (
-        task != 'sweep' or contender == 'settings'))
+    return contender == 'branchynet' or (
+        ONLY_FOR.get(contender, task) == task and (task != 'sweep' or contender == 'settings')
+    )
 
 
 # What one process does
+
 
 def time_task(network, task, batch, contenders, pairs, weights):
     """Returns ([(contender, pair, seconds per batch)], floating-point operations per batch)."""
@@ -155,8 +159,10 @@ def time_sweep(network, contenders, pairs, weights):
             utils.test(net, x[:INFERENCE_IMAGES], t[:INFERENCE_IMAGES], 1)
 
     calls = {'branchynet': (one_pass, len(x)), 'settings': (one_by_one, INFERENCE_IMAGES)}
-    return [(name, pair, seconds / calls[name][1]) for name, pair, seconds in measuring.interleaved(
-        {name: calls[name][0] for name in contenders}, pairs)]
+    return [
+        (name, pair, seconds / calls[name][1])
+        for name, pair, seconds in measuring.interleaved({name: calls[name][0] for name in contenders}, pairs)
+    ]
 
 
 def published_shares(network):
@@ -174,7 +180,7 @@ def leaving_thresholds(net, x, shares):
         order = np.sort(look.entropy[remaining])
         cut = min(round(share * len(x)), len(order) - 1)
         # Between two images, so that no contender's rounding lets another image leave.
-        thresholds.append(float(order[max(cut - 1, 0):cut + 1].mean()))
+        thresholds.append(float(order[max(cut - 1, 0) : cut + 1].mean()))
         remaining &= ~below(look.entropy, thresholds[-1])
     return thresholds
 
@@ -209,6 +215,7 @@ def step_memory(network, batch, contender):
 
 # All processes
 
+
 def measure(args, threads, peak):
     """Yields the Rows of one network's task and batch after the other; peak is of sgemm, FLOP per second."""
     for network in args.networks:
@@ -218,15 +225,22 @@ def measure(args, threads, peak):
                 contenders = [name for name in args.contenders if takes_part(name, task)]
                 try:
                     if task == 'memory':
-                        yield [row(name, 0, measuring.in_child(threads, step_memory, network, batch, name))
-                               for name in contenders]
+                        yield [
+                            row(name, 0, measuring.in_child(threads, step_memory, network, batch, name))
+                            for name in contenders
+                        ]
                         continue
                     if task == 'sweep':
-                        yield [row(*value) for value in measuring.in_child(
-                            threads, time_sweep, network, contenders, args.pairs, args.weights)]
+                        yield [
+                            row(*value)
+                            for value in measuring.in_child(
+                                threads, time_sweep, network, contenders, args.pairs, args.weights
+                            )
+                        ]
                         continue
                     values, flop = measuring.in_child(
-                        threads, time_task, network, task, batch, contenders, args.pairs, args.weights)
+                        threads, time_task, network, task, batch, contenders, args.pairs, args.weights
+                    )
                     yield [row(*value) for value in values] + [row('limit', 0, flop / peak)]
                 except BrokenProcessPool:
                     print(f'{network}, {task}, batch {batch}: the process died, probably for lack of memory')
@@ -243,8 +257,10 @@ def lines(rows):
         name = 'branchynet' if 'branchynet' in values else 'chainer'
         ours, limit = values.pop(name), values.pop('limit', None)
         unit, scale = ('MB', 1) if task == 'memory' else ('ms', 1e3)
-        columns = ['{} {:.2f} ({:.2f} ... {:.2f})'.format(name, *measuring.ratios(theirs, ours))
-                   for name, theirs in values.items()]
+        columns = [
+            '{} {:.2f} ({:.2f} ... {:.2f})'.format(name, *measuring.ratios(theirs, ours))
+            for name, theirs in values.items()
+        ]
         if limit:
             columns.append(f'limit {limit[0] / measuring.spread(ours)[0]:.3f}')
         median, least, greatest = (scale * value for value in measuring.spread(ours))
@@ -255,6 +271,7 @@ def lines(rows):
 def draw(out, rows, scaling):
     """The figures."""
     from benchmarks import figures
+
     figures.bars(rows, os.path.join(out, 'benchmark.png'))
     if scaling:
         figures.scaling(rows, os.path.join(out, 'scaling.png'))
@@ -290,6 +307,7 @@ def _parse():
                 if name not in names:
                     raise argparse.ArgumentTypeError('{!r}: expected some of {}'.format(name, ','.join(names)))
             return text.split(',')
+
         return parse
 
     def numbers(text):

@@ -6,6 +6,7 @@ reads them when its functions run; and where CuPy is installed, the CUDA librari
 with RTLD_GLOBAL, because CuPy finds them only so. Stand-ins for ``pkg_resources`` and ``numpy.distutils`` are taken
 away again once Chainer has been imported.
 """
+
 # _chainer comes first: it makes Chainer importable.
 from branchynet import _chainer, _names  # noqa: F401
 from branchynet.links.links import FL, SL, Branch

@@ -98,8 +98,9 @@ class _TestingFinder:
     def __init__(self, stand_ins: Sequence[StandIn]) -> None:
         self._stand_ins = stand_ins
 
-    def find_spec(self, name: str, path: Sequence[str] | None = None,
-                  target: types.ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
+    ) -> ModuleSpec | None:
         if name != 'chainer.testing':
             return None
         spec: Any = importlib.machinery.PathFinder.find_spec(name, path)
@@ -171,8 +172,7 @@ with warnings.catch_warnings():
 # Chainer advises its user at every import to install cuDNN. Users who can install it are still warned, on the first
 # use of a GPU. With CuPy 14, which cannot use cuDNN, nobody is.
 _cuda: Any = chainer.backends.cuda
-_cuda.check_cuda_available._already_warned = isinstance(
-    getattr(_cuda, '_resolution_error', None), ModuleNotFoundError)
+_cuda.check_cuda_available._already_warned = isinstance(getattr(_cuda, '_resolution_error', None), ModuleNotFoundError)
 
 if _stand_ins:
     sys.meta_path.insert(0, _TestingFinder(_stand_ins))

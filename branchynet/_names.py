@@ -22,7 +22,7 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def unify(name: str) -> None:
-    """Called by each folder's __init__.py with its ``__name__``: lets the short name stand for branchynet's subpackage."""
+    """Lets a folder's short name stand for branchynet's subpackage; its __init__.py calls this with ``__name__``."""
     if name in FOLDERS:
         sys.modules[name] = importlib.import_module(f'branchynet.{name}')
 

@@ -1,4 +1,5 @@
 """Crops and mirror images of 32x32 images, made by a worker process while the network learns."""
+
 from __future__ import annotations
 
 import multiprocessing
@@ -13,7 +14,7 @@ import numpy as np
 VIEWS = 36  # of every image
 SIZE = 24  # pixels of a view
 # Pixel under the centre of each of 24 pixels laid over 28: nearest neighbour, as Pillow resizes.
-_NEAREST = ((np.arange(SIZE) + .5) * 28 / SIZE).astype(int)
+_NEAREST = ((np.arange(SIZE) + 0.5) * 28 / SIZE).astype(int)
 
 
 def crops(x: np.ndarray) -> np.ndarray:
@@ -28,7 +29,7 @@ def crops(x: np.ndarray) -> np.ndarray:
     Returns:
         Array (36 N, C, 24, 24) of x's dtype; view v of image n is row 36 n + v.
     """
-    parts = [x[:, :, i:i + SIZE, j:j + SIZE] for i in (0, 4, 8) for j in (0, 4, 8)]
+    parts = [x[:, :, i : i + SIZE, j : j + SIZE] for i in (0, 4, 8) for j in (0, 4, 8)]
     parts += [np.take(x[:, :, i + _NEAREST], j + _NEAREST, axis=3) for i in (0, 2, 4) for j in (0, 2, 4)]
     views = np.stack(parts, axis=1)
     return np.concatenate((views, views[..., ::-1]), axis=1).reshape(-1, *views.shape[2:])
@@ -117,7 +118,7 @@ def _work(receiver: Connection, sender: Connection, x: np.ndarray, y: np.ndarray
     receiver.close()  # so that sending fails, not waits, once the caller is gone
     try:
         for i in range(0, len(x), batchsize):
-            batch = normalize(crops(x[i:i + batchsize])), np.repeat(y[i:i + batchsize], VIEWS)
+            batch = normalize(crops(x[i : i + batchsize])), np.repeat(y[i : i + batchsize], VIEWS)
             sender.send((batch, None))
     except BrokenPipeError:
         pass

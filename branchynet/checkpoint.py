@@ -41,8 +41,10 @@ def check(net: chainer.Link) -> None:
     """
     for name, param in sorted(net.namedparams()):
         if param.array is None:
-            raise ValueError(f'parameter {name} has no shape yet, so the net cannot be saved: give its link the size '
-                             'of its input, or pass some samples through the net first')
+            raise ValueError(
+                f'parameter {name} has no shape yet, so the net cannot be saved: give its link the size '
+                'of its input, or pass some samples through the net first'
+            )
 
 
 def save(path: str, net: BranchyNet, notes: Any, position: Position | None = None) -> None:
@@ -68,8 +70,15 @@ def save(path: str, net: BranchyNet, notes: Any, position: Position | None = Non
     for name, part in parts.items():
         serializer[name].save(part)
     name, keys, *rest = np.random.get_state()
-    meta = {'format': _FORMAT, 'network': _shapes(net), 'parts': list(parts), 'numpy': [name, *rest],
-            'python': random.getstate(), 'learned': net._learned, 'notes': notes}
+    meta = {
+        'format': _FORMAT,
+        'network': _shapes(net),
+        'parts': list(parts),
+        'numpy': [name, *rest],
+        'python': random.getstate(),
+        'learned': net._learned,
+        'notes': notes,
+    }
     arrays = {**serializer.target, 'generator': keys}
     if position is not None:
         arrays['order'] = position.order.astype(np.int32)
@@ -104,16 +113,22 @@ def load(path: str, net: BranchyNet) -> tuple[Any, Position | None]:
         try:
             arrays, meta = _read(_before(path))
         except (FileNotFoundError, ValueError):
-            raise OSError(f'{path} is not a whole checkpoint ({why}), nor is the one before: leave out --resume to '
-                          'start from the beginning') from e
+            raise OSError(
+                f'{path} is not a whole checkpoint ({why}), nor is the one before: leave out --resume to '
+                'start from the beginning'
+            ) from e
         print(f'{path} is not a whole checkpoint ({why}): going on from the one before', file=sys.stderr)
         os.replace(_before(path), path)
     if meta.get('format') != _FORMAT:
-        raise OSError(f'{path} is a checkpoint of version {meta.get("format")}, and only version {_FORMAT} can be '
-                      'read: leave out --resume to start from the beginning')
+        raise OSError(
+            f'{path} is a checkpoint of version {meta.get("format")}, and only version {_FORMAT} can be '
+            'read: leave out --resume to start from the beginning'
+        )
     if meta['network'] != _shapes(net):
-        raise OSError(f'{path} is a checkpoint of another network (names and shapes of parameters differ): leave out '
-                      '--resume to start from the beginning')
+        raise OSError(
+            f'{path} is a checkpoint of another network (names and shapes of parameters differ): leave out '
+            '--resume to start from the beginning'
+        )
     deserializer = chainer.serializers.NpzDeserializer(arrays)
     for name in meta['parts']:
         deserializer[name].load(_parts(net)[name])
@@ -172,8 +187,10 @@ def load_npz(path: str, link: chainer.Link) -> None:
     for name, wanted in expected.target.items():
         shape = np.shape(wanted)
         if np.asarray(wanted).dtype != object and arrays[name].shape != shape:  # object: no shape yet
-            raise OSError(f'{path} holds the weights of another network: {name} has shape {arrays[name].shape}, and '
-                          f'this one needs {shape}')
+            raise OSError(
+                f'{path} holds the weights of another network: {name} has shape {arrays[name].shape}, and '
+                f'this one needs {shape}'
+            )
     chainer.serializers.NpzDeserializer(arrays).load(link)
 
 

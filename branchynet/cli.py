@@ -1,4 +1,5 @@
 """The `branchynet` command: a table of subcommands, each a function under `command`, in the order of --help."""
+
 from __future__ import annotations
 
 import argparse
@@ -24,6 +25,7 @@ class Command(NamedTuple):
         arguments: Of argparse's add_argument: names and options of every argument.
         run: Takes the parsed arguments, returns the exit status.
     """
+
     name: str
     summary: str
     arguments: Sequence[tuple[tuple[str, ...], dict[str, Any]]]
@@ -40,9 +42,11 @@ def argument(*names: str, **options: Any) -> tuple[tuple[str, ...], dict[str, An
 
 def command(name: str, summary: str, *arguments: tuple[tuple[str, ...], dict[str, Any]]) -> Callable:
     """Makes a subcommand of a function that takes the parsed arguments and returns the exit status."""
+
     def register(run: Callable[[Namespace], int]) -> Callable[[Namespace], int]:
         COMMANDS.append(Command(name, summary, arguments, run))
         return run
+
     return register
 
 
@@ -84,9 +88,12 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     import branchynet
+
     parser = _Parser(
-        prog='branchynet', description='BranchyNet: early-exit networks, and the experiments of their paper.',
-        epilog='BRANCHYNET_DATA names the data folder; BRANCHYNET_DEBUG=1 shows the traceback of an error.')
+        prog='branchynet',
+        description='BranchyNet: early-exit networks, and the experiments of their paper.',
+        epilog='BRANCHYNET_DATA names the data folder; BRANCHYNET_DEBUG=1 shows the traceback of an error.',
+    )
     parser.add_argument('--version', action='version', version=f'branchynet {branchynet.__version__}')
     subparsers = parser.add_subparsers(metavar='COMMAND', required=True)
     for name, summary, arguments, run in COMMANDS:
@@ -128,27 +135,44 @@ def _tolerance(text: str) -> float:
 
 
 @command(
-    'reproduce', 'train, sweep, and compare with the published numbers',
+    'reproduce',
+    'train, sweep, and compare with the published numbers',
     argument('--preset', choices=PRESETS, help='default: paper on a GPU, quick on a CPU'),
-    argument('--only', type=_experiments, metavar='NAME,...',
-             help=f'experiments to run, of: {", ".join(NAMES)} (default: all with preset paper, else '
-                  f'{", ".join(NETWORKS)})'),
-    argument('--variant', choices=VARIANTS, default=VARIANTS[0],
-             help='where the released code and the paper disagree (default: %(default)s)'),
+    argument(
+        '--only',
+        type=_experiments,
+        metavar='NAME,...',
+        help=f'experiments to run, of: {", ".join(NAMES)} (default: all with preset paper, else {", ".join(NETWORKS)})',
+    ),
+    argument(
+        '--variant',
+        choices=VARIANTS,
+        default=VARIANTS[0],
+        help='where the released code and the paper disagree (default: %(default)s)',
+    ),
     argument('--seeds', type=_seeds, default=1, metavar='N', help='seeds 0 to N - 1 (default: 1)'),
     argument('--device', default='auto', help='auto (default), cpu or gpu:N'),
-    argument('--profile', choices=['portable', 'fast'],
-             help='the same bits on every x86-64 machine with AVX2 (default), or on this machine only'),
+    argument(
+        '--profile',
+        choices=['portable', 'fast'],
+        help='the same bits on every x86-64 machine with AVX2 (default), or on this machine only',
+    ),
     argument('--require-clean', action='store_true', help='refuse to run code that differs from its commit'),
-    argument('--out', default=os.path.join('results', 'local'), metavar='DIR',
-             help='results folder (default: %(default)s)'),
+    argument(
+        '--out', default=os.path.join('results', 'local'), metavar='DIR', help='results folder (default: %(default)s)'
+    ),
     argument('--resume', action='store_true', help='go on with a run that was interrupted'),
-    argument('--from-results', action='store_true',
-             help='train nothing: make the tables and figures of the committed results again, from their weights'))
+    argument(
+        '--from-results',
+        action='store_true',
+        help='train nothing: make the tables and figures of the committed results again, from their weights',
+    ),
+)
 def _reproduce(args: Namespace) -> int:
     from branchynet import devices, provenance
     from branchynet.experiments import measure, reproduce
     from branchynet.experiments.runs import Setup
+
     if args.from_results and (args.preset or args.only or args.resume):
         raise ValueError('--from-results trains nothing: leave out --preset, --only and --resume')
     if args.require_clean:
@@ -166,6 +190,7 @@ def _reproduce(args: Namespace) -> int:
 def _device(args: Namespace) -> Any:
     """The device that --device names, current, with the bit profile in place."""
     from branchynet import devices
+
     device = devices.find_device(args.device)
     _fix_profile(args)
     device.use()  # arrays and generators made without a device are made on the current GPU
@@ -175,6 +200,7 @@ def _device(args: Namespace) -> Any:
 def _fix_profile(args: Namespace) -> None:
     """Puts the bit profile in place; a call from Python that cannot says so."""
     from branchynet import determinism
+
     try:
         determinism.fix(args.profile or determinism.default_profile(), restart=not args.from_python)
     except ValueError as e:
@@ -184,39 +210,48 @@ def _fix_profile(args: Namespace) -> None:
 
 
 @command(
-    'measure', 'measure a results folder again, from its weights (status 1: accuracies or exits differ)',
+    'measure',
+    'measure a results folder again, from its weights (status 1: accuracies or exits differ)',
     argument('dir', metavar='DIR', help='a results folder'),
     argument('--out', metavar='OUT', help='results folder to write (default: DIR itself)'),
     argument('--device', default='auto', help='auto (default), cpu or gpu:N'),
-    argument('--profile', choices=['portable', 'fast'], help='bit profile, as of reproduce'))
+    argument('--profile', choices=['portable', 'fast'], help='bit profile, as of reproduce'),
+)
 def _measure(args: Namespace) -> int:
     from branchynet.experiments import measure
+
     return measure.measure(args.dir, args.out, _device(args))
 
 
 @command(
-    'retrain', "train a run's first epochs again and compare the weights (status 1: they differ)",
+    'retrain',
+    "train a run's first epochs again and compare the weights (status 1: they differ)",
     argument('dir', metavar='DIR', help='a results folder'),
     argument('--epochs', type=_epochs, default=1, metavar='N', help='default: 1'),
     argument('--seed', type=int, default=0, metavar='K', help='seed of the run (default: 0)'),
     argument('--device', default='auto', help='auto (default), cpu or gpu:N'),
-    argument('--profile', choices=['portable', 'fast'], help='bit profile (default: that of the recorded run)'))
+    argument('--profile', choices=['portable', 'fast'], help='bit profile (default: that of the recorded run)'),
+)
 def _retrain(args: Namespace) -> int:
     from branchynet.experiments import measure
+
     recorded = measure.trained_runs(args.dir, args.seed)
     args.profile = args.profile or (None if args.from_python else recorded[0][1].training.environment.profile)
     return measure.retrain(args.dir, args.epochs, args.seed, _device(args))
 
 
 @command(
-    'report', 'check the claims against results folders (status 1: one fell short)',
+    'report',
+    'check the claims against results folders (status 1: one fell short)',
     argument('dirs', nargs='+', metavar='DIR'),
     argument('--write', action='store_true', help='write their tables, figures and reports again'),
     argument('--all', action='store_true', help='print a line for every claim, also for those not run'),
-    argument('--update', metavar='FILE', help='put the tables between the markers of a Markdown file, check nothing'))
+    argument('--update', metavar='FILE', help='put the tables between the markers of a Markdown file, check nothing'),
+)
 def _report(args: Namespace) -> int:
     from branchynet.experiments import report, reproduce, results
     from branchynet.files import lock, write_atomically
+
     found = [results.read(folder) for folder in args.dirs]
     if args.update is not None:
         with open(args.update, encoding='utf-8') as f:
@@ -237,12 +272,15 @@ def _report(args: Namespace) -> int:
 
 
 @command(
-    'results', 'convert results folders that an earlier version wrote',
+    'results',
+    'convert results folders that an earlier version wrote',
     argument('action', choices=['convert']),
-    argument('dirs', nargs='+', metavar='DIR'))
+    argument('dirs', nargs='+', metavar='DIR'),
+)
 def _convert(args: Namespace) -> int:
     from branchynet.experiments import conversion, reproduce
     from branchynet.files import lock
+
     for folder in args.dirs:
         if not os.path.isdir(folder):
             raise FileNotFoundError(f'{folder} is missing: name a results folder')
@@ -255,13 +293,21 @@ def _convert(args: Namespace) -> int:
 
 
 @command(
-    'verify', 'compare two runs bit by bit (status 1: they differ)',
+    'verify',
+    'compare two runs bit by bit (status 1: they differ)',
     argument('a', metavar='A', help='a results folder or its manifest.json'),
     argument('b', metavar='B', help='another, or a reference manifest'),
-    argument('--tolerance', type=_tolerance, default=0., metavar='T',
-             help='pass too where losses and shares differ by T at most, above 1 relatively (default: 0)'))
+    argument(
+        '--tolerance',
+        type=_tolerance,
+        default=0.0,
+        metavar='T',
+        help='pass too where losses and shares differ by T at most, above 1 relatively (default: 0)',
+    ),
+)
 def _verify(args: Namespace) -> int:
     from branchynet import verify
+
     a, b = verify.read(args.a), verify.read(args.b)
     comparisons = verify.compare(a, b)
     print(*verify.lines(comparisons, args.tolerance), *verify.left_out(a, b), sep='\n')
@@ -269,13 +315,17 @@ def _verify(args: Namespace) -> int:
 
 
 @command(
-    'data', 'say which data is there, download it, or build pcifar10',
+    'data',
+    'say which data is there, download it, or build pcifar10',
     argument('action', nargs='?', choices=['info', 'download', 'build'], default='info'),
-    argument('name', nargs='?', choices=list(DATASETS),
-             help='default: all for info, mnist for download, pcifar10 for build'),
-    argument('--recipe', choices=['gcn', 'zca'], help='recipe that pcifar10 is built by (default: gcn)'))
+    argument(
+        'name', nargs='?', choices=list(DATASETS), help='default: all for info, mnist for download, pcifar10 for build'
+    ),
+    argument('--recipe', choices=['gcn', 'zca'], help='recipe that pcifar10 is built by (default: gcn)'),
+)
 def _data(args: Namespace) -> int:
     from branchynet.datasets import folder
+
     if args.recipe and args.action != 'build':
         raise ValueError("--recipe goes with 'branchynet data build' only")
     if args.action == 'download':
@@ -302,6 +352,7 @@ def _build(name: str, recipe: Optional[str]) -> None:
 def _inspect(names: list[str]) -> int:
     """Prints the state of data sets; status 2 where one is damaged, or none is whole."""
     from branchynet.datasets import folder
+
     whole, damaged = 0, 0
     for name in names:
         found = list(_dataset(name).inspect())
@@ -317,28 +368,41 @@ def _inspect(names: list[str]) -> int:
 
 def _dataset(name: str) -> Any:
     from importlib import import_module
+
     return import_module('branchynet.datasets.' + DATASETS[name])
 
 
 @command(
-    'export', 'write a network for other runtimes',
+    'export',
+    'write a network for other runtimes',
     argument('form', choices=['onnx'], help='the form to write'),
     argument('weights', metavar='DIR|WEIGHTS', help='a weights file, or a results folder with one of the network'),
     argument('--network', choices=NETWORKS, required=True, help='the network that the weights are of'),
     argument('--variant', choices=VARIANTS, default=VARIANTS[0], help='of the network (default: %(default)s)'),
-    argument('--thresholds', type=float, nargs='+', metavar='T',
-             help='default entropies (nats) below which a sample leaves, one for every exit but the last (default: the '
-                  "paper's)"),
-    argument('--out', required=True, metavar='F',
-             help='F.onnx: one file for one sample, with early exit; another name: a folder with a file for every '
-                  'stage, for batches'),
-    argument('--opset', type=int, metavar='N', help="of an older ONNX Runtime (default: the newest that is installed)"))
+    argument(
+        '--thresholds',
+        type=float,
+        nargs='+',
+        metavar='T',
+        help='default entropies (nats) below which a sample leaves, one for every exit but the last (default: the '
+        "paper's)",
+    ),
+    argument(
+        '--out',
+        required=True,
+        metavar='F',
+        help='F.onnx: one file for one sample, with early exit; another name: a folder with a file for every '
+        'stage, for batches',
+    ),
+    argument('--opset', type=int, metavar='N', help='of an older ONNX Runtime (default: the newest that is installed)'),
+)
 def _export(args: Namespace) -> int:
     from importlib import import_module
 
     from branchynet import export
     from branchynet.checkpoint import load_npz
     from branchynet.files import digest
+
     experiment = import_module('branchynet.experiments.' + args.network).EXPERIMENT
     net = experiment.get_network(variant=args.variant)
     weights = _weights(args.weights, args.network)
@@ -346,8 +410,14 @@ def _export(args: Namespace) -> int:
     thresholds = args.thresholds or experiment.published_thresholds
     shape = (1, 28, 28) if args.network == 'lenet_mnist' else (3, 32, 32)
     try:
-        export.export(net, args.out, shape, thresholds, opset=args.opset, properties={
-            'network': args.network, 'variant': args.variant, 'weights_file_sha256': digest(weights)})
+        export.export(
+            net,
+            args.out,
+            shape,
+            thresholds,
+            opset=args.opset,
+            properties={'network': args.network, 'variant': args.variant, 'weights_file_sha256': digest(weights)},
+        )
     except ImportError as e:
         raise OSError(e) from e
     print(f'{args.out}: {args.network} with thresholds {", ".join(map(str, thresholds))}')
@@ -358,24 +428,31 @@ def _weights(path: str, network: str) -> str:
     """A weights file, or the one of a network in a results folder."""
     if not os.path.isdir(path):
         return path
-    found = sorted(name for name in os.listdir(path)
-                   if name.startswith(f'weights_{network}_seed') and name.endswith('.npz') and '_main' not in name)
+    found = sorted(
+        name
+        for name in os.listdir(path)
+        if name.startswith(f'weights_{network}_seed') and name.endswith('.npz') and '_main' not in name
+    )
     if len(found) != 1:
         raise ValueError(f'{path} holds {len(found)} weights files of {network}: name the file')
     return os.path.join(path, found[0])
 
 
 @command(
-    'convert', "convert a network that the authors' release saved (Python 2.7, Chainer 1.17)",
+    'convert',
+    "convert a network that the authors' release saved (Python 2.7, Chainer 1.17)",
     argument('old', metavar='OLD', help='a .bn file, or one compressed by gzip or xz; nothing in it is run'),
     argument('new', metavar='NEW.npz', help='weights and moments to write; the settings go to NEW.json'),
     argument('--force', action='store_true', help='replace files that exist'),
-    argument('--json', action='store_true', help='print what NEW.json holds'))
+    argument('--json', action='store_true', help='print what NEW.json holds'),
+)
 def _convert_network(args: Namespace) -> int:
     from branchynet import legacy
+
     found = legacy.convert(args.old, args.new, args.force)
     if args.json:
         import json
+
         print(json.dumps(found, indent=1))
     else:
         print(f'{args.new}: {found["network"] or "a network"} of {len(found["weights"])} exits')
@@ -383,27 +460,36 @@ def _convert_network(args: Namespace) -> int:
 
 
 @command(
-    'info', 'show versions, the machine, its bit profile and the data: all that results depend on',
-    argument('--json', action='store_true', help='all of it, as JSON'))
+    'info',
+    'show versions, the machine, its bit profile and the data: all that results depend on',
+    argument('--json', action='store_true', help='all of it, as JSON'),
+)
 def _info(args: Namespace) -> int:
     import json
 
     import branchynet
     from branchynet import devices, provenance
     from branchynet.datasets import folder
+
     whole = [name for name in DATASETS if not any(error for _, error in _dataset(name).inspect())]
-    info = {'branchynet': branchynet.__version__, **provenance.environment(), 'data_folder': folder.root(),
-            'data': whole, 'device': devices.device_name(devices.find_device('auto'))}
+    info = {
+        'branchynet': branchynet.__version__,
+        **provenance.environment(),
+        'data_folder': folder.root(),
+        'data': whole,
+        'device': devices.device_name(devices.find_device('auto')),
+    }
     if args.json:
         print(json.dumps(info, indent=1))
         return 0
     for label, value in (
-            ('branchynet', f'{info["branchynet"]}, commit {info["commit"] or "unknown"} ({info["tree"]})'),
-            ('versions', ', '.join(f'{name} {info[name]}' for name in ('python', 'numpy', 'chainer', 'cupy'))),
-            ('device', f'{info["device"]}; {info["cpu"]}, {info["cores"]} cores; GPUs: {info["gpus"] or "none"}'),
-            ('bit profile', info['profile'] or 'none in place; commands put theirs in place when they start'),
-            ('oneDNN', info['onednn'] or 'does not load: NumPy computes'),
-            ('data', f'{info["data_folder"]}: {", ".join(whole) or "no data set is whole"}')):
+        ('branchynet', f'{info["branchynet"]}, commit {info["commit"] or "unknown"} ({info["tree"]})'),
+        ('versions', ', '.join(f'{name} {info[name]}' for name in ('python', 'numpy', 'chainer', 'cupy'))),
+        ('device', f'{info["device"]}; {info["cpu"]}, {info["cores"]} cores; GPUs: {info["gpus"] or "none"}'),
+        ('bit profile', info['profile'] or 'none in place; commands put theirs in place when they start'),
+        ('oneDNN', info['onednn'] or 'does not load: NumPy computes'),
+        ('data', f'{info["data_folder"]}: {", ".join(whole) or "no data set is whole"}'),
+    ):
         print(f'{label + ":":13}{value}')
     return 0
 

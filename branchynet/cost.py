@@ -1,4 +1,5 @@
 """Parameters and multiply-adds of a network's stages and exits."""
+
 from __future__ import annotations
 
 import math
@@ -25,6 +26,7 @@ class Cost(NamedTuple):
         params: Trainable numbers as they are stored, with biases and those of batch normalisation.
         macs: Multiply-adds of convolutions and linear layers for one sample.
     """
+
     params: int
     macs: int
 
@@ -37,6 +39,7 @@ class ExitCost(NamedTuple):
         exit: Cost of its own links.
         leaving: Cost of everything that runs for a sample that leaves here: all stages and exits' links so far.
     """
+
     stage: Cost
     exit: Cost
     leaving: Cost
@@ -49,6 +52,7 @@ class NetCost(NamedTuple):
         exits: An ExitCost for every exit.
         main: Cost of the baseline.
     """
+
     exits: list[ExitCost]
     main: Cost
 
@@ -86,7 +90,7 @@ def _exits(net: BranchyNet, x: Any) -> list[ExitCost]:
     for k, model in enumerate(net.models):
         h = net.stage(k, chainer.Variable(x))  # a new Variable: its graph begins at this stage
         x = h.array
-        trunk, own = model[model.starti:model.endi], model[model.endi:]
+        trunk, own = model[model.starti : model.endi], model[model.endi :]
         stage = Cost(_params(trunk), _macs(h))
         branch = Cost(_params(own), _macs(net.exit(k, chainer.Variable(x))))
         ran += trunk + own

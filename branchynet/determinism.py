@@ -52,7 +52,8 @@ _PORTABLE: dict[str, str | None] = {
     # Only names that this NumPy knows, because it ignores others. Xeon Phi's names are left out: each implies another
     # of the names.
     'NPY_DISABLE_CPU_FEATURES': ' '.join(
-        name for name in _NUMPY.__cpu_dispatch__ if name.startswith(('AVX512', 'X86_V4')) and '_KN' not in name),
+        name for name in _NUMPY.__cpu_dispatch__ if name.startswith(('AVX512', 'X86_V4')) and '_KN' not in name
+    ),
     'ONEDNN_MAX_CPU_ISA': 'AVX2',
     'DNNL_MAX_CPU_ISA': None,
     'ONEDNN_DEFAULT_FPMATH_MODE': None,
@@ -90,7 +91,8 @@ def _has_avx2() -> bool:
     # A feature that the environment disables in NumPy counts: NumPy checks it when the process has started again.
     disabled = os.environ.get('NPY_DISABLE_CPU_FEATURES', '').replace(',', ' ').split()
     return platform.machine() in ('x86_64', 'AMD64') and all(
-        _NUMPY.__cpu_features__.get(name) or name in disabled for name in ('AVX2', 'FMA3'))
+        _NUMPY.__cpu_features__.get(name) or name in disabled for name in ('AVX2', 'FMA3')
+    )
 
 
 def fix(profile: str, seed: int = 0, restart: bool = True) -> None:
@@ -122,11 +124,15 @@ def fix(profile: str, seed: int = 0, restart: bool = True) -> None:
 def _loaded_otherwise(profile: str) -> list[str]:
     """The libraries, in words, that loaded before the environment of the profile was set."""
     from branchynet.cpu import onednn
+
     found = ['random hashes (python -I and -E ignore PYTHONHASHSEED)'] * sys.flags.hash_randomization
     if profile == 'portable':
         found += [f"NumPy's {name}" for name in numpy_kernels() if name.startswith(('AVX512', 'X86_V4'))]
-        found += [f'{library} for {processor} with {threads} threads' for library, processor, threads in _blas()
-                  if (library, processor, threads) != ('openblas', 'Haswell', 1)]
+        found += [
+            f'{library} for {processor} with {threads} threads'
+            for library, processor, threads in _blas()
+            if (library, processor, threads) != ('openblas', 'Haswell', 1)
+        ]
         isa = (onednn.version() or {'isa': 'AVX2'})['isa']
         found += [f"oneDNN's {isa}"] * (isa != 'AVX2')
     return found
@@ -146,15 +152,19 @@ def _start_again(profile: str, different: dict[str, str | None], restart: bool) 
     print(f'Profile {profile}: starting again with {wanted}{replaced}', file=sys.stderr, flush=True)
     sys.stdout.flush()
     environment = {**os.environ, **different, _STARTED_AGAIN: '1'}
-    os.execve(sys.executable, [sys.executable, *_command()],
-              {name: value for name, value in environment.items() if value is not None})
+    os.execve(
+        sys.executable,
+        [sys.executable, *_command()],
+        {name: value for name, value in environment.items() if value is not None},
+    )
 
 
 def _can_start_again() -> bool:
     """Whether this process is not interactive, not a worker process, and its script was not read from a pipe."""
     kept = os.path.exists(sys.argv[0]) and not stat.S_ISFIFO(os.stat(sys.argv[0]).st_mode)
     return (kept or (sys.argv[0] == '-c' and hasattr(sys, 'orig_argv'))) and not (
-        hasattr(sys, 'ps1') or 'ipykernel' in sys.modules or multiprocessing.parent_process())
+        hasattr(sys, 'ps1') or 'ipykernel' in sys.modules or multiprocessing.parent_process()
+    )
 
 
 def _command() -> list[str]:
@@ -196,8 +206,11 @@ def numpy_kernels() -> list[str]:
 
 def _blas() -> list[tuple[str, str | None, int]]:
     """(library, processor that its kernels are for, threads) of every BLAS that has loaded."""
-    return [(pool['internal_api'], pool['architecture'], pool['num_threads'])
-            for pool in pools() if pool['internal_api'] != 'openmp']
+    return [
+        (pool['internal_api'], pool['architecture'], pool['num_threads'])
+        for pool in pools()
+        if pool['internal_api'] != 'openmp'
+    ]
 
 
 def pools() -> list[dict[str, Any]]:
@@ -207,5 +220,8 @@ def pools() -> list[dict[str, Any]]:
         Dicts with the keys internal_api, version, architecture and num_threads of threadpoolctl; JSON-ready.
     """
     import threadpoolctl
-    return [{key: pool.get(key) for key in ('internal_api', 'version', 'architecture', 'num_threads')}
-            for pool in threadpoolctl.threadpool_info()]
+
+    return [
+        {key: pool.get(key) for key in ('internal_api', 'version', 'architecture', 'num_threads')}
+        for pool in threadpoolctl.threadpool_info()
+    ]

@@ -8,6 +8,7 @@ the authors' release does, and a threshold, which users give as a Python float (
 the comparison, as NumPy did for the release. So a threshold that was chosen among recorded entropies is compared
 with the very number that was recorded, and, as the comparison is strict, the sample that it was recorded of stays.
 """
+
 from __future__ import annotations
 
 import math
@@ -32,6 +33,7 @@ class Answer(NamedTuple):
         prob: (B, C), the softmax of the exit's logits.
         entropy: (B,), nats: the criterion by which samples leave (section III of the paper).
     """
+
     prob: Array
     entropy: Array
 
@@ -120,7 +122,7 @@ def lowest(entropy: Array, count: int) -> Array:
     xp = get_array_module(entropy)
     order = entropy.argsort(kind='stable') if xp is np else entropy.argsort()  # CuPy's is stable
     mask = xp.zeros(len(entropy), bool)
-    mask[order[:max(count, 0)]] = True
+    mask[order[: max(count, 0)]] = True
     return mask
 
 
@@ -141,6 +143,7 @@ def leave_at(entropy: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
 
 
 # Which of the samples that reach an exit leave there
+
 
 class Rule(Protocol):
     """Decides at every exit but the last, where all leave."""
@@ -198,6 +201,7 @@ class Shares:
 
 # Settings: a number for all exits but the last, or a sequence of one for each
 
+
 def of_exit(setting: Any, k: int) -> float:
     """The value of a setting at exit k."""
     value: Any = setting if isinstance(setting, Real) else setting[k]
@@ -222,8 +226,9 @@ def check_per_exit(name: str, value: Any, exits: int, upper: float = math.inf) -
     except TypeError:
         raise TypeError(f'{name} is {value}: expected a number, or a sequence of {exits}') from None
     if not isinstance(value, Real) and len(values) != exits:
-        raise ValueError(f'{name} is {value}: expected a number, or a sequence of {exits} (one for every exit but '
-                         'the last)')
+        raise ValueError(
+            f'{name} is {value}: expected a number, or a sequence of {exits} (one for every exit but the last)'
+        )
     if not all(isinstance(v, Real) for v in values):
         raise TypeError(f'{name} is {value}: expected numbers')
     for v in values:

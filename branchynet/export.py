@@ -4,6 +4,7 @@ Two forms, described in docs/onnx.md: one file for one sample, where everything 
 and does not run for a sample that leaves; and a folder with a file for every stage, for batches whose remaining
 samples are gathered between the stages (OnnxBranchyNet does so).
 """
+
 from __future__ import annotations
 
 import functools
@@ -35,13 +36,21 @@ if TYPE_CHECKING:
 
 DESCRIPTION = 'network.json'  # of a folder of stages
 OLDEST_OPSET = 18  # the first whose reductions take their axes as an input
-_RULE = ('A sample leaves at the first exit whose entropy (float32, nats, of its softmax) is strictly below the '
-         "exit's threshold (float32); at the last exit all leave.")
+_RULE = (
+    'A sample leaves at the first exit whose entropy (float32, nats, of its softmax) is strictly below the '
+    "exit's threshold (float32); at the last exit all leave."
+)
 _OUTPUTS = 'label', 'prob', 'exit', 'entropy'
 
 
-def export(net: BranchyNet, path: str, shape: Sequence[int], thresholds: Any = None,
-           properties: Optional[Mapping[str, str]] = None, opset: Optional[int] = None) -> None:
+def export(
+    net: BranchyNet,
+    path: str,
+    shape: Sequence[int],
+    thresholds: Any = None,
+    properties: Optional[Mapping[str, str]] = None,
+    opset: Optional[int] = None,
+) -> None:
     """Writes a BranchyNet as ONNX, with the weights that it has now.
 
     What was written is run in ONNX Runtime and compared with the net, on random samples, before any file appears.
@@ -68,7 +77,7 @@ def export(net: BranchyNet, path: str, shape: Sequence[int], thresholds: Any = N
     x = _samples(_TRACED, shape)
     described = {**_properties(net, thresholds), **(properties or {})}
     if path.endswith('.onnx'):
-        model, = _models([_cascade(net, x, thresholds)], described, opset)
+        (model,) = _models([_cascade(net, x, thresholds)], described, opset)
         content = model.SerializeToString()
         _compare(_Cascade(content, 1), net, x)
         write_atomically(path, content)
@@ -131,7 +140,7 @@ class OnnxBranchyNet:
         """
         x = self._checked(x)
         thresholds = _per_exit(self.thresholdExits if thresholds is None else thresholds, self.numexits())
-        parts = [self._runner.run(x[i:i + _CHUNK], thresholds) for i in range(0, len(x), _CHUNK)]
+        parts = [self._runner.run(x[i : i + _CHUNK], thresholds) for i in range(0, len(x), _CHUNK)]
         return Classification(*map(np.concatenate, zip(*parts)))
 
     def test(self, x: Any, t: Any = None) -> tuple[float, list[float], list[int], float]:
@@ -157,7 +166,7 @@ class OnnxBranchyNet:
             t = _checked_labels(t, result.prob)
             right = (result.label == t).astype(float)
         correct = np.bincount(result.exit, right, self.numexits()).tolist()
-        return sum(correct) / len(right), [c / n if n else 0. for c, n in zip(correct, exits)], exits, seconds
+        return sum(correct) / len(right), [c / n if n else 0.0 for c, n in zip(correct, exits)], exits, seconds
 
     def _checked(self, x: Any) -> np.ndarray:
         """x as an array, if BranchyNet.test takes it too."""
@@ -211,8 +220,9 @@ class _Cascade:
     def run(self, x: np.ndarray, thresholds: Sequence[float]) -> tuple[np.ndarray, ...]:
         """(label, exit, entropy, prob) of x (B, ...)."""
         feed = {'thresholds': rounded(thresholds, np.float32)} if thresholds else {}
-        parts = [self._session.run(['label', 'exit', 'entropy', 'prob'], {'x': x[i:i + 1], **feed})
-                 for i in range(len(x))]
+        parts = [
+            self._session.run(['label', 'exit', 'entropy', 'prob'], {'x': x[i : i + 1], **feed}) for i in range(len(x))
+        ]
         return tuple(map(np.concatenate, zip(*parts)))
 
 
@@ -231,7 +241,8 @@ class _Stages:
         rows = np.arange(len(x))  # the samples that have not left
         for k, session in enumerate(self._sessions):
             label, entropy, prob, *features = session.run(
-                ['label', 'entropy', 'prob', *['features'] * (k < len(thresholds))], {'x': x})
+                ['label', 'entropy', 'prob', *['features'] * (k < len(thresholds))], {'x': x}
+            )
             if not result:
                 result = label, np.zeros(len(x), np.int64), entropy, prob
             else:
@@ -272,6 +283,7 @@ def _parts(folder: str, description: dict) -> Iterator[bytes]:
 
 def _session(content: bytes, threads: int) -> Any:
     import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -287,6 +299,7 @@ def _session(content: bytes, threads: int) -> Any:
 
 def _require(*modules: str) -> None:
     import importlib
+
     for name in modules:
         try:
             importlib.import_module(name)
@@ -306,8 +319,9 @@ def _check_net(net: BranchyNet) -> None:
         raise ValueError('the net is on a GPU: expected it on the CPU (net.to_cpu())')
     for path, param in net.namedparams():
         if not param.is_initialized:
-            raise ValueError(f'parameter {path} has no shape yet: expected a net whose main and exits have seen '
-                             'a batch')
+            raise ValueError(
+                f'parameter {path} has no shape yet: expected a net whose main and exits have seen a batch'
+            )
         if param.dtype != np.float32:
             raise ValueError(f'parameter {path} has dtype {param.dtype}: expected float32')
 
@@ -318,6 +332,7 @@ def _samples(count: int, shape: Sequence[int]) -> np.ndarray:
 
 def _properties(net: BranchyNet, thresholds: list[float]) -> dict[str, str]:
     from importlib import metadata
+
     return {
         'version': metadata.version('branchynet'),
         'commit': commit() or '',
@@ -340,6 +355,7 @@ def _cascade(net: BranchyNet, x: np.ndarray, thresholds: list[float]) -> GraphPr
     from branchynet.onnx_graph import Graph, Value
 
     from onnx import TensorProto, helper, numpy_helper
+
     graph = Graph(_weight_names(net))
     inputs = [helper.make_tensor_value_info('x', TensorProto.FLOAT, [1, *x.shape[1:]])]
     if thresholds:
@@ -349,8 +365,7 @@ def _cascade(net: BranchyNet, x: np.ndarray, thresholds: list[float]) -> GraphPr
     return helper.make_graph(graph.nodes, 'BranchyNet', inputs, _outputs('', classes), graph.initializers)
 
 
-def _add_from(graph: Graph, net: BranchyNet, k: int, x: Value, index: Optional[str] = None,
-              suffix: str = '') -> int:
+def _add_from(graph: Graph, net: BranchyNet, k: int, x: Value, index: Optional[str] = None, suffix: str = '') -> int:
     """Adds all that runs from stage k on for a sample that has not left before; returns the number of classes.
 
     Args:
@@ -362,6 +377,7 @@ def _add_from(graph: Graph, net: BranchyNet, k: int, x: Value, index: Optional[s
         suffix: of the names of the outputs.
     """
     from onnx import helper
+
     last = net.numexits() - 1
     features, logits = _add_stage(graph, net, k, x)
     classes = logits.array.shape[1]
@@ -377,10 +393,20 @@ def _add_from(graph: Graph, net: BranchyNet, k: int, x: Value, index: Optional[s
     _add_from(stays, net, k + 1, features, _add_next(stays, k, last, entropy, threshold), f'_after_{k}')
     branches = {
         name: helper.make_graph(branch.nodes, title, [], _outputs(ending, classes), branch.initializers)
-        for name, branch, title, ending in [('then_branch', leaves, f'leave at exit {k}', f'_at_{k}'),
-                                            ('else_branch', stays, f'go on after exit {k}', f'_after_{k}')]}
-    graph.nodes.append(helper.make_node(
-        'If', [graph.node('Less', entropy, threshold)], [name + suffix for name in _OUTPUTS], f'exit_{k}', **branches))
+        for name, branch, title, ending in [
+            ('then_branch', leaves, f'leave at exit {k}', f'_at_{k}'),
+            ('else_branch', stays, f'go on after exit {k}', f'_after_{k}'),
+        ]
+    }
+    graph.nodes.append(
+        helper.make_node(
+            'If',
+            [graph.node('Less', entropy, threshold)],
+            [name + suffix for name in _OUTPUTS],
+            f'exit_{k}',
+            **branches,
+        )
+    )
     return classes
 
 
@@ -390,8 +416,9 @@ def _add_next(graph: Graph, k: int, last: int, entropy: str, threshold: str) -> 
     Nothing is below NaN, so that a sample would stay. Here it is taken from a list at a place outside of it, which
     ends the call with an error that carries the name of this node.
     """
-    place = graph.node('Where', graph.node('GreaterOrEqual', entropy, threshold), graph.integers(k + 1),
-                       graph.integers(last + 1))
+    place = graph.node(
+        'Where', graph.node('GreaterOrEqual', entropy, threshold), graph.integers(k + 1), graph.integers(last + 1)
+    )
     return graph.new_node('Gather', graph.integers(*range(last + 1)), place, output=f'NaN_in_x_or_thresholds_{k}')
 
 
@@ -405,8 +432,13 @@ def _add_leaving(graph: Graph, prob: str, entropy: str, suffix: str) -> None:
 def _outputs(suffix: str, classes: int) -> list:
     """The types of the outputs that _add_leaving adds."""
     from onnx import TensorProto, helper
-    types = {'label': (TensorProto.INT64, [1]), 'prob': (TensorProto.FLOAT, [1, classes]),
-             'exit': (TensorProto.INT64, [1]), 'entropy': (TensorProto.FLOAT, [1])}
+
+    types = {
+        'label': (TensorProto.INT64, [1]),
+        'prob': (TensorProto.FLOAT, [1, classes]),
+        'exit': (TensorProto.INT64, [1]),
+        'entropy': (TensorProto.FLOAT, [1]),
+    }
     return [helper.make_tensor_value_info(name + suffix, *types[name]) for name in _OUTPUTS]
 
 
@@ -425,11 +457,15 @@ def _stage(net: BranchyNet, k: int, x: np.ndarray) -> tuple[GraphProto, np.ndarr
     from branchynet.onnx_graph import Graph, Value
 
     from onnx import TensorProto, helper
+
     graph = Graph(_weight_names(net))
     features, logits = _add_stage(graph, net, k, Value('x', x))
     _add_leaving(graph, *_add_softmax(graph, logits), '')
-    types = {'label': (TensorProto.INT64, ()), 'prob': (TensorProto.FLOAT, logits.array.shape[1:]),
-             'entropy': (TensorProto.FLOAT, ())}
+    types = {
+        'label': (TensorProto.INT64, ()),
+        'prob': (TensorProto.FLOAT, logits.array.shape[1:]),
+        'entropy': (TensorProto.FLOAT, ()),
+    }
     if k < net.numexits() - 1:
         graph.new_node('Identity', graph.named(features), output='features')
         types['features'] = TensorProto.FLOAT, features.array.shape[1:]
@@ -459,9 +495,11 @@ def _add_softmax(graph: Graph, logits: Value) -> tuple[str, str]:
 
 def _add_links(graph: Graph, model: Any, indices: Sequence[int], x: Value, place: str) -> Value:
     from branchynet.onnx_graph import add_link, describe
+
     for i in _in_order(model, list(indices)):
-        x = add_link(graph, functools.partial(model, starti=i, endi=i + 1), x,
-                     f'{place}: link {i} ({describe(model[i])})')
+        x = add_link(
+            graph, functools.partial(model, starti=i, endi=i + 1), x, f'{place}: link {i} ({describe(model[i])})'
+        )
     return x
 
 
@@ -472,7 +510,7 @@ def _in_order(model: Any, indices: list[int]) -> list[int]:
     """
     for place, (i, j) in enumerate(zip(indices, indices[1:])):
         if _calls(model[i], F.max_pooling_2d) and _calls(model[j], F.relu):
-            indices[place:place + 2] = j, i
+            indices[place : place + 2] = j, i
     return indices
 
 
@@ -483,6 +521,7 @@ def _calls(link: Any, function: Any) -> bool:
 def _models(graphs: list[GraphProto], properties: dict[str, str], opset: Optional[int]) -> list[ModelProto]:
     """Checked models of the newest opset that onnx and ONNX Runtime both take, or of the given one."""
     from onnx import checker, defs
+
     newest = defs.onnx_opset_version()
     if opset is not None and not OLDEST_OPSET <= opset <= newest:
         raise ValueError(f'opset is {opset}: expected {OLDEST_OPSET} to {newest}')
@@ -501,10 +540,15 @@ def _models(graphs: list[GraphProto], properties: dict[str, str], opset: Optiona
 
 def _model(graph: GraphProto, properties: dict[str, str], opset: int) -> ModelProto:
     from onnx import helper
+
     opsets = [helper.make_opsetid('', opset)]
     model = helper.make_model(
-        graph, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets), producer_name='branchynet',
-        producer_version=properties['version'])
+        graph,
+        opset_imports=opsets,
+        ir_version=helper.find_min_ir_version_for(opsets),
+        producer_name='branchynet',
+        producer_version=properties['version'],
+    )
     helper.set_model_props(model, properties)
     return model
 
@@ -513,8 +557,10 @@ def _description(properties: dict[str, str], models: list[ModelProto], contents:
     """The content of network.json."""
     stages = []
     for k, (model, content) in enumerate(zip(models, contents)):
-        shapes = {f'{value.name}_shape': [dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]]
-                  for value in [*model.graph.input, *model.graph.output]}
+        shapes = {
+            f'{value.name}_shape': [dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]]
+            for value in [*model.graph.input, *model.graph.output]
+        }
         stages.append({'file': f'stage{k}.onnx', 'sha256': hashlib.sha256(content).hexdigest(), **shapes})
     return {'properties': properties, 'stages': stages}
 
@@ -529,10 +575,12 @@ def _compare(runner: Any, net: BranchyNet, x: np.ndarray) -> None:
         for k, prob in enumerate(net.get_SM(x[:count])):
             if not np.isfinite(prob).all():
                 raise ValueError(f'exit {k} of the net gives NaN or infinity for random samples: check its weights')
-            _, exits, _, found = runner.run(x[:count], [-1.] * k + [math.inf] * (last - k))
+            _, exits, _, found = runner.run(x[:count], [-1.0] * k + [math.inf] * (last - k))
             if (exits != k).any() or not np.allclose(found, prob, rtol=0, atol=_CLOSE):
-                raise ValueError(f'exit {k} differs from the net by {abs(found - prob).max():.2g} in ONNX Runtime for '
-                                 f'a batch of {count}: a link computes something else for other batches')
+                raise ValueError(
+                    f'exit {k} differs from the net by {abs(found - prob).max():.2g} in ONNX Runtime for '
+                    f'a batch of {count}: a link computes something else for other batches'
+                )
 
 
 _CLOSE = 1e-3  # of probabilities: convolutions add up in another order

@@ -153,8 +153,11 @@ def lock(folder: str) -> Iterator[None]:
     f = _open_lock(path, folder)
     try:
         f.truncate(0)
-        f.write(json.dumps({'host': socket.gethostname(), 'process': os.getpid(),
-                            'since': time.strftime('%Y-%m-%d %H:%M:%S')}).encode())
+        f.write(
+            json.dumps(
+                {'host': socket.gethostname(), 'process': os.getpid(), 'since': time.strftime('%Y-%m-%d %H:%M:%S')}
+            ).encode()
+        )
         f.flush()
         yield
     finally:
@@ -199,6 +202,6 @@ def _holder(content: bytes) -> str:
     """The holder of a lock, in words, from the content of the lock's file."""
     try:
         holder = json.loads(content)
-        return f"process {holder['process']} on {holder['host']} since {holder['since']}"
+        return f'process {holder["process"]} on {holder["host"]} since {holder["since"]}'
     except (ValueError, KeyError, TypeError):
         return 'a process that has just begun'

@@ -1,4 +1,5 @@
 """Functions of arrays on any device."""
+
 from __future__ import annotations
 
 import functools
@@ -51,16 +52,15 @@ def rows(x: chainer.Variable, index: Any) -> chainer.Variable:
 
 
 class _Rows(chainer.Function):
-
     def __init__(self, index: Any) -> None:
         self.index = index
 
     def forward(self, inputs: tuple) -> tuple:
         self.shape = inputs[0].shape
-        return inputs[0][self.index],
+        return (inputs[0][self.index],)
 
     def backward(self, inputs: tuple, grad_outputs: tuple) -> tuple:
-        gy, = grad_outputs
+        (gy,) = grad_outputs
         gx = get_array_module(gy).zeros(self.shape, gy.dtype)
         gx[self.index] = gy
-        return gx,
+        return (gx,)

@@ -1,4 +1,5 @@
 """Early exit for any batch size: classify, and Compiled for the CPU."""
+
 from __future__ import annotations
 
 import copy
@@ -10,12 +11,10 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any, Callable, NamedTuple, Optional
 
-from branchynet import _chainer  # noqa: F401
-import chainer
-from chainer.backends.cuda import to_cpu
-import numpy as np
-
-from branchynet import exits
+from branchynet import (
+    _chainer,  # noqa: F401
+    exits,
+)
 from branchynet.cpu import onednn
 from branchynet.cpu.chain import Chain
 from branchynet.cpu.engine import Engine, NotFinite
@@ -23,6 +22,9 @@ from branchynet.cpu.threads import run
 from branchynet.exits import Array, Setting, answer, check_per_exit, leave_at, rounded
 from branchynet.net import BranchyNet, Look, check_labels, inference_mode
 
+import chainer
+import numpy as np
+from chainer.backends.cuda import to_cpu
 
 try:
     from branchynet.cpu.cascade import Cascade, NotCovered
@@ -39,6 +41,7 @@ class Classification(NamedTuple):
         entropy: float (N,), nats, of the exit where it left.
         prob: float (N, C), the softmax of the exit where it left.
     """
+
     label: np.ndarray
     exit: np.ndarray
     entropy: np.ndarray
@@ -77,8 +80,10 @@ def _without_nan(result: Classification) -> Classification:
     """The result, unless an answer in it is NaN: then raises ValueError."""
     if math.isnan(result.entropy.sum()):
         sample = np.isnan(result.entropy).argmax()
-        raise ValueError(f'exit {result.exit[sample]} answers NaN, first for sample {sample}: the weights hold NaN, or '
-                         'are so large that numbers overflow')
+        raise ValueError(
+            f'exit {result.exit[sample]} answers NaN, first for sample {sample}: the weights hold NaN, or '
+            'are so large that numbers overflow'
+        )
     return result
 
 
@@ -107,7 +112,7 @@ def _obstacle(net: BranchyNet) -> Optional[str]:
 
 def _main_head(net: BranchyNet) -> list[chainer.Parameter]:
     """The parameters of main's own head, which have no shape while it was never run."""
-    return [param for link in net.main[net.models[-1].endi:] for param in link.params()]
+    return [param for link in net.main[net.models[-1].endi :] for param in link.params()]
 
 
 def _snapshot(net: BranchyNet) -> BranchyNet:
@@ -209,7 +214,7 @@ class Compiled:
             _check_label(t, engine)
             label, k, seconds = self._call(engine.leave_one, x, cuts, _rule(cuts))
             accuracy = math.nan if t is None else float(label == t[0])
-            accuracies = [0.] * len(counts)
+            accuracies = [0.0] * len(counts)
             counts[k], accuracies[k] = 1, accuracy
             return accuracy, accuracies, counts, seconds
         result, seconds = self._classify(x, cuts)
@@ -218,7 +223,7 @@ class Compiled:
         counts = np.bincount(result.exit, minlength=len(counts)).tolist()
         right = np.full(len(x), math.nan) if t is None else result.label == t
         correct = np.bincount(result.exit, right, len(counts)).tolist()
-        return sum(correct) / len(x), [c / n if n else 0. for c, n in zip(correct, counts)], counts, seconds
+        return sum(correct) / len(x), [c / n if n else 0.0 for c, n in zip(correct, counts)], counts, seconds
 
     def test_main(self, x: Array, t: Optional[Array] = None) -> tuple[float, float]:
         """Classifies by main, as BranchyNet.test_main does.
@@ -244,7 +249,7 @@ class Compiled:
             label = self._call(engine.main_one, x)
             return math.nan if t is None else float(label == t[0]), time.perf_counter() - start
         parts, x = _chunks(len(x)), np.ascontiguousarray(x)
-        labels, seconds = np.empty(len(x), int), [0.] * len(parts)
+        labels, seconds = np.empty(len(x), int), [0.0] * len(parts)
 
         def task(i: int) -> None:
             start = time.perf_counter()
@@ -278,16 +283,26 @@ class Compiled:
             return self._net.look(x)
         engine, x = self._engine(x), np.ascontiguousarray(x)
         scores, released, whole = zip(*(self._call(engine.record, x[part]) for part in _chunks(len(x))))
-        return [Look(*answer(np.concatenate(parts)), sum(float(seconds[k].sum()) for seconds in released),
-                     sum(float(seconds[k].sum()) for seconds in whole))
-                for k, parts in enumerate(zip(*scores))]
+        return [
+            Look(
+                *answer(np.concatenate(parts)),
+                sum(float(seconds[k].sum()) for seconds in released),
+                sum(float(seconds[k].sum()) for seconds in whole),
+            )
+            for k, parts in enumerate(zip(*scores))
+        ]
 
     def _given(self, x: Array, t: Optional[Array]) -> tuple[np.ndarray, Optional[np.ndarray]]:
         """x and t as BranchyNet.checked returns them, and x of a shape that the net takes."""
         # Fast path: skip full validation for one sample of a shape already validated. The engine itself looks for
         # numbers that are not finite.
-        if (type(x) is np.ndarray and x.dtype == np.float32 and len(x) == 1 and x.shape[1:] in self._samples
-                and (t is None or (type(t) is np.ndarray and t.dtype == np.int32 and t.shape == (1,) and t[0] >= 0))):
+        if (
+            type(x) is np.ndarray
+            and x.dtype == np.float32
+            and len(x) == 1
+            and x.shape[1:] in self._samples
+            and (t is None or (type(t) is np.ndarray and t.dtype == np.int32 and t.shape == (1,) and t[0] >= 0))
+        ):
             return x, t
         x, t = self._net.checked(x, t)
         if x.dtype != np.float32 or x.shape[1:] not in self._samples:
@@ -366,8 +381,10 @@ def _check_label(t: Optional[np.ndarray], engine: Engine) -> None:
 def _machine_code(net: BranchyNet, shape: tuple[int, int, int], with_main: bool) -> Optional[Cascade]:
     """The net in machine code; None where a link has no kernel, or llvmlite does not load."""
     if Cascade is None:
-        warnings.warn('llvmlite does not load: samples go through stages one by one, in Python; pip install llvmlite',
-                      stacklevel=5)
+        warnings.warn(
+            'llvmlite does not load: samples go through stages one by one, in Python; pip install llvmlite',
+            stacklevel=5,
+        )
         return None
     try:
         return Cascade(net.models, net.main if with_main else None, shape)

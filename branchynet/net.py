@@ -4,6 +4,7 @@ The paper is Teerapittayanon, McDanel, Kung: BranchyNet: Fast Inference via Earl
 Neural Networks, ICPR 2016. Names and results are those of its authors' release; docs/fidelity.md
 lists what differs from it, and why.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -38,6 +39,7 @@ class Leaving(NamedTuple):
         entropy: (n,), nats.
         seconds: Duration of the trunk's stage before the exit, for all samples that reach the exit.
     """
+
     index: Array
     logits: Array
     prob: Array
@@ -54,6 +56,7 @@ class Look(NamedTuple):
         released: Seconds of the trunk's stage before the exit.
         whole: Seconds of that stage, the exit's links, softmax and entropy.
     """
+
     prob: Array
     entropy: Array
     released: float
@@ -104,10 +107,20 @@ class BranchyNet(chainer.Chain):
         ValueError: The network does not end with a Branch, or a setting is out of range.
     """
 
-    def __init__(self, network: list[chainer.Link], thresholdExits: Setting | None = None,
-                 percentTestExits: Setting = .9, percentTrainKeeps: Setting = 1., lr: float = 0.1,
-                 momentum: float = 0.9, weight_decay: float = 0.0001, alpha: float = 0.001, opt: str = 'Adam',
-                 joint: bool = True, verbose: bool = False) -> None:
+    def __init__(
+        self,
+        network: list[chainer.Link],
+        thresholdExits: Setting | None = None,
+        percentTestExits: Setting = 0.9,
+        percentTrainKeeps: Setting = 1.0,
+        lr: float = 0.1,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0001,
+        alpha: float = 0.001,
+        opt: str = 'Adam',
+        joint: bool = True,
+        verbose: bool = False,
+    ) -> None:
         super().__init__()
         _check_network(network)
         if opt not in ('Adam', 'MomentumSGD'):
@@ -133,7 +146,7 @@ class BranchyNet(chainer.Chain):
             self.main = Net()
             self.models = chainer.ChainList(*nets)
         # Within a copied list, residual blocks keep their weights; copied alone, they would not (see ResBlock).
-        trunk, head = nets[-1][:nets[-1].endi], copy.deepcopy(list(network[-1]))
+        trunk, head = nets[-1][: nets[-1].endi], copy.deepcopy(list(network[-1]))
         for link in trunk + head:
             self.main.append(link)
         self._check_settings()
@@ -146,7 +159,8 @@ class BranchyNet(chainer.Chain):
         self.optimizer = self._make_optimizer(self.main, self.alpha, self.momentum)
         # As released, the exits' own links have Chainer's default alpha and a momentum of 0.9, whatever was given.
         self.optimizers = [
-            self._make_optimizer(chainer.ChainList(*model[model.endi:]), 0.001, 0.9) for model in self.models]
+            self._make_optimizer(chainer.ChainList(*model[model.endi :]), 0.001, 0.9) for model in self.models
+        ]
 
     def _make_optimizer(self, target: chainer.Link, alpha: float, momentum: float) -> chainer.Optimizer:
         if self.opt == 'Adam':
@@ -307,14 +321,14 @@ class BranchyNet(chainer.Chain):
             one: it runs only in the trunk's stages and does not wait for a GPU.
         """
         x, t = self.checked(x, t)
-        counts, seconds = [0] * self.numexits(), 0.
+        counts, seconds = [0] * self.numexits(), 0.0
         correct: list[float] = [0] * self.numexits()
         with inference_mode():
             for k, left in enumerate(self.leave(x, self._testing_rule())):
                 seconds += left.seconds
                 counts[k] = len(left.index)
                 correct[k] = math.nan if t is None else _count_correct(left.logits, t[left.index])
-        accuracies = [c / n if n else 0. for c, n in zip(correct, counts)]
+        accuracies = [c / n if n else 0.0 for c, n in zip(correct, counts)]
         return sum(correct) / len(x), accuracies, counts, seconds
 
     def run(self, x: Array) -> Array:
@@ -441,8 +455,9 @@ class BranchyNet(chainer.Chain):
             result.append(batch)
         return [np.concatenate(parts) for parts in zip(*result)]
 
-    def find_thresholds(self, x: Array, y: Array | None = None, percentTrainKeeps: Setting = .5,
-                        batchsize: int = 1024) -> list[float]:
+    def find_thresholds(
+        self, x: Array, y: Array | None = None, percentTrainKeeps: Setting = 0.5, batchsize: int = 1024
+    ) -> list[float]:
         """Thresholds with which a given share of the samples stays at each exit, from `find_entropies`.
 
         Each exit's threshold is found over all samples, also over those that would have left before it.
@@ -459,8 +474,9 @@ class BranchyNet(chainer.Chain):
         """
         return self.find_thresholds_entropies(x, y, percentTrainKeeps, batchsize)[0]
 
-    def find_thresholds_entropies(self, x: Array, y: Array | None = None, percentTrainKeeps: Setting = .5,
-                                  batchsize: int = 1024) -> tuple[list[float], list[np.ndarray]]:
+    def find_thresholds_entropies(
+        self, x: Array, y: Array | None = None, percentTrainKeeps: Setting = 0.5, batchsize: int = 1024
+    ) -> tuple[list[float], list[np.ndarray]]:
         """Thresholds and entropies from one pass: (find_thresholds, find_entropies), with their arguments."""
         check_per_exit('percentTrainKeeps', percentTrainKeeps, self.numexits() - 1, upper=1)
         entropies = self.find_entropies(x, y, batchsize)
@@ -577,7 +593,7 @@ class BranchyNet(chainer.Chain):
             return copy.deepcopy(self)
         new = super().copy(mode)
         for model in new.models:
-            model[:model.endi] = new.main[:model.endi]
+            model[: model.endi] = new.main[: model.endi]
         new._setup_optimizers()
         new.clearLearnedExitsThresholds()
         return new

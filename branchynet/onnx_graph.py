@@ -4,6 +4,7 @@ A link is called once on a batch of random numbers while Chainer records the gra
 becomes ONNX nodes; arrays that do not depend on the input (weights, and functions of weights alone) become
 constants. So a user's own links, lambdas and partial functions are followed too, if they call functions of _NODES.
 """
+
 from __future__ import annotations
 
 import functools
@@ -63,6 +64,7 @@ class Value(NamedTuple):
         name: of the ONNX value that holds it; None for an array that does not depend on the input.
         array: its numbers in the recorded call; the batch comes first where there is a name.
     """
+
     name: Optional[str]
     array: np.ndarray
 
@@ -150,8 +152,9 @@ def add_link(graph: Graph, link: Callable, x: Value, place: str) -> Value:
     try:
         for function in _functions(y):
             assert function.inputs is not None and function.outputs is not None  # set when it was called
-            inputs = [Value(names.get(id(node)), array)
-                      for node, array in zip(function.inputs, recorder.inputs[function])]
+            inputs = [
+                Value(names.get(id(node)), array) for node, array in zip(function.inputs, recorder.inputs[function])
+            ]
             if any(value.name for value in inputs):
                 node = function.outputs[0]()
                 names[id(node)] = _add_function(graph, function, inputs, node.shape)
@@ -177,6 +180,7 @@ class _NotCovered(Exception):
 
 class _Recorder(chainer.FunctionHook):
     """Keeps the arrays that functions take, of which Chainer's graph keeps only some."""
+
     name = 'BranchyNet export'
 
     def __init__(self) -> None:
@@ -202,8 +206,10 @@ def _add_function(graph: Graph, function: chainer.FunctionNode, inputs: list[Val
     """Adds the nodes of a function whose output has a shape (B, ...); returns the output's name."""
     write = _NODES.get(type(function))
     if write is None or len(function.outputs or ()) > 1:
-        raise _NotCovered(f'the function {type(function).__name__} has no ONNX nodes here (covered: '
-                          f'{", ".join(sorted(known.__name__ for known in _NODES))})')
+        raise _NotCovered(
+            f'the function {type(function).__name__} has no ONNX nodes here (covered: '
+            f'{", ".join(sorted(known.__name__ for known in _NODES))})'
+        )
     batch = next(len(value.array) for value in inputs if value.name)
     if shape[:1] != (batch,):
         raise _NotCovered(f'the function {type(function).__name__} mixes the samples of a batch')
@@ -229,24 +235,30 @@ def _simple(op: str, **attributes: Callable[[Any], Any]) -> _Writer:
         op: the node's operator.
         **attributes: attributes of the node, each read from the function.
     """
+
     def write(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...]) -> str:
         return graph.node(op, *map(graph.named, inputs), **{name: get(function) for name, get in attributes.items()})
+
     return write
 
 
 def _with_number(op: str, number_first: bool = False) -> _Writer:
     """The writer of one node that takes a function's input and its attribute ``value``."""
+
     def write(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...]) -> str:
         operands = [graph.named(inputs[0]), graph.constant(function.value)]
         return graph.node(op, *(operands[::-1] if number_first else operands))
+
     return write
 
 
 def _reduction(op: str) -> _Writer:
     """The writer of a sum, mean, maximum or minimum over axes."""
+
     def write(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...]) -> str:
         axes = range(inputs[0].array.ndim) if function.axis is None else function.axis
         return graph.node(op, graph.named(inputs[0]), graph.integers(*axes), keepdims=int(function.keepdims))
+
     return write
 
 
@@ -315,23 +327,40 @@ def _matmul(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, 
 
 def _convolution(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...]) -> str:
     x, w = inputs[0].array, inputs[1].array
-    stride, pad, dilate = _geometry(function, 'sy sx', 'stride'), _geometry(function, 'ph pw', 'pad'), _geometry(
-        function, 'dy dx', 'dilate')
+    stride, pad, dilate = (
+        _geometry(function, 'sy sx', 'stride'),
+        _geometry(function, 'ph pw', 'pad'),
+        _geometry(function, 'dy dx', 'dilate'),
+    )
     ends = _pads_behind(x.shape, shape, [(k - 1) * d + 1 for k, d in zip(w.shape[2:], dilate)], stride, pad)
-    return graph.node('Conv', *map(graph.named, inputs), kernel_shape=w.shape[2:], strides=stride, dilations=dilate,
-                      pads=[*pad, *ends], group=function.groups)
+    return graph.node(
+        'Conv',
+        *map(graph.named, inputs),
+        kernel_shape=w.shape[2:],
+        strides=stride,
+        dilations=dilate,
+        pads=[*pad, *ends],
+        group=function.groups,
+    )
 
 
 def _deconvolution(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...]) -> str:
     x, w = inputs[0].array, inputs[1].array
     stride, pad, dilate = (function.sy, function.sx), (function.ph, function.pw), (function.dy, function.dx)
-    whole = [(size - 1) * s + (k - 1) * d + 1
-             for size, s, k, d in zip(x.shape[2:], stride, w.shape[2:], dilate)]
+    whole = [(size - 1) * s + (k - 1) * d + 1 for size, s, k, d in zip(x.shape[2:], stride, w.shape[2:], dilate)]
     missing = [out - (size - 2 * p) for out, size, p in zip(shape[2:], whole, pad)]
     if not all(0 <= m < s for m, s in zip(missing, stride)):
         raise _NotCovered('the function Deconvolution2DFunction has an outsize that ONNX cannot state')
-    return graph.node('ConvTranspose', *map(graph.named, inputs), kernel_shape=w.shape[2:], strides=stride,
-                      dilations=dilate, pads=[*pad, *pad], output_padding=missing, group=function.groups)
+    return graph.node(
+        'ConvTranspose',
+        *map(graph.named, inputs),
+        kernel_shape=w.shape[2:],
+        strides=stride,
+        dilations=dilate,
+        pads=[*pad, *pad],
+        output_padding=missing,
+        group=function.groups,
+    )
 
 
 def _max_pooling(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...]) -> str:
@@ -339,8 +368,11 @@ def _max_pooling(graph: Graph, function: Any, inputs: list[Value], shape: tuple[
 
 
 def _average_pooling(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...]) -> str:
-    geometry = _geometry(function, 'kh kw', 'ksize'), _geometry(function, 'sy sx', 'stride'), _geometry(
-        function, 'ph pw', 'pad')
+    geometry = (
+        _geometry(function, 'kh kw', 'ksize'),
+        _geometry(function, 'sy sx', 'stride'),
+        _geometry(function, 'ph pw', 'pad'),
+    )
     count = getattr(function, 'pad_value', 0) is not None
     return _pooling(graph, 'AveragePool', inputs[0], shape, geometry, count_include_pad=int(count))
 
@@ -360,11 +392,13 @@ def _geometry(function: Any, pair: str, several: str) -> list[int]:
     return [getattr(function, name) for name in pair.split()]
 
 
-def _pads_behind(x_shape: Sequence[int], y_shape: Sequence[int], ksize: Sequence[int], stride: Sequence[int],
-                 pad: Sequence[int]) -> list[int]:
+def _pads_behind(
+    x_shape: Sequence[int], y_shape: Sequence[int], ksize: Sequence[int], stride: Sequence[int], pad: Sequence[int]
+) -> list[int]:
     """Padding behind each axis that makes exactly the windows of y; Chainer's cover_all may need more than ``pad``."""
-    return [max((n - 1) * s + k - size - p, 0)
-            for n, s, k, size, p in zip(y_shape[2:], stride, ksize, x_shape[2:], pad)]
+    return [
+        max((n - 1) * s + k - size - p, 0) for n, s, k, size, p in zip(y_shape[2:], stride, ksize, x_shape[2:], pad)
+    ]
 
 
 def _batch_normalization(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...]) -> str:
@@ -383,14 +417,25 @@ def _local_response(graph: Graph, function: Any, inputs: list[Value], shape: tup
     common beta.
     """
     half = function.n // 2
-    if function.beta != .75 or len(shape) != 4:
+    if function.beta != 0.75 or len(shape) != 4:
         # ONNX divides alpha by the number of channels in the window, Chainer does not.
-        return graph.node('LRN', graph.named(inputs[0]), size=2 * half + 1, alpha=function.alpha * (2 * half + 1),
-                          beta=function.beta, bias=float(function.k))
+        return graph.node(
+            'LRN',
+            graph.named(inputs[0]),
+            size=2 * half + 1,
+            alpha=function.alpha * (2 * half + 1),
+            beta=function.beta,
+            bias=float(function.k),
+        )
     x, channels = graph.named(inputs[0]), np.arange(shape[1])
     window = (abs(channels[:, None] - channels) <= half) * function.alpha
-    scale = graph.node('Conv', graph.node('Mul', x, x), graph.constant(window.reshape(*window.shape, 1, 1)),
-                       graph.constant(np.full(shape[1], function.k)), kernel_shape=(1, 1))
+    scale = graph.node(
+        'Conv',
+        graph.node('Mul', x, x),
+        graph.constant(window.reshape(*window.shape, 1, 1)),
+        graph.constant(np.full(shape[1], function.k)),
+        kernel_shape=(1, 1),
+    )
     root = graph.node('Sqrt', scale)
     return graph.node('Div', x, graph.node('Mul', root, graph.node('Sqrt', root)))
 

@@ -1,4 +1,5 @@
 """Progress bars."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -14,4 +15,5 @@ def progress(iterable: Iterable | None = None, label: str | None = None, **optio
         **options: Further arguments of tqdm.
     """
     from tqdm import tqdm
+
     return tqdm(iterable, label, leave=False, delay=2, disable=None, **options)

@@ -30,6 +30,7 @@ def environment(out: str | None = None) -> dict[str, Any]:
         A JSON-ready dict.
     """
     from branchynet.cpu import onednn
+
     return {
         'commit': commit(),
         'tree': tree(out),
@@ -101,8 +102,9 @@ def require_clean(out: str | None = None) -> None:
     if found is None:
         raise ValueError('this is no checkout of the code, so it cannot be clean as --require-clean demands')
     if found != 'clean':
-        raise ValueError(f'the tree is {found}: commit or remove the changes that `git status` lists, or leave out '
-                         '--require-clean')
+        raise ValueError(
+            f'the tree is {found}: commit or remove the changes that `git status` lists, or leave out --require-clean'
+        )
 
 
 def _tree(out: str | None) -> str | None:
@@ -164,8 +166,9 @@ def _git(*words: str) -> str | None:
     """
     here = os.path.dirname(os.path.abspath(__file__))
     try:
-        done = subprocess.run(['git', *words], cwd=here, capture_output=True, text=True, check=False,
-                              env={**os.environ, 'LC_ALL': 'C'})
+        done = subprocess.run(
+            ['git', *words], cwd=here, capture_output=True, text=True, check=False, env={**os.environ, 'LC_ALL': 'C'}
+        )
     except OSError as e:
         raise _GitFailed(f'git cannot be run: {e.strerror}') from e
     if done.returncode == 0:
@@ -189,16 +192,23 @@ def _packages(name: str) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
         found[name] = distribution.version
-        names += [re.split(r'[^\w.-]', text, maxsplit=1)[0] for text in distribution.requires or ()
-                  if 'extra ==' not in text or 'cuda12' in text]
+        names += [
+            re.split(r'[^\w.-]', text, maxsplit=1)[0]
+            for text in distribution.requires or ()
+            if 'extra ==' not in text or 'cuda12' in text
+        ]
     return dict(sorted(found.items()))
 
 
 def _cuda() -> dict[str, Any]:
     """Versions of the driver and of CUDA's libraries."""
     runtime = cuda.cupy.cuda.runtime
-    return {'driver': _driver(), 'driver_cuda': runtime.driverGetVersion(), 'runtime': runtime.runtimeGetVersion(),
-            'cudnn': cuda.libcudnn.getVersion() if cuda.cudnn_enabled else None}
+    return {
+        'driver': _driver(),
+        'driver_cuda': runtime.driverGetVersion(),
+        'runtime': runtime.runtimeGetVersion(),
+        'cudnn': cuda.libcudnn.getVersion() if cuda.cudnn_enabled else None,
+    }
 
 
 def _driver() -> str | None:

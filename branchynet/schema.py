@@ -19,8 +19,14 @@ from cattrs.gen import make_dict_structure_fn
 
 T = TypeVar('T')
 
-_NOUNS = {dict: 'an object', list: 'a list', str: 'a text', bool: 'true or false', int: 'a whole number',
-          float: 'a number'}
+_NOUNS = {
+    dict: 'an object',
+    list: 'a list',
+    str: 'a text',
+    bool: 'true or false',
+    int: 'a whole number',
+    float: 'a number',
+}
 
 
 def structure(content: Any, kind: type[T], where: str = '') -> T:
@@ -87,12 +93,14 @@ def _make_converter() -> cattrs.Converter:
     for kind in str, bool, int, float:
         converter.register_structure_hook(kind, _scalar)
     converter.register_structure_hook_factory(
-        attrs.has, lambda kind, c: _checked(dict, make_dict_structure_fn(
-            kind, c, _cattrs_forbid_extra_keys=True)))
+        attrs.has, lambda kind, c: _checked(dict, make_dict_structure_fn(kind, c, _cattrs_forbid_extra_keys=True))
+    )
     converter.register_structure_hook_factory(
-        lambda kind: get_origin(kind) is list, lambda kind, c: _checked(list, list_structure_factory(kind, c)))
+        lambda kind: get_origin(kind) is list, lambda kind, c: _checked(list, list_structure_factory(kind, c))
+    )
     converter.register_structure_hook_factory(
-        lambda kind: get_origin(kind) is dict, lambda kind, c: _checked(dict, c.gen_structure_mapping(kind)))
+        lambda kind: get_origin(kind) is dict, lambda kind, c: _checked(dict, c.gen_structure_mapping(kind))
+    )
     return converter
 
 
@@ -105,10 +113,12 @@ def _scalar(value: Any, kind: type) -> Any:
 
 def _checked(json_kind: type, hook: Any) -> Any:
     """Restricts ``hook`` to values of the JSON type."""
+
     def structure_checked(value: Any, kind: Any) -> Any:
         if not isinstance(value, json_kind):
             raise _Expected(value, json_kind)
         return hook(value, kind)
+
     return structure_checked
 
 

@@ -1,4 +1,5 @@
 """Threshold sweeps from one pass: the exit record determines the result of every setting of thresholds."""
+
 from __future__ import annotations
 
 import math
@@ -33,6 +34,7 @@ class ExitRecord(NamedTuple):
         whole: float (E, N), seconds per sample: at the first exit of the whole call in which all samples leave there,
             at later exits of the stage before it, the exit's links, softmax and entropy, which such a call adds.
     """
+
     entropy: np.ndarray
     correct: np.ndarray
     released: np.ndarray
@@ -49,6 +51,7 @@ class Sweep(NamedTuple):
         released: float (S,), mean seconds per sample on the released clock, composed of the stages' times.
         whole: float (S,), the same on the whole clock.
     """
+
     thresholds: np.ndarray
     accuracy: np.ndarray
     exits: np.ndarray
@@ -77,14 +80,14 @@ def record(net: BranchyNet | Compiled, x: Array, t: Array, batchsize: int = 1) -
     """
     check_pairs(x, t)
     parts = batches(len(x), batchsize)
-    for part in parts[:timing.WARMUP]:
+    for part in parts[: timing.WARMUP]:
         _record_batch(net, x[part], t[part])
     timed = parts[:_TIMED] if isinstance(net, Compiled) else parts
     recorded = [_record_batch(net, x[part], t[part]) for part in progress(timed, 'sweeping')]
     for values, seconds in zip(recorded, _seconds_of_first_exit(net, [x[part] for part in timed])):
         values[_WHOLE][0] = seconds
     released, whole = (np.concatenate([r[i] for r in recorded], axis=1) for i in (2, 3))
-    recorded += _record_on_threads(net, x[timed[-1].stop:], t[timed[-1].stop:])
+    recorded += _record_on_threads(net, x[timed[-1].stop :], t[timed[-1].stop :])
     entropy, correct = (np.concatenate([r[i] for r in recorded], axis=1) for i in (0, 1))
     turns = np.arange(len(x)) % released.shape[1]
     return ExitRecord(entropy, correct, released[:, turns], whole[:, turns])
@@ -128,8 +131,14 @@ def _record_batch(net: BranchyNet | Compiled, x: Array, t: Array) -> list[np.nda
     count, rows = len(x), []
     for look in net.look(x):
         check_labels(look.prob, t)
-        rows.append((to_cpu(look.entropy), to_cpu(look.prob).argmax(axis=1) == t,
-                     np.full(count, look.released / count), np.full(count, look.whole / count)))
+        rows.append(
+            (
+                to_cpu(look.entropy),
+                to_cpu(look.prob).argmax(axis=1) == t,
+                np.full(count, look.released / count),
+                np.full(count, look.whole / count),
+            )
+        )
     return [np.stack(values) for values in zip(*rows)]
 
 
@@ -156,8 +165,15 @@ def sweep(recorded: ExitRecord, thresholds: Any) -> Sweep:
     exits, samples = recorded.entropy.shape
     # What changes when a sample reaches an exit: the count there by 1, correctness (this exit's in place of that of
     # the exit before), and two times. Sums of whole numbers are exact in float64.
-    gains = np.stack([np.ones((exits, samples)), np.diff(recorded.correct.astype(float), axis=0, prepend=0),
-                      recorded.released, recorded.whole], axis=1)
+    gains = np.stack(
+        [
+            np.ones((exits, samples)),
+            np.diff(recorded.correct.astype(float), axis=0, prepend=0),
+            recorded.released,
+            recorded.whole,
+        ],
+        axis=1,
+    )
     order, ranks = _ranks(recorded.entropy[:-1], thresholds)
     totals = np.empty((exits, 4, len(thresholds)))
     totals[0] = gains[0].sum(axis=1, keepdims=True)
@@ -195,7 +211,8 @@ def _checked(recorded: ExitRecord, thresholds: Any) -> np.ndarray:
     exits, samples = recorded.entropy.shape
     if thresholds.ndim != 2 or thresholds.shape[1] != exits - 1 or not len(thresholds):
         raise ValueError(
-            f'thresholds have shape {thresholds.shape}: expected (settings, {exits - 1}), at least one setting')
+            f'thresholds have shape {thresholds.shape}: expected (settings, {exits - 1}), at least one setting'
+        )
     if np.isnan(thresholds).any():
         raise ValueError('thresholds hold NaN')
     if samples == 0:
@@ -238,7 +255,7 @@ def _sums_of_remaining(order: np.ndarray, ranks: np.ndarray, gains: np.ndarray) 
     result = np.empty((len(gains), ranks.shape[1]))
     for group in _groups(ranks[:-1]):
         reached = np.flatnonzero((places >= ranks[:-1, group[:1]]).all(axis=0))
-        gains.take(reached, axis=1).cumsum(axis=1, out=sums[:, 1:len(reached) + 1])
+        gains.take(reached, axis=1).cumsum(axis=1, out=sums[:, 1 : len(reached) + 1])
         counts = np.searchsorted(reached, len(falling) - ranks[-1, group])
         result[:, group] = sums.take(counts, axis=1)
     return result

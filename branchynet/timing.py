@@ -4,6 +4,7 @@
 and does not wait for a GPU. ``whole`` is the time that a user waits: the call of ``test`` or ``test_main``, from arrays
 to labels, with the exits' links, softmax and entropy, until the GPU has finished.
 """
+
 from __future__ import annotations
 
 import time
@@ -34,6 +35,7 @@ class Measurement(NamedTuple):
         released: float (batches,), seconds per sample of each batch on the released clock.
         whole: float (batches,), the same on the whole clock.
     """
+
     accuracy: float
     correct: np.ndarray
     exits: np.ndarray
@@ -48,8 +50,7 @@ def now(net: BranchyNet | Compiled) -> float:
     return time.perf_counter()
 
 
-def measure(net: BranchyNet | Compiled, x: Array, t: Array, batchsize: int = 1,
-            main: bool = False) -> Measurement:
+def measure(net: BranchyNet | Compiled, x: Array, t: Array, batchsize: int = 1, main: bool = False) -> Measurement:
     """Times ``test``, with the net's own settings, or ``test_main``.
 
     Args:
@@ -70,10 +71,10 @@ def measure(net: BranchyNet | Compiled, x: Array, t: Array, batchsize: int = 1,
     parts = batches(len(x), batchsize)
     for part in parts[:WARMUP]:
         _timed(net, x[part], t[part], main)
-    correct, exits, released, whole = zip(
-        *(_timed(net, x[part], t[part], main) for part in progress(parts, 'timing')))
-    return Measurement(sum(correct) / len(x), np.array(correct), np.sum(exits, axis=0), np.array(released),
-                       np.array(whole))
+    correct, exits, released, whole = zip(*(_timed(net, x[part], t[part], main) for part in progress(parts, 'timing')))
+    return Measurement(
+        sum(correct) / len(x), np.array(correct), np.sum(exits, axis=0), np.array(released), np.array(whole)
+    )
 
 
 def _timed(net: BranchyNet | Compiled, x: Array, t: Array, main: bool) -> tuple[int, list[int], float, float]:

@@ -53,6 +53,7 @@ class Position(NamedTuple):
         order: int (N,), the indices of the samples in the order in which the epoch takes them.
         results: (losses, accuracies) of every step so far; losses in nats, accuracies in [0, 1].
     """
+
     order: np.ndarray
     results: list
 
@@ -62,8 +63,15 @@ class Position(NamedTuple):
         return np.mean(losses, axis=0), np.mean(accuracies, axis=0)
 
 
-def steps(net: BranchyNet, x: np.ndarray, y: np.ndarray, batchsize: int, main: bool = False,
-          position: Position | None = None, feed: Feed | None = None) -> Iterator[Position]:
+def steps(
+    net: BranchyNet,
+    x: np.ndarray,
+    y: np.ndarray,
+    batchsize: int,
+    main: bool = False,
+    position: Position | None = None,
+    feed: Feed | None = None,
+) -> Iterator[Position]:
     """Trains one epoch, in the order of ``numpy.random.permutation``.
 
     Args:
@@ -88,7 +96,7 @@ def steps(net: BranchyNet, x: np.ndarray, y: np.ndarray, batchsize: int, main: b
     if position is None:
         position = Position(np.random.permutation(len(x)), [])
     step = net.train_main if main else net.train
-    rest = position.order[len(position.results) * batchsize:]
+    rest = position.order[len(position.results) * batchsize :]
     if feed is None:
         pairs: Iterable = ((x[rest[part]], y[rest[part]]) for part in batches(len(rest), batchsize))
     else:
@@ -104,9 +112,18 @@ def check_epochs(num_epoch: int) -> None:
         raise ValueError(f'num_epoch is {num_epoch}: expected 0 or more')
 
 
-def epochs(net: BranchyNet, x: np.ndarray, y: np.ndarray, batchsize: int, num_epoch: int, main: bool = False,
-           begun: int = 0, position: Position | None = None, feed: Feed | None = None,
-           after_step: Callable[[Position], None] | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def epochs(
+    net: BranchyNet,
+    x: np.ndarray,
+    y: np.ndarray,
+    batchsize: int,
+    num_epoch: int,
+    main: bool = False,
+    begun: int = 0,
+    position: Position | None = None,
+    feed: Feed | None = None,
+    after_step: Callable[[Position], None] | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Trains epoch by epoch, with a progress bar.
 
     Args:

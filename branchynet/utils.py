@@ -1,4 +1,5 @@
 """The original's helper functions, under their names, arguments and returns."""
+
 from __future__ import annotations
 
 import itertools
@@ -11,14 +12,15 @@ from branchynet.exits import Array, check_per_exit, lowest
 from branchynet.inference import Compiled
 from branchynet.net import BranchyNet
 from branchynet.progress import progress
-from branchynet.training import check_epochs, batches, check_pairs, epochs
+from branchynet.training import batches, check_epochs, check_pairs, epochs
 
 import numpy as np
 from chainer.backends.cuda import to_cpu
 
 
-def train(net: BranchyNet, x: Array, y: Array, batchsize: int = 10000, num_epoch: int = 20,
-          main: bool = False) -> tuple[list, list, float]:
+def train(
+    net: BranchyNet, x: Array, y: Array, batchsize: int = 10000, num_epoch: int = 20, main: bool = False
+) -> tuple[list, list, float]:
     """Trains all exits jointly (section III of the paper), or main alone.
 
     Args:
@@ -44,8 +46,9 @@ def _columns(rows: Iterable, count: int) -> list[list]:
     return [list(column) for column in zip(*rows)] or [[] for _ in range(count)]
 
 
-def test(net: BranchyNet | Compiled, x: Array, y: Array, batchsize: int = 10000,
-         main: bool = False) -> tuple[float, float, np.ndarray, np.ndarray]:
+def test(
+    net: BranchyNet | Compiled, x: Array, y: Array, batchsize: int = 10000, main: bool = False
+) -> tuple[float, float, np.ndarray, np.ndarray]:
     """Classifies samples with early exit, or by main.
 
     After joint training main's own head no longer fits the trunk, so ``main=True`` gives a baseline only before joint
@@ -66,9 +69,10 @@ def test(net: BranchyNet | Compiled, x: Array, y: Array, batchsize: int = 10000,
     return _test(net, ((x[part], y[part]) for part in progress(batches(len(x), batchsize), 'testing')), main)
 
 
-def _test(net: BranchyNet | Compiled, pairs: Iterable[tuple[Array, Array]],
-          main: bool) -> tuple[float, float, np.ndarray, np.ndarray]:
-    total, correct, seconds = 0, 0, 0.
+def _test(
+    net: BranchyNet | Compiled, pairs: Iterable[tuple[Array, Array]], main: bool
+) -> tuple[float, float, np.ndarray, np.ndarray]:
+    total, correct, seconds = 0, 0, 0.0
     exits, exits_correct = np.zeros(net.numexits(), int), np.zeros(net.numexits())
     for x, y in pairs:
         if main:
@@ -83,8 +87,17 @@ def _test(net: BranchyNet | Compiled, pairs: Iterable[tuple[Array, Array]],
     return correct / total, seconds, exits, exits_correct / np.maximum(exits, 1)
 
 
-def traintest(net: BranchyNet, xtr: Array, ytr: Array, xte: Array, yte: Array, batchsize: int = 10000,
-              num_epoch: int = 20, main: bool = False, verbose: bool = False) -> tuple:
+def traintest(
+    net: BranchyNet,
+    xtr: Array,
+    ytr: Array,
+    xte: Array,
+    yte: Array,
+    batchsize: int = 10000,
+    num_epoch: int = 20,
+    main: bool = False,
+    verbose: bool = False,
+) -> tuple:
     """Trains and, after every epoch, tests.
 
     Args:
@@ -102,6 +115,7 @@ def traintest(net: BranchyNet, xtr: Array, ytr: Array, xte: Array, yte: Array, b
         (losses, accuracies, train seconds, test accuracies, test seconds, test exits, test accuracies per exit):
         the two times are totals; the others are lists with an element for every epoch, as in `train` and `test`.
     """
+
     def train_once() -> tuple:
         return train(net, xtr, ytr, batchsize, 1, main)
 
@@ -113,7 +127,7 @@ def traintest(net: BranchyNet, xtr: Array, ytr: Array, xte: Array, yte: Array, b
 
 def _traintest(train_once: Callable[[], tuple], test_once: Callable[[], tuple], num_epoch: int, verbose: bool) -> tuple:
     check_epochs(num_epoch)
-    rows, train_seconds, test_seconds = [], 0., 0.
+    rows, train_seconds, test_seconds = [], 0.0, 0.0
     for epoch in range(num_epoch):
         losses, accuracies, seconds = train_once()
         train_seconds += seconds
@@ -126,8 +140,9 @@ def _traintest(train_once: Callable[[], tuple], test_once: Callable[[], tuple], 
     return losses, accuracies, train_seconds, test_accuracy, test_seconds, exits, test_accuracies
 
 
-def train_augment(net: BranchyNet, x: np.ndarray, y: np.ndarray, batchsize: int = 10000, num_epoch: int = 20,
-                  main: bool = False) -> tuple[list, list, float]:
+def train_augment(
+    net: BranchyNet, x: np.ndarray, y: np.ndarray, batchsize: int = 10000, num_epoch: int = 20, main: bool = False
+) -> tuple[list, list, float]:
     """`train` over augment.augmentation; a step takes all views of ``batchsize`` images."""
     check_epochs(num_epoch)
     check_pairs(x, y)
@@ -138,16 +153,27 @@ def train_augment(net: BranchyNet, x: np.ndarray, y: np.ndarray, batchsize: int 
     return losses, accuracies, time.perf_counter() - start
 
 
-def test_augment(net: BranchyNet, x: np.ndarray, y: np.ndarray, batchsize: int = 10000,
-                 main: bool = False) -> tuple[float, float, np.ndarray, np.ndarray]:
+def test_augment(
+    net: BranchyNet, x: np.ndarray, y: np.ndarray, batchsize: int = 10000, main: bool = False
+) -> tuple[float, float, np.ndarray, np.ndarray]:
     """`test` over augment.augmentation; it counts views, not images."""
     check_pairs(x, y)
     return _test(net, augment.augmentation(x, y, batchsize), main)
 
 
-def traintest_augment(net: BranchyNet, xtr: np.ndarray, ytr: np.ndarray, xte: np.ndarray, yte: np.ndarray,
-                      batchsize: int = 10000, num_epoch: int = 20, main: bool = False, verbose: bool = False) -> tuple:
+def traintest_augment(
+    net: BranchyNet,
+    xtr: np.ndarray,
+    ytr: np.ndarray,
+    xte: np.ndarray,
+    yte: np.ndarray,
+    batchsize: int = 10000,
+    num_epoch: int = 20,
+    main: bool = False,
+    verbose: bool = False,
+) -> tuple:
     """`traintest` over augment.augmentation."""
+
     def train_once() -> tuple:
         return train_augment(net, xtr, ytr, batchsize, 1, main)
 
@@ -157,8 +183,9 @@ def traintest_augment(net: BranchyNet, xtr: np.ndarray, ytr: np.ndarray, xte: np
     return _traintest(train_once, test_once, num_epoch, verbose)
 
 
-def test_suite_A(net: BranchyNet, x: Array, y: Array, batchsize: int = 10000,
-                 ps: Any = None) -> tuple[Any, list[float], list[float]]:
+def test_suite_A(
+    net: BranchyNet, x: Array, y: Array, batchsize: int = 10000, ps: Any = None
+) -> tuple[Any, list[float], list[float]]:
     """Runs `test` with every setting of percentTestExits and puts the net's own settings back.
 
     Args:
@@ -171,13 +198,14 @@ def test_suite_A(net: BranchyNet, x: Array, y: Array, batchsize: int = 10000,
     Returns:
         (ps, accuracies, seconds): one per setting; seconds are the released clock's total.
     """
-    ps = np.linspace(.1, 1., 10) if ps is None else ps
+    ps = np.linspace(0.1, 1.0, 10) if ps is None else ps
     results = _test_settings(net, x, y, batchsize, [(None, p) for p in ps])
     return ps, [r[0] for r in results], [r[1] for r in results]
 
 
-def test_suite_B(net: BranchyNet, x: Array, y: Array, batchsize: int = 10000,
-                 ps: Any = None) -> tuple[Any, np.ndarray, np.ndarray, list]:
+def test_suite_B(
+    net: BranchyNet, x: Array, y: Array, batchsize: int = 10000, ps: Any = None
+) -> tuple[Any, np.ndarray, np.ndarray, list]:
     """Runs `test` with every setting of thresholdExits and puts the net's own settings back.
 
     Args:
@@ -190,7 +218,7 @@ def test_suite_B(net: BranchyNet, x: Array, y: Array, batchsize: int = 10000,
     Returns:
         (ps, accuracies (array), seconds per sample (array, released clock), exits (list of int arrays)).
     """
-    ps = np.linspace(.1, 1., 10) if ps is None else ps
+    ps = np.linspace(0.1, 1.0, 10) if ps is None else ps
     results = _test_settings(net, x, y, batchsize, [(p, net.percentTestExits) for p in ps])
     return ps, np.array([r[0] for r in results]), np.array([r[1] for r in results]) / len(x), [r[2] for r in results]
 
@@ -211,8 +239,15 @@ def generate_thresholds(base_ts: Iterable[float], num_exits: int) -> list[list[f
     return [list(ts) for ts in itertools.product(base_ts, repeat=num_exits - 1)]
 
 
-def screen_branchy(net: BranchyNet | Compiled, x: Array, y: Array, base_ts: Any, batchsize: int = 1,
-                   enumerate_ts: bool = True, verbose: bool = False) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
+def screen_branchy(
+    net: BranchyNet | Compiled,
+    x: Array,
+    y: Array,
+    base_ts: Any,
+    batchsize: int = 1,
+    enumerate_ts: bool = True,
+    verbose: bool = False,
+) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
     """Sweeps thresholds over the samples, from one pass.
 
     Args:
@@ -241,8 +276,9 @@ def screen_branchy(net: BranchyNet | Compiled, x: Array, y: Array, base_ts: Any,
     return ts, result.accuracy, result.released, result.exits
 
 
-def get_inc_points(accs: Sequence, diffs: Sequence, ts: Sequence, exits: Sequence,
-                   inc_amt: float = -0.0005) -> tuple[list, ...]:
+def get_inc_points(
+    accs: Sequence, diffs: Sequence, ts: Sequence, exits: Sequence, inc_amt: float = -0.0005
+) -> tuple[list, ...]:
     """Goes through the settings by rising time and keeps those that are more accurate than the last one kept.
 
     Args:
@@ -262,8 +298,9 @@ def get_inc_points(accs: Sequence, diffs: Sequence, ts: Sequence, exits: Sequenc
     return tuple([values[i] for i in kept] for values in (accs, diffs, ts, exits))
 
 
-def branchy_table_results(network: str, baseacc: float, basediff: float, accs: Iterable, diffs: Iterable,
-                          exits: Iterable, ts: Iterable) -> None:
+def branchy_table_results(
+    network: str, baseacc: float, basediff: float, accs: Iterable, diffs: Iterable, exits: Iterable, ts: Iterable
+) -> None:
     """Prints the published table: the baseline's row and one for every setting.
 
     Args:
@@ -275,6 +312,7 @@ def branchy_table_results(network: str, baseacc: float, basediff: float, accs: I
         exits: Samples per exit of every setting.
         ts: Thresholds of every setting, nats.
     """
+
     def line(*cells: str) -> None:
         print(''.join(f'{cell:>15}' for cell in cells))
 
@@ -282,8 +320,14 @@ def branchy_table_results(network: str, baseacc: float, basediff: float, accs: I
     line(network, f'{baseacc * 100:.2f}', f'{basediff:.2f}', '-', '-', '-')
     for accuracy, time_ms, counts, setting in zip(accs, diffs, exits, ts):
         shares = np.divide(counts, np.sum(counts)) * 100
-        line(f'B-{network}', f'{accuracy * 100:.2f}', f'{time_ms:.2f}', f'{basediff / time_ms:.2f}',
-             ', '.join(f'{t:g}' for t in np.atleast_1d(setting)), ', '.join(f'{share:.2f}' for share in shares))
+        line(
+            f'B-{network}',
+            f'{accuracy * 100:.2f}',
+            f'{time_ms:.2f}',
+            f'{basediff / time_ms:.2f}',
+            ', '.join(f'{t:g}' for t in np.atleast_1d(setting)),
+            ', '.join(f'{share:.2f}' for share in shares),
+        )
 
 
 def compute_network_times(exits: Any, branch_times: Any) -> float:
@@ -291,8 +335,9 @@ def compute_network_times(exits: Any, branch_times: Any) -> float:
     return float(np.dot(exits, branch_times) / np.sum(exits) * 1e3)
 
 
-def compute_branch_times(net: BranchyNet | Compiled, x: Array, y: Array, batchsize: int = 1,
-                         num_samples: int = 200) -> np.ndarray:
+def compute_branch_times(
+    net: BranchyNet | Compiled, x: Array, y: Array, batchsize: int = 1, num_samples: int = 200
+) -> np.ndarray:
     """Mean seconds (array (E,), released clock) of a sample that leaves at each exit, over the first samples."""
     recorded = sweep.record(net, x[:num_samples], y[:num_samples], batchsize)
     return np.cumsum(recorded.released.mean(axis=1))
@@ -305,7 +350,7 @@ def get_SM(net: BranchyNet, x: Array, batchsize: int = 10000) -> list[np.ndarray
     return [np.concatenate([to_cpu(a) for a in arrays]) for arrays in zip(*parts)]
 
 
-def get_ent_setdiff(old: Any, new: Any, percentExit: float = .5) -> float:
+def get_ent_setdiff(old: Any, new: Any, percentExit: float = 0.5) -> float:
     """Compares two entropies (N,) of the same samples at an exit where the share ``percentExit`` leaves.
 
     Returns:

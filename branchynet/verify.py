@@ -41,6 +41,7 @@ class Step:
         accuracy: Training accuracy in [0, 1], likewise.
         mean: Mean of the array.
     """
+
     what: str
     sha256: str
     loss: Any = field(default=None, validator=_numbers)
@@ -61,6 +62,7 @@ class Run:
         weights_sha256: SHA-256 of each file of trained weights, by file name.
         steps: The steps in their order; at least one.
     """
+
     name: str
     settings: dict[str, Any]
     device: str
@@ -80,6 +82,7 @@ class Manifest:
         runs: The runs, each name once.
         sha256: SHA-256 of every file of the folder, by the path inside the folder.
     """
+
     format: int = FORMAT
     preset: Optional[str] = None
     runs: list[Run]
@@ -182,7 +185,7 @@ def compare(a: Manifest, b: Manifest) -> list[Comparison]:
     shared = [(run, others[run.name]) for run in a.runs if run.name in others]
     if not shared:
         names = ', '.join(run.name for run in a.runs) or 'none'
-        raise ValueError(f"the manifests share no run (A: {names}; B: {', '.join(others) or 'none'})")
+        raise ValueError(f'the manifests share no run (A: {names}; B: {", ".join(others) or "none"})')
     return [_compare(*pair) for pair in shared]
 
 
@@ -205,7 +208,7 @@ def _compare(a: Run, b: Run) -> Comparison:
             raise ValueError(f'run {a.name}: {key} differs (A: {here}, B: {there})')
     pairs = list(zip(a.steps, b.steps))
     different = [(p, q) for p, q in pairs if (p.what, p.sha256) != (q.what, q.sha256)]
-    first, worst = None, 0.
+    first, worst = None, 0.0
     if different:
         first, worst = different[0][0].what, max(_distance(p, q) for p, q in different)
     if len(a.steps) != len(b.steps):
@@ -236,8 +239,25 @@ def _distance(p: Step, q: Step) -> float:
 
 def _causes(a: Run, b: Run) -> list[str]:
     here, there = ({'device': run.device, **run.environment} for run in (a, b))
-    names = ['commit', 'tree', 'python', 'numpy', 'chainer', 'cupy', 'packages', 'platform', 'cpu', 'profile',
-             'numpy_kernels', 'onednn', 'blas', 'threads', 'device', 'gpus', 'cuda']
+    names = [
+        'commit',
+        'tree',
+        'python',
+        'numpy',
+        'chainer',
+        'cupy',
+        'packages',
+        'platform',
+        'cpu',
+        'profile',
+        'numpy_kernels',
+        'onednn',
+        'blas',
+        'threads',
+        'device',
+        'gpus',
+        'cuda',
+    ]
     pairs = ((name, here.get(name), there.get(name)) for name in names)
     return [f'{name}: {" / ".join(map(str, _short(p, q)))}' for name, p, q in pairs if p != q]
 

@@ -148,7 +148,7 @@ def _read() -> tuple[cifar.Data, str | None]:
             _check_built(path(), recipe)
     except (ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as e:
         raise OSError(
-            f"{path()} is not whole, or not this data set ({e}): expected arrays {', '.join(KEYS)}; move it away, and "
+            f'{path()} is not whole, or not this data set ({e}): expected arrays {", ".join(KEYS)}; move it away, and '
             f"'{folder.command()} data build pcifar10' makes another"
         ) from e
     x_train, y_train, x_test, y_test = arrays

@@ -1,4 +1,5 @@
 """Checks, with or without a GPU, that CUDA's libraries load from the locked wheels and that a kernel compiles."""
+
 import branchynet  # noqa: F401  before CuPy: it loads CUDA's libraries
 from branchynet import devices
 
@@ -13,7 +14,7 @@ version = cudnn.getVersion()
 if not 8900 <= version < 9000 or not cuda.cudnn_enabled:
     raise SystemExit(f'cuDNN is {version}, taken by Chainer: {cuda.cudnn_enabled}; expected 8.9, True')
 with open('/proc/self/maps') as f:
-    path, = {line.split()[-1] for line in f if line.rstrip().endswith('/libcudnn.so.8')}
+    (path,) = {line.split()[-1] for line in f if line.rstrip().endswith('/libcudnn.so.8')}
 print(f'CuPy {cupy.__version__}, cuDNN {version} from {path}')
 
 # NVRTC is called directly, because CuPy asks a GPU for the architecture to compile for.

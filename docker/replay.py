@@ -102,8 +102,16 @@ class Image:
             ValueError: The instruction or an option is not known here.
             subprocess.CalledProcessError: A command failed.
         """
-        steps = {'FROM': self._from, 'ARG': self._arg, 'ENV': self._env, 'WORKDIR': self._workdir,
-                 'USER': self._user, 'COPY': self._copy, 'RUN': self._run, 'CMD': lambda rest: None}
+        steps = {
+            'FROM': self._from,
+            'ARG': self._arg,
+            'ENV': self._env,
+            'WORKDIR': self._workdir,
+            'USER': self._user,
+            'COPY': self._copy,
+            'RUN': self._run,
+            'CMD': lambda rest: None,
+        }
         if name not in steps:
             raise ValueError(f'{name} {rest}: expected one of {", ".join(steps)}')
         steps[name](rest)
@@ -112,10 +120,19 @@ class Image:
         """The words that run a shell command in the root as the image's user, with the image's environment."""
         _, _, uid, gid, _, home, _ = self._account()
         environment = {'HOME': home, **dict(env), **self.env}
-        return ['chroot', '--groups=', f'--userspec={uid}:{gid}', str(self.root),
-                '/usr/bin/env', '-i', f'--chdir={self.folder}',
-                *(f'{name}={value}' for name, value in environment.items()),
-                '/bin/sh', '-c', command]
+        return [
+            'chroot',
+            '--groups=',
+            f'--userspec={uid}:{gid}',
+            str(self.root),
+            '/usr/bin/env',
+            '-i',
+            f'--chdir={self.folder}',
+            *(f'{name}={value}' for name, value in environment.items()),
+            '/bin/sh',
+            '-c',
+            command,
+        ]
 
     def _from(self, image: str) -> None:
         suite = re.fullmatch(r'debian:(\w+)-slim@.*', image)
@@ -125,8 +142,17 @@ class Image:
         self.host = host_settings()
         debs = self.cache / 'debootstrap'
         debs.mkdir(exist_ok=True)
-        logged(['debootstrap', '--variant=minbase', f'--cache-dir={debs}', suite.group(1), str(self.root),
-                self.global_arguments['DEBIAN']], env={**os.environ, **self.host})
+        logged(
+            [
+                'debootstrap',
+                '--variant=minbase',
+                f'--cache-dir={debs}',
+                suite.group(1),
+                str(self.root),
+                self.global_arguments['DEBIAN'],
+            ],
+            env={**os.environ, **self.host},
+        )
         for kind, folder in [('proc', 'proc'), ('tmpfs', 'dev/shm')]:
             subprocess.run(['mount', '-t', kind, kind, str(self.root / folder)], check=True)
         for path in ['etc/resolv.conf', 'etc/hosts']:  # Docker's own are the host's too
@@ -200,8 +226,9 @@ def logged(command: list[str], env: Mapping[str, str] | None = None) -> None:
 
 def files_of_checkout() -> Iterator[str]:
     """Yields the paths, relative to the checkout, of the files that .dockerignore does not exclude."""
-    patterns = [line for line in (CHECKOUT / '.dockerignore').read_text().splitlines()
-                if line and not line.startswith('#')]
+    patterns = [
+        line for line in (CHECKOUT / '.dockerignore').read_text().splitlines() if line and not line.startswith('#')
+    ]
     for parent, folders, files in os.walk(str(CHECKOUT)):
         inside = os.path.relpath(parent, str(CHECKOUT))
         paths = {name: os.path.normpath(os.path.join(inside, name)) for name in folders + files}
@@ -265,8 +292,9 @@ def main() -> int:
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
     command = commands.add_parser('argument', help="print the default of one of the Dockerfile's arguments")
     command.add_argument('name')
-    command.set_defaults(do=lambda args: print(
-        global_arguments(parse((CHECKOUT / 'Dockerfile').read_text()), {})[args.name]))
+    command.set_defaults(
+        do=lambda args: print(global_arguments(parse((CHECKOUT / 'Dockerfile').read_text()), {})[args.name])
+    )
     command = commands.add_parser('replay', help='make a root folder as the Dockerfile says and run commands in it')
     command.add_argument('target')
     command.add_argument('root')

@@ -1,4 +1,5 @@
 """The experiments of the paper: each module in NAMES holds an EXPERIMENT."""
+
 from branchynet import _names
 
 _names.unify(__name__)

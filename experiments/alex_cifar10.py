@@ -7,6 +7,7 @@ setting that lets 40 % or more leave at exit 1. paper is the published training,
 expect the published 79.19 % with 65.6 % leaving at exit 1, within the tolerances of claims.toml. smoke only
 shows that everything runs.
 """
+
 from branchynet.datasets import pcifar10
 from branchynet.experiments.network_experiment import NetworkExperiment
 from branchynet.experiments.runs import Preset
@@ -17,8 +18,8 @@ EXPERIMENT = NetworkExperiment(
     network='AlexNet',
     get_network=alex_cifar10.get_network,
     get_data=pcifar10.get_data,
-    base_thresholds=[.0001, .001, .005, .01, .05, .1, .5, .75, 1, 5, 10],
-    published_thresholds=[.0001, .05],
+    base_thresholds=[0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 0.75, 1, 5, 10],
+    published_thresholds=[0.0001, 0.05],
     presets={
         'smoke': Preset(main_epochs=1, joint_epochs=2, batchsize=64, train_samples=1024, test_samples=200),
         'quick': Preset(main_epochs=10, joint_epochs=20, batchsize=512),

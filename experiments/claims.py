@@ -1,16 +1,18 @@
 """The claims (claims.toml and published/), checked against results."""
+
 from __future__ import annotations
 
 import csv
-from functools import lru_cache
 import itertools
 import math
 import os
 import sys
+from functools import lru_cache
 from typing import Any, Callable, NamedTuple
 
 from branchynet.experiments import NAMES, PRESETS
 from branchynet.experiments.results import NetworkRun, Results, Setting
+
 import numpy as np
 
 if sys.version_info >= (3, 11):
@@ -21,8 +23,26 @@ else:
 HERE = os.path.dirname(os.path.abspath(__file__))
 PASS, FAIL, NOT_RUN = 'PASS', 'FAIL', 'NOT RUN'
 KEYS = {  # of an entry
-    'id', 'text', 'source', 'rows', 'for_each', 'where', 'value', 'expected', 'measure', 'at', 'better', 'tolerance',
-    'relative', 'floor', 'why', 'preset', 'device', 'experiment', 'not_checked', 'cause',
+    'id',
+    'text',
+    'source',
+    'rows',
+    'for_each',
+    'where',
+    'value',
+    'expected',
+    'measure',
+    'at',
+    'better',
+    'tolerance',
+    'relative',
+    'floor',
+    'why',
+    'preset',
+    'device',
+    'experiment',
+    'not_checked',
+    'cause',
 }
 
 
@@ -42,6 +62,7 @@ class Claim(NamedTuple):
         expected: a number; a text if the claim is not checked.
         device: 'any', 'cpu' or 'gpu'.
     """
+
     entry: dict[str, Any]
     row: dict[str, Any]
     id: str
@@ -98,6 +119,7 @@ class Verdict(NamedTuple):
         measured: a value for each seed.
         reason: of a NOT RUN, or of a FAIL that has no measured value; else ''.
     """
+
     claim: Claim
     status: str
     measured: list[float]
@@ -131,13 +153,19 @@ def claims() -> list[Claim]:
 def _check_entry(entry: dict[str, Any]) -> None:
     where = f'claims.toml: claim {entry.get("id", "without id")}'
     needed = {'id', 'text', 'source'} | (
-        {'measure', 'better', 'why', 'preset'} if 'not_checked' not in entry else set())
+        {'measure', 'better', 'why', 'preset'} if 'not_checked' not in entry else set()
+    )
     for key in sorted(needed - entry.keys()):
         raise ValueError(f'{where} lacks {key}')
     for key in sorted(entry.keys() - KEYS):
         raise ValueError(f'{where} has the unknown key {key}: expected some of {", ".join(sorted(KEYS))}')
-    choices = {'measure': MEASURES, 'better': ('higher', 'lower', 'same'), 'preset': PRESETS,
-               'device': ('any', 'cpu', 'gpu'), 'experiment': NAMES}
+    choices = {
+        'measure': MEASURES,
+        'better': ('higher', 'lower', 'same'),
+        'preset': PRESETS,
+        'device': ('any', 'cpu', 'gpu'),
+        'experiment': NAMES,
+    }
     for key, known in choices.items():
         if key in entry and entry[key] not in known:
             raise ValueError(f'{where} has {key} {entry[key]}: expected one of {", ".join(known)}')
@@ -151,11 +179,16 @@ def _rows(entry: dict[str, Any]) -> list[dict[str, Any]]:
     """The published rows that an entry turns into claims; one empty row if the entry is a claim by itself."""
     if 'rows' not in entry:
         return [{}]
-    each = [dict(zip(entry.get('for_each', {}), values)) for values in itertools.product(
-        *entry.get('for_each', {}).values())]
+    each = [
+        dict(zip(entry.get('for_each', {}), values))
+        for values in itertools.product(*entry.get('for_each', {}).values())
+    ]
     rows = [{**_with_role(row), **more} for name in entry['rows'] for row in published(name) for more in each]
-    return [row for row in rows if _value(entry, row) and all(
-        row[column] == value for column, value in entry.get('where', {}).items())]
+    return [
+        row
+        for row in rows
+        if _value(entry, row) and all(row[column] == value for column, value in entry.get('where', {}).items())
+    ]
 
 
 def _with_role(row: dict[str, str]) -> dict[str, str]:
@@ -175,10 +208,15 @@ def _claim(entry: dict[str, Any], row: dict[str, Any]) -> Claim:
     network = row['network'][2:] if row['network'].startswith('B-') else row['network']
     words = {**row, 'thresholds': row.get('thresholds') or 'baseline'}
     expected = entry['expected'] if 'expected' in entry else _value(entry, row)
-    return Claim(entry, row, entry['id'].format(**words), entry['text'].format(**words),
-                 entry.get('experiment') or _file()['networks'][network],
-                 float(expected) if 'measure' in entry else expected,
-                 entry.get('device') or row.get('device', 'any').lower())
+    return Claim(
+        entry,
+        row,
+        entry['id'].format(**words),
+        entry['text'].format(**words),
+        entry.get('experiment') or _file()['networks'][network],
+        float(expected) if 'measure' in entry else expected,
+        entry.get('device') or row.get('device', 'any').lower(),
+    )
 
 
 def check(results: Results) -> list[Verdict]:
@@ -203,8 +241,10 @@ def _verdict(claim: Claim, results: Results) -> Verdict:
     runs = results.experiments[claim.experiment]
     measure = MEASURES[claim.entry['measure']]
     try:
-        measured = [float(measure(claim, [run for run in runs if run.seed == seed]))
-                    for seed in dict.fromkeys(run.seed for run in runs)]
+        measured = [
+            float(measure(claim, [run for run in runs if run.seed == seed]))
+            for seed in dict.fromkeys(run.seed for run in runs)
+        ]
     except NotFound as e:
         return Verdict(claim, FAIL, [], str(e))
     least, most = claim.bounds()
@@ -229,6 +269,7 @@ def _why_not(claim: Claim, results: Results) -> str | None:
 
 
 # Measures: each takes a claim and the runs of one seed and returns a number. It raises NotFound if there is none.
+
 
 def best_accuracy(claim: Claim, runs: list[Any]) -> float:
     """Best accuracy (%) of the settings at which ``at`` % or more of the images leave at exit 1."""
@@ -263,7 +304,7 @@ def exit_share(claim: Claim, runs: list[Any]) -> float:
 
 def gain(claim: Claim, runs: list[Any]) -> float:
     """Gain over the baseline of the same run, on the row's clock."""
-    return getattr(_setting(claim, runs[0]), f"gain_{claim.row['clock']}")
+    return getattr(_setting(claim, runs[0]), f'gain_{claim.row["clock"]}')
 
 
 def _setting(claim: Claim, run: NetworkRun) -> Setting:
@@ -330,6 +371,19 @@ def cache_miss_ratio(claim: Claim, runs: list[Any]) -> float:
     return min(settings) / base
 
 
-MEASURES: dict[str, Callable[[Claim, list[Any]], float]] = {f.__name__: f for f in (
-    best_accuracy, least_fall, accuracy, exit_share, gain, curve, accuracy_at_share, entropy_at_share,
-    final_accuracy, difference, cache_miss_ratio)}
+MEASURES: dict[str, Callable[[Claim, list[Any]], float]] = {
+    f.__name__: f
+    for f in (
+        best_accuracy,
+        least_fall,
+        accuracy,
+        exit_share,
+        gain,
+        curve,
+        accuracy_at_share,
+        entropy_at_share,
+        final_accuracy,
+        difference,
+        cache_miss_ratio,
+    )
+}

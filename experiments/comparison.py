@@ -1,8 +1,9 @@
 """Variants of a network, trained in the same way and compared by the accuracy of their final exits."""
+
 from __future__ import annotations
 
-from functools import partial
 import os
+from functools import partial
 from typing import Callable, NamedTuple
 
 from branchynet import cpu, sweep, visualize
@@ -19,6 +20,7 @@ class Part(NamedTuple):
         get_network: makes the net; it takes the argument `variant`.
         trained: whether the joint training starts from the trained baseline; False: from random weights.
     """
+
     get_network: Callable[..., BranchyNet]
     trained: bool = True
 
@@ -35,6 +37,7 @@ class Comparison(NamedTuple):
         presets: amounts of training by preset.
         published: published accuracies (shares) of the final exit by part; some parts may be absent.
     """
+
     name: str
     title: str
     xlabel: str
@@ -51,7 +54,7 @@ class Comparison(NamedTuple):
             data: cut to the preset.
             setup: the user's choices.
         """
-        total = 0.
+        total = 0.0
         for part in self.parts:
             net = self.parts[part].get_network(variant=setup.variant)
             net.to_device(setup.device)
@@ -79,10 +82,12 @@ class Comparison(NamedTuple):
         record = training.record
         record.weights_sha256 = runs.save_weights(training.net, runs.weights_path(setup.out, *run))
         return results.ComparisonRun(
-            seed=seed, part=part, training=record, measurement=self.measure(part, seed, record, data, setup))
+            seed=seed, part=part, training=record, measurement=self.measure(part, seed, record, data, setup)
+        )
 
-    def measure(self, part: str, seed: int, training: results.Training, data: runs.Data,
-                setup: runs.Setup) -> results.ComparisonMeasurement:
+    def measure(
+        self, part: str, seed: int, training: results.Training, data: runs.Data, setup: runs.Setup
+    ) -> results.ComparisonMeasurement:
         """Measures the weights that a training wrote to the results folder.
 
         Args:
@@ -104,9 +109,12 @@ class Comparison(NamedTuple):
         with cpu.fast():
             recorded = sweep.record(runs.for_inference(net), *data[2:], BATCHSIZE)
         return results.ComparisonMeasurement(
-            device=str(setup.device), environment=runs.environment(setup.out), test_samples=len(data[2]),
+            device=str(setup.device),
+            environment=runs.environment(setup.out),
+            test_samples=len(data[2]),
             exit_accuracy_percent=(recorded.correct.mean(axis=1) * 100).tolist(),
-            outputs={'entropy': runs.digest(recorded.entropy), 'correct': runs.digest(recorded.correct)})
+            outputs={'entropy': runs.digest(recorded.entropy), 'correct': runs.digest(recorded.correct)},
+        )
 
     def write(self, seeds: list[results.ComparisonRun], out: str) -> list[str]:
         """Draws the accuracy of the final exit by part.
@@ -119,8 +127,9 @@ class Comparison(NamedTuple):
             The paths of the files.
         """
         parts = [part for part in self.parts if any(run.part == part for run in seeds)]
-        accuracies = [[run.measurement.exit_accuracy_percent[-1] / 100 for run in seeds if run.part == part]
-                      for part in parts]
+        accuracies = [
+            [run.measurement.exit_accuracy_percent[-1] / 100 for run in seeds if run.part == part] for part in parts
+        ]
         paths = [os.path.join(out, 'figures', f'{self.name}.{suffix}') for suffix in ('png', 'pdf')]
         for path in paths:
             visualize.plot_comparison(parts, accuracies, self.published, self.xlabel, output_path=path)

@@ -4,6 +4,7 @@
 
 Nothing is measured again. The multiply-adds, which format 1 lacks, are counted from the network's definition.
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -13,6 +14,7 @@ from branchynet.cost import cost
 from branchynet.experiments import NETWORKS, results
 from branchynet.experiments.network_experiment import gain_allowed
 from branchynet.experiments.report import load
+
 import numpy as np
 
 SHAPES = {'lenet_mnist': (1, 28, 28), 'alex_cifar10': (3, 32, 32), 'resnet_cifar10': (3, 32, 32)}  # of an image
@@ -63,8 +65,11 @@ def convert(folder: str) -> results.Results | None:
 def _converted(content: dict[str, Any]) -> dict[str, Any]:
     """The content of a results.json of this format, from that of format 1."""
     variant = content.get('variant', 'code')  # not recorded at first
-    experiments = {name: [_run(name, run, variant) for run in entry['seeds']]
-                   for name, entry in content['experiments'].items() if entry['seeds']}
+    experiments = {
+        name: [_run(name, run, variant) for run in entry['seeds']]
+        for name, entry in content['experiments'].items()
+        if entry['seeds']
+    }
     return {'format': results.FORMAT, 'preset': content['preset'], 'variant': variant, 'experiments': experiments}
 
 
@@ -75,11 +80,25 @@ def _run(name: str, run: dict[str, Any], variant: str) -> dict[str, Any]:
     if name == 'figure6':
         common.update({key: run[key] for key in ('data_sha256', 'tool', 'cache')}, variant=variant)
         return {**identity, 'measurement': common}
-    training = {key: run[key] for key in (
-        'device', 'environment', 'main_epochs', 'joint_epochs', 'batchsize', 'train_samples', 'data_sha256',
-        'weights_sha256')}
-    training.update(variant=variant, main=run['main_training'], joint=run['joint_training'],
-                    main_weights_sha256=run.get('main_weights_sha256'))
+    training = {
+        key: run[key]
+        for key in (
+            'device',
+            'environment',
+            'main_epochs',
+            'joint_epochs',
+            'batchsize',
+            'train_samples',
+            'data_sha256',
+            'weights_sha256',
+        )
+    }
+    training.update(
+        variant=variant,
+        main=run['main_training'],
+        joint=run['joint_training'],
+        main_weights_sha256=run.get('main_weights_sha256'),
+    )
     measurement = {**common, 'exit_accuracy_percent': run['exit_accuracy_percent'], 'outputs': run.get('outputs', {})}
     if name in NETWORKS:
         measurement.update(_network(name, run, variant))
@@ -93,12 +112,24 @@ def _network(name: str, run: dict[str, Any], variant: str) -> dict[str, Any]:
     macs = {'main': costs.main.macs, 'exits': [exit.leaving.macs for exit in costs.exits]}
     sweep = [_with_gain_allowed(row, macs) for row in run['sweep']]
     published, knee = run['measured']
-    measured = {'published': _direct(published, run['baseline'], sweep, macs),
-                'knee': _direct(knee, run['baseline'], sweep, macs)}
-    off = [setting.disagreement_percent() for setting in (
-        schema.structure(setting, results.DirectSetting) for setting in measured.values())]
-    return {'compiled': run['compiled'], 'baseline': run['baseline'], 'macs': macs, 'exit1_curve': run['exit1_curve'],
-            'sweep': sweep, 'knee': run['knee'], 'measured': measured, 'composed_off_percent': max(off)}
+    measured = {
+        'published': _direct(published, run['baseline'], sweep, macs),
+        'knee': _direct(knee, run['baseline'], sweep, macs),
+    }
+    off = [
+        setting.disagreement_percent()
+        for setting in (schema.structure(setting, results.DirectSetting) for setting in measured.values())
+    ]
+    return {
+        'compiled': run['compiled'],
+        'baseline': run['baseline'],
+        'macs': macs,
+        'exit1_curve': run['exit1_curve'],
+        'sweep': sweep,
+        'knee': run['knee'],
+        'measured': measured,
+        'composed_off_percent': max(off),
+    }
 
 
 def _with_gain_allowed(setting: dict[str, Any], macs: dict[str, Any]) -> dict[str, Any]:
@@ -106,11 +137,14 @@ def _with_gain_allowed(setting: dict[str, Any], macs: dict[str, Any]) -> dict[st
     return {**setting, 'gain_allowed': allowed, 'efficiency': setting['gain_whole'] / allowed}
 
 
-def _direct(setting: dict[str, Any], baseline: dict[str, Any], sweep: list[dict[str, Any]],
-            macs: dict[str, Any]) -> dict[str, Any]:
+def _direct(
+    setting: dict[str, Any], baseline: dict[str, Any], sweep: list[dict[str, Any]], macs: dict[str, Any]
+) -> dict[str, Any]:
     """A setting that was run by itself, with the composed times of the sweep's row that has the same thresholds."""
-    setting = {**setting, **{f'gain_{clock}': baseline[clock]['mean_ms'] / setting[clock]['mean_ms']
-                             for clock in ('released', 'whole')}}
+    setting = {
+        **setting,
+        **{f'gain_{clock}': baseline[clock]['mean_ms'] / setting[clock]['mean_ms'] for clock in ('released', 'whole')},
+    }
     setting = _with_gain_allowed(setting, macs)
     for row in sweep:
         if np.allclose(row['thresholds'], setting['thresholds'], rtol=1e-9, atol=0):

@@ -7,6 +7,7 @@ published accuracies, 76.6 to 78.0 %, within the tolerances of claims.toml. quic
 on a fifth of the images, about 15 minutes; it claims nothing. reduced is paper with 12 main and 25 joint epochs
 and claims nothing either. smoke only shows that everything runs.
 """
+
 from functools import partial
 
 from branchynet.datasets import pcifar10

@@ -8,6 +8,7 @@ last-level cache of the paper's processor (20 MB). The experiment is skipped if 
 the process up to the end of the first image are measured separately and subtracted. A rate is last-level misses over
 loads and stores. About 8 minutes on 2 cores with cachegrind. In the paper, the rate falls with the runtime.
 """
+
 from __future__ import annotations
 
 import os
@@ -23,11 +24,17 @@ from branchynet.datasets import pcifar10
 from branchynet.experiments import claims, results, runs
 from branchynet.experiments.alex_cifar10 import EXPERIMENT as ALEXNET
 from branchynet.net import BranchyNet
+
 import numpy as np
 
 PERF = ['perf', 'stat', '-x', ',', '-e', 'cache-misses:u,L1-dcache-loads:u,L1-dcache-stores:u']
-CACHEGRIND = ['valgrind', '--tool=cachegrind', '--cache-sim=yes', '--LL=20971520,20,64',
-              '--cachegrind-out-file=/dev/null']
+CACHEGRIND = [
+    'valgrind',
+    '--tool=cachegrind',
+    '--cache-sim=yes',
+    '--LL=20971520,20,64',
+    '--cachegrind-out-file=/dev/null',
+]
 MINUTES = 8  # of a seed with cachegrind
 
 
@@ -41,6 +48,7 @@ class Figure6(NamedTuple):
         presets: Preset by name, of which only test_samples is used.
         parts: the one part, which has no name.
     """
+
     name: str
     title: str
     get_data: Callable[[], runs.Data]
@@ -69,20 +77,37 @@ class Figure6(NamedTuple):
         tool, weights = _tool(), runs.weights_path(setup.out, ALEXNET.name, '', seed)
         training = _training(seed, setup)
         if training is None:
-            raise runs.CannotRun(f'{setup.out} holds no weights of seed {seed} of {ALEXNET.name}: run --only '
-                                 f'{ALEXNET.name},{self.name}')
+            raise runs.CannotRun(
+                f'{setup.out} holds no weights of seed {seed} of {ALEXNET.name}: run --only {ALEXNET.name},{self.name}'
+            )
         net = ALEXNET.get_network(variant=setup.variant)
         runs.load_weights(net, weights, training.weights_sha256)
         _, _, x, t = data
         with tempfile.TemporaryDirectory() as folder, cpu.fast():
             images = os.path.join(folder, 'images.npy')
             np.save(images, x)
-            points = [_point(net, setting, x, t, *(
-                _count(tool, setup.variant, weights, images, count, setting) for count in (0, len(x))))
-                for setting in ([10., 10.], ALEXNET.published_thresholds, [0., 0.], [])]
-        return results.CacheRun(seed=seed, measurement=results.CacheMeasurement(
-            device='@numpy', environment=runs.environment(setup.out), test_samples=len(x),
-            data_sha256=provenance.sha256_of_arrays(data), variant=setup.variant, tool=tool[0], cache=points))
+            points = [
+                _point(
+                    net,
+                    setting,
+                    x,
+                    t,
+                    *(_count(tool, setup.variant, weights, images, count, setting) for count in (0, len(x))),
+                )
+                for setting in ([10.0, 10.0], ALEXNET.published_thresholds, [0.0, 0.0], [])
+            ]
+        return results.CacheRun(
+            seed=seed,
+            measurement=results.CacheMeasurement(
+                device='@numpy',
+                environment=runs.environment(setup.out),
+                test_samples=len(x),
+                data_sha256=provenance.sha256_of_arrays(data),
+                variant=setup.variant,
+                tool=tool[0],
+                cache=points,
+            ),
+        )
 
     def write(self, seeds: list[results.CacheRun], out: str) -> list[str]:
         """Draws the points of every seed.
@@ -94,8 +119,11 @@ class Figure6(NamedTuple):
         Returns:
             The paths of the files.
         """
-        published = [(row['series'], (float(row['x']), float(row['y']) / 100))
-                     for row in claims.published('figures.csv') if row['figure'] == '6']
+        published = [
+            (row['series'], (float(row['x']), float(row['y']) / 100))
+            for row in claims.published('figures.csv')
+            if row['figure'] == '6'
+        ]
         paths = []
         for run in seeds:
             *settings, base = [(p.runtime_ms, p.cache_miss_percent / 100) for p in run.measurement.cache]
@@ -103,16 +131,22 @@ class Figure6(NamedTuple):
                 paths.append(os.path.join(out, 'figures', f'figure6_seed{run.seed}.{suffix}'))
                 times, rates = zip(*settings)
                 visualize.plot_cache_misses(
-                    times, rates, *base, published=[point for series, point in published if series != 'AlexNet'],
+                    times,
+                    rates,
+                    *base,
+                    published=[point for series, point in published if series != 'AlexNet'],
                     published_base=next(point for series, point in published if series == 'AlexNet'),
-                    output_path=paths[-1])
+                    output_path=paths[-1],
+                )
         return paths
 
 
 def _training(seed: int, setup: runs.Setup) -> results.Training | None:
     """The training that wrote this seed's weights in the folder; None if there is none of this preset."""
-    if not (os.path.exists(runs.weights_path(setup.out, ALEXNET.name, '', seed))
-            and os.path.exists(results.path_of(setup.out))):
+    if not (
+        os.path.exists(runs.weights_path(setup.out, ALEXNET.name, '', seed))
+        and os.path.exists(results.path_of(setup.out))
+    ):
         return None
     found = results.read(setup.out)
     if (found.preset, found.variant) != (setup.preset, setup.variant):
@@ -128,12 +162,14 @@ def _tool() -> list[str]:
             return PERF
     if shutil.which('valgrind'):
         return CACHEGRIND
-    raise runs.CannotRun('this machine has no cache counters that perf can read, and no valgrind: '
-                         'run apt-get install valgrind')
+    raise runs.CannotRun(
+        'this machine has no cache counters that perf can read, and no valgrind: run apt-get install valgrind'
+    )
 
 
-def _count(tool: list[str], variant: str, weights: str, images: str, count: int,
-           setting: list[float]) -> tuple[int, int]:
+def _count(
+    tool: list[str], variant: str, weights: str, images: str, count: int, setting: list[float]
+) -> tuple[int, int]:
     """Runs a process that classifies one image and then ``count`` images; returns (loads and stores, misses)."""
     command = [sys.executable, '-m', __name__, variant, weights, images, str(count), *map(str, setting)]
     run = subprocess.run([*tool, *command], capture_output=True, text=True)
@@ -154,15 +190,20 @@ def _cachegrind_counts(text: str) -> tuple[int, int]:
     return references, misses
 
 
-def _point(net: BranchyNet, setting: list[float], x: np.ndarray, t: np.ndarray, before: tuple[int, int],
-           after: tuple[int, int]) -> results.CachePoint:
+def _point(
+    net: BranchyNet, setting: list[float], x: np.ndarray, t: np.ndarray, before: tuple[int, int], after: tuple[int, int]
+) -> results.CachePoint:
     """The point of one setting (an empty one: the baseline); its time is measured without counting."""
     refs, misses = np.subtract(after, before)
     net.thresholdExits = setting or None
     measurement = timing.measure(runs.for_inference(net), x, t, main=not setting)
     return results.CachePoint(
-        thresholds=setting, runtime_ms=timing.summary(measurement.whole)['mean_ms'], references=int(refs),
-        misses=int(misses), cache_miss_percent=float(misses / refs * 100))
+        thresholds=setting,
+        runtime_ms=timing.summary(measurement.whole)['mean_ms'],
+        references=int(refs),
+        misses=int(misses),
+        cache_miss_percent=float(misses / refs * 100),
+    )
 
 
 def classify(variant: str, weights: str, images: str, count: str, *setting: str) -> None:
@@ -182,15 +223,17 @@ def classify(variant: str, weights: str, images: str, count: str, *setting: str)
     x = np.load(images, allow_pickle=False)
     step = compiled.test if setting else compiled.test_main
     for i in [0, *range(int(count))]:
-        step(x[i:i + 1])
+        step(x[i : i + 1])
 
 
 EXPERIMENT = Figure6(
     name='figure6',
     title='Figure 6: cache misses against runtime, B-AlexNet',
     get_data=pcifar10.get_data,
-    presets={name: runs.Preset(main_epochs=0, joint_epochs=0, batchsize=1, train_samples=1, test_samples=count)
-             for name, count in (('smoke', 10), ('quick', 200), ('paper', 500))},
+    presets={
+        name: runs.Preset(main_epochs=0, joint_epochs=0, batchsize=1, train_samples=1, test_samples=count)
+        for name, count in (('smoke', 10), ('quick', 200), ('paper', 500))
+    },
 )
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ the paper claims "several percent" for the trained start. quick trains for a few
 images, about 6 minutes; it claims nothing. reduced is paper with 12 main and 25
 joint epochs. smoke only shows that everything runs.
 """
+
 from branchynet.datasets import pcifar10
 from branchynet.experiments.comparison import Comparison, Part
 from branchynet.experiments.figure5 import PRESETS

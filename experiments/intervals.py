@@ -1,10 +1,11 @@
 """The uncertainty of an accuracy: intervals and tests from scipy.stats."""
+
 from __future__ import annotations
 
 import numpy as np
 from scipy import stats
 
-LEVEL = .95
+LEVEL = 0.95
 
 
 def wilson(correct: int, count: int) -> tuple[float, float]:
@@ -63,4 +64,4 @@ def mcnemar(only_first: int, only_second: int) -> float:
         only_second: number of samples that only the second classifies correctly.
     """
     count = only_first + only_second
-    return float(stats.binomtest(only_first, count, .5).pvalue) if count else 1.
+    return float(stats.binomtest(only_first, count, 0.5).pvalue) if count else 1.0

@@ -7,6 +7,7 @@ threshold that lets 80 % or more leave at exit 1. paper is the published trainin
 expect the published 99.25 % with 94 % leaving at exit 1, within the tolerances of claims.toml. smoke only
 shows that everything runs.
 """
+
 from branchynet.datasets import mnist
 from branchynet.experiments.network_experiment import NetworkExperiment
 from branchynet.experiments.runs import Preset
@@ -17,8 +18,8 @@ EXPERIMENT = NetworkExperiment(
     network='LeNet',
     get_network=lenet_mnist.get_network,
     get_data=mnist.get_data,
-    base_thresholds=[.0001, .0005, .001, .005, .01, .025, .05, .075, .1, .25, .5, .75, 1, 2, 3, 5, 10],
-    published_thresholds=[.025],
+    base_thresholds=[0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2, 3, 5, 10],
+    published_thresholds=[0.025],
     presets={
         'smoke': Preset(main_epochs=1, joint_epochs=2, batchsize=128, train_samples=3000, test_samples=500),
         # A smaller batch: more steps for the same time, where epochs are few.

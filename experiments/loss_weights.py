@@ -6,6 +6,7 @@ paper trains both as published, about 5 hours on 2 cores (on a GPU: not measured
 accuracy. quick trains them for a few epochs on a fifth of the images, about 6 minutes; it claims nothing.
 reduced is paper with 12 main and 25 joint epochs. smoke only shows that everything runs.
 """
+
 from functools import partial
 
 from branchynet.datasets import pcifar10
@@ -19,7 +20,7 @@ EXPERIMENT = Comparison(
     xlabel='Weights (first: 1.0 and 0.3)',
     parts={
         'equal': Part(alex_cifar10.get_one_branch_network),
-        'first': Part(partial(alex_cifar10.get_one_branch_network, weights=(1., .3))),
+        'first': Part(partial(alex_cifar10.get_one_branch_network, weights=(1.0, 0.3))),
     },
     get_data=pcifar10.get_data,
     presets=PRESETS,

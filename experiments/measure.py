@@ -7,6 +7,7 @@
 A measurement trains nothing: it keeps the records of the trainings, and repeats sweep, times and accuracies with the
 present code on the present machine. Accuracies and exits must be as recorded; times may differ.
 """
+
 from __future__ import annotations
 
 import itertools
@@ -17,10 +18,10 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-import attrs
-
 from branchynet import cpu, files, provenance, schema, verify
 from branchynet.experiments import VARIANTS, conversion, report, reproduce, results, runs
+
+import attrs
 
 NOT_COMMITTED = 'local'  # the subfolder of results/ that holds a user's own runs
 
@@ -54,8 +55,10 @@ def measure(folder: str, out: str | None, device: Any) -> int:
             return 1
         results.write(target, again)
         reproduce.write(again, target)
-    print(f'{report.tables(again)}\n{folder}: accuracies and exits '
-          f'{"differ" if different else "are identical"}; written to {target}')
+    print(
+        f'{report.tables(again)}\n{folder}: accuracies and exits '
+        f'{"differ" if different else "are identical"}; written to {target}'
+    )
     return int(bool(different))
 
 
@@ -77,8 +80,11 @@ def committed(root: str, out: str, device: Any) -> int:
         OSError: there is no results folder; or results, weights or data are missing or damaged.
         ValueError: a folder was trained on other data.
     """
-    folders = [os.path.join(root, name) for name in sorted(os.listdir(root)) if name != NOT_COMMITTED
-               and os.path.exists(results.path_of(os.path.join(root, name)))]
+    folders = [
+        os.path.join(root, name)
+        for name in sorted(os.listdir(root))
+        if name != NOT_COMMITTED and os.path.exists(results.path_of(os.path.join(root, name)))
+    ]
     if not folders:
         raise OSError(f'{root} holds no results folder')
     status = 0
@@ -87,8 +93,10 @@ def committed(root: str, out: str, device: Any) -> int:
         missing = _weights_not_kept(folder)
         if missing:
             found = _write_again(folder, target)
-            print(f'{folder}: {missing[0]} was not kept; tables and figures were made from results.json and written '
-                  f"to {target}; '{_command(found)}' trains the weights again")
+            print(
+                f'{folder}: {missing[0]} was not kept; tables and figures were made from results.json and written '
+                f"to {target}; '{_command(found)}' trains the weights again"
+            )
         else:
             status = max(status, measure(folder, target, device))
     return status
@@ -122,8 +130,13 @@ def _weights_not_kept(folder: str) -> list[str]:
     """
     listed = verify.read(folder).sha256
     found = conversion.read(folder)
-    wanted = [path for name, seeds in found.experiments.items() for run in seeds if hasattr(run, 'training')
-              for path in _weights_to_measure(name, run, folder)]
+    wanted = [
+        path
+        for name, seeds in found.experiments.items()
+        for run in seeds
+        if hasattr(run, 'training')
+        for path in _weights_to_measure(name, run, folder)
+    ]
     return [name for name in map(os.path.basename, wanted) if name not in listed]
 
 
@@ -171,8 +184,7 @@ def _check_weights(trained: dict[str, list[Any]], folder: str) -> None:
             reproduce.kept_weights(name, run, folder)
             for path in _weights_to_measure(name, run, folder):
                 if not os.path.exists(path):
-                    raise FileNotFoundError(
-                        f"{path} is missing: '{run.training.environment.command}' writes it")
+                    raise FileNotFoundError(f"{path} is missing: '{run.training.environment.command}' writes it")
 
 
 def _data_of(experiment: Any, run: Any) -> runs.Data:
@@ -185,8 +197,10 @@ def _data_of(experiment: Any, run: Any) -> runs.Data:
     data = runs.cut(experiment.get_data(), preset)
     found = provenance.sha256_of_arrays(data)
     if found != run.training.data_sha256:
-        raise ValueError(f'{experiment.name} was trained on data of SHA-256 {run.training.data_sha256}, and the data '
-                         f'here has {found}: build the data by the same recipe')
+        raise ValueError(
+            f'{experiment.name} was trained on data of SHA-256 {run.training.data_sha256}, and the data '
+            f'here has {found}: build the data by the same recipe'
+        )
     return data
 
 
@@ -197,8 +211,10 @@ def _differences(old: results.Results, new: results.Results) -> Iterator[str]:
             pairs = itertools.zip_longest(_figures(before), _figures(after))
             for one, other in pairs:
                 if one != other:
-                    yield (f'{runs.stem(name, before.part, before.seed)}: {_words(one)} was recorded, '
-                           f'{_words(other)} is measured')
+                    yield (
+                        f'{runs.stem(name, before.part, before.seed)}: {_words(one)} was recorded, '
+                        f'{_words(other)} is measured'
+                    )
                     break
 
 
@@ -256,8 +272,12 @@ def trained_runs(folder: str, seed: int) -> list[tuple[str, Any]]:
         OSError: the folder holds no results.
         ValueError: there is no such run.
     """
-    found = [(name, run) for name, seeds in conversion.read(folder).experiments.items() for run in seeds
-             if run.seed == seed and hasattr(run, 'training')]
+    found = [
+        (name, run)
+        for name, seeds in conversion.read(folder).experiments.items()
+        for run in seeds
+        if run.seed == seed and hasattr(run, 'training')
+    ]
     if not found:
         raise ValueError(f'{folder} has no trained run of seed {seed}')
     return found
@@ -274,11 +294,21 @@ def _retrained(name: str, run: Any, epochs: int, device: Any) -> tuple[verify.Ru
     main = min(epochs, training.main_epochs)
     with tempfile.TemporaryDirectory() as out, cpu.fast():
         setup = runs.Setup('paper', training.variant, device, out, False)
-        again = runs.begin((name, run.part, run.seed), lambda: get_network(variant=training.variant), preset,
-                           _data_of(experiment, run), setup)
+        again = runs.begin(
+            (name, run.part, run.seed),
+            lambda: get_network(variant=training.variant),
+            preset,
+            _data_of(experiment, run),
+            setup,
+        )
         again.train('main', main)
         again.train('joint', epochs - main)
-    recorded = attrs.evolve(reproduce.run_of_manifest(name, run), steps=reproduce.training_steps(training)[:epochs + 1])
+    recorded = attrs.evolve(
+        reproduce.run_of_manifest(name, run), steps=reproduce.training_steps(training)[: epochs + 1]
+    )
     return recorded, attrs.evolve(
-        recorded, device=again.record.device, environment=schema.unstructure(again.record.environment),
-        steps=reproduce.training_steps(again.record))
+        recorded,
+        device=again.record.device,
+        environment=schema.unstructure(again.record.environment),
+        steps=reproduce.training_steps(again.record),
+    )

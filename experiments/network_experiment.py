@@ -1,18 +1,20 @@
 """A network of the paper and its baseline: training, threshold sweep and times."""
+
 from __future__ import annotations
 
 import csv
-from functools import partial
 import io
 import os
+from functools import partial
 from typing import Any, Callable, NamedTuple
 
 from branchynet import cpu, sweep, timing, utils, visualize
 from branchynet.cost import NetCost, cost
 from branchynet.experiments import claims, results, runs
+from branchynet.files import write_atomically
 from branchynet.inference import Compiled
 from branchynet.net import BranchyNet
-from branchynet.files import write_atomically
+
 import numpy as np
 
 SHARES = np.linspace(0, 1, 51)  # of images that leave at exit 1, for figure 4
@@ -31,6 +33,7 @@ class NetworkExperiment(NamedTuple):
         presets: amounts of training by preset; some presets may be absent.
         parts: the one part, which has no name; comparisons have several.
     """
+
     name: str
     network: str
     get_network: Callable[..., BranchyNet]
@@ -80,15 +83,16 @@ class NetworkExperiment(NamedTuple):
             if record.main_weights_sha256 is None:
                 # The paper's baseline is the network before joint training, which changes the trunk that main shares.
                 record.main_weights_sha256 = runs.save_weights(
-                    training.net.main, runs.main_weights_path(setup.out, *run))
+                    training.net.main, runs.main_weights_path(setup.out, *run)
+                )
                 training.save()
             training.train('joint')
             record.weights_sha256 = runs.save_weights(training.net, runs.weights_path(setup.out, *run))
-        return results.NetworkRun(
-            seed=seed, training=record, measurement=self.measure(part, seed, record, data, setup))
+        return results.NetworkRun(seed=seed, training=record, measurement=self.measure(part, seed, record, data, setup))
 
-    def measure(self, part: str, seed: int, training: results.Training, data: runs.Data,
-                setup: runs.Setup) -> results.NetworkMeasurement:
+    def measure(
+        self, part: str, seed: int, training: results.Training, data: runs.Data, setup: runs.Setup
+    ) -> results.NetworkMeasurement:
         """Measures the weights that a training wrote to the results folder.
 
         Args:
@@ -128,37 +132,59 @@ class NetworkExperiment(NamedTuple):
         return [path] + [figure for run in seeds for figure in draw(self, run, os.path.join(out, 'figures'))]
 
 
-def _measure(experiment: NetworkExperiment, baseline_net: BranchyNet, net: BranchyNet, x: np.ndarray, t: np.ndarray,
-             setup: runs.Setup) -> results.NetworkMeasurement:
+def _measure(
+    experiment: NetworkExperiment,
+    baseline_net: BranchyNet,
+    net: BranchyNet,
+    x: np.ndarray,
+    t: np.ndarray,
+    setup: runs.Setup,
+) -> results.NetworkMeasurement:
     """Measures the baseline, the sweep, and four settings run by themselves."""
     costs = cost(net, x.shape[1:])
     direct = timing.measure(runs.for_inference(baseline_net), x, t, main=True)
     correct = direct.correct.astype(bool)
     baseline = results.Baseline(
-        accuracy_percent=direct.accuracy * 100, **_times(direct),
-        accuracy_as_released_percent=utils.test(net, x, t, batchsize=1000, main=True)[0] * 100)
+        accuracy_percent=direct.accuracy * 100,
+        **_times(direct),
+        accuracy_as_released_percent=utils.test(net, x, t, batchsize=1000, main=True)[0] * 100,
+    )
     net = runs.for_inference(net)
     recorded = sweep.record(net, x, t)
     settings = utils.generate_thresholds(experiment.base_thresholds, net.numexits())
     swept = sweep.sweep(recorded, settings)
     rows = _rows(swept, sweep.percentiles(recorded, settings), baseline, costs)
     knee = sweep.knee(swept.accuracy * 100, swept.whole, baseline.accuracy_percent)
-    chosen = {'published': experiment.published_thresholds, 'knee': rows[knee].thresholds,
-              'fastest': rows[int(swept.whole.argmin())].thresholds,
-              'slowest': rows[int(swept.whole.argmax())].thresholds}
-    measured = results.Measured(**{name: _directly(net, recorded, setting, x, t, correct, baseline, costs)
-                                   for name, setting in chosen.items()})
+    chosen = {
+        'published': experiment.published_thresholds,
+        'knee': rows[knee].thresholds,
+        'fastest': rows[int(swept.whole.argmin())].thresholds,
+        'slowest': rows[int(swept.whole.argmax())].thresholds,
+    }
+    measured = results.Measured(
+        **{name: _directly(net, recorded, setting, x, t, correct, baseline, costs) for name, setting in chosen.items()}
+    )
     return results.NetworkMeasurement(
-        device=str(setup.device), environment=runs.environment(setup.out), test_samples=len(x),
-        compiled=isinstance(net, Compiled), baseline=baseline,
+        device=str(setup.device),
+        environment=runs.environment(setup.out),
+        test_samples=len(x),
+        compiled=isinstance(net, Compiled),
+        baseline=baseline,
         macs=results.Macs(main=costs.main.macs, exits=[exit.leaving.macs for exit in costs.exits]),
         exit_accuracy_percent=(recorded.correct.mean(axis=1) * 100).tolist(),
-        outputs={'main_correct': runs.digest(correct), 'entropy': runs.digest(recorded.entropy),
-                 'correct': runs.digest(recorded.correct), 'sweep_accuracy': runs.digest(swept.accuracy),
-                 'sweep_exits': runs.digest(swept.exits / len(x))},
-        exit1_curve=_exit1_curve(recorded, experiment.published_thresholds[1:]), sweep=rows, knee=knee,
+        outputs={
+            'main_correct': runs.digest(correct),
+            'entropy': runs.digest(recorded.entropy),
+            'correct': runs.digest(recorded.correct),
+            'sweep_accuracy': runs.digest(swept.accuracy),
+            'sweep_exits': runs.digest(swept.exits / len(x)),
+        },
+        exit1_curve=_exit1_curve(recorded, experiment.published_thresholds[1:]),
+        sweep=rows,
+        knee=knee,
         measured=measured,
-        composed_off_percent=max(setting.disagreement_percent() for setting in measured.by_name().values()))
+        composed_off_percent=max(setting.disagreement_percent() for setting in measured.by_name().values()),
+    )
 
 
 def gain_allowed(exit_percent: list[float], main_macs: int, exit_macs: list[int]) -> float:
@@ -172,14 +198,20 @@ def gain_allowed(exit_percent: list[float], main_macs: int, exit_macs: list[int]
     return main_macs * 100 / float(np.dot(exit_percent, exit_macs))
 
 
-def _gains(exits: np.ndarray, released_ms: float, whole_ms: float, baseline: results.Baseline,
-           costs: NetCost) -> dict[str, Any]:
+def _gains(
+    exits: np.ndarray, released_ms: float, whole_ms: float, baseline: results.Baseline, costs: NetCost
+) -> dict[str, Any]:
     """The fields of a results.Setting that follow from its numbers of images per exit (E,) and its times."""
     percent = (np.asarray(exits) / np.sum(exits) * 100).tolist()
     allowed = gain_allowed(percent, costs.main.macs, [exit.leaving.macs for exit in costs.exits])
     gain = baseline.whole.mean_ms / whole_ms
-    return {'exit_percent': percent, 'gain_released': baseline.released.mean_ms / released_ms, 'gain_whole': gain,
-            'gain_allowed': allowed, 'efficiency': gain / allowed}
+    return {
+        'exit_percent': percent,
+        'gain_released': baseline.released.mean_ms / released_ms,
+        'gain_whole': gain,
+        'gain_allowed': allowed,
+        'efficiency': gain / allowed,
+    }
 
 
 def _exit1_curve(recorded: sweep.ExitRecord, thresholds: list[float]) -> results.Exit1Curve:
@@ -195,8 +227,10 @@ def _exit1_curve(recorded: sweep.ExitRecord, thresholds: list[float]) -> results
     swept = sweep.sweep(recorded, [[cut, *thresholds] for cut in cuts])
     left = swept.exits[:, 0]
     return results.Exit1Curve(
-        exit1_percent=(left / len(ent) * 100).tolist(), accuracy_percent=(swept.accuracy * 100).tolist(),
-        max_entropy_nat=[float(ent[count - 1]) if count else 0. for count in left])
+        exit1_percent=(left / len(ent) * 100).tolist(),
+        accuracy_percent=(swept.accuracy * 100).tolist(),
+        max_entropy_nat=[float(ent[count - 1]) if count else 0.0 for count in left],
+    )
 
 
 def _times(measurement: timing.Measurement) -> dict[str, Any]:
@@ -204,8 +238,16 @@ def _times(measurement: timing.Measurement) -> dict[str, Any]:
     return {clock: results.Timed(**timing.summary(getattr(measurement, clock))) for clock in ('released', 'whole')}
 
 
-def _directly(net: Any, recorded: sweep.ExitRecord, thresholds: list[float], x: np.ndarray, t: np.ndarray,
-              baseline_correct: np.ndarray, baseline: results.Baseline, costs: NetCost) -> results.DirectSetting:
+def _directly(
+    net: Any,
+    recorded: sweep.ExitRecord,
+    thresholds: list[float],
+    x: np.ndarray,
+    t: np.ndarray,
+    baseline_correct: np.ndarray,
+    baseline: results.Baseline,
+    costs: NetCost,
+) -> results.DirectSetting:
     """Runs one setting image by image; the sweep only composes its times."""
     net.thresholdExits = thresholds
     measurement = timing.measure(net, x, t)
@@ -213,10 +255,14 @@ def _directly(net: Any, recorded: sweep.ExitRecord, thresholds: list[float], x: 
     composed = sweep.sweep(recorded, [thresholds])
     times = _times(measurement)
     return results.DirectSetting(
-        thresholds=thresholds, accuracy_percent=measurement.accuracy * 100, **times,
+        thresholds=thresholds,
+        accuracy_percent=measurement.accuracy * 100,
+        **times,
         **_gains(measurement.exits, times['released'].mean_ms, times['whole'].mean_ms, baseline, costs),
         images=_pairs(measurement.correct.astype(bool), baseline_correct),
-        composed_released_ms=float(composed.released[0] * 1e3), composed_whole_ms=float(composed.whole[0] * 1e3))
+        composed_released_ms=float(composed.released[0] * 1e3),
+        composed_whole_ms=float(composed.whole[0] * 1e3),
+    )
 
 
 def _pairs(correct: np.ndarray, baseline_correct: np.ndarray) -> results.Pairs:
@@ -224,17 +270,25 @@ def _pairs(correct: np.ndarray, baseline_correct: np.ndarray) -> results.Pairs:
         both_right=int((correct & baseline_correct).sum()),
         only_branchy_right=int((correct & ~baseline_correct).sum()),
         only_baseline_right=int((~correct & baseline_correct).sum()),
-        both_wrong=int((~correct & ~baseline_correct).sum()))
+        both_wrong=int((~correct & ~baseline_correct).sum()),
+    )
 
 
-def _rows(swept: sweep.Sweep, percentiles: np.ndarray, baseline: results.Baseline,
-          costs: NetCost) -> list[results.SweptSetting]:
-    return [results.SweptSetting(
-        thresholds=thresholds.tolist(), accuracy_percent=float(accuracy * 100),
-        **_gains(exits, float(released * 1e3), float(whole * 1e3), baseline, costs),
-        released_ms=float(released * 1e3), whole_ms=float(whole * 1e3), whole_median_ms=float(p50 * 1e3),
-        whole_p95_ms=float(p95 * 1e3),
-    ) for thresholds, accuracy, exits, released, whole, p50, p95 in zip(*swept, *percentiles)]
+def _rows(
+    swept: sweep.Sweep, percentiles: np.ndarray, baseline: results.Baseline, costs: NetCost
+) -> list[results.SweptSetting]:
+    return [
+        results.SweptSetting(
+            thresholds=thresholds.tolist(),
+            accuracy_percent=float(accuracy * 100),
+            **_gains(exits, float(released * 1e3), float(whole * 1e3), baseline, costs),
+            released_ms=float(released * 1e3),
+            whole_ms=float(whole * 1e3),
+            whole_median_ms=float(p50 * 1e3),
+            whole_p95_ms=float(p95 * 1e3),
+        )
+        for thresholds, accuracy, exits, released, whole, p50, p95 in zip(*swept, *percentiles)
+    ]
 
 
 def write_sweep(path: str, seeds: list[results.NetworkRun]) -> None:
@@ -246,14 +300,32 @@ def write_sweep(path: str, seeds: list[results.NetworkRun]) -> None:
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
-    columns = ['thresholds', 'accuracy_percent', 'exit_percent', 'released_ms', 'whole_ms', 'whole_median_ms',
-               'whole_p95_ms', 'gain_released', 'gain_whole', 'gain_allowed', 'efficiency']
+    columns = [
+        'thresholds',
+        'accuracy_percent',
+        'exit_percent',
+        'released_ms',
+        'whole_ms',
+        'whole_median_ms',
+        'whole_p95_ms',
+        'gain_released',
+        'gain_whole',
+        'gain_allowed',
+        'efficiency',
+    ]
     writer.writerow(['seed', *columns])
     for run in seeds:
         for row in run.measurement.sweep:
             values = (getattr(row, column) for column in columns)
-            writer.writerow([run.seed, *(' '.join(f'{v:.6g}' for v in value) if isinstance(value, list)
-                                         else f'{value:.6g}' for value in values)])
+            writer.writerow(
+                [
+                    run.seed,
+                    *(
+                        ' '.join(f'{v:.6g}' for v in value) if isinstance(value, list) else f'{value:.6g}'
+                        for value in values
+                    ),
+                ]
+            )
     write_atomically(path, text.getvalue().encode())
 
 
@@ -287,23 +359,43 @@ def _draw_figure3(experiment: NetworkExperiment, measurement: results.NetworkMea
     accuracies = [row.accuracy_percent / 100 for row in rows]
     curves = {
         'released clock': ([row.released_ms / baseline.released.mean_ms for row in rows], accuracies),
-        'whole clock': ([row.whole_ms / baseline.whole.mean_ms for row in rows], accuracies)}
-    points = {series: [(float(row['x']), float(row['y']) / 100) for row in claims.published('figures.csv')
-                       if row['figure'] == '3' and row['series'].split()[0] == series]
-              for series in (experiment.network, f'B-{experiment.network}')}
+        'whole clock': ([row.whole_ms / baseline.whole.mean_ms for row in rows], accuracies),
+    }
+    points = {
+        series: [
+            (float(row['x']), float(row['y']) / 100)
+            for row in claims.published('figures.csv')
+            if row['figure'] == '3' and row['series'].split()[0] == series
+        ]
+        for series in (experiment.network, f'B-{experiment.network}')
+    }
     base, base_accuracy = points[experiment.network][0]
     visualize.plot_relative_tradeoff(
-        curves, baseline.accuracy_percent / 100, measurement.knee,
-        [(x / base, y) for x, y in points[f'B-{experiment.network}']], base_accuracy, experiment.network,
-        output_path=path)
+        curves,
+        baseline.accuracy_percent / 100,
+        measurement.knee,
+        [(x / base, y) for x, y in points[f'B-{experiment.network}']],
+        base_accuracy,
+        experiment.network,
+        output_path=path,
+    )
 
 
 def _draw_figure4(experiment: NetworkExperiment, measurement: results.NetworkMeasurement, path: str) -> None:
     curve = measurement.exit1_curve
-    points = {what: [(float(row['x']) / 100, float(row['y'])) for row in claims.published('figures.csv')
-                     if row['figure'] == '4' and row['series'] == f'B-{experiment.network} {what}']
-              for what in ('accuracy', 'max entropy')}
+    points = {
+        what: [
+            (float(row['x']) / 100, float(row['y']))
+            for row in claims.published('figures.csv')
+            if row['figure'] == '4' and row['series'] == f'B-{experiment.network} {what}'
+        ]
+        for what in ('accuracy', 'max entropy')
+    }
     visualize.plot_exit1(
-        [percent / 100 for percent in curve.exit1_percent], [percent / 100 for percent in curve.accuracy_percent],
+        [percent / 100 for percent in curve.exit1_percent],
+        [percent / 100 for percent in curve.accuracy_percent],
         curve.max_entropy_nat,
-        [(x, y / 100) for x, y in points['accuracy']], points['max entropy'], output_path=path)
+        [(x, y / 100) for x, y in points['accuracy']],
+        points['max entropy'],
+        output_path=path,
+    )

@@ -1,4 +1,5 @@
 """Runs experiments and writes a results folder: the work of `branchynet reproduce` and get_results.sh."""
+
 from __future__ import annotations
 
 import os
@@ -43,15 +44,19 @@ def reproduce(names: list[str], seeds: int, setup: runs.Setup, all_of_them: bool
         return _reproduce(ready, skipped, seeds, setup, all_of_them)
 
 
-def _reproduce(ready: list[tuple[Any, runs.Data]], skipped: list[str], seeds: int, setup: runs.Setup,
-               all_of_them: bool) -> int:
+def _reproduce(
+    ready: list[tuple[Any, runs.Data]], skipped: list[str], seeds: int, setup: runs.Setup, all_of_them: bool
+) -> int:
     """Runs experiments in a folder that is locked; returns the exit status."""
     results = _kept(setup, [] if setup.resume else [experiment.name for experiment, _ in ready])
     for experiment, _ in ready:
         runs.check_origin(results_file.path_of(setup.out), results.experiments.get(experiment.name, []), setup)
     minutes = sum(experiment.minutes(experiment.presets[setup.preset], data, setup) for experiment, data in ready)
-    print(f'Preset {setup.preset} on {devices.device_name(setup.device)}: about '
-          f'{max(1, minutes * seeds):.0f} min{", less the time of what is done" if setup.resume else ""}.', flush=True)
+    print(
+        f'Preset {setup.preset} on {devices.device_name(setup.device)}: about '
+        f'{max(1, minutes * seeds):.0f} min{", less the time of what is done" if setup.resume else ""}.',
+        flush=True,
+    )
     for experiment, data in ready:
         skipped += _run(experiment, seeds, data, setup, results)
     if not results.experiments:
@@ -90,8 +95,7 @@ def _ready(names: list[str], preset_name: str) -> tuple[list[tuple[Any, runs.Dat
     for name in names:
         experiment = report.load(name)
         if preset_name not in experiment.presets:
-            skipped.append(f'{name} is skipped: it has no preset {preset_name}, only '
-                           f'{", ".join(experiment.presets)}')
+            skipped.append(f'{name} is skipped: it has no preset {preset_name}, only {", ".join(experiment.presets)}')
             continue
         get_data = experiment.get_data
         if get_data not in found:
@@ -120,8 +124,10 @@ def _kept(setup: runs.Setup, again: list[str]) -> Results:
         if getattr(earlier, key) != getattr(setup, key):
             if earlier.preset == 'smoke' and again:
                 return Results(preset=setup.preset, variant=setup.variant)
-            raise ValueError(f'{path} is of {key} {getattr(earlier, key)}: expected {getattr(setup, key)}; name '
-                             'another folder with --out')
+            raise ValueError(
+                f'{path} is of {key} {getattr(earlier, key)}: expected {getattr(setup, key)}; name '
+                'another folder with --out'
+            )
     for name in again:
         earlier.experiments.pop(name, None)
     return earlier
@@ -158,8 +164,12 @@ def write(results: Results, out: str) -> None:
     Raises:
         OSError: weights in the folder are not those of a run.
     """
-    weights = [path for name, seeds in results.experiments.items() for run in seeds for path in kept_weights(
-        name, run, out).values()]
+    weights = [
+        path
+        for name, seeds in results.experiments.items()
+        for run in seeds
+        for path in kept_weights(name, run, out).values()
+    ]
     written, shown = [results_file.path_of(out), *weights], {}
     for name, seeds in results.experiments.items():
         experiment = report.load(name)
@@ -236,7 +246,8 @@ def _manifest(results: Results, written: list[str], out: str) -> verify.Manifest
     return verify.Manifest(
         preset=results.preset,
         runs=[run_of_manifest(name, run) for name, seeds in results.experiments.items() for run in seeds],
-        sha256={os.path.relpath(path, out): files.digest(path) for path in sorted(written)})
+        sha256={os.path.relpath(path, out): files.digest(path) for path in sorted(written)},
+    )
 
 
 def run_of_manifest(name: str, run: Any) -> verify.Run:
@@ -254,14 +265,20 @@ def run_of_manifest(name: str, run: Any) -> verify.Run:
         steps = training_steps(training)
     else:
         steps = [verify.Step(what='data', sha256=measurement.data_sha256)]
-    steps += [verify.Step(what=f'output {what}', sha256=digest.sha256, mean=digest.mean)
-              for what, digest in getattr(measurement, 'outputs', {}).items()]
+    steps += [
+        verify.Step(what=f'output {what}', sha256=digest.sha256, mean=digest.mean)
+        for what, digest in getattr(measurement, 'outputs', {}).items()
+    ]
     origin = training or measurement
     return verify.Run(
-        name=runs.stem(name, run.part, run.seed), settings=settings, device=origin.device,
-        environment=schema.unstructure(origin.environment), measured_in=schema.unstructure(measurement.environment),
+        name=runs.stem(name, run.part, run.seed),
+        settings=settings,
+        device=origin.device,
+        environment=schema.unstructure(origin.environment),
+        measured_in=schema.unstructure(measurement.environment),
         weights_sha256={os.path.basename(path): sha256 for path, sha256 in weights_of(name, run, '').items()},
-        steps=steps)
+        steps=steps,
+    )
 
 
 def training_steps(training: results_file.Training) -> list[verify.Step]:
@@ -274,6 +291,10 @@ def training_steps(training: results_file.Training) -> list[verify.Step]:
     for phase in 'main', 'joint':
         history = getattr(training, phase)
         epochs = zip(history.weights_sha256, history.loss, history.accuracy)
-        steps += [verify.Step(what=f'weights after epoch {epoch} of {phase} training', sha256=sha256, loss=loss,
-                              accuracy=accuracy) for epoch, (sha256, loss, accuracy) in enumerate(epochs, 1)]
+        steps += [
+            verify.Step(
+                what=f'weights after epoch {epoch} of {phase} training', sha256=sha256, loss=loss, accuracy=accuracy
+            )
+            for epoch, (sha256, loss, accuracy) in enumerate(epochs, 1)
+        ]
     return steps

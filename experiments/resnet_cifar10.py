@@ -8,6 +8,7 @@ published. paper is the published training, days on 2 cores: take a GPU; expect 
 published 79.17 % with 41.5 % leaving at exit 1, within the tolerances of claims.toml. smoke only shows that
 everything runs.
 """
+
 from branchynet.datasets import pcifar10
 from branchynet.experiments.network_experiment import NetworkExperiment
 from branchynet.experiments.runs import Preset
@@ -18,8 +19,8 @@ EXPERIMENT = NetworkExperiment(
     network='ResNet',
     get_network=resnet_cifar10.get_network,
     get_data=pcifar10.get_data,
-    base_thresholds=[.0001, .0005, .001, .005, .01, .025, .05, .075, .1, .25, .5, .75, 1, 2, 3, 5, 10],
-    published_thresholds=[.3, .2],
+    base_thresholds=[0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2, 3, 5, 10],
+    published_thresholds=[0.3, 0.2],
     presets={
         'smoke': Preset(main_epochs=1, joint_epochs=2, batchsize=16, train_samples=64, test_samples=40),
         'quick': Preset(main_epochs=2, joint_epochs=4, batchsize=64, train_samples=6400, test_samples=2000),

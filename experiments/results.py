@@ -8,17 +8,18 @@ accuracy and the speed of these weights; `branchynet measure` makes it again fro
 
 The annotations say `Optional[...]`, not `... | None`: cattrs evaluates them, and Python 3.9 cannot evaluate the latter.
 """
+
 from __future__ import annotations
 
 import os
 from typing import Any, NamedTuple, Optional
 
+from branchynet import schema
+from branchynet.experiments import NAMES, NETWORKS, PRESETS
+
 import attrs
 from attrs import define, field
 from attrs.validators import deep_iterable, ge
-
-from branchynet import schema
-from branchynet.experiments import NAMES, NETWORKS, PRESETS
 
 FORMAT = 2
 NAME = 'results.json'
@@ -46,6 +47,7 @@ _PERCENTAGES = [_not_empty, deep_iterable(_percentage)]
 @define(kw_only=True)
 class Blas:
     """A library that has its own threads, as threadpoolctl describes it."""
+
     internal_api: str
     version: Optional[str]
     architecture: Optional[str]
@@ -65,6 +67,7 @@ class Environment:
         threads: the number of threads of branchynet.cpu.
         command: the command line.
     """
+
     commit: Optional[str]
     tree: Optional[str]
     python: str
@@ -89,19 +92,21 @@ class Environment:
 @define(kw_only=True)
 class MainTraining:
     """The baseline's training, one entry per epoch; loss (nat) and accuracy (share) are means over its batches."""
+
     loss: list[float] = field(factory=list)
     accuracy: list[float] = field(factory=list)
     weights_sha256: list[str] = field(factory=list)
-    seconds: float = 0.
+    seconds: float = 0.0
 
 
 @define(kw_only=True)
 class JointTraining:
     """The joint training, one entry per epoch; loss (nat) and accuracy (share) have a number for each exit."""
+
     loss: list[list[float]] = field(factory=list)
     accuracy: list[list[float]] = field(factory=list)
     weights_sha256: list[str] = field(factory=list)
-    seconds: float = 0.
+    seconds: float = 0.0
 
 
 @define(kw_only=True)
@@ -123,6 +128,7 @@ class Training:
             kept.
         weights_sha256: of the file with the final weights; empty until the training ends.
     """
+
     variant: str
     device: str
     main_epochs: int
@@ -146,8 +152,9 @@ class Training:
             history = getattr(self, phase)
             for what in 'loss', 'accuracy', 'weights_sha256':
                 if len(getattr(history, what)) != count:
-                    raise ValueError(f'has {len(getattr(history, what))} epochs of training.{phase}.{what}: expected '
-                                     f'{count}')
+                    raise ValueError(
+                        f'has {len(getattr(history, what))} epochs of training.{phase}.{what}: expected {count}'
+                    )
         if not self.weights_sha256:
             raise ValueError('has no training.weights_sha256: expected that of the weights file')
 
@@ -155,6 +162,7 @@ class Training:
 @define(kw_only=True)
 class Digest:
     """The identity of an output array: its SHA-256, and its mean, which shows how far two arrays differ."""
+
     sha256: str
     mean: float
 
@@ -162,6 +170,7 @@ class Digest:
 @define(kw_only=True)
 class Timed:
     """Milliseconds per image on one clock, at batch size 1."""
+
     mean_ms: float = field(validator=_positive)
     median_ms: float = field(validator=_positive)
     p95_ms: float = field(validator=_positive)
@@ -177,6 +186,7 @@ class Baseline:
         released: times on the released clock.
         whole: times on the whole clock.
     """
+
     accuracy_percent: float = field(validator=_percentage)
     accuracy_as_released_percent: float = field(validator=_percentage)
     released: Timed
@@ -191,6 +201,7 @@ class Macs:
         main: of the baseline.
         exits: (E,), of everything that runs for an image that leaves at each exit.
     """
+
     main: int = field(validator=_positive)
     exits: list[int] = field(validator=_not_empty)
 
@@ -208,6 +219,7 @@ class Setting:
         gain_allowed: the baseline's multiply-adds over this setting's at these exit shares.
         efficiency: gain_whole over gain_allowed.
     """
+
     thresholds: list[float]
     accuracy_percent: float = field(validator=_percentage)
     exit_percent: list[float] = field(validator=_PERCENTAGES)
@@ -220,6 +232,7 @@ class Setting:
 @define(kw_only=True)
 class SweptSetting(Setting):
     """A setting of the sweep. Its times (ms per image) are composed from the measured times of the stages."""
+
     released_ms: float = field(validator=_positive)
     whole_ms: float = field(validator=_positive)
     whole_median_ms: float = field(validator=_positive)
@@ -229,6 +242,7 @@ class SweptSetting(Setting):
 @define(kw_only=True)
 class Pairs:
     """Images that the BranchyNet and the baseline before joint training classify correctly: both, one, or neither."""
+
     both_right: int
     only_branchy_right: int
     only_baseline_right: int
@@ -266,6 +280,7 @@ class DirectSetting(Setting):
             sweep lacks the setting.
         composed_whole_ms: the same for the whole clock.
     """
+
     released: Timed
     whole: Timed
     images: Pairs
@@ -282,7 +297,7 @@ class DirectSetting(Setting):
 
     def disagreement_percent(self) -> float:
         """The difference between composed and direct time, on the clock where it is larger."""
-        return max((one.percent for one in self.disagreements()), default=0.)
+        return max((one.percent for one in self.disagreements()), default=0.0)
 
 
 @define(kw_only=True)
@@ -295,6 +310,7 @@ class Measured:
         fastest: of the sweep, to check its composed times; None in converted results.
         slowest: of the sweep, for the same purpose.
     """
+
     published: DirectSetting
     knee: DirectSetting
     fastest: Optional[DirectSetting] = None
@@ -315,6 +331,7 @@ class Exit1Curve:
         accuracy_percent: (points,).
         max_entropy_nat: (points,).
     """
+
     exit1_percent: list[float] = field(validator=_PERCENTAGES)
     accuracy_percent: list[float] = field(validator=_PERCENTAGES)
     max_entropy_nat: list[float] = field(validator=_not_empty)
@@ -339,6 +356,7 @@ class NetworkMeasurement:
         measured: settings that were run by themselves.
         composed_off_percent: the largest difference between composed and direct times of a setting.
     """
+
     device: str
     environment: Environment
     test_samples: int = field(validator=_positive)
@@ -359,8 +377,10 @@ class NetworkMeasurement:
         exits = len(self.exit_accuracy_percent)
         for setting in [*self.sweep, *self.measured.by_name().values()]:
             if (len(setting.thresholds), len(setting.exit_percent)) != (exits - 1, exits):
-                raise ValueError(f'has a setting with thresholds {setting.thresholds} and {len(setting.exit_percent)} '
-                                 f'exits: expected {exits - 1} thresholds and {exits} exits')
+                raise ValueError(
+                    f'has a setting with thresholds {setting.thresholds} and {len(setting.exit_percent)} '
+                    f'exits: expected {exits - 1} thresholds and {exits} exits'
+                )
 
     def disagreements(self) -> dict[str, Disagreement]:
         """The settings whose composed and direct times differ by more than DISAGREEMENT_PERCENT.
@@ -379,6 +399,7 @@ class NetworkMeasurement:
 @define(kw_only=True)
 class ComparisonMeasurement:
     """Accuracy of the exits of one part of a comparison; the fields are those of NetworkMeasurement."""
+
     device: str
     environment: Environment
     test_samples: int = field(validator=_positive)
@@ -397,6 +418,7 @@ class CachePoint:
         misses: misses of the last-level cache.
         cache_miss_percent: misses of all loads and stores.
     """
+
     thresholds: list[float]
     runtime_ms: float = field(validator=_positive)
     references: int
@@ -407,6 +429,7 @@ class CachePoint:
 @define(kw_only=True)
 class CacheMeasurement:
     """Figure 6: counts of a tool while images were classified one by one."""
+
     device: str
     environment: Environment
     test_samples: int = field(validator=_positive)
@@ -419,6 +442,7 @@ class CacheMeasurement:
 @define(kw_only=True)
 class Run:
     """One seed of one part of an experiment; an experiment without parts has part ''."""
+
     seed: int
     part: str = ''
 
@@ -431,6 +455,7 @@ class Run:
 @define(kw_only=True)
 class NetworkRun(Run):
     """A seed of a network of the paper."""
+
     training: Training
     measurement: NetworkMeasurement
 
@@ -438,6 +463,7 @@ class NetworkRun(Run):
 @define(kw_only=True)
 class ComparisonRun(Run):
     """A seed of one part of figure5, loss_weights or initialisation."""
+
     training: Training
     measurement: ComparisonMeasurement
 
@@ -445,6 +471,7 @@ class ComparisonRun(Run):
 @define(kw_only=True)
 class CacheRun(Run):
     """A seed of figure6, which counts with weights that alex_cifar10 trained."""
+
     measurement: CacheMeasurement
 
 
@@ -457,6 +484,7 @@ class Results:
         variant: one of VARIANTS.
         experiments: runs by the experiment's name, one for each seed (in comparisons for each seed and part).
     """
+
     preset: str
     variant: str
     experiments: dict[str, list[Any]] = field(factory=dict)
@@ -489,8 +517,9 @@ def read(folder: str) -> Results:
     path = path_of(folder)
     content = schema.read_json(path, 'the results of a run')
     if isinstance(content, dict) and content.get('format') in range(1, FORMAT):
-        raise OSError(f"{path} has format {content['format']}: 'branchynet results convert {folder}' brings it to "
-                      f'format {FORMAT}')
+        raise OSError(
+            f"{path} has format {content['format']}: 'branchynet results convert {folder}' brings it to format {FORMAT}"
+        )
     try:
         return from_json(content)
     except ValueError as e:
@@ -512,8 +541,9 @@ def from_json(content: Any) -> Results:
     if not isinstance(content, dict) or content.get('format') != FORMAT:
         raise ValueError(f'the content has no format {FORMAT}: expected the results of a run')
     experiments = content.get('experiments')
-    results = schema.structure({**{key: value for key, value in content.items() if key != 'format'},
-                                'experiments': {}}, Results)
+    results = schema.structure(
+        {**{key: value for key, value in content.items() if key != 'format'}, 'experiments': {}}, Results
+    )
     if results.preset not in PRESETS:
         raise ValueError(f'preset is {results.preset}: expected one of {", ".join(PRESETS)}')
     if not isinstance(experiments, dict) or not experiments:

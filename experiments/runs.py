@@ -1,14 +1,13 @@
 """The steps that all experiments share: data cut to a preset, trainings that resume, and files of weights."""
+
 from __future__ import annotations
 
 import hashlib
-from importlib.util import find_spec
 import io
 import os
 import time
+from importlib.util import find_spec
 from typing import Any, Callable, NamedTuple
-
-import attrs
 
 from branchynet import checkpoint, cpu, determinism, files, provenance, schema, timing
 from branchynet.experiments import results
@@ -16,6 +15,8 @@ from branchynet.files import write_atomically
 from branchynet.inference import Compiled, is_compilable
 from branchynet.net import BranchyNet
 from branchynet.training import Position, epochs
+
+import attrs
 import chainer
 import numpy as np
 
@@ -55,6 +56,7 @@ class Setup(NamedTuple):
         out: the results folder.
         resume: whether to continue from the checkpoints in the folder.
     """
+
     preset: str
     variant: str
     device: Any
@@ -89,8 +91,15 @@ def training_minutes(net: BranchyNet, preset: Preset, data: Data) -> float:
     first = slice(preset.batchsize)
     count = len(x) / preset.batchsize
     with cpu.fast():
-        return count / 60 * sum(epochs * seconds(net, step, x[first], y[first]) for epochs, step in (
-            (preset.main_epochs, net.train_main), (preset.joint_epochs, net.train)) if epochs)
+        return (
+            count
+            / 60
+            * sum(
+                epochs * seconds(net, step, x[first], y[first])
+                for epochs, step in ((preset.main_epochs, net.train_main), (preset.joint_epochs, net.train))
+                if epochs
+            )
+        )
 
 
 def seconds(net: BranchyNet, step: Callable[..., Any], *arrays: np.ndarray) -> float:
@@ -133,8 +142,9 @@ def main_weights_path(out: str, *run: Any) -> str:
     return os.path.join(out, f'weights_{stem(*run)}_main.npz')
 
 
-def begin(run: RunId, get_network: Callable[[], BranchyNet], preset: Preset, data: Data,
-          setup: Setup) -> ResumableTraining:
+def begin(
+    run: RunId, get_network: Callable[[], BranchyNet], preset: Preset, data: Data, setup: Setup
+) -> ResumableTraining:
     """Makes a net and its training: from the start, or, if setup.resume is set, from the run's checkpoint if it exists.
 
     Args:
@@ -157,9 +167,15 @@ def begin(run: RunId, get_network: Callable[[], BranchyNet], preset: Preset, dat
     checkpoint.check(net)
     net.to_device(setup.device)
     record = results.Training(
-        variant=setup.variant, device=str(setup.device), main_epochs=preset.main_epochs,
-        joint_epochs=preset.joint_epochs, batchsize=preset.batchsize, train_samples=len(data[0]),
-        data_sha256=provenance.sha256_of_arrays(data), environment=environment(setup.out))
+        variant=setup.variant,
+        device=str(setup.device),
+        main_epochs=preset.main_epochs,
+        joint_epochs=preset.joint_epochs,
+        batchsize=preset.batchsize,
+        train_samples=len(data[0]),
+        data_sha256=provenance.sha256_of_arrays(data),
+        environment=environment(setup.out),
+    )
     path, position = checkpoint_path(setup.out, *run), None
     if setup.resume and checkpoint.has(path):
         notes, position = checkpoint.load(path, net)
@@ -193,8 +209,7 @@ def environment(out: str) -> results.Environment:
     Args:
         out: the results folder, whose files do not count as changes of the checkout.
     """
-    return schema.structure(
-        {**provenance.environment(out), 'code_sha256': _code_sha256()}, results.Environment)
+    return schema.structure({**provenance.environment(out), 'code_sha256': _code_sha256()}, results.Environment)
 
 
 def _code_sha256() -> str:
@@ -203,7 +218,7 @@ def _code_sha256() -> str:
     for package in 'branchynet', 'branchynet.datasets', 'branchynet.experiments', 'branchynet.networks':
         spec = find_spec(package)
         assert spec is not None and spec.submodule_search_locations is not None  # all four are packages
-        root, = spec.submodule_search_locations
+        (root,) = spec.submodule_search_locations
         for folder, _, names in os.walk(root):
             for name in names:
                 if name.endswith(('.py', '.toml', '.csv')):
@@ -223,15 +238,19 @@ def _origin(record: Any) -> dict[str, Any]:
     """The facts that must agree for the same bits."""
     record = record if isinstance(record, dict) else schema.unstructure(record)
     found = record.get('environment', {})
-    return {'device': record.get('device'),
-            **{key: found.get(key) for key in ('commit', 'code_sha256', 'profile', 'numpy', 'onednn')}}
+    return {
+        'device': record.get('device'),
+        **{key: found.get(key) for key in ('commit', 'code_sha256', 'profile', 'numpy', 'onednn')},
+    }
 
 
 def _check_same(path: str, wanted: dict[str, Any], saved: dict[str, Any]) -> None:
     for key, value in wanted.items():
         if saved.get(key) != value:
-            raise ValueError(f'{path} has {key} {saved.get(key)}: expected {value}; name another folder with --out, '
-                             'or leave out --resume to start again')
+            raise ValueError(
+                f'{path} has {key} {saved.get(key)}: expected {value}; name another folder with --out, '
+                'or leave out --resume to start again'
+            )
 
 
 class ResumableTraining:
@@ -243,16 +262,17 @@ class ResumableTraining:
     """
 
     INTERVAL = 30  # least seconds between checkpoints within an epoch
-    SHARE = .01  # largest share of the time that these checkpoints may take
+    SHARE = 0.01  # largest share of the time that these checkpoints may take
 
-    def __init__(self, net: BranchyNet, data: Data, record: results.Training, path: str,
-                 position: Position | None = None) -> None:
+    def __init__(
+        self, net: BranchyNet, data: Data, record: results.Training, path: str, position: Position | None = None
+    ) -> None:
         self.net = net
         self.record = record
         self._data = data
         self._checkpoint = path
         self._position = position
-        self._saved, self._cost = time.perf_counter(), 0.
+        self._saved, self._cost = time.perf_counter(), 0.0
 
     def train(self, phase: str, num_epoch: int | None = None) -> None:
         """Trains the remaining epochs of a phase and writes checkpoints.
@@ -278,8 +298,17 @@ class ResumableTraining:
                 count_seconds()
                 self.save(position)
 
-        for losses, accuracies in epochs(self.net, x, y, record.batchsize, num_epoch, phase == 'main',
-                                         len(history.loss), self._position, after_step=save_if_due):
+        for losses, accuracies in epochs(
+            self.net,
+            x,
+            y,
+            record.batchsize,
+            num_epoch,
+            phase == 'main',
+            len(history.loss),
+            self._position,
+            after_step=save_if_due,
+        ):
             history.loss.append(losses.tolist())
             history.accuracy.append(accuracies.tolist())
             history.weights_sha256.append(provenance.sha256_of_net(self.net))

@@ -4,16 +4,17 @@
 
 writes a manifest for `branchynet verify`. The images are noise: where there is no CIFAR-10 it must run too.
 """
+
 import argparse
 import json
 
 import branchynet  # noqa: F401
-from chainer.backends.cuda import to_cpu
-import numpy as np
-
 from branchynet import cpu, determinism, devices, provenance, verify
 from branchynet.inference import Compiled, is_compilable
 from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
+
+import numpy as np
+from chainer.backends.cuda import to_cpu
 
 NETWORKS = {  # builder, shape of an image, images, steps of each training
     'lenet': (lenet_mnist, (1, 28, 28), 16, 2),
@@ -30,22 +31,33 @@ def run(name, device):
     net.to_device(device)
     x = np.random.rand(count, *shape).astype(np.float32)
     t = np.random.randint(0, 10, count).astype(np.int32)
-    entry = {'name': name, 'settings': {'images': count, 'steps': steps}, 'device': devices.device_name(device),
-             'environment': provenance.environment(),
-             'steps': [{'what': 'first weights', 'sha256': provenance.sha256_of_net(net)}]}
+    entry = {
+        'name': name,
+        'settings': {'images': count, 'steps': steps},
+        'device': devices.device_name(device),
+        'environment': provenance.environment(),
+        'steps': [{'what': 'first weights', 'sha256': provenance.sha256_of_net(net)}],
+    }
     with cpu.fast():
         for phase, step in ('main', net.train_main), ('joint', net.train):
             for i in range(steps):
                 loss, accuracy = step(x, t)
-                entry['steps'].append({'what': f'weights after step {i + 1} of {phase} training', 'loss': loss,
-                                       'accuracy': accuracy, 'sha256': provenance.sha256_of_net(net)})
+                entry['steps'].append(
+                    {
+                        'what': f'weights after step {i + 1} of {phase} training',
+                        'loss': loss,
+                        'accuracy': accuracy,
+                        'sha256': provenance.sha256_of_net(net),
+                    }
+                )
         looked = {'softmax': net.look(x)}
         if is_compilable(net):
             looked['compiled softmax'] = Compiled(net).look(x[:2])
         for what, looks in looked.items():
             prob = [to_cpu(look.prob) for look in looks]
-            entry['steps'].append({'what': what, 'mean': float(np.max(prob)),
-                                   'sha256': provenance.sha256_of_arrays(prob)})
+            entry['steps'].append(
+                {'what': what, 'mean': float(np.max(prob)), 'sha256': provenance.sha256_of_arrays(prob)}
+            )
     return entry
 
 

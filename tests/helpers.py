@@ -14,17 +14,28 @@ import numpy as np
 import pytest
 
 needs_cifar10 = pytest.mark.skipif(
-    cifar.find('cifar10', cifar10.VERSIONS)[1] is None, reason='needs CIFAR-10 in the data folder')
+    cifar.find('cifar10', cifar10.VERSIONS)[1] is None, reason='needs CIFAR-10 in the data folder'
+)
 
 
 def small_net(seed: int = 0, dropout: bool = False, **kwargs: Any) -> branchynet.BranchyNet:
     """Three exits over dense layers, for x (B, 4): exit 0 after one layer, exit 1 and the last after two more."""
     np.random.seed(seed)
     relu = branchynet.FL(F.relu)
-    network = [
-        L.Linear(4, 8), relu, branchynet.Branch([L.Linear(8, 3)]),
-        L.Linear(8, 8), relu, branchynet.Branch([L.Linear(8, 5), relu, L.Linear(5, 3)]),
-        L.Linear(8, 6), relu] + [branchynet.FL(F.dropout, .5)] * dropout + [branchynet.Branch([L.Linear(6, 3)])]
+    network = (
+        [
+            L.Linear(4, 8),
+            relu,
+            branchynet.Branch([L.Linear(8, 3)]),
+            L.Linear(8, 8),
+            relu,
+            branchynet.Branch([L.Linear(8, 5), relu, L.Linear(5, 3)]),
+            L.Linear(8, 6),
+            relu,
+        ]
+        + [branchynet.FL(F.dropout, 0.5)] * dropout
+        + [branchynet.Branch([L.Linear(6, 3)])]
+    )
     return branchynet.BranchyNet(network, **kwargs)
 
 
@@ -54,10 +65,20 @@ def exact_net(seed: int = 0) -> branchynet.BranchyNet:
     """
     rng = np.random.RandomState(seed)
     relu, pool = branchynet.FL(F.relu), branchynet.FL(F.max_pooling_2d, 2)
-    net = branchynet.BranchyNet([
-        L.Convolution2D(1, 4, 3, pad=1), relu, pool, branchynet.Branch([L.Linear(64, 5)]),
-        L.Convolution2D(4, 6, 3), relu, branchynet.Branch([L.Linear(24, 5)]),
-        L.Linear(24, 8), relu, branchynet.Branch([L.Linear(8, 5)])])
+    net = branchynet.BranchyNet(
+        [
+            L.Convolution2D(1, 4, 3, pad=1),
+            relu,
+            pool,
+            branchynet.Branch([L.Linear(64, 5)]),
+            L.Convolution2D(4, 6, 3),
+            relu,
+            branchynet.Branch([L.Linear(24, 5)]),
+            L.Linear(24, 8),
+            relu,
+            branchynet.Branch([L.Linear(8, 5)]),
+        ]
+    )
     for _, param in net.namedparams():
         param.array[...] = rng.randint(-2, 3, param.shape)
     for model, scale in zip([*net.models, net.main], (32, 256, 2048, 2048)):

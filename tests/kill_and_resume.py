@@ -6,8 +6,8 @@ The small network has batch normalisation and dropout. All train on some real im
 ResNet-110 are CIFAR-10's); checkpoints come as often as they can, so that many a kill hits one being written.
 Status 1 where the bits differ.
 """
+
 import argparse
-from functools import partial
 import json
 import os
 import random
@@ -15,26 +15,38 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 
 import branchynet
-import chainer
-import chainer.functions as F
-import chainer.links as L
-
 from branchynet import cpu, schema
 from branchynet.datasets import cifar10, mnist
 from branchynet.experiments import runs
 from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
 
+import chainer
+import chainer.functions as F
+import chainer.links as L
+
 
 def get_network():
     """Two exits over convolutions with batch normalisation; dropout before the last."""
     relu = branchynet.FL(F.relu)
-    return branchynet.BranchyNet([
-        L.Convolution2D(1, 8, 5), L.BatchNormalization(8), relu, branchynet.FL(F.max_pooling_2d, 2, 2),
-        branchynet.Branch([L.Linear(1152, 10)]),
-        L.Convolution2D(8, 16, 3), L.BatchNormalization(16), relu, branchynet.FL(F.max_pooling_2d, 2, 2),
-        L.Linear(400, 64), branchynet.FL(F.dropout, .5), branchynet.Branch([L.Linear(64, 10)])])
+    return branchynet.BranchyNet(
+        [
+            L.Convolution2D(1, 8, 5),
+            L.BatchNormalization(8),
+            relu,
+            branchynet.FL(F.max_pooling_2d, 2, 2),
+            branchynet.Branch([L.Linear(1152, 10)]),
+            L.Convolution2D(8, 16, 3),
+            L.BatchNormalization(16),
+            relu,
+            branchynet.FL(F.max_pooling_2d, 2, 2),
+            L.Linear(400, 64),
+            branchynet.FL(F.dropout, 0.5),
+            branchynet.Branch([L.Linear(64, 10)]),
+        ]
+    )
 
 
 get_cifar10 = partial(cifar10.get_data, whitening=0)
@@ -63,8 +75,9 @@ def train(network, out):
 
 def start(network, out):
     """A process that trains, as soon as it begins to."""
-    process = subprocess.Popen([sys.executable, os.path.abspath(__file__), '--network', network, '--train', out],
-                               stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, os.path.abspath(__file__), '--network', network, '--train', out], stdout=subprocess.PIPE
+    )
     process.stdout.readline()
     return process
 
@@ -77,8 +90,7 @@ def finish(process, out):
         raise SystemExit(f'the training ended with status {process.returncode}')
     with open(os.path.join(out, 'result.json')) as f:
         result = json.load(f)
-    return [[result[phase][key] for key in ('loss', 'accuracy', 'weights_sha256')]
-            for phase in ('main', 'joint')]
+    return [[result[phase][key] for key in ('loss', 'accuracy', 'weights_sha256')] for phase in ('main', 'joint')]
 
 
 def main():

@@ -2,11 +2,12 @@ import multiprocessing
 import subprocess
 import sys
 
+from branchynet import augment
+
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
-
-from branchynet import augment
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 
 def images(n, c=3, seed=0):
@@ -36,7 +37,7 @@ def test_resized_windows_are_pillows_nearest_neighbour():
     x = images(1, 1)
     views = augment.crops(x).reshape(36, 24, 24)
     for v, (top, left) in enumerate(((i, j) for i in (0, 2, 4) for j in (0, 2, 4)), 9):
-        window = image.fromarray(x[0, 0, top:top + 28, left:left + 28])
+        window = image.fromarray(x[0, 0, top : top + 28, left : left + 28])
         np.testing.assert_array_equal(views[v], np.asarray(window.resize((24, 24), image.NEAREST)))
 
 
@@ -45,7 +46,7 @@ def test_views_of_an_image_differ():
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 4), st.floats(-100, 100), st.floats(.1, 10))
+@given(st.integers(1, 4), st.floats(-100, 100), st.floats(0.1, 10))
 def test_normalize_subtracts_mean_and_then_std(n, mean, std):
     x = (images(n) * std + mean).astype(np.float32)
     y = augment.normalize(x)
@@ -98,6 +99,7 @@ def test_two_at_once():
 def test_workers_exception_arrives_with_its_traceback(monkeypatch):
     def faulty(x):
         raise FloatingPointError('a fault in the worker')
+
     monkeypatch.setattr(augment, 'normalize', faulty)
     with pytest.raises(FloatingPointError, match='a fault in the worker') as caught:
         list(augment.augmentation(images(3), labels(3), 1))
@@ -108,14 +110,14 @@ def test_workers_exception_arrives_with_its_traceback(monkeypatch):
 def test_killed_worker():
     batches = augment.augmentation(images(200), labels(200), 1)
     next(batches)
-    worker, = multiprocessing.active_children()
+    (worker,) = multiprocessing.active_children()
     worker.kill()
     with pytest.raises(RuntimeError, match='the augmentation worker ended with exit code -9'):
         list(batches)
     assert not multiprocessing.active_children()
 
 
-SPAWNED = '''
+SPAWNED = """
 import multiprocessing
 import numpy as np
 from branchynet import augment
@@ -130,7 +132,7 @@ if __name__ == '__main__':
     batches.close()
     assert not multiprocessing.active_children()
     print('done')
-'''
+"""
 
 
 def test_spawned_worker(tmp_path):
@@ -140,14 +142,17 @@ def test_spawned_worker(tmp_path):
     assert (run.stdout, run.stderr) == ('done\n', '')
 
 
-@pytest.mark.parametrize('x, y, batchsize, error, message', [
-    (np.zeros((2, 3, 32, 32)), labels(2), 1, TypeError, '^x must be a NumPy array of float32, not of float64$'),
-    (images(2).tolist(), labels(2), 1, TypeError, '^x must be a NumPy array, not a list$'),
-    (images(2), [0, 1], 1, TypeError, '^y must be a NumPy array, not a list$'),
-    (np.zeros((2, 3, 28, 28), 'f'), labels(2), 1, ValueError, r'\(N, C, 32, 32\), not \(2, 3, 28, 28\)'),
-    (images(2), labels(3), 1, ValueError, r'one label per image, not \(3,\)'),
-    (images(2), labels(2), 0, ValueError, 'batchsize must be at least 1, not 0'),
-])
+@pytest.mark.parametrize(
+    'x, y, batchsize, error, message',
+    [
+        (np.zeros((2, 3, 32, 32)), labels(2), 1, TypeError, '^x must be a NumPy array of float32, not of float64$'),
+        (images(2).tolist(), labels(2), 1, TypeError, '^x must be a NumPy array, not a list$'),
+        (images(2), [0, 1], 1, TypeError, '^y must be a NumPy array, not a list$'),
+        (np.zeros((2, 3, 28, 28), 'f'), labels(2), 1, ValueError, r'\(N, C, 32, 32\), not \(2, 3, 28, 28\)'),
+        (images(2), labels(3), 1, ValueError, r'one label per image, not \(3,\)'),
+        (images(2), labels(2), 0, ValueError, 'batchsize must be at least 1, not 0'),
+    ],
+)
 def test_bad_arguments_are_named_at_once(x, y, batchsize, error, message):
     with pytest.raises(error, match=message):
         augment.augmentation(x, y, batchsize)

@@ -1,18 +1,23 @@
 """The benchmark's PyTorch networks compute the same as Chainer's."""
+
 import chainer
 import chainer.functions as F
 import numpy as np
 import pytest
 
 pytest.importorskip('torch')
-from benchmarks import peers  # noqa: E402  (after the skip)
-from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10  # noqa: E402
+from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
 
-NETWORKS = pytest.mark.parametrize('builder, shape', [
-    pytest.param(lenet_mnist, (8, 1, 28, 28), id='lenet'),
-    pytest.param(alex_cifar10, (8, 3, 32, 32), id='alexnet'),
-    pytest.param(resnet_cifar10, (2, 3, 32, 32), id='resnet', marks=pytest.mark.slow),
-])
+from benchmarks import peers
+
+NETWORKS = pytest.mark.parametrize(
+    'builder, shape',
+    [
+        pytest.param(lenet_mnist, (8, 1, 28, 28), id='lenet'),
+        pytest.param(alex_cifar10, (8, 3, 32, 32), id='alexnet'),
+        pytest.param(resnet_cifar10, (2, 3, 32, 32), id='resnet', marks=pytest.mark.slow),
+    ],
+)
 
 
 def build(builder, shape, dtype):
@@ -21,7 +26,7 @@ def build(builder, shape, dtype):
         net = builder.get_network()
     for link in net.links():
         if getattr(link, 'fn', None) is F.dropout:
-            link.args = (0.,)
+            link.args = (0.0,)
     rng = np.random.RandomState(0)
     x, t = rng.rand(*shape).astype(dtype), rng.randint(0, 10, shape[0]).astype(np.int32)
     peers.settle(net, x)

@@ -1,4 +1,5 @@
 """What branchynet._chainer provides, each case in a Python of its own: modules can be imported once only."""
+
 import importlib.util
 import os
 import shutil
@@ -15,8 +16,9 @@ for name in ["pkg_resources", "numpy.distutils", "numpy.distutils.system_info"]:
 
 
 def run(code, *options, env=None):
-    done = subprocess.run([sys.executable, *options, '-c', code], env={**os.environ, **(env or {})},
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *options, '-c', code], env={**os.environ, **(env or {})}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ''
     return done.stdout.strip()
@@ -44,7 +46,9 @@ def test_importing_is_silent_and_light():
 
 
 def test_missing_modules_are_made_up_for_and_stay_missing():
-    run(MISSING + """
+    run(
+        MISSING
+        + """
 import branchynet, chainer, numpy
 import chainer.testing
 assert not hasattr(numpy, "distutils")
@@ -55,17 +59,25 @@ for name in ["pkg_resources", "numpy.distutils.system_info"]:
         pass
     else:
         raise AssertionError(name)
-""", '-W', 'error::UserWarning')
+""",
+        '-W',
+        'error::UserWarning',
+    )
 
 
 def test_the_check_for_accelerate_passes_on_macos():
-    run(MISSING + """
+    run(
+        MISSING
+        + """
 import branchynet, chainer  # and all that looks at the platform for reasons of its own
 sys.platform = "darwin"
 from branchynet import _chainer
 with _chainer._in_place(_chainer._stand_ins):
     chainer._environment_check.check()
-""", '-W', 'error::UserWarning')
+""",
+        '-W',
+        'error::UserWarning',
+    )
 
 
 def test_what_is_there_is_left_alone():
@@ -89,7 +101,8 @@ assert numpy.sctypes == {"int": [numpy.int32], "float": [numpy.float32]}
 
 
 def test_functions_that_read_removed_numpy_names():
-    run("""
+    run(
+        """
 import branchynet, chainer, numpy
 import chainer.functions as F
 x = chainer.Variable(numpy.arange(16, dtype=numpy.float32).reshape(1, 1, 4, 4))
@@ -99,7 +112,10 @@ y = F.as_strided(x, (2, 2), (4, 1), 0)
 y.grad = numpy.ones_like(y.array)
 y.backward()
 assert x.grad.sum() == 4
-""", '-W', 'ignore::DeprecationWarning')  # NumPy 1.23 still has them, and says that they will go
+""",
+        '-W',
+        'ignore::DeprecationWarning',
+    )  # NumPy 1.23 still has them, and says that they will go
 
 
 def test_a_training_step():
@@ -123,7 +139,8 @@ assert all(p.dtype == numpy.float32 for p in net.params())
 
 def test_dill_of_a_chain_defined_in_main(tmp_path):
     stored = tmp_path / 'net.dill'
-    saved = run(f"""
+    saved = run(
+        f"""
 import branchynet, chainer, dill
 class Net(chainer.Chain):
     def __init__(self):
@@ -133,12 +150,19 @@ class Net(chainer.Chain):
 net = Net()
 dill.dump(net, open({str(stored)!r}, "wb"), recurse=True)
 print(net.fc.W.array.tolist())
-""", '-W', 'ignore::ResourceWarning')
-    loaded = run(f"""
+""",
+        '-W',
+        'ignore::ResourceWarning',
+    )
+    loaded = run(
+        f"""
 import branchynet, dill
 net = dill.load(open({str(stored)!r}, "rb"))
 print(net.fc.W.array.tolist())
-""", '-W', 'ignore::ResourceWarning')
+""",
+        '-W',
+        'ignore::ResourceWarning',
+    )
     assert loaded == saved
 
 
@@ -149,8 +173,12 @@ def test_cuda_libraries_are_loaded_from_their_wheels(tmp_path):
     shutil.copy(importlib.util.find_spec('_ctypes').origin, str(library))  # any library will do
     (tmp_path / 'nvidia' / '__init__.py').write_text('')
     (tmp_path / 'cupy.py').write_text('')
-    run(f"import branchynet; assert {str(library)!r} in open('/proc/self/maps').read()",
-        '-W', 'ignore::ResourceWarning', env={'PYTHONPATH': str(tmp_path)})
+    run(
+        f"import branchynet; assert {str(library)!r} in open('/proc/self/maps').read()",
+        '-W',
+        'ignore::ResourceWarning',
+        env={'PYTHONPATH': str(tmp_path)},
+    )
 
 
 def test_the_docstring_names_all_that_importing_leaves_in_numpy():

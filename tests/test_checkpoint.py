@@ -5,12 +5,12 @@ import resource
 import signal
 
 import branchynet
+from branchynet import checkpoint, training
+
 import chainer
 import chainer.links as L
 import numpy as np
 import pytest
-
-from branchynet import checkpoint, training
 from helpers import same, small_data, small_net, weights
 
 X, T = small_data(40)
@@ -31,7 +31,7 @@ def test_training_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path, opt):
     assert same(weights(net), weights(resumed))
 
 
-@pytest.mark.parametrize('damage', [lambda b: b[:len(b) // 2], lambda b: b'', lambda b: b'nothing of the kind'])
+@pytest.mark.parametrize('damage', [lambda b: b[: len(b) // 2], lambda b: b'', lambda b: b'nothing of the kind'])
 def test_damaged_checkpoints_are_named(tmp_path, damage):
     path = tmp_path / 'checkpoint.npz'
     checkpoint.save(str(path), small_net(), {})
@@ -65,7 +65,7 @@ def finish(net, epoch, position):
     return means, np.random.rand(), random.random(), net.getLearnedExitsThresholds()
 
 
-@pytest.mark.parametrize('kwargs', [{}, {'percentTrainKeeps': .6}, {'opt': 'MomentumSGD'}])
+@pytest.mark.parametrize('kwargs', [{}, {'percentTrainKeeps': 0.6}, {'opt': 'MomentumSGD'}])
 @pytest.mark.parametrize('after', [1, 3, 5, 8])
 def test_training_goes_on_within_an_epoch_to_the_same_bits(tmp_path, after, kwargs):
     path = str(tmp_path / 'checkpoint.npz')
@@ -79,13 +79,14 @@ def test_training_goes_on_within_an_epoch_to_the_same_bits(tmp_path, after, kwar
     notes, position = checkpoint.load(path, resumed)
     assert len(position.results) == (after - 1) % 3 + 1
     found = finish(resumed, notes['epoch'], position)
-    np.testing.assert_array_equal(found[0], expected[0][notes['epoch']:])
+    np.testing.assert_array_equal(found[0], expected[0][notes['epoch'] :])
     np.testing.assert_equal(found[1:], expected[1:])
     assert same(weights(whole), weights(resumed))
 
 
-@pytest.mark.parametrize('damage', [
-    lambda b: b[:len(b) // 2], lambda b: b'', lambda b: b[:900] + bytes([b[900] ^ 1]) + b[901:]])
+@pytest.mark.parametrize(
+    'damage', [lambda b: b[: len(b) // 2], lambda b: b'', lambda b: b[:900] + bytes([b[900] ^ 1]) + b[901:]]
+)
 def test_of_a_damaged_checkpoint_the_one_before_is_taken(tmp_path, damage, capsys):
     path = tmp_path / 'checkpoint.npz'
     stopped_within_an_epoch(str(path))
@@ -120,8 +121,10 @@ def test_a_write_that_was_cut_off_between_two_renames_loses_nothing(tmp_path):
     assert not checkpoint.has(str(path))
 
 
-@pytest.mark.parametrize('other', [small_net(opt='MomentumSGD'), branchynet.BranchyNet([
-    L.Linear(4, 8), branchynet.Branch([L.Linear(8, 3)])])])
+@pytest.mark.parametrize(
+    'other',
+    [small_net(opt='MomentumSGD'), branchynet.BranchyNet([L.Linear(4, 8), branchynet.Branch([L.Linear(8, 3)])])],
+)
 def test_a_checkpoint_of_another_network_is_refused(tmp_path, other):
     path = str(tmp_path / 'checkpoint.npz')
     checkpoint.save(path, small_net(), {})
@@ -225,9 +228,13 @@ def test_weights_that_are_no_archive_are_refused(tmp_path, content):
         checkpoint.load_npz(str(path), small_net())
 
 
-@pytest.mark.parametrize('spoil', [
-    lambda arrays: arrays.popitem(),
-    lambda arrays: arrays.update({name: array[:1] for name, array in arrays.items() if array.ndim == 2})])
+@pytest.mark.parametrize(
+    'spoil',
+    [
+        lambda arrays: arrays.popitem(),
+        lambda arrays: arrays.update({name: array[:1] for name, array in arrays.items() if array.ndim == 2}),
+    ],
+)
 def test_weights_of_another_network_change_nothing(tmp_path, spoil):
     serializer = chainer.serializers.DictionarySerializer()
     serializer.save(small_net(seed=3))

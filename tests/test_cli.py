@@ -3,11 +3,11 @@ import os
 import subprocess
 import sys
 
-import pytest
-
-import branchynet  # noqa: F401
+import branchynet
 from branchynet import cli
 from branchynet.datasets import mnist
+
+import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -53,13 +53,17 @@ def test_a_bug_shows_as_a_bug(monkeypatch):
 
 
 def test_a_call_from_python_says_that_it_has_no_bit_profile(tmp_path):
-    code = "from branchynet import cli; import sys; sys.exit(cli.main(['reproduce', '--preset', 'smoke', '--only', " \
-           "'figure6', '--out', sys.argv[1]] + sys.argv[2:]))"
+    code = (
+        "from branchynet import cli; import sys; sys.exit(cli.main(['reproduce', '--preset', 'smoke', '--only', "
+        "'figure6', '--out', sys.argv[1]] + sys.argv[2:]))"
+    )
     environment = {**os.environ, 'PYTHONHASHSEED': '1', 'BRANCHYNET_DATA': str(tmp_path / 'no data')}
 
     def run(*words):
-        return subprocess.run([sys.executable, '-c', code, str(tmp_path / 'out'), *words], capture_output=True,
-                              text=True, env=environment)
+        return subprocess.run(
+            [sys.executable, '-c', code, str(tmp_path / 'out'), *words], capture_output=True, text=True, env=environment
+        )
+
     error = run().stderr
     assert 'these bits may differ from those of the command' in error and 'starting again' not in error
     done = run('--profile', 'fast')
@@ -105,14 +109,24 @@ def test_info_says_what_results_depend_on(capsys):
     assert shown.startswith('branchynet:') and 'oneDNN:' in shown and 'mnist' in shown
     assert cli.main(['info', '--json']) == 0
     info = json.loads(capsys.readouterr().out)
-    assert info.keys() >= {'python', 'numpy', 'chainer', 'cpu', 'cores', 'blas', 'gpus', 'commit', 'data_folder',
-                           'device', 'data'}
+    assert info.keys() >= {
+        'python',
+        'numpy',
+        'chainer',
+        'cpu',
+        'cores',
+        'blas',
+        'gpus',
+        'commit',
+        'data_folder',
+        'device',
+        'data',
+    }
     assert info['chainer'].startswith('7.8')
 
 
 def test_the_command_runs_as_a_module():
-    run = subprocess.run([sys.executable, '-m', 'branchynet.cli', 'report', 'nowhere'],
-                         capture_output=True, text=True)
+    run = subprocess.run([sys.executable, '-m', 'branchynet.cli', 'report', 'nowhere'], capture_output=True, text=True)
     assert run.returncode == 2
     assert run.stderr.startswith('branchynet: nowhere') and run.stderr.count('\n') == 1
 
@@ -124,5 +138,4 @@ def test_importing_branchynet_imports_nothing_heavy():
 
 def test_a_data_set_that_cannot_be_built(capsys):
     assert cli.main(['data', 'build', 'cifar10']) == 2
-    assert capsys.readouterr().err == (
-        "branchynet: cifar10 cannot be built; run 'branchynet data download cifar10'\n")
+    assert capsys.readouterr().err == ("branchynet: cifar10 cannot be built; run 'branchynet data download cifar10'\n")

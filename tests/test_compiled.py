@@ -1,5 +1,5 @@
 """Inference compiled for the CPU gives the network's answers."""
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+
 import copy
 import multiprocessing
 import os
@@ -7,16 +7,9 @@ import pickle
 import subprocess
 import sys
 import threading
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import branchynet
-import chainer
-import chainer.functions as F
-import chainer.links as L
-from chainer.link_hooks import SpectralNormalization, TimerHook
-import dill
-import numpy as np
-import pytest
-
 from branchynet import cpu, inference, sweep, timing
 from branchynet.cpu import onednn
 from branchynet.functions import entropy
@@ -24,11 +17,18 @@ from branchynet.inference import Compiled, classify
 from branchynet.links.links import FL, SL, Branch, X
 from branchynet.links.resnet import BottleNeckA, ResBlock
 from branchynet.networks import alex_cifar10, lenet_mnist
+
+import chainer
+import chainer.functions as F
+import chainer.links as L
+import dill
+import numpy as np
+import pytest
+from chainer.link_hooks import SpectralNormalization, TimerHook
 from helpers import small_data, small_net
 
 pytestmark = pytest.mark.onednn
-WEIGHTS = os.path.join(os.path.dirname(__file__), '..', 'results', 'lenet_mnist_quick',
-                       'weights_lenet_mnist_seed0.npz')
+WEIGHTS = os.path.join(os.path.dirname(__file__), '..', 'results', 'lenet_mnist_quick', 'weights_lenet_mnist_seed0.npz')
 
 
 @pytest.fixture(scope='module')
@@ -41,14 +41,26 @@ def lenet():
 def odd_net():
     """Layers of all kinds that Program knows, and some that it does not."""
     np.random.seed(0)
-    net = branchynet.BranchyNet([
-        L.Convolution2D(3, 4, (3, 5), stride=(1, 2), pad=(1, 2), nobias=True), L.BatchNormalization(4), FL(F.relu),
-        SL(FL(F.dropout, .5)), ResBlock(4, 4), ResBlock(4, 6, 2),
-        Branch([FL(F.average_pooling_2d, 2, 1), L.Linear(None, 5)]),
-        FL(F.max_pooling_2d, 3, 2, pad=1, cover_all=False), FL(F.leaky_relu, slope=.3), X([FL(F.tanh)]),
-        FL(F.local_response_normalization), BottleNeckA(6, 2, 8, 1), L.Convolution2D(8, 8, 3, pad=1, groups=2),
-        L.Linear(None, 7), FL(F.relu),
-        Branch([L.Linear(7, 6, nobias=True), FL(F.relu), L.Linear(6, 5)])])
+    net = branchynet.BranchyNet(
+        [
+            L.Convolution2D(3, 4, (3, 5), stride=(1, 2), pad=(1, 2), nobias=True),
+            L.BatchNormalization(4),
+            FL(F.relu),
+            SL(FL(F.dropout, 0.5)),
+            ResBlock(4, 4),
+            ResBlock(4, 6, 2),
+            Branch([FL(F.average_pooling_2d, 2, 1), L.Linear(None, 5)]),
+            FL(F.max_pooling_2d, 3, 2, pad=1, cover_all=False),
+            FL(F.leaky_relu, slope=0.3),
+            X([FL(F.tanh)]),
+            FL(F.local_response_normalization),
+            BottleNeckA(6, 2, 8, 1),
+            L.Convolution2D(8, 8, 3, pad=1, groups=2),
+            L.Linear(None, 7),
+            FL(F.relu),
+            Branch([L.Linear(7, 6, nobias=True), FL(F.relu), L.Linear(6, 5)]),
+        ]
+    )
     x = np.random.randn(16, 3, 16, 16).astype(np.float32)
     for _ in range(3):
         net.train(x, np.random.randint(0, 5, 16).astype(np.int32))
@@ -67,8 +79,8 @@ def check_same(net, x, thresholds):
 @pytest.mark.parametrize('count', [1, 2, 7, 33, 200])
 def test_lenet_on_real_images(lenet, images, count):
     x, t = images
-    result = check_same(lenet, x[:count], .0251)
-    assert (result.label == t[:count]).mean() > .9
+    result = check_same(lenet, x[:count], 0.0251)
+    assert (result.label == t[:count]).mean() > 0.9
 
 
 def test_layers_of_all_kinds():
@@ -89,9 +101,9 @@ def test_alexnet():
 
 def test_classify_is_in_the_order_of_the_input(lenet, images):
     x, _ = images
-    whole = classify(Compiled(lenet), x, .1)
+    whole = classify(Compiled(lenet), x, 0.1)
     order = np.random.RandomState(0).permutation(len(x))
-    shuffled = classify(Compiled(lenet), x[order], .1)
+    shuffled = classify(Compiled(lenet), x[order], 0.1)
     np.testing.assert_array_equal(shuffled.exit, whole.exit[order])
     np.testing.assert_allclose(shuffled.prob, whole.prob[order], rtol=1e-3, atol=1e-6)
     assert 0 < (whole.exit == 0).sum() < len(x)
@@ -99,7 +111,7 @@ def test_classify_is_in_the_order_of_the_input(lenet, images):
 
 def test_test_is_branchynets(lenet, images):
     x, t = images
-    lenet.thresholdExits = [.0251]
+    lenet.thresholdExits = [0.0251]
     compiled = Compiled(lenet)
     fast, slow = compiled.test(x, t), lenet.test(x, t)
     assert fast[2] == slow[2] and fast[0] == slow[0]
@@ -113,9 +125,10 @@ def test_test_is_branchynets(lenet, images):
 
 def test_a_record_of_the_compiled_net_gives_the_same_sweep(lenet, images):
     x, t = images
-    settings = [[.001], [.0251], [.3]]
-    fast, slow = (sweep.sweep(sweep.record(n, x, t, batchsize), settings)
-                  for n, batchsize in ((Compiled(lenet), 1), (lenet, 50)))
+    settings = [[0.001], [0.0251], [0.3]]
+    fast, slow = (
+        sweep.sweep(sweep.record(n, x, t, batchsize), settings) for n, batchsize in ((Compiled(lenet), 1), (lenet, 50))
+    )
     np.testing.assert_array_equal(fast.exits, slow.exits)
     np.testing.assert_array_equal(fast.accuracy, slow.accuracy)
 
@@ -134,27 +147,31 @@ def test_bits_do_not_depend_on_threads(lenet, images):
     results = []
     for count in 1, 2, 5:
         cpu.set_num_threads(count)
-        results.append(classify(Compiled(lenet), x, .1))
+        results.append(classify(Compiled(lenet), x, 0.1))
     cpu.set_num_threads(None)
     for result in results[1:]:
         for a, b in zip(result, results[0]):
             np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize('change', [
-    lambda net: net.train(*small_data()),
-    lambda net: net.train_main(*small_data()),
-    lambda net: [param.array.fill(0) for param in net.params()],
-    lambda net: [setattr(param, 'array', np.zeros_like(param.array)) for param in net.params()],
-    lambda net: [delattr(net, 'models'), delattr(net, 'main')],
-], ids=['joint', 'main', 'filled', 'assigned', 'deleted'])
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda net: net.train(*small_data()),
+        lambda net: net.train_main(*small_data()),
+        lambda net: [param.array.fill(0) for param in net.params()],
+        lambda net: [setattr(param, 'array', np.zeros_like(param.array)) for param in net.params()],
+        lambda net: [delattr(net, 'models'), delattr(net, 'main')],
+    ],
+    ids=['joint', 'main', 'filled', 'assigned', 'deleted'],
+)
 def test_weights_are_those_at_construction(change):
     net, x = small_net(), small_data()[0]
-    expected = classify(net, x, .9)
+    expected = classify(net, x, 0.9)
     compiled = Compiled(net)
     change(net)
     for count in 32, 5, 1:  # programs of every size are compiled after the change
-        result = classify(compiled, x[:count], .9)
+        result = classify(compiled, x[:count], 0.9)
         np.testing.assert_array_equal(result.exit, expected.exit[:count])
         np.testing.assert_allclose(result.prob, expected.prob[:count], rtol=1e-5)
 
@@ -189,7 +206,7 @@ def test_weights_are_packed_once_for_all_threads_and_sizes(lenet, images, monkey
         def work(_):
             barrier.wait()
             for count in 64, 17, 3, 1:
-                classify(compiled, images[0][:count], .0251)
+                classify(compiled, images[0][:count], 0.0251)
 
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(work, range(4)))
@@ -200,17 +217,19 @@ def test_weights_are_packed_once_for_all_threads_and_sizes(lenet, images, monkey
     assert layers <= len(packed) <= 3 * layers
 
 
-@pytest.mark.parametrize('copied', [
-    lambda c: pickle.loads(pickle.dumps(c)), lambda c: dill.loads(dill.dumps(c)), copy.deepcopy, copy.copy],
-    ids=['pickle', 'dill', 'deepcopy', 'copy'])
+@pytest.mark.parametrize(
+    'copied',
+    [lambda c: pickle.loads(pickle.dumps(c)), lambda c: dill.loads(dill.dumps(c)), copy.deepcopy, copy.copy],
+    ids=['pickle', 'dill', 'deepcopy', 'copy'],
+)
 def test_a_copy_gives_the_same_bits(lenet, images, copied):
     x, _ = images
     compiled = Compiled(lenet)
-    compiled.thresholdExits = [.3]
-    expected = classify(compiled, x, .0251)
+    compiled.thresholdExits = [0.3]
+    expected = classify(compiled, x, 0.0251)
     other = copied(compiled)
-    assert other.thresholdExits == [.3]
-    for a, b in zip(classify(other, x, .0251), expected):
+    assert other.thresholdExits == [0.3]
+    for a, b in zip(classify(other, x, 0.0251), expected):
         np.testing.assert_array_equal(a, b)
 
 
@@ -218,25 +237,22 @@ def test_a_spawned_worker_gives_the_same_bits(lenet, images):
     x, _ = images
     compiled = Compiled(lenet)
     with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
-        found = pool.submit(classify, compiled, x, .0251).result()
-    for a, b in zip(found, classify(compiled, x, .0251)):
+        found = pool.submit(classify, compiled, x, 0.0251).result()
+    for a, b in zip(found, classify(compiled, x, 0.0251)):
         np.testing.assert_array_equal(a, b)
 
 
 class Doubled(L.Linear):
-
     def forward(self, x):
         return 2 * super().forward(x)
 
 
 class Shifted(L.Convolution2D):
-
     def forward(self, x):
         return super().forward(x) + 1
 
 
 class OwnBlock(ResBlock):
-
     def forward(self, x):
         return F.tanh(self.conv1(x))
 
@@ -248,10 +264,11 @@ def hooked(link, hook):
 
 class Halving(chainer.LinkHook):
     """Halves what a link returns, in place."""
+
     name = 'Halving'
 
     def forward_postprocess(self, args):
-        args.out.array[...] *= .5
+        args.out.array[...] *= 0.5
 
 
 def with_forward(link):
@@ -259,11 +276,18 @@ def with_forward(link):
     return link
 
 
-@pytest.mark.parametrize('make', [
-    lambda: Shifted(3, 4, 3), lambda: OwnBlock(3, 4), lambda: hooked(L.Convolution2D(3, 4, 3), Halving()),
-    lambda: hooked(FL(F.relu), Halving()), lambda: with_forward(L.Convolution2D(3, 4, 3)),
-    lambda: hooked(L.Convolution2D(3, 4, 3), SpectralNormalization()),
-], ids=['subclass', 'block', 'hook', 'hook of a function', 'own forward', 'spectral normalisation'])
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda: Shifted(3, 4, 3),
+        lambda: OwnBlock(3, 4),
+        lambda: hooked(L.Convolution2D(3, 4, 3), Halving()),
+        lambda: hooked(FL(F.relu), Halving()),
+        lambda: with_forward(L.Convolution2D(3, 4, 3)),
+        lambda: hooked(L.Convolution2D(3, 4, 3), SpectralNormalization()),
+    ],
+    ids=['subclass', 'block', 'hook', 'hook of a function', 'own forward', 'spectral normalisation'],
+)
 def test_links_that_are_not_stock_are_called(make):
     np.random.seed(0)
     net = branchynet.BranchyNet([make(), FL(F.relu), Branch([Doubled(None, 5)]), Branch([Doubled(None, 5)])])
@@ -271,17 +295,17 @@ def test_links_that_are_not_stock_are_called(make):
     for _ in range(2):
         net.train(x, np.random.randint(0, 5, 9).astype(np.int32))
         net.train_main(x, np.random.randint(0, 5, 9).astype(np.int32))
-    check_same(net, x, 1.)
-    check_same(net, x[:1], 1.)
+    check_same(net, x, 1.0)
+    check_same(net, x[:1], 1.0)
 
 
 def test_hooks_for_all_links_see_the_links():
-    net, (x, t) = small_net(thresholdExits=.9), small_data()
+    net, (x, t) = small_net(thresholdExits=0.9), small_data()
     compiled = Compiled(net)
     net.train(x, t)
-    without = classify(compiled, x, .9)
+    without = classify(compiled, x, 0.9)
     with TimerHook() as hook:
-        result = classify(compiled, x, .9)
+        result = classify(compiled, x, 0.9)
         compiled.test(x, t)
         compiled.test_main(x, t)
         compiled.look(x)
@@ -293,20 +317,29 @@ def test_hooks_for_all_links_see_the_links():
 def test_arrays_of_any_number_of_dimensions():
     np.random.seed(0)
     for x, links in (
-            (np.random.randn(5, 3, 9), [L.Convolution1D(3, 4, 3), FL(F.relu)]),
-            (np.random.randn(5, 2, 3, 4, 5), [L.Linear(None, 6), FL(F.relu)]),
-            (np.random.randn(5, 7), [FL(F.relu), FL(F.dropout)])):
+        (np.random.randn(5, 3, 9), [L.Convolution1D(3, 4, 3), FL(F.relu)]),
+        (np.random.randn(5, 2, 3, 4, 5), [L.Linear(None, 6), FL(F.relu)]),
+        (np.random.randn(5, 7), [FL(F.relu), FL(F.dropout)]),
+    ):
         net = branchynet.BranchyNet([*links, Branch([L.Linear(None, 3)])])
         net.get_SM(x.astype(np.float32))
         check_same(net, x.astype(np.float32), [])
 
 
-@pytest.mark.parametrize('damage, words', [
-    (lambda net: [setattr(p, 'array', p.array.astype('d')) for p in net.params()],
-     'parameter /main/0/W has dtype float64: expected float32'),
-    (lambda net: net.models[0].append(L.Linear(None, 3)),
-     r'parameter /models/0/3/W has no shape yet: run a batch first, for example net.get_SM\(x\)'),
-], ids=['float64', 'no shape'])
+@pytest.mark.parametrize(
+    'damage, words',
+    [
+        (
+            lambda net: [setattr(p, 'array', p.array.astype('d')) for p in net.params()],
+            'parameter /main/0/W has dtype float64: expected float32',
+        ),
+        (
+            lambda net: net.models[0].append(L.Linear(None, 3)),
+            r'parameter /models/0/3/W has no shape yet: run a batch first, for example net.get_SM\(x\)',
+        ),
+    ],
+    ids=['float64', 'no shape'],
+)
 def test_the_reason_why_a_net_cannot_be_compiled_is_named(damage, words):
     net = small_net()
     damage(net)
@@ -327,8 +360,7 @@ def test_a_missing_onednn_is_named(monkeypatch):
 
 
 def test_links_that_pass_on_no_array_are_named():
-    net = branchynet.BranchyNet([
-        FL(F.separate, axis=1), FL(F.stack, axis=1), Branch([L.Linear(4, 3)])])
+    net = branchynet.BranchyNet([FL(F.separate, axis=1), FL(F.stack, axis=1), Branch([L.Linear(4, 3)])])
     message = '^separate returns a tuple: expected an array, or the net cannot be compiled$'
     with pytest.raises(ValueError, match=message):
         classify(Compiled(net), small_data()[0], [])
@@ -339,7 +371,7 @@ def test_joint_training_alone_is_enough_for_layers_sized_by_their_first_input():
     x, t = small_data()
     net.train(x, t)
     compiled = Compiled(net)
-    np.testing.assert_allclose(classify(compiled, x, .5).prob, classify(net, x, .5).prob, rtol=1e-4)
+    np.testing.assert_allclose(classify(compiled, x, 0.5).prob, classify(net, x, 0.5).prob, rtol=1e-4)
     with pytest.raises(ValueError, match="^main's head has no weights: call net.train_main"):
         compiled.test_main(x, t)
 
@@ -348,7 +380,7 @@ def test_float64_nets_are_classified_in_chainer():
     net = small_net()
     for param in net.params():
         param.array = param.array.astype(np.float64)
-    assert classify(net, small_data()[0].astype(np.float64), [.5, .5]).prob.shape == (32, 3)
+    assert classify(net, small_data()[0].astype(np.float64), [0.5, 0.5]).prob.shape == (32, 3)
 
 
 def test_impossible_classes_count_alike_one_by_one_and_in_batches():
@@ -356,10 +388,10 @@ def test_impossible_classes_count_alike_one_by_one_and_in_batches():
     net.models[0][0].b.array[1] = -np.inf
     x = small_data()[0]
     compiled = Compiled(net)
-    batch = classify(compiled, x, .5)
+    batch = classify(compiled, x, 0.5)
     assert np.isfinite(batch.entropy).all() and (batch.prob[batch.exit == 0, 1] == 0).all()
     for i in range(len(x)):
-        one = classify(compiled, x[i:i + 1], .5)
+        one = classify(compiled, x[i : i + 1], 0.5)
         np.testing.assert_allclose(one.entropy[0], batch.entropy[i], rtol=1e-5)
         assert one.exit[0] == batch.exit[i]
 
@@ -371,13 +403,13 @@ def test_nan_weights_are_named(count):
     for model in net, Compiled(net):
         with pytest.raises(ValueError, match='^exit 2 answers NaN, first for sample 0: the weights hold NaN'):
             net.models[2][6].b.array[:] = np.nan
-            classify(model if model is net else Compiled(net), x[:count], 0.)
+            classify(model if model is net else Compiled(net), x[:count], 0.0)
 
 
 @pytest.mark.parametrize('count', [1, 2])
 @pytest.mark.parametrize('method', ['test', 'test_main'])
 def test_labels_beyond_the_classes_are_named(method, count):
-    net, (x, _) = small_net(thresholdExits=.5), small_data()
+    net, (x, _) = small_net(thresholdExits=0.5), small_data()
     compiled = Compiled(net)
     for model in net, compiled, compiled:
         with pytest.raises(ValueError, match='^t holds the label 7: expected less than 3, the number of classes$'):
@@ -387,31 +419,48 @@ def test_labels_beyond_the_classes_are_named(method, count):
 IMAGES = np.random.RandomState(0).rand(2, 3, 32, 32).astype(np.float32)
 
 
-@pytest.mark.parametrize('x', [
-    IMAGES[0], IMAGES[:, :1], IMAGES.transpose(0, 2, 3, 1), IMAGES.reshape(2, -1), IMAGES[:, :, :2, :2],
-    IMAGES[:, :, :20], (IMAGES * 255).astype(np.uint8), IMAGES.astype('d'), IMAGES[:0], IMAGES * np.nan,
-], ids=['no batch', 'grey', 'channels last', '2-d', 'small', 'half', 'uint8', 'float64', 'empty', 'nan'])
+@pytest.mark.parametrize(
+    'x',
+    [
+        IMAGES[0],
+        IMAGES[:, :1],
+        IMAGES.transpose(0, 2, 3, 1),
+        IMAGES.reshape(2, -1),
+        IMAGES[:, :, :2, :2],
+        IMAGES[:, :, :20],
+        (IMAGES * 255).astype(np.uint8),
+        IMAGES.astype('d'),
+        IMAGES[:0],
+        IMAGES * np.nan,
+    ],
+    ids=['no batch', 'grey', 'channels last', '2-d', 'small', 'half', 'uint8', 'float64', 'empty', 'nan'],
+)
 def test_bad_images_are_named_as_by_the_net(x):
     net = alex_cifar10.get_network()
     compiled = Compiled(net)
     errors = []
     for model in net, compiled, compiled:  # a second time, when shapes that fit would be known
         with pytest.raises((TypeError, ValueError)) as error:
-            classify(model, x, .5)
+            classify(model, x, 0.5)
         errors.append((error.type, str(error.value)))
     assert errors[0] == errors[1] == errors[2] and '\n' not in errors[0][1]
 
 
-@pytest.mark.parametrize('x, error, words', [
-    (np.zeros((2, 5), np.float32), ValueError, 'link 0|shape'),
-    (np.zeros((0, 4), np.float32), ValueError, 'x has shape'),
-    (np.full((2, 4), np.nan, np.float32), ValueError, 'x holds NaN'), (np.zeros((2, 4)), TypeError, 'x has dtype')])
+@pytest.mark.parametrize(
+    'x, error, words',
+    [
+        (np.zeros((2, 5), np.float32), ValueError, 'link 0|shape'),
+        (np.zeros((0, 4), np.float32), ValueError, 'x has shape'),
+        (np.full((2, 4), np.nan, np.float32), ValueError, 'x holds NaN'),
+        (np.zeros((2, 4)), TypeError, 'x has dtype'),
+    ],
+)
 def test_bad_input_is_named(x, error, words):
     for net in small_net(), Compiled(small_net()):
         with pytest.raises(error, match=words):
-            classify(net, x, .5)
+            classify(net, x, 0.5)
     with pytest.raises(ValueError, match='thresholds is'):
-        classify(small_net(), small_data()[0], [.5])
+        classify(small_net(), small_data()[0], [0.5])
 
 
 AT_ONCE = """

@@ -1,4 +1,5 @@
 """Parameters and multiply-adds, worked out by hand from the layers that original.md lists."""
+
 import branchynet
 from branchynet.cost import Cost, cost
 from branchynet.links.densesparselinear import DenseSparseLinear
@@ -35,23 +36,32 @@ def together(costs):
 # Per exit: the layers of its stage of the trunk, its own layers.
 LENET = [
     ([conv(1, 5, 5, 30)], [conv(5, 10, 3, 15), linear(640, 10)]),
-    ([conv(5, 10, 5, 17), conv(10, 20, 5, 11), linear(720, 84)], [linear(84, 10)])]
+    ([conv(5, 10, 5, 17), conv(10, 20, 5, 11), linear(720, 84)], [linear(84, 10)]),
+]
 ALEXNET = [
     ([conv(3, 32, 5, 32), conv(32, 64, 5, 16)], [conv(64, 32, 3, 8), conv(32, 32, 3, 8), linear(512, 10)]),
     ([conv(64, 96, 3, 8)], [conv(96, 32, 3, 4), linear(128, 10)]),
-    ([conv(96, 96, 3, 8), conv(96, 64, 3, 8), linear(1024, 256), linear(256, 128)], [linear(128, 10)])]
+    ([conv(96, 96, 3, 8), conv(96, 64, 3, 8), linear(1024, 256), linear(256, 128)], [linear(128, 10)]),
+]
 RESNET = [
-    ([conv(3, 16, 3, 30), Cost(2 * 16, 0)],
-     [conv(16, 64, 5, 30), conv(64, 32, 3, 30), conv(32, 32, 3, 30), linear(28800, 10)]),
+    (
+        [conv(3, 16, 3, 30), Cost(2 * 16, 0)],
+        [conv(16, 64, 5, 30), conv(64, 32, 3, 30), conv(32, 32, 3, 30), linear(28800, 10)],
+    ),
     (18 * [block(16, 16, 30)], [block(16, 16, 30), linear(14400, 10)]),
-    ([block(16, 32, 15), *17 * [block(32, 32, 15)], block(32, 64, 8), *17 * [block(64, 64, 8)]], [linear(576, 10)])]
+    ([block(16, 32, 15), *17 * [block(32, 32, 15)], block(32, 64, 8), *17 * [block(64, 64, 8)]], [linear(576, 10)]),
+]
 
 
-@pytest.mark.parametrize('builder, shape, layers, macs', [
-    (lenet_mnist, (1, 28, 28), LENET, 1140070),
-    (alex_cifar10, (3, 32, 32), ALEXNET, 28247296),
-    (resnet_cifar10, (3, 32, 32), RESNET, 232411968),
-], ids=['lenet', 'alexnet', 'resnet'])
+@pytest.mark.parametrize(
+    'builder, shape, layers, macs',
+    [
+        (lenet_mnist, (1, 28, 28), LENET, 1140070),
+        (alex_cifar10, (3, 32, 32), ALEXNET, 28247296),
+        (resnet_cifar10, (3, 32, 32), RESNET, 232411968),
+    ],
+    ids=['lenet', 'alexnet', 'resnet'],
+)
 def test_networks_by_hand(builder, shape, layers, macs):
     exits, main = cost(builder.get_network(), shape)
     ran = []
@@ -64,12 +74,15 @@ def test_networks_by_hand(builder, shape, layers, macs):
 
 
 def test_links_of_the_original_by_hand():
-    net = branchynet.BranchyNet([
-        X([L.Convolution2D(2, 4, 3, 2, 1)]),  # 6x6 to 3x3
-        branchynet.Branch([SparseLinear(36, 10, .9)]),
-        Block(2, 4, 2, 8, 1),
-        SL(branchynet.FL(F.dropout, .5), L.Linear(72, 5)),
-        branchynet.Branch([DenseSparseLinear(5, 3, .5)])])
+    net = branchynet.BranchyNet(
+        [
+            X([L.Convolution2D(2, 4, 3, 2, 1)]),  # 6x6 to 3x3
+            branchynet.Branch([SparseLinear(36, 10, 0.9)]),
+            Block(2, 4, 2, 8, 1),
+            SL(branchynet.FL(F.dropout, 0.5), L.Linear(72, 5)),
+            branchynet.Branch([DenseSparseLinear(5, 3, 0.5)]),
+        ]
+    )
     (first, last), main = cost(net, (2, 6, 6))
     assert first.stage == (72 + 4, 72 * 9)
     assert first.exit == (36 + 10, 360)  # a tenth of the weights is stored; the product is dense
@@ -82,17 +95,21 @@ def test_links_of_the_original_by_hand():
 
 def test_functions_groups_and_one_dimension_by_hand():
     filters = np.ones((4, 2, 3), np.float32)
-    net = branchynet.BranchyNet([
-        L.Convolution1D(2, 4, 3),  # 10 to 8
-        branchynet.FL(F.convolution_1d, filters, groups=2),  # to 6
-        branchynet.Branch([L.Linear(24, 2)])])
+    net = branchynet.BranchyNet(
+        [
+            L.Convolution1D(2, 4, 3),  # 10 to 8
+            branchynet.FL(F.convolution_1d, filters, groups=2),  # to 6
+            branchynet.Branch([L.Linear(24, 2)]),
+        ]
+    )
     assert cost(net, (2, 10)).exits[0].stage == (2 * 4 * 3 + 4, 2 * 4 * 3 * 8 + 4 * 2 * 3 * 6)
 
 
 def test_a_shared_link_is_stored_once_and_runs_twice():
     shared = L.Linear(4, 4)
-    net = branchynet.BranchyNet([
-        shared, branchynet.Branch([L.Linear(4, 2)]), shared, branchynet.Branch([L.Linear(4, 2)])])
+    net = branchynet.BranchyNet(
+        [shared, branchynet.Branch([L.Linear(4, 2)]), shared, branchynet.Branch([L.Linear(4, 2)])]
+    )
     last = cost(net, (4,)).exits[1]
     assert last.stage == (20, 16) and last.leaving == (20 + 10 + 10, 16 + 16 + 8 + 8)
 

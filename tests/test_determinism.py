@@ -7,11 +7,11 @@ import sys
 import textwrap
 from unittest import mock
 
-import numpy as np
-import pytest
-
 import branchynet  # noqa: F401
 from branchynet import cli, determinism
+
+import numpy as np
+import pytest
 from helpers import needs_cifar10
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -28,16 +28,22 @@ def execute(folder, before, *words, options=(), **variables):
     """Runs SCRIPT behind other lines, with these arguments and some variables of the environment more."""
     path = folder / 'script.py'
     path.write_text(before + SCRIPT)
-    return subprocess.run([sys.executable, '-W', 'ignore', *options, str(path), *words],
-                          env={**os.environ, **variables}, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, '-W', 'ignore', *options, str(path), *words],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.fixture
 def script(tmp_path):
     """Executes SCRIPT alone and returns its output."""
+
     def run(*words, **variables):
         done = execute(tmp_path, '', *words, **variables)
         return done.stdout, done.stderr
+
     return run
 
 
@@ -56,7 +62,8 @@ def test_what_sets_the_environment_back_does_not_start_it_again_for_ever(tmp_pat
     error = execute(tmp_path, "import os\nos.environ['OMP_NUM_THREADS'] = '2'\n", 'portable').stderr
     assert error.splitlines()[0].startswith('Profile portable: starting again with ')
     assert error.splitlines()[-1] == (
-        'ValueError: profile portable is not in place after starting again: expected OMP_NUM_THREADS=1')
+        'ValueError: profile portable is not in place after starting again: expected OMP_NUM_THREADS=1'
+    )
 
 
 @PORTABLE
@@ -84,9 +91,13 @@ def test_random_hashes_are_told(tmp_path):
 
 @pytest.mark.parametrize('words', [['-'], []])
 def test_a_script_that_is_gone_does_not_start_again(words):
-    done = subprocess.run([sys.executable, *words], input="from branchynet import determinism\ndeterminism.fix('fast')",
-                          capture_output=True, text=True,
-                          env={**os.environ, 'PYTHONHASHSEED': '1'})
+    done = subprocess.run(
+        [sys.executable, *words],
+        input="from branchynet import determinism\ndeterminism.fix('fast')",
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PYTHONHASHSEED': '1'},
+    )
     assert done.returncode == 1
     assert 'expected Python to be started with PYTHONHASHSEED=0' in done.stderr.splitlines()[-1]
 
@@ -100,8 +111,9 @@ def test_a_worker_does_not_start_again(monkeypatch):
 
 def test_avx2_that_the_environment_hides_is_still_there(monkeypatch):
     profile = determinism.default_profile()
-    monkeypatch.setattr(determinism, '_NUMPY', mock.Mock(__cpu_features__={
-        **determinism._NUMPY.__cpu_features__, 'AVX2': False}))
+    monkeypatch.setattr(
+        determinism, '_NUMPY', mock.Mock(__cpu_features__={**determinism._NUMPY.__cpu_features__, 'AVX2': False})
+    )
     assert determinism.default_profile() == 'fast'
     monkeypatch.setenv('NPY_DISABLE_CPU_FEATURES', 'AVX512F,AVX2')
     assert determinism.default_profile() == profile
@@ -131,6 +143,7 @@ def test_an_interactive_session_does_not_start_again(monkeypatch):
 
 def test_a_seed_fixes_every_generator():
     import random
+
     draws = []
     for _ in range(2):
         determinism.seed_generators(3)
@@ -141,8 +154,11 @@ def test_a_seed_fixes_every_generator():
 def cut_down(path, prefix=(), **variables):
     """Runs a few steps of all networks under the portable profile."""
     environment = {**os.environ, **variables, **determinism.variables('portable')}
-    subprocess.run([*prefix, sys.executable, os.path.join(HERE, 'cut_down.py'), str(path)], check=True,
-                   env={name: value for name, value in environment.items() if value is not None})
+    subprocess.run(
+        [*prefix, sys.executable, os.path.join(HERE, 'cut_down.py'), str(path)],
+        check=True,
+        env={name: value for name, value in environment.items() if value is not None},
+    )
     return str(path)
 
 
@@ -162,9 +178,13 @@ def test_portable_bits_are_those_of_another_processor(tmp_path, model, capsys):
 
 @pytest.mark.slow
 @pytest.mark.onednn
-@pytest.mark.parametrize('network', [
-    'small', 'lenet', *(pytest.param(name, marks=needs_cifar10) for name in ('alexnet', 'resnet'))])
+@pytest.mark.parametrize(
+    'network', ['small', 'lenet', *(pytest.param(name, marks=needs_cifar10) for name in ('alexnet', 'resnet'))]
+)
 def test_a_training_that_is_killed_goes_on_to_the_same_bits(network):
-    run = subprocess.run([sys.executable, os.path.join(HERE, 'kill_and_resume.py'), '--network', network,
-                          '--kills', '3'], stdout=subprocess.PIPE, text=True)
+    run = subprocess.run(
+        [sys.executable, os.path.join(HERE, 'kill_and_resume.py'), '--network', network, '--kills', '3'],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert run.returncode == 0, run.stdout

@@ -19,8 +19,9 @@ _spec.loader.exec_module(replay)
 
 
 def call(command, **kwargs):
-    return subprocess.run([str(word) for word in command], capture_output=True, stdin=subprocess.DEVNULL, text=True,
-                          **kwargs)
+    return subprocess.run(
+        [str(word) for word in command], capture_output=True, stdin=subprocess.DEVNULL, text=True, **kwargs
+    )
 
 
 @pytest.fixture
@@ -38,8 +39,9 @@ def stand_in(tools, name, script):
     (tools / name).chmod(0o755)
 
 
-lints = pytest.mark.skipif((sys.platform, platform.machine()) != ('linux', 'x86_64'),
-                           reason='the lock has the lint tools for Linux on x86-64')
+lints = pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ('linux', 'x86_64'), reason='the lock has the lint tools for Linux on x86-64'
+)
 
 
 @lints
@@ -61,13 +63,16 @@ def test_help(script):
     assert done.returncode == 0 and done.stdout.startswith('usage: ' + script)
 
 
-@pytest.mark.parametrize('command, said', [
-    (['docker/build.sh', 'tpu'], "unknown target 'tpu', expected cpu or gpu"),
-    (['docker/shell.sh', '--gpu'], "unknown argument '--gpu', expected"),
-    (['docker/check.sh', 'tpu'], "unknown argument 'tpu', expected"),
-    (['docker/check.sh', 'cpu', 'gpu'], 'targets are cpu and gpu, expected one'),
-    (['docker/check.sh', '--cache'], '--cache names nothing, expected --cache DIR'),
-])
+@pytest.mark.parametrize(
+    'command, said',
+    [
+        (['docker/build.sh', 'tpu'], "unknown target 'tpu', expected cpu or gpu"),
+        (['docker/shell.sh', '--gpu'], "unknown argument '--gpu', expected"),
+        (['docker/check.sh', 'tpu'], "unknown argument 'tpu', expected"),
+        (['docker/check.sh', 'cpu', 'gpu'], 'targets are cpu and gpu, expected one'),
+        (['docker/check.sh', '--cache'], '--cache names nothing, expected --cache DIR'),
+    ],
+)
 def test_wrong_arguments(command, said):
     done = call([ROOT / command[0], *command[1:]])
     assert done.returncode == 2
@@ -80,7 +85,8 @@ def test_no_docker(script, tools):
     assert done.returncode == 2
     assert done.stderr == (
         'docker/build.sh: docker is not installed: install Docker 23 or newer; '
-        'docker/check.sh checks the image without Docker\n')
+        'docker/check.sh checks the image without Docker\n'
+    )
 
 
 def test_no_docker_engine(tools):
@@ -89,7 +95,8 @@ def test_no_docker_engine(tools):
     assert done.returncode == 2
     assert done.stderr == (
         'docker/build.sh: no Docker engine answers (Cannot connect to the Docker daemon.); '
-        'docker/check.sh checks the image without one\n')
+        'docker/check.sh checks the image without one\n'
+    )
 
 
 def test_data_folder_that_is_not_there(tools, tmp_path):
@@ -110,8 +117,10 @@ def test_what_docker_is_asked_for(gpu, tools, tmp_path):
     stand_in(tools, 'docker', '[ "$1" = info ] || echo "$@"\n[ "$1" != image ]\n')  # no image yet
     if gpu:
         stand_in(tools, 'nvidia-smi', 'exit 0\n')
-    done = call([ROOT / 'docker' / 'shell.sh', './get_results.sh', '--preset', 'smoke'],
-                env={'PATH': str(tools), 'BRANCHYNET_DATA': str(tmp_path)})
+    done = call(
+        [ROOT / 'docker' / 'shell.sh', './get_results.sh', '--preset', 'smoke'],
+        env={'PATH': str(tools), 'BRANCHYNET_DATA': str(tmp_path)},
+    )
     assert done.returncode == 0, done.stderr
     build, run = done.stdout.splitlines()
     target = 'gpu' if gpu else 'cpu'
@@ -133,7 +142,7 @@ def test_without_root_or_docker_the_steps_are_known():
 def test_both_targets_stand_on_one_base():
     instructions = replay.parse(DOCKERFILE)
     cpu, gpu = (replay.steps_of(instructions, target) for target in ['cpu', 'gpu'])
-    assert gpu[:len(cpu)] == cpu
+    assert gpu[: len(cpu)] == cpu
     assert cpu[0] == ('FROM', 'debian:bookworm-slim@${BASE_DIGEST}')
     with pytest.raises(ValueError, match='target is tpu: expected one of cpu, gpu'):
         replay.steps_of(instructions, 'tpu')
@@ -153,10 +162,17 @@ def test_parse():
     assert replay.parse(text) == [('ARG', 'A=1'), ('FROM', 'x AS y'), ('RUN', '--mount=a one && two')]
 
 
-@pytest.mark.parametrize('name, rest', [
-    ('ADD', '. /x'), ('ARG', 'A=1'), ('COPY', 'a b'), ('COPY', '--link . .'), ('RUN', '--mount=type=ssh true'),
-    ('FROM', 'alpine'),
-])
+@pytest.mark.parametrize(
+    'name, rest',
+    [
+        ('ADD', '. /x'),
+        ('ARG', 'A=1'),
+        ('COPY', 'a b'),
+        ('COPY', '--link . .'),
+        ('RUN', '--mount=type=ssh true'),
+        ('FROM', 'alpine'),
+    ],
+)
 def test_what_the_replay_does_not_know_it_refuses(name, rest, tmp_path):
     image = replay.Image(tmp_path, tmp_path, {})
     with pytest.raises(ValueError, match='expected'):
@@ -179,11 +195,22 @@ def test_the_steps_reach_registries_as_this_machine_does(monkeypatch):
     assert {name: found.get(name) for name in settings} == {**settings, 'PIP_FIND_LINKS': None}
 
 
-@pytest.mark.parametrize('path, ignored', [
-    ('setup.py', False), ('.git', True), ('.git/HEAD', True), ('.gitignore', False), ('a/b/__pycache__/c.pyc', True),
-    ('__pycache__', True), ('results/local/results.json', True), ('results/lenet_mnist_quick/report.md', False),
-    ('datasets/data/cifar10', True), ('datasets/data/mnist/train-images-idx3-ubyte.gz', False), ('builder', False),
-])
+@pytest.mark.parametrize(
+    'path, ignored',
+    [
+        ('setup.py', False),
+        ('.git', True),
+        ('.git/HEAD', True),
+        ('.gitignore', False),
+        ('a/b/__pycache__/c.pyc', True),
+        ('__pycache__', True),
+        ('results/local/results.json', True),
+        ('results/lenet_mnist_quick/report.md', False),
+        ('datasets/data/cifar10', True),
+        ('datasets/data/mnist/train-images-idx3-ubyte.gz', False),
+        ('builder', False),
+    ],
+)
 def test_dockerignore(path, ignored):
     assert replay.is_ignored(path, (ROOT / '.dockerignore').read_text().splitlines()) == ignored
 

@@ -1,27 +1,31 @@
 """One exit rule: the same entropies and the same exits wherever samples leave."""
-import branchynet  # noqa: F401
-import chainer.functions as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-import numpy as np
-import pytest
 
+import branchynet  # noqa: F401
 from branchynet import exits, sweep, utils
 from branchynet.functions import entropy
 from branchynet.inference import Compiled, classify
+
+import chainer.functions as F
+import numpy as np
+import pytest
 from helpers import exact_data, exact_net
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 ENTROPIES = hnp.arrays(np.float32, st.integers(1, 30), elements=st.floats(0, 2.5, width=32))
-SCORES = hnp.arrays(np.float32, st.tuples(st.integers(1, 40), st.integers(1, 12)),
-                    elements=st.floats(-100, 100, width=32) | st.just(-np.inf))
+SCORES = hnp.arrays(
+    np.float32,
+    st.tuples(st.integers(1, 40), st.integers(1, 12)),
+    elements=st.floats(-100, 100, width=32) | st.just(-np.inf),
+)
 
 
 def test_below_is_strict():
-    ent = np.float32([.1, .2, .3])
-    np.testing.assert_array_equal(exits.below(ent, .2), [True, False, False])
+    ent = np.float32([0.1, 0.2, 0.3])
+    np.testing.assert_array_equal(exits.below(ent, 0.2), [True, False, False])
     # In float64 the float32 .1 is above .1, in float32 it is equal to it.
-    np.testing.assert_array_equal(exits.below(ent, np.float64(.1)), [False, False, False])
+    np.testing.assert_array_equal(exits.below(ent, np.float64(0.1)), [False, False, False])
     np.testing.assert_array_equal(exits.below(ent, 1e300), [True, True, True])
     np.testing.assert_array_equal(exits.below(np.float32([np.nan]), np.inf), [False])
 
@@ -30,7 +34,8 @@ def test_below_is_strict():
 def test_counting_is_the_same_rule(ent, thresholds):
     thresholds = np.array(thresholds + ent.tolist())
     np.testing.assert_array_equal(
-        exits.count_below(ent, thresholds, ent.argsort()), [exits.below(ent, t).sum() for t in thresholds])
+        exits.count_below(ent, thresholds, ent.argsort()), [exits.below(ent, t).sum() for t in thresholds]
+    )
 
 
 @given(ENTROPIES, st.integers(-3, 40))
@@ -52,13 +57,13 @@ def test_an_answer_is_chainers_softmax_and_its_entropy_row_by_row(score):
     np.testing.assert_array_equal(prob, F.softmax(score).array)
     np.testing.assert_array_equal(ent, entropy(prob))
     for i in range(len(score)):
-        for one, of_all in zip(exits.answer(score[i:i + 1]), (prob, ent)):
+        for one, of_all in zip(exits.answer(score[i : i + 1]), (prob, ent)):
             np.testing.assert_array_equal(one[0], of_all[i])
 
 
 def test_an_impossible_class_adds_nothing():
     prob, ent = exits.answer(np.float32([[0, -np.inf, 0], [3, -np.inf, -np.inf]]))
-    np.testing.assert_array_equal(prob, [[.5, 0, .5], [1, 0, 0]])
+    np.testing.assert_array_equal(prob, [[0.5, 0, 0.5], [1, 0, 0]])
     assert ent == pytest.approx([np.log(2), 0])
 
 
@@ -87,9 +92,15 @@ def test_entropies_have_the_same_bits(net, batchsize):
 def threshold(k):
     """A threshold at an entropy that was recorded at exit k, or just beside it, in float32 or in float64."""
     at = st.sampled_from(RECORDED.entropy[k].tolist())
-    beside = st.sampled_from([
-        float, lambda t: float(np.nextafter(np.float32(t), np.float32(9))), lambda t: float(np.nextafter(t, 9)),
-        lambda t: float(np.nextafter(np.float32(t), np.float32(-9))), lambda t: float(np.nextafter(t, -9))])
+    beside = st.sampled_from(
+        [
+            float,
+            lambda t: float(np.nextafter(np.float32(t), np.float32(9))),
+            lambda t: float(np.nextafter(t, 9)),
+            lambda t: float(np.nextafter(np.float32(t), np.float32(-9))),
+            lambda t: float(np.nextafter(t, -9)),
+        ]
+    )
     return st.builds(lambda t, move: move(t), at, beside)
 
 
@@ -107,7 +118,8 @@ def test_exits_are_the_same_by_every_path_at_recorded_entropies(net, thresholds)
         result = [classify(net, X[part], thresholds) for part in parts]
         np.testing.assert_array_equal(np.concatenate([r.exit for r in result]), expected)
         np.testing.assert_array_equal(
-            np.concatenate([r.entropy for r in result]), RECORDED.entropy[expected, range(300)])
+            np.concatenate([r.entropy for r in result]), RECORDED.entropy[expected, range(300)]
+        )
         left = [net.test(X[part], T[part])[2] for part in parts]
         np.testing.assert_array_equal(np.sum(left, axis=0), counts)
         if batchsize == 1:

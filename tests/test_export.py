@@ -1,4 +1,5 @@
 """ONNX files: every covered function against Chainer, exits against the net, real early exit, mistakes."""
+
 from __future__ import annotations
 
 import functools
@@ -46,7 +47,7 @@ def randomised(link: chainer.Link, seed: int = 3) -> chainer.Link:
             value = getattr(one, name)
             array = value.array if isinstance(value, chainer.Parameter) else value
             if isinstance(array, np.ndarray) and array.dtype == np.float32 and name != 'mask':
-                array[...] = array + rng.uniform(.1, .5, array.shape)
+                array[...] = array + rng.uniform(0.1, 0.5, array.shape)
     return link
 
 
@@ -54,10 +55,17 @@ def in_onnx(link: chainer.Link, x: np.ndarray, traced: int = 5) -> tuple[np.ndar
     """What a link's ONNX nodes, of a call on another batch, give for x (B, ...)."""
     graph = Graph({})
     y = add_link(graph, link, Value('x', samples(traced, x.shape[1:], seed=1)), 'link')
-    model = helper.make_model(helper.make_graph(
-        graph.nodes, 'link', [helper.make_tensor_value_info('x', TensorProto.FLOAT, ['batch', *x.shape[1:]])],
-        [helper.make_tensor_value_info(y.name, TensorProto.FLOAT, ['batch', *y.array.shape[1:]])],
-        graph.initializers), opset_imports=[helper.make_opsetid('', export.OLDEST_OPSET)], ir_version=8)
+    model = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            'link',
+            [helper.make_tensor_value_info('x', TensorProto.FLOAT, ['batch', *x.shape[1:]])],
+            [helper.make_tensor_value_info(y.name, TensorProto.FLOAT, ['batch', *y.array.shape[1:]])],
+            graph.initializers,
+        ),
+        opset_imports=[helper.make_opsetid('', export.OLDEST_OPSET)],
+        ir_version=8,
+    )
     onnx.checker.check_model(model, full_check=True)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
     return session.run([y.name], {'x': x})[0], model
@@ -65,8 +73,11 @@ def in_onnx(link: chainer.Link, x: np.ndarray, traced: int = 5) -> tuple[np.ndar
 
 def ops(graph: onnx.GraphProto) -> list[str]:
     """Operators of a graph and its subgraphs."""
-    return [op for node in graph.node for op in [
-        node.op_type, *(op for a in node.attribute if a.HasField('g') for op in ops(a.g))]]
+    return [
+        op
+        for node in graph.node
+        for op in [node.op_type, *(op for a in node.attribute if a.HasField('g') for op in ops(a.g))]
+    ]
 
 
 class Sigmoided(chainer.Chain):
@@ -103,22 +114,21 @@ LINKS = {
     'convolution of another height': lambda: L.Convolution2D(2, 3, (3, 1), stride=(1, 3), pad=(1, 0)),
     'convolution in groups': lambda: L.Convolution2D(2, 4, 3, groups=2),
     'dilated convolution': lambda: L.Convolution2D(2, 3, 2, dilate=2, pad=1, stride=2),
-    'convolution that covers all': lambda: FL(
-        F.convolution_2d, samples(3, (2, 3, 3)), None, 2, 0, True),
+    'convolution that covers all': lambda: FL(F.convolution_2d, samples(3, (2, 3, 3)), None, 2, 0, True),
     'lazy convolution': lambda: L.Convolution2D(None, 3, 3),
     'deconvolution': lambda: L.Deconvolution2D(2, 3, 3, stride=2, pad=1),
     'deconvolution of an outsize': lambda: L.Deconvolution2D(2, 3, 3, stride=2, pad=1, outsize=(12, 12)),
     'depthwise convolution': lambda: L.DepthwiseConvolution2D(2, 3, 3, pad=1),
     'linear of images': lambda: L.Linear(72, 5),
     'linear without bias': lambda: L.Linear(72, 5, nobias=True),
-    'sparse linear': lambda: SparseLinear(72, 5, sparseness=.5),
-    'dense sparse linear': lambda: DenseSparseLinear(72, 5, sparseness=.5),
+    'sparse linear': lambda: SparseLinear(72, 5, sparseness=0.5),
+    'dense sparse linear': lambda: DenseSparseLinear(72, 5, sparseness=0.5),
     'batch normalisation': lambda: L.BatchNormalization(2),
-    'batch normalisation without gamma': lambda: L.BatchNormalization(2, use_gamma=False, use_beta=False, eps=.1),
+    'batch normalisation without gamma': lambda: L.BatchNormalization(2, use_gamma=False, use_beta=False, eps=0.1),
     'batch normalisation per pixel': lambda: L.BatchNormalization((2, 6, 6)),
     'batch normalisation of axes': lambda: L.BatchNormalization(axis=(0, 1), size=(6, 6)),
-    'local response normalisation': lambda: FL(F.local_response_normalization, n=3, alpha=.1, beta=.75, k=2),
-    'local response normalisation, even': lambda: FL(F.local_response_normalization, n=2, alpha=.1, beta=.5, k=1),
+    'local response normalisation': lambda: FL(F.local_response_normalization, n=3, alpha=0.1, beta=0.75, k=2),
+    'local response normalisation, even': lambda: FL(F.local_response_normalization, n=2, alpha=0.1, beta=0.5, k=1),
     'max pooling': lambda: FL(F.max_pooling_2d, 2, 2),
     'max pooling covers all': lambda: FL(F.max_pooling_2d, 3, 2),
     'max pooling does not cover all': lambda: FL(F.max_pooling_2d, 3, 2, cover_all=False),
@@ -132,14 +142,14 @@ LINKS = {
     'relu': lambda: FL(F.relu),
     'sigmoid': lambda: FL(F.sigmoid),
     'tanh': lambda: FL(F.tanh),
-    'leaky relu': lambda: FL(F.leaky_relu, .3),
+    'leaky relu': lambda: FL(F.leaky_relu, 0.3),
     'elu': lambda: FL(F.elu, 1.5),
     'selu': lambda: FL(F.selu),
-    'clipped relu': lambda: FL(F.clipped_relu, .5),
+    'clipped relu': lambda: FL(F.clipped_relu, 0.5),
     'relu6': lambda: FL(F.relu6),
     'hard sigmoid': lambda: FL(F.hard_sigmoid),
     'softplus': lambda: FL(F.softplus),
-    'softplus of beta': lambda: FL(F.softplus, beta=2.),
+    'softplus of beta': lambda: FL(F.softplus, beta=2.0),
     'swish': lambda: L.Swish((2,)),
     'prelu': lambda: L.PReLU((2,)),
     'softmax': lambda: FL(F.softmax),
@@ -152,11 +162,11 @@ LINKS = {
     'pad': lambda: FL(F.pad, ((0, 0), (0, 0), (1, 2), (0, 1)), 'constant', constant_values=3),
     'concat': lambda: FL(lambda x: F.concat((x, F.relu(x), x), axis=1)),
     'concat of zeros behind': lambda: FL(lambda x: F.concat((x, np.zeros(x.shape, x.dtype)), axis=2)),
-    'arithmetic': lambda: FL(lambda x: 2 - (3 * x + 1) / (x ** 2 + 2) - x / 3 + 1 / (F.sqrt(F.square(x) + 1))),
+    'arithmetic': lambda: FL(lambda x: 2 - (3 * x + 1) / (x**2 + 2) - x / 3 + 1 / (F.sqrt(F.square(x) + 1))),
     'maximum and minimum': lambda: FL(lambda x: F.maximum(x, -x) + F.minimum(x, x * x)),
     'sum of three': lambda: FL(lambda x: F.add(x, F.log(F.exp(x)), x)),
     'matmul': lambda: FL(lambda x: F.matmul(F.reshape(x, (len(x), 72)), samples(5, (72,)), transb=True)),
-    'dropout': lambda: FL(F.dropout, .5),
+    'dropout': lambda: FL(F.dropout, 0.5),
     'SL': lambda: SL(FL(F.tanh), FL(F.relu)),
     'SL without a test link': lambda: SL(FL(F.dropout)),
     'X': lambda: X([L.Convolution2D(2, 2, 3, pad=1), FL(F.relu)]),
@@ -165,7 +175,7 @@ LINKS = {
     'residual block with a shortcut': lambda: ResBlock(2, 4, stride=2),
     'bottlenecks': lambda: Block(2, 2, 3, 4),
     'lambda': lambda: FL(lambda x: F.relu(x) + 1),
-    'partial': lambda: FL(functools.partial(F.leaky_relu, slope=.4)),
+    'partial': lambda: FL(functools.partial(F.leaky_relu, slope=0.4)),
     "a chain of a user's own": Sigmoided,
     'squeeze and excitation': Squeezed,
 }
@@ -193,23 +203,27 @@ def test_batch_normalisation_of_vectors():
 
 
 def test_what_is_computed_from_weights_alone_is_a_constant():
-    _, model = in_onnx(SparseLinear(72, 5, sparseness=.5), samples())
+    _, model = in_onnx(SparseLinear(72, 5, sparseness=0.5), samples())
     assert ops(model.graph) == ['Flatten', 'Gemm']
 
 
-@pytest.mark.parametrize('link, message', [
-    (FL(F.cumsum, axis=1), 'link: the function Cumsum has no ONNX nodes here (covered: Absolute, Add,'),
-    (FL(lambda x: x.array * 2), "computes outside Chainer's functions"),
-    (FL(lambda x: chainer.Variable(x.array) * 2), "computes outside Chainer's functions"),
-    (FL(F.transpose), 'Transpose'),
-    (FL(F.reshape, (-1, 6)), 'mixes the samples of a batch'),
-    (FL(F.sum), 'mixes the samples of a batch'),
-    (FL(lambda x: F.concat((x, x), axis=0)), 'mixes the samples of a batch'),
-    (FL(lambda x: F.concat((x, np.ones(x.shape, x.dtype)))), 'do not depend on the input'),
-    (FL(F.pad, 1, 'reflect'), 'mixes the samples of a batch'),
-    (FL(F.max_pooling_2d, (2, 1), 4, pad=(2, 0)), 'a pooling has windows of padding alone'),
-    (FL(F.pad, ((0, 0), (0, 0), (1, 1), (1, 1)), 'reflect'), 'another mode'),
-], ids=range(11))
+@pytest.mark.parametrize(
+    'link, message',
+    [
+        (FL(F.cumsum, axis=1), 'link: the function Cumsum has no ONNX nodes here (covered: Absolute, Add,'),
+        (FL(lambda x: x.array * 2), "computes outside Chainer's functions"),
+        (FL(lambda x: chainer.Variable(x.array) * 2), "computes outside Chainer's functions"),
+        (FL(F.transpose), 'Transpose'),
+        (FL(F.reshape, (-1, 6)), 'mixes the samples of a batch'),
+        (FL(F.sum), 'mixes the samples of a batch'),
+        (FL(lambda x: F.concat((x, x), axis=0)), 'mixes the samples of a batch'),
+        (FL(lambda x: F.concat((x, np.ones(x.shape, x.dtype)))), 'do not depend on the input'),
+        (FL(F.pad, 1, 'reflect'), 'mixes the samples of a batch'),
+        (FL(F.max_pooling_2d, (2, 1), 4, pad=(2, 0)), 'a pooling has windows of padding alone'),
+        (FL(F.pad, ((0, 0), (0, 0), (1, 1), (1, 1)), 'reflect'), 'another mode'),
+    ],
+    ids=range(11),
+)
 def test_what_is_not_covered_is_named(link, message):
     with pytest.raises(ValueError, match='^link') as e:
         in_onnx(link, samples())
@@ -217,14 +231,21 @@ def test_what_is_not_covered_is_named(link, message):
 
 
 def test_links_are_described_by_their_function():
-    assert [describe(link) for link in (
-        L.Linear(1, 1), FL(F.relu), FL(functools.partial(F.elu, alpha=2)), FL(lambda x: x), FL(Sigmoided()))] == [
-            'Linear', 'FL of relu', 'FL of elu', 'FL of <lambda>', 'FL of Sigmoided']
+    assert [
+        describe(link)
+        for link in (
+            L.Linear(1, 1),
+            FL(F.relu),
+            FL(functools.partial(F.elu, alpha=2)),
+            FL(lambda x: x),
+            FL(Sigmoided()),
+        )
+    ] == ['Linear', 'FL of relu', 'FL of elu', 'FL of <lambda>', 'FL of Sigmoided']
 
 
 # Whole nets
 
-THRESHOLDS = [.9, .8]
+THRESHOLDS = [0.9, 0.8]
 
 
 @pytest.fixture(params=['file', 'folder'])
@@ -233,8 +254,9 @@ def form(request, tmp_path):
     return str(tmp_path / {'file': 'net.onnx', 'folder': 'net'}[request.param])
 
 
-def exported(net: branchynet.BranchyNet, path: str, shape: tuple = (4,), thresholds: object = THRESHOLDS,
-             **kwargs: object) -> OnnxBranchyNet:
+def exported(
+    net: branchynet.BranchyNet, path: str, shape: tuple = (4,), thresholds: object = THRESHOLDS, **kwargs: object
+) -> OnnxBranchyNet:
     export.export(net, path, shape, thresholds, **kwargs)
     return OnnxBranchyNet(path)
 
@@ -244,8 +266,9 @@ def lenet():
     net = lenet_mnist.get_network()
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     chainer.serializers.load_npz(
-        os.path.join(root, 'results', 'lenet_mnist_quick', 'weights_lenet_mnist_seed0.npz'), net)
-    net.thresholdExits = .025
+        os.path.join(root, 'results', 'lenet_mnist_quick', 'weights_lenet_mnist_seed0.npz'), net
+    )
+    net.thresholdExits = 0.025
     return net
 
 
@@ -256,10 +279,10 @@ def assert_same(found, expected):
     np.testing.assert_allclose(found.prob, expected.prob, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('thresholds', [THRESHOLDS, [-1, .8], [-1, -1], [0, 0], [10, 10], [math.inf, 0], .9])
+@pytest.mark.parametrize('thresholds', [THRESHOLDS, [-1, 0.8], [-1, -1], [0, 0], [10, 10], [math.inf, 0], 0.9])
 def test_batches_leave_where_the_net_says(form, thresholds):
     net, (x, t) = small_net(), small_data(300)
-    ours = exported(net, form, thresholds=[.1, .2])
+    ours = exported(net, form, thresholds=[0.1, 0.2])
     assert_same(ours.classify(x, thresholds), classify(net, x, thresholds))
     ours.thresholdExits = net.thresholdExits = thresholds
     accuracy, accuracies, exits, seconds = ours.test(x, t)
@@ -273,9 +296,9 @@ def test_a_sample_whose_entropy_is_the_threshold_stays(form):
     net, (x, _) = small_net(), small_data(50)
     ours = exported(net, form)
     for i in range(len(x)):
-        entropy, = ours.classify(x[i:i + 1], math.inf).entropy  # of exit 0
+        (entropy,) = ours.classify(x[i : i + 1], math.inf).entropy  # of exit 0
         for threshold, expected in (entropy, False), (np.nextafter(entropy, np.float32(9)), True):
-            left = ours.classify(x[i:i + 1], [threshold, 0]).exit[0] == 0
+            left = ours.classify(x[i : i + 1], [threshold, 0]).exit[0] == 0
             assert left == expected
 
 
@@ -290,7 +313,7 @@ def test_probabilities_of_zero_and_one_have_entropy_zero(form):
     net = small_net()
     net.models[0][2].W.array *= 1e4
     x, _ = small_data(50)
-    result = exported(net, form).classify(x, .1)
+    result = exported(net, form).classify(x, 0.1)
     sure = ((result.prob == 1) | (result.prob == 0)).all(axis=1) & (result.exit == 0)
     assert sure.sum() > 10 and not result.entropy[sure].any() and np.isfinite(result.entropy).all()
 
@@ -298,44 +321,51 @@ def test_probabilities_of_zero_and_one_have_entropy_zero(form):
 def test_lenet_on_real_images(lenet, images, form):
     x, t = images
     ours = exported(lenet, form, x.shape[1:], None)
-    assert ours.thresholdExits == [.025]
-    assert_same(ours.classify(x), classify(lenet, x, .025))
+    assert ours.thresholdExits == [0.025]
+    assert_same(ours.classify(x), classify(lenet, x, 0.025))
     assert ours.test(x, t)[:3] == lenet.test(x, t)[:3]
 
 
 @pytest.mark.slow
 def test_lenet_on_all_test_images(lenet, form):
     from branchynet.datasets import mnist
+
     _, _, x, _ = mnist.get_data()
     ours = exported(lenet, form, x.shape[1:], None)
     with cpu.fast():
-        assert_same(ours.classify(x), classify(lenet, x, .025))
+        assert_same(ours.classify(x), classify(lenet, x, 0.025))
 
 
 @needs_cifar10
 @pytest.mark.slow
 def test_alexnet_on_test_images(form):
     from branchynet.datasets import pcifar10
+
     net = alex_cifar10.get_network()
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     chainer.serializers.load_npz(
-        os.path.join(root, 'results', 'alex_cifar10_quick', 'weights_alex_cifar10_seed0.npz'), net)
+        os.path.join(root, 'results', 'alex_cifar10_quick', 'weights_alex_cifar10_seed0.npz'), net
+    )
     x = pcifar10.get_data()[2][:500]
     with cpu.fast():
-        assert_same(exported(net, form, x.shape[1:], [.5, .5]).classify(x), classify(net, x, [.5, .5]))
+        assert_same(exported(net, form, x.shape[1:], [0.5, 0.5]).classify(x), classify(net, x, [0.5, 0.5]))
 
 
 def test_a_residual_net_in_stages(form):
     np.random.seed(0)
-    net = branchynet.BranchyNet([
-        L.Convolution2D(2, 4, 3, pad=1), L.BatchNormalization(4),
-        Branch([L.Linear(144, 3)]),
-        ResBlock(4, 6, stride=2),
-        Branch([FL(F.relu), L.Linear(54, 3)]),
-        Branch([L.Linear(54, 3)])])
+    net = branchynet.BranchyNet(
+        [
+            L.Convolution2D(2, 4, 3, pad=1),
+            L.BatchNormalization(4),
+            Branch([L.Linear(144, 3)]),
+            ResBlock(4, 6, stride=2),
+            Branch([FL(F.relu), L.Linear(54, 3)]),
+            Branch([L.Linear(54, 3)]),
+        ]
+    )
     x = samples(64)
     net.train(x, np.arange(64, dtype=np.int32) % 3)
-    assert_same(exported(net, form, IMAGES, [1., .9]).classify(x), classify(net, x, [1., .9]))
+    assert_same(exported(net, form, IMAGES, [1.0, 0.9]).classify(x), classify(net, x, [1.0, 0.9]))
 
 
 def test_a_net_of_one_exit(form):
@@ -368,9 +398,10 @@ def read(path: str) -> list[bytes]:
 
 def test_metadata_say_what_was_exported(form):
     from branchynet.provenance import commit, sha256_of_net
-    net = small_net(thresholdExits=[.25, .5])
+
+    net = small_net(thresholdExits=[0.25, 0.5])
     properties = exported(net, form, thresholds=None, properties={'network': 'small'}).properties
-    assert properties['network'] == 'small' and json.loads(properties['thresholds']) == [.25, .5]
+    assert properties['network'] == 'small' and json.loads(properties['thresholds']) == [0.25, 0.5]
     assert properties['weights_sha256'] == sha256_of_net(net) and properties['commit'] == (commit() or '')
     assert properties['version'] and properties['exits'] == '3'
 
@@ -385,6 +416,7 @@ def test_an_older_opset_for_an_older_runtime(form, opset):
 
 
 # The one file in any runtime
+
 
 @pytest.fixture
 def session(lenet, tmp_path):
@@ -401,9 +433,12 @@ def test_thresholds_are_an_input_with_a_default(lenet, images, session):
     assert [i.name for i in session.get_inputs()] == ['x']
     assert [(i.name, i.shape) for i in session.get_overridable_initializers()] == [('thresholds', [1])]
     assert [(o.name, o.shape, o.type) for o in session.get_outputs()] == [
-        ('label', [1], 'tensor(int64)'), ('prob', [1, 10], 'tensor(float)'), ('exit', [1], 'tensor(int64)'),
-        ('entropy', [1], 'tensor(float)')]
-    expected = classify(lenet, images[0], .025)
+        ('label', [1], 'tensor(int64)'),
+        ('prob', [1, 10], 'tensor(float)'),
+        ('exit', [1], 'tensor(int64)'),
+        ('entropy', [1], 'tensor(float)'),
+    ]
+    expected = classify(lenet, images[0], 0.025)
     found = [session.run(['exit'], {'x': x[None]})[0][0] for x in images[0]]
     assert np.array_equal(found, expected.exit) and set(found) == {0, 1}
     everything = np.full(1, np.inf, np.float32)
@@ -429,17 +464,25 @@ def test_weights_of_later_stages_lie_in_the_else_branch(lenet, tmp_path):
     assert {w.name for w in branch['else_branch'].initializer} >= {'main/3/W', 'main/6/W', 'models/1/10/b'}
     # The pooling and ReLU that both sides begin with are computed once.
     assert ops(graph).count('MaxPool') == 4 and ops(branch['then_branch']) == [
-        'ArgMax', 'Identity', 'Identity', 'Constant']
+        'ArgMax',
+        'Identity',
+        'Identity',
+        'Constant',
+    ]
 
 
-@pytest.mark.parametrize('feed, message', [
-    ({'thresholds': np.float32([1, 1])}, 'Got invalid dimensions for input: thresholds'),
-    ({'thresholds': np.float32([])}, 'Got invalid dimensions for input: thresholds'),
-    ({'thresholds': np.float32([np.nan])}, 'NaN_in_x_or_thresholds'),
-    ({'x': np.full((1, 1, 28, 28), np.nan, np.float32)}, 'NaN_in_x_or_thresholds'),
-    ({'x': np.zeros((0, 1, 28, 28), np.float32)}, 'Got invalid dimensions for input: x'),
-    ({'x': np.zeros((2, 1, 28, 28), np.float32)}, 'Got invalid dimensions for input: x'),
-], ids=range(6))
+@pytest.mark.parametrize(
+    'feed, message',
+    [
+        ({'thresholds': np.float32([1, 1])}, 'Got invalid dimensions for input: thresholds'),
+        ({'thresholds': np.float32([])}, 'Got invalid dimensions for input: thresholds'),
+        ({'thresholds': np.float32([np.nan])}, 'NaN_in_x_or_thresholds'),
+        ({'x': np.full((1, 1, 28, 28), np.nan, np.float32)}, 'NaN_in_x_or_thresholds'),
+        ({'x': np.zeros((0, 1, 28, 28), np.float32)}, 'Got invalid dimensions for input: x'),
+        ({'x': np.zeros((2, 1, 28, 28), np.float32)}, 'Got invalid dimensions for input: x'),
+    ],
+    ids=range(6),
+)
 def test_the_runtime_refuses_what_does_not_fit(session, feed, message):
     with pytest.raises(Exception, match=message):
         session.run(None, {'x': np.zeros((1, 1, 28, 28), np.float32), **feed})
@@ -447,15 +490,20 @@ def test_the_runtime_refuses_what_does_not_fit(session, feed, message):
 
 # Mistakes
 
-@pytest.mark.parametrize('x, message', [
-    (np.zeros((0, 4), np.float32), 'expected at least one sample'),
-    (np.zeros((2, 5), np.float32), 'expected samples of shape'),
-    (np.float32([[1, 2, np.nan, 4]]), 'first in sample 0'),
-    (np.float32([[1, 2, 3, 4], [1, 2, np.inf, 4]]), 'first in sample 1'),
-    (np.zeros((2, 4)), 'float32'),
-    (np.zeros((2, 4), np.uint8), 'float32'),
-    ([[0.] * 4], 'float32'),
-], ids=range(7))
+
+@pytest.mark.parametrize(
+    'x, message',
+    [
+        (np.zeros((0, 4), np.float32), 'expected at least one sample'),
+        (np.zeros((2, 5), np.float32), 'expected samples of shape'),
+        (np.float32([[1, 2, np.nan, 4]]), 'first in sample 0'),
+        (np.float32([[1, 2, 3, 4], [1, 2, np.inf, 4]]), 'first in sample 1'),
+        (np.zeros((2, 4)), 'float32'),
+        (np.zeros((2, 4), np.uint8), 'float32'),
+        ([[0.0] * 4], 'float32'),
+    ],
+    ids=range(7),
+)
 def test_samples_that_the_net_refuses_are_refused(form, x, message):
     ours = exported(small_net(), form)
     with pytest.raises((TypeError, ValueError), match=message) as e:
@@ -463,14 +511,18 @@ def test_samples_that_the_net_refuses_are_refused(form, x, message):
     assert '\n' not in str(e.value)
 
 
-@pytest.mark.parametrize('call, message', [
-    (lambda ours, x: ours.classify(x, [.1]), 'sequence of 2'),
-    (lambda ours, x: ours.classify(x, [.1, math.nan]), 'NaN'),
-    (lambda ours, x: ours.test(x, np.int32([3])), 'label 3'),
-    (lambda ours, x: ours.test(x, np.int32([-1])), 'label -1'),
-    (lambda ours, x: ours.test(x, np.int32([0, 0])), 'shape'),
-    (lambda ours, x: ours.test(x, np.float32([0])), 'integers'),
-], ids=range(6))
+@pytest.mark.parametrize(
+    'call, message',
+    [
+        (lambda ours, x: ours.classify(x, [0.1]), 'sequence of 2'),
+        (lambda ours, x: ours.classify(x, [0.1, math.nan]), 'NaN'),
+        (lambda ours, x: ours.test(x, np.int32([3])), 'label 3'),
+        (lambda ours, x: ours.test(x, np.int32([-1])), 'label -1'),
+        (lambda ours, x: ours.test(x, np.int32([0, 0])), 'shape'),
+        (lambda ours, x: ours.test(x, np.float32([0])), 'integers'),
+    ],
+    ids=range(6),
+)
 def test_settings_and_labels_that_do_not_fit(form, call, message):
     with pytest.raises((TypeError, ValueError), match=message):
         call(exported(small_net(), form), small_data(1)[0])
@@ -495,31 +547,41 @@ def of(function):
     return lambda: branchynet.BranchyNet([L.Linear(4, 3), FL(function), Branch([FL(F.relu)])])
 
 
-@pytest.mark.parametrize('make, message', [
-    (uninitialised, 'parameter /main/0/W has no shape yet'),
-    (of_float64, 'dtype float64: expected float32'),
-    (with_nan, 'exit 0 of the net gives NaN'),
-    (of(lambda x: F.cumsum(x, axis=1)),
-     r'stage 0: link 1 \(FL of <lambda>\): the function Cumsum has no ONNX nodes here'),
-    (of(lambda x: x.array), r'stage 0: link 1 \(FL of <lambda>\) computes outside'),
-    (of(lambda x: x * len(x)), 'exit 0 differs from the net'),
-    (of(lambda x: F.reshape(x, (len(x), 3, 1))), r'expected \(classes,\)'),
-], ids=range(7))
+@pytest.mark.parametrize(
+    'make, message',
+    [
+        (uninitialised, 'parameter /main/0/W has no shape yet'),
+        (of_float64, 'dtype float64: expected float32'),
+        (with_nan, 'exit 0 of the net gives NaN'),
+        (
+            of(lambda x: F.cumsum(x, axis=1)),
+            r'stage 0: link 1 \(FL of <lambda>\): the function Cumsum has no ONNX nodes here',
+        ),
+        (of(lambda x: x.array), r'stage 0: link 1 \(FL of <lambda>\) computes outside'),
+        (of(lambda x: x * len(x)), 'exit 0 differs from the net'),
+        (of(lambda x: F.reshape(x, (len(x), 3, 1))), r'expected \(classes,\)'),
+    ],
+    ids=range(7),
+)
 def test_nets_that_cannot_be_exported_are_told_and_nothing_is_written(form, make, message):
     with pytest.raises(ValueError, match=message) as e:
         export.export(make(), form, (4,), [])
     assert '\n' not in str(e.value) and not os.path.exists(form)
 
 
-@pytest.mark.parametrize('arguments, message', [
-    ({'thresholds': None}, 'thresholds are missing'),
-    ({'thresholds': [.1]}, 'sequence of 2'),
-    ({'thresholds': [.1, math.nan]}, 'NaN'),
-    ({'thresholds': ['a', 'b']}, 'numbers'),
-    ({'shape': (5,)}, r'link 0 \(Linear\) cannot take'),
-    ({'opset': 17}, 'opset is 17: expected 18 to'),
-    ({'opset': 999}, 'opset is 999'),
-], ids=range(7))
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        ({'thresholds': None}, 'thresholds are missing'),
+        ({'thresholds': [0.1]}, 'sequence of 2'),
+        ({'thresholds': [0.1, math.nan]}, 'NaN'),
+        ({'thresholds': ['a', 'b']}, 'numbers'),
+        ({'shape': (5,)}, r'link 0 \(Linear\) cannot take'),
+        ({'opset': 17}, 'opset is 17: expected 18 to'),
+        ({'opset': 999}, 'opset is 999'),
+    ],
+    ids=range(7),
+)
 def test_arguments_that_do_not_fit(form, arguments, message):
     with pytest.raises((TypeError, ValueError), match=message):
         export.export(small_net(), form, **{'shape': (4,), 'thresholds': THRESHOLDS, **arguments})
@@ -544,7 +606,7 @@ def test_what_is_missing_or_damaged(form):
         with open(path, 'rb') as f:
             content = f.read()
         changed = content.replace(b'Conv', b'Cony').replace(b'Gemm', b'Gemn')
-        for damaged in b'', content[:len(content) // 2], changed, b'{"stages": [1]}':
+        for damaged in b'', content[: len(content) // 2], changed, b'{"stages": [1]}':
             with open(path, 'wb') as f:
                 f.write(damaged)
             with pytest.raises(ValueError, match='is not a whole export') as e:
@@ -590,20 +652,24 @@ WEIGHTS = os.path.join(QUICK, 'weights_lenet_mnist_seed0.npz')
 def test_the_command_exports_a_folders_or_a_files_weights(form, source, lenet, images, capsys):
     assert main(['export', 'onnx', source, '--network', 'lenet_mnist', '--thresholds', '.5', '--out', form]) == 0
     ours = OnnxBranchyNet(form)
-    assert ours.thresholdExits == [.5] and ours.properties['network'] == 'lenet_mnist'
+    assert ours.thresholdExits == [0.5] and ours.properties['network'] == 'lenet_mnist'
     assert ours.properties['weights_file_sha256'] == digest(WEIGHTS)
-    assert_same(ours.classify(images[0]), classify(lenet, images[0], .5))
+    assert_same(ours.classify(images[0]), classify(lenet, images[0], 0.5))
 
 
-@pytest.mark.parametrize('arguments, message', [
-    ([QUICK, '--network', 'alex_cifar10'], 'holds 0 weights files of alex_cifar10'),
-    ([WEIGHTS, '--network', 'alex_cifar10'], 'another network'),
-    (['missing.npz', '--network', 'lenet_mnist'], 'missing.npz'),
-    ([__file__, '--network', 'lenet_mnist'], 'cannot be read as weights'),
-    ([WEIGHTS, '--network', 'lenet_mnist', '--thresholds', '1', '2'], 'sequence of 1'),
-    ([WEIGHTS, '--network', 'lenet_mnist', '--thresholds', 'nan'], 'NaN'),
-    ([WEIGHTS, '--network', 'lenet_mnist', '--opset', '3'], 'opset is 3'),
-], ids=range(7))
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        ([QUICK, '--network', 'alex_cifar10'], 'holds 0 weights files of alex_cifar10'),
+        ([WEIGHTS, '--network', 'alex_cifar10'], 'another network'),
+        (['missing.npz', '--network', 'lenet_mnist'], 'missing.npz'),
+        ([__file__, '--network', 'lenet_mnist'], 'cannot be read as weights'),
+        ([WEIGHTS, '--network', 'lenet_mnist', '--thresholds', '1', '2'], 'sequence of 1'),
+        ([WEIGHTS, '--network', 'lenet_mnist', '--thresholds', 'nan'], 'NaN'),
+        ([WEIGHTS, '--network', 'lenet_mnist', '--opset', '3'], 'opset is 3'),
+    ],
+    ids=range(7),
+)
 def test_mistakes_on_the_command_line_are_one_line(form, arguments, message, capsys):
     assert main(['export', 'onnx', *arguments, '--out', form]) == 2
     error = capsys.readouterr().err

@@ -1,4 +1,5 @@
 """Files that appear whole, however many write them and however they end; the lock of a folder."""
+
 import hashlib
 import os
 import resource
@@ -7,19 +8,20 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+from branchynet import files
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from branchynet import files
 
 pytestmark = pytest.mark.skipif(files.fcntl is None, reason='needs flock')
 
 
 def start(code, *words):
     """A Python process that runs some code, once it has printed a line."""
-    process = subprocess.Popen([sys.executable, '-c', code, *map(str, words)], stdout=subprocess.PIPE,
-                               stdin=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, '-c', code, *map(str, words)], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == 'ready\n'
     return process
 
@@ -61,15 +63,19 @@ def test_many_writers_of_one_path_do_not_disturb_each_other(tmp_path):
     path, kept = str(tmp_path / 'file'), str(tmp_path / 'file.before')
     contents = {bytes([i]) * 5000 for i in range(8)}
     begin = 'from branchynet.files import write_atomically; import sys; print("ready", flush=True); sys.stdin.read(1);'
-    loop = '[write_atomically(sys.argv[1], bytes([int(sys.argv[2])]) * 5000, sys.argv[1] + ".before")' \
-           ' for _ in range(100)]'
+    loop = (
+        '[write_atomically(sys.argv[1], bytes([int(sys.argv[2])]) * 5000, sys.argv[1] + ".before") for _ in range(100)]'
+    )
     processes = [start(begin + loop, path, i) for i in range(2)]
     for process in processes:
         process.stdin.write('x')
         process.stdin.flush()
     with ThreadPoolExecutor(6) as pool:
-        list(pool.map(lambda content: [files.write_atomically(path, content, kept) for _ in range(50)],
-                      sorted(contents)[2:]))
+        list(
+            pool.map(
+                lambda content: [files.write_atomically(path, content, kept) for _ in range(50)], sorted(contents)[2:]
+            )
+        )
     for process in processes:
         process.communicate()
         assert process.returncode == 0
@@ -80,9 +86,11 @@ def test_many_writers_of_one_path_do_not_disturb_each_other(tmp_path):
 
 
 def test_a_later_write_removes_what_a_killed_one_left_and_no_other(tmp_path):
-    writing = 'from branchynet.files import written_whole; import sys\n' \
-              'with written_whole(sys.argv[1]) as f:\n    f.write(b"half"); f.flush(); print("ready", flush=True)\n' \
-              '    sys.stdin.read(1)'
+    writing = (
+        'from branchynet.files import written_whole; import sys\n'
+        'with written_whole(sys.argv[1]) as f:\n    f.write(b"half"); f.flush(); print("ready", flush=True)\n'
+        '    sys.stdin.read(1)'
+    )
     path = tmp_path / 'file'
     killed, alive = start(writing, path), start(writing, path)
     kill(killed)

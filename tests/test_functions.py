@@ -1,23 +1,22 @@
 import branchynet  # noqa: F401
+from branchynet.functions import entropy, rows
+
 import chainer
 import chainer.functions as F
-from chainer import gradient_check
-from hypothesis import given
-from hypothesis.extra import numpy as hnp
-from hypothesis import strategies as st
 import numpy as np
 import pytest
-
-from branchynet.functions import entropy, rows
+from chainer import gradient_check
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 
 def test_entropy_by_hand():
-    prob = np.float32([[1, 0, 0, 0], [.25, .25, .25, .25], [.5, .5, 0, 0]])
+    prob = np.float32([[1, 0, 0, 0], [0.25, 0.25, 0.25, 0.25], [0.5, 0.5, 0, 0]])
     np.testing.assert_allclose(entropy(prob), [0, np.log(4), np.log(2)], rtol=1e-6)
 
 
-@given(hnp.arrays(np.float32, st.tuples(st.integers(1, 8), st.integers(2, 6)),
-                  elements=st.floats(-100, 100, width=32)))
+@given(hnp.arrays(np.float32, st.tuples(st.integers(1, 8), st.integers(2, 6)), elements=st.floats(-100, 100, width=32)))
 def test_entropy_lies_between_0_and_log_c(score):
     ent = entropy(F.softmax(score))
     assert ent.shape == (len(score),)
@@ -25,7 +24,7 @@ def test_entropy_lies_between_0_and_log_c(score):
 
 
 def test_entropy_takes_variables():
-    prob = np.float32([[.2, .8]])
+    prob = np.float32([[0.2, 0.8]])
     assert entropy(chainer.Variable(prob)) == entropy(prob)
 
 
@@ -39,5 +38,6 @@ def test_rows_and_their_gradient():
 @pytest.mark.gpu
 def test_entropy_on_a_gpu():
     import cupy
+
     prob = np.random.RandomState(0).dirichlet(np.ones(10), 100).astype(np.float32)
     np.testing.assert_allclose(cupy.asnumpy(entropy(cupy.asarray(prob))), entropy(prob), rtol=1e-5)

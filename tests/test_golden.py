@@ -1,15 +1,16 @@
 """Runs of the original (Chainer 1.17), repeated by the port; see golden/README.md for the cases and tolerances."""
+
 import contextlib
 import json
 import os
 
 import branchynet  # noqa: F401
+from branchynet import cpu, utils
+from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
+
 import chainer.links as L
 import numpy as np
 import pytest
-
-from branchynet import cpu, utils
-from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
 
 GOLDEN = os.path.join(os.path.dirname(__file__), 'golden')
 BUILDERS = {'lenet': lenet_mnist, 'alex': alex_cifar10, 'resnet': resnet_cifar10}
@@ -47,14 +48,14 @@ class Golden:
         """Parameters by the paths of the recording."""
         params = {'main' + path: param for path, param in self.net.main.namedparams()}
         for k, model in enumerate(self.net.models):
-            for j, link in enumerate(model[model.endi:]):
+            for j, link in enumerate(model[model.endi :]):
                 params.update((f'exit{k}/{j}{path}', param) for path, param in link.namedparams())
         return params
 
     def load(self, stage):
         """Puts the weights recorded at a stage into the net, every one of them."""
         params = self.params()
-        recorded = {key[len(stage) + 1:]: a for key, a in self.arrays.items() if key.startswith(stage + '/')}
+        recorded = {key[len(stage) + 1 :]: a for key, a in self.arrays.items() if key.startswith(stage + '/')}
         assert recorded.keys() == params.keys()
         for path, param in params.items():
             param.array[...] = recorded[path]
@@ -84,9 +85,10 @@ def check_inference(case, stage, report):
 def check_row(case, row, report):
     x, y = case.test
     case.net.thresholdExits = row.get('T')
-    case.net.percentTestExits = row.get('p', .9)
+    case.net.percentTestExits = row.get('p', 0.9)
     accuracy, _, exits, accuracies = utils.test(
-        case.net, x, y, batchsize=row.get('batchsize', case.batchsize), main=row['what'] == 'main')
+        case.net, x, y, batchsize=row.get('batchsize', case.batchsize), main=row['what'] == 'main'
+    )
     case.net.thresholdExits = None
     # A threshold lies between neighbours, and float noise can move one sample across it.
     report('accuracy in samples', abs(accuracy - row['acc']) * len(x), 1.01)
@@ -160,8 +162,9 @@ def check_case(name, record_property):
             check_training(case, phase, report)
     np.random.seed(case.meta['seed'] + 3)
     for row in case.meta.get('find_thresholds', []):
-        found = case.net.find_thresholds(*case.train, percentTrainKeeps=row['percentTrainKeeps'],
-                                         batchsize=case.batchsize)
+        found = case.net.find_thresholds(
+            *case.train, percentTrainKeeps=row['percentTrainKeeps'], batchsize=case.batchsize
+        )
         report('find_thresholds', relative(found, row['T']), THRESHOLDS[name])
     if case.has('final'):
         check_movement(case, report)

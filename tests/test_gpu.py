@@ -1,15 +1,16 @@
 """What the port does on a GPU, held against the recorded original, the CPU and itself; skipped where there is none."""
+
 import os
 import subprocess
 import sys
 
 import branchynet  # noqa: F401
-from chainer.backends import cuda
+from branchynet import cli, determinism, utils
+
 import chainer.functions as F
 import numpy as np
 import pytest
-
-from branchynet import cli, determinism, utils
+from chainer.backends import cuda
 from helpers import same, small_data, small_net, weights
 from test_golden import Golden
 
@@ -38,7 +39,7 @@ def test_a_step_is_the_cpus(name):
         case = Golden(name)
         for link in case.net.links():
             if getattr(link, 'fn', None) is F.dropout:
-                link.args = (0.,)  # drop-out draws from another generator there
+                link.args = (0.0,)  # drop-out draws from another generator there
         if on_gpu:
             case.net.to_gpu()
         losses.append(case.net.train(x, t)[0])

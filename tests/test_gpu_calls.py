@@ -1,12 +1,13 @@
 """What the port asks of a GPU's libraries, held against stand-ins: no GPU and no CuPy is needed."""
+
 from types import SimpleNamespace
 
 import branchynet  # noqa: F401
-from chainer.backends import cuda
-import pytest
-
 from branchynet import cli, determinism, devices, provenance
 from branchynet.experiments import reproduce
+
+import pytest
+from chainer.backends import cuda
 from test_chainer_compat import run
 
 
@@ -21,14 +22,18 @@ def gpu(monkeypatch):
 
     states = DropoutStates(None, 'of the process')
     given.clear()
-    runtime = SimpleNamespace(
-        getDeviceCount=lambda: 1, driverGetVersion=lambda: 12090, runtimeGetVersion=lambda: 12080)
-    cupy = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime),
-                           random=SimpleNamespace(seed=lambda value: given.append(('CuPy', value))))
-    for name, value in {'available': True, 'cudnn_enabled': True, 'cupy': cupy,
-                        'cudnn': SimpleNamespace(),  # has no version, unlike libcudnn
-                        'libcudnn': SimpleNamespace(getVersion=lambda: 8907),
-                        'get_cudnn_dropout_states': lambda: states}.items():
+    runtime = SimpleNamespace(getDeviceCount=lambda: 1, driverGetVersion=lambda: 12090, runtimeGetVersion=lambda: 12080)
+    cupy = SimpleNamespace(
+        cuda=SimpleNamespace(runtime=runtime), random=SimpleNamespace(seed=lambda value: given.append(('CuPy', value)))
+    )
+    for name, value in {
+        'available': True,
+        'cudnn_enabled': True,
+        'cupy': cupy,
+        'cudnn': SimpleNamespace(),  # has no version, unlike libcudnn
+        'libcudnn': SimpleNamespace(getVersion=lambda: 8907),
+        'get_cudnn_dropout_states': lambda: states,
+    }.items():
         monkeypatch.setattr(cuda, name, value, raising=False)
     return given
 

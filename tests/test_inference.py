@@ -1,9 +1,9 @@
 import branchynet  # noqa: F401
+
+import pytest
+from helpers import small_data, small_net
 from hypothesis import given, settings
 from hypothesis import strategies as st
-import pytest
-
-from helpers import small_data, small_net
 
 THRESHOLDS = st.floats(0, 1.2)
 NET = small_net(seed=3)
@@ -12,7 +12,7 @@ X, T = small_data(24)
 
 def exits_of(thresholds, x=X):
     NET.thresholdExits = thresholds
-    return NET.test(x, T[:len(x)])[2]
+    return NET.test(x, T[: len(x)])[2]
 
 
 @settings(deadline=None)
@@ -31,14 +31,21 @@ def test_a_higher_threshold_never_lets_fewer_leave(a, b, other):
 
 
 def test_ends_of_the_range():
-    assert exits_of(0.) == [0, 0, len(X)]
-    assert exits_of([0., 10.]) == [0, len(X), 0]
-    assert exits_of(10.) == [len(X), 0, 0]
+    assert exits_of(0.0) == [0, 0, len(X)]
+    assert exits_of([0.0, 10.0]) == [0, len(X), 0]
+    assert exits_of(10.0) == [len(X), 0, 0]
 
 
-@pytest.mark.parametrize('value, error', [
-    ([.1], ValueError), ([.1, .2, .3], ValueError), (float('nan'), ValueError), ([.1, float('nan')], ValueError),
-    (['a', 'b'], TypeError)])
+@pytest.mark.parametrize(
+    'value, error',
+    [
+        ([0.1], ValueError),
+        ([0.1, 0.2, 0.3], ValueError),
+        (float('nan'), ValueError),
+        ([0.1, float('nan')], ValueError),
+        (['a', 'b'], TypeError),
+    ],
+)
 def test_bad_thresholds_are_named(value, error):
     net = small_net()
     net.thresholdExits = value

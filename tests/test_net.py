@@ -1,18 +1,19 @@
 """The joint step, inference and the Chain that BranchyNet is."""
+
 import copy
 import math
 import pickle
 
 import branchynet
+from branchynet.functions import entropy
+from branchynet.links.resnet import ResBlock
+
 import chainer
 import chainer.functions as F
 import chainer.links as L
 import dill
 import numpy as np
 import pytest
-
-from branchynet.functions import entropy
-from branchynet.links.resnet import ResBlock
 from helpers import same, small_data, small_net, weights
 
 X, T = small_data()
@@ -21,16 +22,16 @@ X, T = small_data()
 def own(net, k):
     """Parameters of exit k's own links."""
     model = net.models[k]
-    return [p for link in model[model.endi:] for p in link.params()]
+    return [p for link in model[model.endi :] for p in link.params()]
 
 
 def trunk(net):
     last = net.models[-1]
-    return [p for link in last[:last.endi] for p in link.params()]
+    return [p for link in last[: last.endi] for p in link.params()]
 
 
 def head(net):
-    return [p for link in net.main[net.models[-1].endi:] for p in link.params()]
+    return [p for link in net.main[net.models[-1].endi :] for p in link.params()]
 
 
 def moved(net, action):
@@ -39,8 +40,11 @@ def moved(net, action):
     groups.update((f'exit{k}', own(net, k)) for k in range(net.numexits()))
     before = {name: [p.array.copy() for p in params] for name, params in groups.items()}
     action()
-    return {name for name, params in groups.items()
-            if any(not np.array_equal(p.array, old) for p, old in zip(params, before[name]))}
+    return {
+        name
+        for name, params in groups.items()
+        if any(not np.array_equal(p.array, old) for p, old in zip(params, before[name]))
+    }
 
 
 def gradients(net, expected_loss):
@@ -70,10 +74,11 @@ def check_gradients(net, expected_loss):
 
 # Structure
 
+
 def test_models_share_the_trunk_and_main_has_its_own_head():
     net = small_net()
     for model in net.models:
-        assert [id(link) for link in model[:model.endi]] == [id(link) for link in net.main[:model.endi]]
+        assert [id(link) for link in model[: model.endi]] == [id(link) for link in net.main[: model.endi]]
     assert [(m.starti, m.endi) for m in net.models] == [(0, 2), (2, 4), (4, 6)]
     final, main_head = net.models[-1][6], net.main[6]
     assert final is not main_head
@@ -86,15 +91,26 @@ def test_namedparams_hold_every_parameter_once():
     assert len({id(p) for p in params.values()}) == len(params) == len(list(net.params()))
     assert {'/main/0/W', '/main/6/b', '/models/0/2/W', '/models/1/6/b', '/models/2/6/W'} <= params.keys()
     assert {path for path, _ in net.models[1].namedparams()} == {
-        '/0/W', '/0/b', '/2/W', '/2/b', '/4/W', '/4/b', '/6/W', '/6/b'}
+        '/0/W',
+        '/0/b',
+        '/2/W',
+        '/2/b',
+        '/4/W',
+        '/4/b',
+        '/6/W',
+        '/6/b',
+    }
     assert len(list(net.links())) == len(set(map(id, net.links())))
 
 
-@pytest.mark.parametrize('network, error, words', [
-    ([L.Linear(4, 3)], ValueError, 'network ends with a Linear: its last element must be a Branch, the final exit'),
-    ([], ValueError, 'network is empty: its last element must be a Branch, the final exit'),
-    ([F.relu, branchynet.Branch([])], TypeError, r'network\[0\] is <function relu.*FL makes one'),
-])
+@pytest.mark.parametrize(
+    'network, error, words',
+    [
+        ([L.Linear(4, 3)], ValueError, 'network ends with a Linear: its last element must be a Branch, the final exit'),
+        ([], ValueError, 'network is empty: its last element must be a Branch, the final exit'),
+        ([F.relu, branchynet.Branch([])], TypeError, r'network\[0\] is <function relu.*FL makes one'),
+    ],
+)
 def test_bad_networks_are_named(network, error, words):
     with pytest.raises(error, match=words):
         branchynet.BranchyNet(network)
@@ -107,6 +123,7 @@ def test_unknown_optimiser_is_named():
 
 # Training
 
+
 def test_each_step_trains_its_own_links():
     net = small_net()
     assert moved(net, lambda: net.train_main(X, T)) == {'head', 'trunk'}
@@ -118,13 +135,13 @@ def test_each_step_trains_its_own_links():
 
 def test_joint_gradient_is_the_weighted_sum():
     net = small_net()
-    net.models[0].weight, net.models[2].weight = .3, 2.
-    check_gradients(net, lambda n: .3 * exit_loss(n, 0) + exit_loss(n, 1) + 2 * exit_loss(n, 2))
+    net.models[0].weight, net.models[2].weight = 0.3, 2.0
+    check_gradients(net, lambda n: 0.3 * exit_loss(n, 0) + exit_loss(n, 1) + 2 * exit_loss(n, 2))
 
 
 def test_reported_losses_are_unweighted():
     one, other = small_net(), small_net()
-    other.models[0].weight = 5.
+    other.models[0].weight = 5.0
     assert one.train(X, T) == other.train(X, T)
 
 
@@ -161,19 +178,22 @@ def test_thresholds_drop_samples_for_later_exits():
     ent = entropy(F.softmax(net.models[0](X)))
     threshold = float(np.median(ent))
     stay = np.flatnonzero(ent >= np.float32(threshold))
-    net.thresholdExits = [threshold, 0.]
+    net.thresholdExits = [threshold, 0.0]
     check_gradients(net, lambda n: exit_loss(n, 0) + exit_loss(n, 1, stay) + exit_loss(n, 2, stay))
     assert 0 < len(stay) < len(X)
 
 
-@pytest.mark.parametrize('setting, kept', [
-    ({'percentTrainKeeps': .5}, [32, 16, 8]),
-    ({'percentTrainKeeps': [.75, .5]}, [32, 24, 16]),  # a list counts in the whole batch
-    ({'percentTrainExits': .25}, [32, 24, 18]),
-    ({'percentTrainExits': [.25, .5]}, [32, 24, 8]),
-    ({'percentTrainExits': 1.}, [32, 0, 0]),
-    ({'thresholdExits': 5.}, [32, 0, 0]),
-])
+@pytest.mark.parametrize(
+    'setting, kept',
+    [
+        ({'percentTrainKeeps': 0.5}, [32, 16, 8]),
+        ({'percentTrainKeeps': [0.75, 0.5]}, [32, 24, 16]),  # a list counts in the whole batch
+        ({'percentTrainExits': 0.25}, [32, 24, 18]),
+        ({'percentTrainExits': [0.25, 0.5]}, [32, 24, 8]),
+        ({'percentTrainExits': 1.0}, [32, 0, 0]),
+        ({'thresholdExits': 5.0}, [32, 0, 0]),
+    ],
+)
 def test_number_of_samples_carried_on(setting, kept, monkeypatch):
     net = small_net()
     for name, value in setting.items():
@@ -193,14 +213,14 @@ def test_number_of_samples_carried_on(setting, kept, monkeypatch):
 def test_exits_that_no_sample_reaches_report_zero_and_still_update():
     net = small_net()
     net.train(X, T)
-    net.thresholdExits = 5.
+    net.thresholdExits = 5.0
     losses, accuracies = net.train(X, T)
     assert losses[1:] == [0, 0] and accuracies[1:] == [0, 0] and losses[0] > 0
     assert moved(net, lambda: net.train(X, T)) == {'trunk', 'exit0', 'exit1', 'exit2'}
 
 
 def test_learned_thresholds_are_the_highest_entropies_dropped():
-    net = small_net(percentTrainKeeps=.5)
+    net = small_net(percentTrainKeeps=0.5)
     assert all(map(math.isnan, net.getLearnedExitsThresholds()))
     ent = np.sort(entropy(F.softmax(net.models[0](X))))
     net.train(X, T)
@@ -210,17 +230,17 @@ def test_learned_thresholds_are_the_highest_entropies_dropped():
 
 
 def test_optimisers_are_the_published_ones():
-    net = small_net(alpha=.01)
-    assert net.optimizer.alpha == .01 and all(o.alpha == .001 for o in net.optimizers)
-    net = small_net(opt='MomentumSGD', lr=.2, momentum=.5, weight_decay=.01)
-    assert (net.optimizer.lr, net.optimizer.momentum) == (.2, .5)
-    assert all((o.lr, o.momentum) == (.2, .9) for o in net.optimizers)
+    net = small_net(alpha=0.01)
+    assert net.optimizer.alpha == 0.01 and all(o.alpha == 0.001 for o in net.optimizers)
+    net = small_net(opt='MomentumSGD', lr=0.2, momentum=0.5, weight_decay=0.01)
+    assert (net.optimizer.lr, net.optimizer.momentum) == (0.2, 0.5)
+    assert all((o.lr, o.momentum) == (0.2, 0.9) for o in net.optimizers)
     before = weights(net)['/models/0/2/W']
     net.cleargrads()
     exit_loss(net, 0).backward()
     gradient = net.models[0][2].W.grad.copy()
     net.train(X, T)
-    np.testing.assert_allclose(weights(net)['/models/0/2/W'], before - .2 * (gradient + .01 * before), rtol=1e-4)
+    np.testing.assert_allclose(weights(net)['/models/0/2/W'], before - 0.2 * (gradient + 0.01 * before), rtol=1e-4)
 
 
 def test_the_copy_of_main_learns_alone():
@@ -235,6 +255,7 @@ def test_the_copy_of_main_learns_alone():
 
 
 # Inference
+
 
 def direct(net, thresholds, x=X):
     """Exits and logits by the definition, sample by sample."""
@@ -264,11 +285,11 @@ def test_test_and_run_follow_the_definition():
 
 
 def test_percentages_count_as_released():
-    net = small_net(percentTestExits=.5)
+    net = small_net(percentTestExits=0.5)
     assert net.test(X, T)[2] == [16, 8, 8]
-    net.percentTestExits = [.5, .25]
+    net.percentTestExits = [0.5, 0.25]
     assert net.test(X, T)[2] == [16, 8, 8]
-    net.percentTestExits = [.75, .75]
+    net.percentTestExits = [0.75, 0.75]
     assert net.test(X, T)[2] == [24, 8, 0]
 
 
@@ -312,13 +333,13 @@ def test_get_sm_is_the_softmax_of_every_exit():
 
 def test_find_thresholds_cuts_the_sorted_entropies():
     net = small_net()
-    thresholds, entropies = net.find_thresholds_entropies(X, T, .25, batchsize=10)
+    thresholds, entropies = net.find_thresholds_entropies(X, T, 0.25, batchsize=10)
     assert [e.shape for e in entropies] == [(32,), (32,)]
     assert thresholds == [float(np.sort(e)[24]) for e in entropies]
-    found = net.find_thresholds(X, percentTrainKeeps=[0., 1.])
+    found = net.find_thresholds(X, percentTrainKeeps=[0.0, 1.0])
     assert found == pytest.approx([entropies[0].max(), entropies[1].min()], rel=1e-5)
     with pytest.raises(ValueError, match='percentTrainKeeps'):
-        net.find_thresholds(X, percentTrainKeeps=[.5])
+        net.find_thresholds(X, percentTrainKeeps=[0.5])
 
 
 # Bad input
@@ -327,18 +348,21 @@ NAN = X.copy()
 NAN[5, 2] = np.nan
 
 
-@pytest.mark.parametrize('x, t, error, words', [
-    (X[:, :3], T, ValueError, r'link 0 \(Linear\) cannot take an array of shape \(32, 3\)'),
-    (X.astype('d'), T, TypeError, 'x has dtype float64: expected float32'),
-    (X.tolist(), T, TypeError, 'x is a list: expected'),
-    (X[:0], T[:0], ValueError, r'x has shape \(0, 4\): expected at least one sample'),
-    (NAN, T, ValueError, 'x holds NaN or infinity, first in sample 5'),
-    (X, T.astype('f'), TypeError, 't has dtype float32: expected signed integers'),
-    (X, T[:-1], ValueError, r't has shape \(31,\): expected \(32,\)'),
-    (X, T[:, None], ValueError, r't has shape \(32, 1\)'),
-    (X, T + 1, ValueError, 't holds the label 3: expected less than 3'),
-    (X, T - 1, ValueError, 't holds the label -1: expected 0 or more'),
-])
+@pytest.mark.parametrize(
+    'x, t, error, words',
+    [
+        (X[:, :3], T, ValueError, r'link 0 \(Linear\) cannot take an array of shape \(32, 3\)'),
+        (X.astype('d'), T, TypeError, 'x has dtype float64: expected float32'),
+        (X.tolist(), T, TypeError, 'x is a list: expected'),
+        (X[:0], T[:0], ValueError, r'x has shape \(0, 4\): expected at least one sample'),
+        (NAN, T, ValueError, 'x holds NaN or infinity, first in sample 5'),
+        (X, T.astype('f'), TypeError, 't has dtype float32: expected signed integers'),
+        (X, T[:-1], ValueError, r't has shape \(31,\): expected \(32,\)'),
+        (X, T[:, None], ValueError, r't has shape \(32, 1\)'),
+        (X, T + 1, ValueError, 't holds the label 3: expected less than 3'),
+        (X, T - 1, ValueError, 't holds the label -1: expected 0 or more'),
+    ],
+)
 @pytest.mark.parametrize('method', ['train', 'train_main', 'test', 'test_main', 'train_branch'])
 def test_bad_input_is_named_before_any_parameter_changes(method, x, t, error, words):
     net = small_net()
@@ -358,7 +382,7 @@ def test_infinity_is_named():
 
 
 def test_a_setting_that_is_not_a_number_is_named():
-    for value in None, np.array(.5):
+    for value in None, np.array(0.5):
         net = small_net()
         net.percentTestExits = value
         with pytest.raises(TypeError, match='percentTestExits is'):
@@ -378,13 +402,15 @@ def test_a_function_in_a_branch_is_named():
 
 def test_images_that_are_too_small_are_named():
     from branchynet.networks import alex_cifar10
+
     with pytest.raises(ValueError, match='link .* cannot take an array of shape'):
         alex_cifar10.get_network().run(np.zeros((1, 3, 1, 1), np.float32))
 
 
 def test_layers_sized_by_their_first_input_work():
-    net = branchynet.BranchyNet([
-        L.Linear(None, 4), branchynet.Branch([L.Linear(None, 3)]), branchynet.Branch([L.Linear(4, 3)])])
+    net = branchynet.BranchyNet(
+        [L.Linear(None, 4), branchynet.Branch([L.Linear(None, 3)]), branchynet.Branch([L.Linear(4, 3)])]
+    )
     assert len(net.train(X, T)[0]) == 2
 
 
@@ -396,12 +422,19 @@ def test_an_exit_without_links_of_its_own_works():
 
 # As a Chain
 
-@pytest.mark.parametrize('duplicate', [
-    copy.deepcopy, lambda n: n.copy('copy'), lambda n: dill.loads(dill.dumps(n)),
-    lambda n: pickle.loads(pickle.dumps(n))],
-    ids=['deepcopy', 'copy', 'dill', 'pickle'])
+
+@pytest.mark.parametrize(
+    'duplicate',
+    [
+        copy.deepcopy,
+        lambda n: n.copy('copy'),
+        lambda n: dill.loads(dill.dumps(n)),
+        lambda n: pickle.loads(pickle.dumps(n)),
+    ],
+    ids=['deepcopy', 'copy', 'dill', 'pickle'],
+)
 def test_copies_are_complete_and_independent(duplicate):
-    net = small_net(thresholdExits=[.5, .5])
+    net = small_net(thresholdExits=[0.5, 0.5])
     net.train(X, T)
     new = duplicate(net)
     before = weights(net)
@@ -443,18 +476,22 @@ def test_each_weight_is_saved_and_loaded_once(tmp_path):
 
 def test_chainers_trainer_trains_it(tmp_path):
     net = small_net()
-    optimizer = chainer.optimizers.SGD(.1).setup(net)
+    optimizer = chainer.optimizers.SGD(0.1).setup(net)
     iterator = chainer.iterators.SerialIterator(chainer.datasets.TupleDataset(X, T), 32, shuffle=False)
     updater = chainer.training.updaters.StandardUpdater(iterator, optimizer)
     before = weights(net)
     net.cleargrads()
     loss = net(X, T)
     loss.backward()
-    expected = {path: before[path] - np.float32(.1) * (0 if p.grad is None else p.grad)
-                for path, p in net.namedparams()}
+    expected = {
+        path: before[path] - np.float32(0.1) * (0 if p.grad is None else p.grad) for path, p in net.namedparams()
+    }
     trainer = chainer.training.Trainer(updater, (1, 'iteration'), out=str(tmp_path))
-    trainer.extend(chainer.training.extensions.Evaluator(
-        chainer.iterators.SerialIterator(iterator.dataset, 8, repeat=False, shuffle=False), net))
+    trainer.extend(
+        chainer.training.extensions.Evaluator(
+            chainer.iterators.SerialIterator(iterator.dataset, 8, repeat=False, shuffle=False), net
+        )
+    )
     trainer.extend(chainer.training.extensions.LogReport(trigger=(1, 'iteration')))
     trainer.run()
     for path, array in weights(net).items():
@@ -484,7 +521,7 @@ def test_print_models_lists_every_link(capsys):
 
 @pytest.mark.gpu
 def test_gpu_agrees_with_the_cpu():
-    net = small_net(thresholdExits=[.8, .8])
+    net = small_net(thresholdExits=[0.8, 0.8])
     cpu = net.run(X)
     net.to_gpu()
     assert net.gpu
@@ -492,26 +529,34 @@ def test_gpu_agrees_with_the_cpu():
     losses, _ = net.train(X, T)
     net.to_cpu()
     assert not net.gpu
-    assert losses == pytest.approx(small_net(thresholdExits=[.8, .8]).train(X, T)[0], rel=1e-4)
+    assert losses == pytest.approx(small_net(thresholdExits=[0.8, 0.8]).train(X, T)[0], rel=1e-4)
 
 
-@pytest.mark.parametrize('setting, error, words', [
-    ({'lr': math.nan}, ValueError, 'lr is nan: expected 0 or more, and finite'),
-    ({'lr': -1}, ValueError, 'lr is -1: expected 0 or more, and finite'),
-    ({'alpha': 'x'}, TypeError, "alpha is 'x': expected a number"),
-    ({'alpha': math.inf}, ValueError, 'alpha is inf: expected 0 or more, and finite'),
-    ({'momentum': 5}, ValueError, 'momentum is 5: expected 0 or more, and less than 1'),
-    ({'weight_decay': None}, TypeError, 'weight_decay is None: expected a number'),
-])
+@pytest.mark.parametrize(
+    'setting, error, words',
+    [
+        ({'lr': math.nan}, ValueError, 'lr is nan: expected 0 or more, and finite'),
+        ({'lr': -1}, ValueError, 'lr is -1: expected 0 or more, and finite'),
+        ({'alpha': 'x'}, TypeError, "alpha is 'x': expected a number"),
+        ({'alpha': math.inf}, ValueError, 'alpha is inf: expected 0 or more, and finite'),
+        ({'momentum': 5}, ValueError, 'momentum is 5: expected 0 or more, and less than 1'),
+        ({'weight_decay': None}, TypeError, 'weight_decay is None: expected a number'),
+    ],
+)
 @pytest.mark.parametrize('opt', ['Adam', 'MomentumSGD'])
 def test_bad_settings_of_the_optimisers_are_named(opt, setting, error, words):
     with pytest.raises(error, match=f'^{words}$'):
         small_net(opt=opt, **setting)
 
 
-@pytest.mark.parametrize('weight, error, words', [
-    (math.nan, ValueError, 'is nan: expected 0 or more, and finite'),
-    (-1, ValueError, 'is -1: expected 0 or more, and finite'), ('1', TypeError, "is '1': expected a number")])
+@pytest.mark.parametrize(
+    'weight, error, words',
+    [
+        (math.nan, ValueError, 'is nan: expected 0 or more, and finite'),
+        (-1, ValueError, 'is -1: expected 0 or more, and finite'),
+        ('1', TypeError, "is '1': expected a number"),
+    ],
+)
 def test_bad_weights_of_exits_are_named(weight, error, words):
     with pytest.raises(error, match=f'^weight {words}$'):
         branchynet.Branch([L.Linear(4, 3)], weight=weight)
@@ -530,7 +575,7 @@ def test_a_branch_of_a_link_in_place_of_a_list_is_named():
         branchynet.BranchyNet(L.Linear(5, 10))
 
 
-@pytest.mark.parametrize('thresholds', [.5, [.5, .1], None])
+@pytest.mark.parametrize('thresholds', [0.5, [0.5, 0.1], None])
 def test_files_keep_thresholds(thresholds, tmp_path):
     path = str(tmp_path / 'net.npz')
     chainer.serializers.save_npz(path, small_net(thresholdExits=thresholds))
@@ -545,6 +590,6 @@ def test_files_without_thresholds_leave_the_nets_own(tmp_path):
     chainer.serializers.save_npz(path, small_net())
     with np.load(path) as file:
         assert 'thresholdExits' not in file  # as in files that were written before
-    net = small_net(thresholdExits=.25)
+    net = small_net(thresholdExits=0.25)
     chainer.serializers.load_npz(path, net)
-    assert net.thresholdExits == .25
+    assert net.thresholdExits == 0.25

@@ -29,8 +29,11 @@ def checked(command, **kwargs):
 def copy(tmp_path_factory):
     """A copy of the checkout to build in, without large folders that a build does not need."""
     folder = tmp_path_factory.mktemp('packaging') / 'checkout'
-    shutil.copytree(str(ROOT), str(folder), ignore=shutil.ignore_patterns(
-        '.*', 'build', '*.egg-info', '__pycache__', 'golden', 'results'))
+    shutil.copytree(
+        str(ROOT),
+        str(folder),
+        ignore=shutil.ignore_patterns('.*', 'build', '*.egg-info', '__pycache__', 'golden', 'results'),
+    )
     return folder
 
 
@@ -38,13 +41,19 @@ def test_only_the_package_is_built(copy, tmp_path):
     checked([sys.executable, 'setup.py', 'build_py', '--build-lib', tmp_path], cwd=str(copy))
     assert os.listdir(str(tmp_path)) == ['branchynet']
     built = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob('*') if path.is_file()}
-    for folder in ['branchynet', 'branchynet/links', 'branchynet/networks', 'branchynet/datasets',
-                   'branchynet/experiments']:
+    for folder in [
+        'branchynet',
+        'branchynet/links',
+        'branchynet/networks',
+        'branchynet/datasets',
+        'branchynet/experiments',
+    ]:
         assert folder + '/__init__.py' in built
     for path in (ROOT / 'experiments' / 'published').glob('*.csv'):
         assert 'branchynet/experiments/published/' + path.name in built
     assert {name for name in built if name.endswith('.gz')} == {  # MNIST, and no other data set
-        f'branchynet/datasets/data/mnist/{name}' for name in mnist.FILES}
+        f'branchynet/datasets/data/mnist/{name}' for name in mnist.FILES
+    }
     for path in (ROOT / 'experiments' / 'templates').iterdir():
         assert f'branchynet/experiments/templates/{path.name}' in built
     assert {os.path.splitext(name)[1] for name in built} <= {'.py', '.toml', '.csv', '.gz', '.html', '.css'}
@@ -55,17 +64,19 @@ def test_the_documented_line_installs_into_a_fresh_environment(copy, tmp_path):
     checked([sys.executable, '-m', 'venv', tmp_path])
     line = re.search(r'^ {4}(pip install "setuptools<81".*)$', (ROOT / 'README.md').read_text(), re.MULTILINE).group(1)
     bin_folder = tmp_path / 'bin'
-    environment = {**os.environ, 'PATH': f"{bin_folder}:{os.environ['PATH']}"}
+    environment = {**os.environ, 'PATH': f'{bin_folder}:{os.environ["PATH"]}'}
     checked(['bash', '-c', line], cwd=str(copy), env=environment)
-    data = "from branchynet.datasets import mnist; print(mnist.get_data()[0].shape)"
-    checked([bin_folder / 'python', '-c', 'import branchynet.networks.lenet_mnist, branchynet.experiments'],
-            cwd=str(tmp_path))
+    data = 'from branchynet.datasets import mnist; print(mnist.get_data()[0].shape)'
+    checked(
+        [bin_folder / 'python', '-c', 'import branchynet.networks.lenet_mnist, branchynet.experiments'],
+        cwd=str(tmp_path),
+    )
     said = checked([bin_folder / 'python', '-c', data], cwd=str(tmp_path), env={**environment, 'HOME': str(tmp_path)})
     assert said == '(60000, 1, 28, 28)\n'
     assert not list(tmp_path.glob('lib/python*/site-packages/datasets'))
 
     checked([bin_folder / 'pip', 'wheel', '--no-deps', '--wheel-dir', tmp_path, '.'], cwd=str(copy))
-    wheel, = tmp_path.glob('branchynet-*.whl')
+    (wheel,) = tmp_path.glob('branchynet-*.whl')
     names = zipfile.ZipFile(str(wheel)).namelist()
     assert {name.partition('/')[0].partition('-')[0] for name in names} == {'branchynet'}
     assert wheel.name.startswith(f'branchynet-{branchynet.__version__}-')
@@ -79,23 +90,28 @@ def setup_in(environment, found, tmp_path):
         folder = purelib / f'{name}-{version}.dist-info'
         folder.mkdir(parents=True)
         (folder / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n')
-    code = ('import importlib.util, sysconfig, sys; real = importlib.util.find_spec; '
-            f'importlib.util.find_spec = lambda name: name in {found!r} if name == "pkg_resources" else real(name); '
-            f'sysconfig.get_path = lambda name: {str(purelib)!r}; '
-            'import setuptools; setuptools.setup = lambda **kwargs: print("built"); '
-            f'exec(open({str(ROOT / "setup.py")!r}).read())')
+    code = (
+        'import importlib.util, sysconfig, sys; real = importlib.util.find_spec; '
+        f'importlib.util.find_spec = lambda name: name in {found!r} if name == "pkg_resources" else real(name); '
+        f'sysconfig.get_path = lambda name: {str(purelib)!r}; '
+        'import setuptools; setuptools.setup = lambda **kwargs: print("built"); '
+        f'exec(open({str(ROOT / "setup.py")!r}).read())'
+    )
     return call([sys.executable, '-c', code], env={**os.environ, 'PIP_BUILD_TRACKER': 'x'})
 
 
-@pytest.mark.parametrize('environment, found, builds', [
-    ({'pip': '24.2'}, (), False),  # as a fresh one of Python 3.13
-    ({'pip': '23.2.1', 'setuptools': '65.5.0'}, (), False),  # as one of Python 3.11
-    ({'pip': '25.3', 'setuptools': '65.5.0', 'wheel': '0.48'}, (), False),
-    ({'pip': '25.3'}, ('pkg_resources',), True),  # with a build constraint
-    ({'pip': '25.3', 'chainer': '7.8.1'}, (), True),
-    ({'pip': '23.0.1', 'setuptools': '58.1.0'}, (), True),  # as one of Python 3.9: it builds in place
-    ({'pip': '24.2', 'setuptools': '65.5.0', 'wheel': '0.48'}, (), True),
-])
+@pytest.mark.parametrize(
+    'environment, found, builds',
+    [
+        ({'pip': '24.2'}, (), False),  # as a fresh one of Python 3.13
+        ({'pip': '23.2.1', 'setuptools': '65.5.0'}, (), False),  # as one of Python 3.11
+        ({'pip': '25.3', 'setuptools': '65.5.0', 'wheel': '0.48'}, (), False),
+        ({'pip': '25.3'}, ('pkg_resources',), True),  # with a build constraint
+        ({'pip': '25.3', 'chainer': '7.8.1'}, (), True),
+        ({'pip': '23.0.1', 'setuptools': '58.1.0'}, (), True),  # as one of Python 3.9: it builds in place
+        ({'pip': '24.2', 'setuptools': '65.5.0', 'wheel': '0.48'}, (), True),
+    ],
+)
 def test_plain_pip_is_told_what_to_do_where_chainer_would_not_build(environment, found, builds, tmp_path):
     done = setup_in(environment, found, tmp_path)
     if builds:
@@ -107,23 +123,27 @@ def test_plain_pip_is_told_what_to_do_where_chainer_would_not_build(environment,
         assert f'    {line}\n' in (ROOT / 'README.md').read_text()
 
 
-SAME = '; '.join([
-    'import sys',
-    # An editable install's finder would hide missing modules.
-    "sys.meta_path[:] = [finder for finder in sys.meta_path if 'editable' not in repr(finder).lower()]",
-    *[f'import {first}.{module}, {second}.{module}; assert {first}.{module} is {second}.{module}'
-      for name, module in [('networks', 'lenet_mnist'), ('datasets', 'mnist'), ('experiments', 'claims')]
-      for first, second in [(name, f'branchynet.{name}')]],
-    'from experiments import claims; import branchynet; assert claims is branchynet.experiments.claims',
-    'print(branchynet.networks.lenet_mnist.__file__)',
-])
+SAME = '; '.join(
+    [
+        'import sys',
+        # An editable install's finder would hide missing modules.
+        "sys.meta_path[:] = [finder for finder in sys.meta_path if 'editable' not in repr(finder).lower()]",
+        *[
+            f'import {first}.{module}, {second}.{module}; assert {first}.{module} is {second}.{module}'
+            for name, module in [('networks', 'lenet_mnist'), ('datasets', 'mnist'), ('experiments', 'claims')]
+            for first, second in [(name, f'branchynet.{name}')]
+        ],
+        'from experiments import claims; import branchynet; assert claims is branchynet.experiments.claims',
+        'print(branchynet.networks.lenet_mnist.__file__)',
+    ]
+)
 
 
 @pytest.mark.parametrize('first', ['', 'import branchynet; ', 'import branchynet.networks.lenet_mnist; '])
 def test_both_names_are_one_module_in_a_checkout_that_is_not_installed(copy, first):
     code = SAME.replace('import networks', first + 'import networks', 1)
     said = checked([sys.executable, '-c', code], cwd=str(copy))
-    assert said == f"{copy / 'networks' / 'lenet_mnist.py'}\n"
+    assert said == f'{copy / "networks" / "lenet_mnist.py"}\n'
 
 
 def test_another_package_may_be_named_datasets(tmp_path):
@@ -135,27 +155,34 @@ def test_another_package_may_be_named_datasets(tmp_path):
 
 
 def test_installed_names(tmp_path):
-    checked([sys.executable, '-c', 'import branchynet.networks.lenet_mnist, branchynet.datasets.mnist'],
-            cwd=str(tmp_path))
+    checked(
+        [sys.executable, '-c', 'import branchynet.networks.lenet_mnist, branchynet.datasets.mnist'], cwd=str(tmp_path)
+    )
     checked([sys.executable, '-c', 'from networks import lenet_mnist; from datasets import mnist'], cwd=str(ROOT))
 
 
-@pytest.mark.parametrize('arguments, said', [
-    (['--cpu'], "unknown argument '--cpu', expected"),
-    (['--venv'], 'expected --venv DIR'),
-    (['--venv', ROOT / 'docker'], 'neither empty nor a virtual environment'),
-])
+@pytest.mark.parametrize(
+    'arguments, said',
+    [
+        (['--cpu'], "unknown argument '--cpu', expected"),
+        (['--venv'], 'expected --venv DIR'),
+        (['--venv', ROOT / 'docker'], 'neither empty nor a virtual environment'),
+    ],
+)
 def test_install_refuses(arguments, said):
     done = call([INSTALL, *arguments])
     assert done.returncode == 2
     assert said in done.stderr and done.stderr.count('\n') == 1
 
 
-@pytest.mark.parametrize('script, said', [
-    ('exit 127', 'no Python 3.9-3.13 with venv found'),  # as pyenv's shims do
-    ('echo is Python 3.8; exit 1', 'is Python 3.8'),
-    ('echo lacks the module ensurepip; exit 1', 'lacks the module ensurepip'),
-])
+@pytest.mark.parametrize(
+    'script, said',
+    [
+        ('exit 127', 'no Python 3.9-3.13 with venv found'),  # as pyenv's shims do
+        ('echo is Python 3.8; exit 1', 'is Python 3.8'),
+        ('echo lacks the module ensurepip; exit 1', 'lacks the module ensurepip'),
+    ],
+)
 def test_install_says_which_python_is_missing(script, said, tmp_path):
     for tool in ['bash', 'cat', 'dirname', 'ls']:
         (tmp_path / tool).symlink_to(shutil.which(tool))
@@ -173,7 +200,8 @@ def test_install_refuses_a_python_that_does_not_fit(tmp_path):
     done = call([INSTALL, '--venv', tmp_path / 'venv'], env={**os.environ, 'PYTHON': str(python)})
     assert done.returncode == 2
     assert done.stderr == (
-        f'docker/install.sh: PYTHON={python} is not to be found, expected Python 3.9-3.13 with venv\n')
+        f'docker/install.sh: PYTHON={python} is not to be found, expected Python 3.9-3.13 with venv\n'
+    )
 
 
 def test_install_help():
@@ -183,22 +211,24 @@ def test_install_help():
 def test_help_installs_nothing_and_a_place_that_cannot_be_written_names_the_remedy():
     environment = {**os.environ, 'BRANCHYNET_VENV': '/dev/null/venv'}
     for words in ['--help'], ['--preset', 'smoke', '-h']:
-        done = subprocess.run(['bash', str(ROOT / 'get_results.sh'), *words], capture_output=True, text=True,
-                              env=environment)
+        done = subprocess.run(
+            ['bash', str(ROOT / 'get_results.sh'), *words], capture_output=True, text=True, env=environment
+        )
         assert done.returncode == 0 and done.stderr == ''
         assert '--preset smoke|quick|reduced|paper' in done.stdout and 'Exit status' in done.stdout
-    done = subprocess.run(['bash', str(ROOT / 'docker' / 'install.sh')], capture_output=True, text=True,
-                          env=environment)
+    done = subprocess.run(
+        ['bash', str(ROOT / 'docker' / 'install.sh')], capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 2
-    assert done.stderr == ('docker/install.sh: /dev/null/venv cannot be made; name another folder in '
-                           'BRANCHYNET_VENV\n')
+    assert done.stderr == ('docker/install.sh: /dev/null/venv cannot be made; name another folder in BRANCHYNET_VENV\n')
 
 
 @pytest.mark.parametrize('arguments, status', [(['--help'], 0), (['--only', 'joint'], 1)])
 def test_benchmarks_without_pytorch(arguments, status, tmp_path):
     (tmp_path / 'torch.py').write_text("raise ModuleNotFoundError('no torch', name='torch')")
-    done = call([sys.executable, ROOT / 'benchmarks' / 'run.py', *arguments],
-                env={**os.environ, 'PYTHONPATH': str(tmp_path)})
+    done = call(
+        [sys.executable, ROOT / 'benchmarks' / 'run.py', *arguments], env={**os.environ, 'PYTHONPATH': str(tmp_path)}
+    )
     assert done.returncode == status
     if status:
         assert done.stderr == 'benchmarks/run.py: PyTorch is not installed: run `pip install torch`\n'

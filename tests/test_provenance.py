@@ -1,10 +1,10 @@
 import subprocess
 
-import chainer
-import pytest
-
 import branchynet  # noqa: F401
 from branchynet import cli, provenance
+
+import chainer
+import pytest
 
 
 def test_the_hash_of_a_net_is_of_weights_and_statistics():
@@ -25,9 +25,15 @@ def test_a_dirty_tree_is_refused_where_a_clean_one_is_required(monkeypatch, caps
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """A checkout that holds the package's files, and a function that runs git in it."""
+
     def git(*words):
-        subprocess.run(['git', '-c', 'user.name=a', '-c', 'user.email=a@b', *words], cwd=tmp_path, check=True,
-                       stdout=subprocess.DEVNULL)
+        subprocess.run(
+            ['git', '-c', 'user.name=a', '-c', 'user.email=a@b', *words],
+            cwd=tmp_path,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+
     for name in 'branchynet/provenance.py', 'results/run/results.json', 'README.md':
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text('a')
@@ -38,10 +44,20 @@ def checkout(tmp_path, monkeypatch):
     return tmp_path, git
 
 
-@pytest.mark.parametrize('name, expected', [
-    ('branchynet/provenance.py', 'dirty'), ('README.md', 'dirty'), ('branchynet/new.py', 'dirty'),
-    ('outside/results.json', 'dirty'), ('output/results.json', 'dirty'), ('out/figures/figure.png', 'clean'),
-    ('out/results.json', 'clean'), ('results/run/results.json', 'clean'), ('results/new/results.json', 'clean')])
+@pytest.mark.parametrize(
+    'name, expected',
+    [
+        ('branchynet/provenance.py', 'dirty'),
+        ('README.md', 'dirty'),
+        ('branchynet/new.py', 'dirty'),
+        ('outside/results.json', 'dirty'),
+        ('output/results.json', 'dirty'),
+        ('out/figures/figure.png', 'clean'),
+        ('out/results.json', 'clean'),
+        ('results/run/results.json', 'clean'),
+        ('results/new/results.json', 'clean'),
+    ],
+)
 def test_what_runs_write_does_not_make_a_tree_dirty(checkout, name, expected):
     folder, _ = checkout
     assert provenance.tree(str(folder / 'out')) == provenance.tree() == 'clean'
@@ -57,11 +73,18 @@ def test_another_projects_commit_is_not_taken_for_this_ones(checkout):
     assert provenance.commit() is provenance.tree() is None
 
 
-@pytest.mark.parametrize('script, why', [
-    (None, 'git cannot be run: No such file or directory'),
-    ('echo "fatal: detected dubious ownership in repository" >&2; exit 128', 'detected dubious ownership'),
-    ('case $1 in ls-files) echo name;; *) echo "fatal: index file corrupt" >&2; exit 128;; esac', 'index file corrupt'),
-    ('case $1 in ls-files|rev-parse) echo name;; *) exit 3;; esac', 'git status failed: status 3')])
+@pytest.mark.parametrize(
+    'script, why',
+    [
+        (None, 'git cannot be run: No such file or directory'),
+        ('echo "fatal: detected dubious ownership in repository" >&2; exit 128', 'detected dubious ownership'),
+        (
+            'case $1 in ls-files) echo name;; *) echo "fatal: index file corrupt" >&2; exit 128;; esac',
+            'index file corrupt',
+        ),
+        ('case $1 in ls-files|rev-parse) echo name;; *) exit 3;; esac', 'git status failed: status 3'),
+    ],
+)
 def test_where_git_fails_a_tree_is_never_clean(checkout, monkeypatch, capsys, script, why):
     folder, _ = checkout
     tools = folder / 'tools'

@@ -1,4 +1,5 @@
 """Tables in README and docs are made of the committed results by their commands, and the README's snippets run."""
+
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import branchynet  # noqa: F401
 from branchynet.experiments import report, results
 
 import pytest
+
 from benchmarks import determinism
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -37,8 +39,9 @@ def test_the_snippets_run(tmp_path):
         snippets = re.findall(r'```python\n(.*?)```', f.read(), re.DOTALL)
     assert len(snippets) == 3
     environment = {**os.environ, 'BRANCHYNET_DATA': str(tmp_path)}
-    done = subprocess.run([sys.executable, '-c', '\n'.join(snippets)], cwd=str(tmp_path), env=environment,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, '-c', '\n'.join(snippets)], cwd=str(tmp_path), env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     tested, classified = done.stdout.strip().splitlines()
-    assert float(tested.split()[0]) > .9 and float(classified) > .9
+    assert float(tested.split()[0]) > 0.9 and float(classified) > 0.9

@@ -12,12 +12,12 @@ from hypothesis.extra import numpy as hnp
 
 X, T = small_data(40)
 # Ties, values that differ only in float64, a value beyond float32; NaN stands for a training that diverged.
-VALUES = [-math.inf, -1., 0., .1, .1 + 1e-12, .5, 1., 1e300, math.inf]
+VALUES = [-math.inf, -1.0, 0.0, 0.1, 0.1 + 1e-12, 0.5, 1.0, 1e300, math.inf]
 
 
 def record_of(ent, seed=0):
     rng = np.random.RandomState(seed)
-    return sweep.ExitRecord(ent, rng.rand(*ent.shape) < .7, rng.rand(*ent.shape), 2 + rng.rand(*ent.shape))
+    return sweep.ExitRecord(ent, rng.rand(*ent.shape) < 0.7, rng.rand(*ent.shape), 2 + rng.rand(*ent.shape))
 
 
 @st.composite
@@ -43,7 +43,7 @@ def test_sweep_equals_running_each_setting():
     net = small_net()
     for _ in range(10):
         net.train(X, T)
-    settings = utils.generate_thresholds([0., .3, .6, .9, 1.05, 5.], 3)
+    settings = utils.generate_thresholds([0.0, 0.3, 0.6, 0.9, 1.05, 5.0], 3)
     swept = sweep.sweep(sweep.record(net, X, T, batchsize=1), settings)
     for i, setting in enumerate(settings):
         net.thresholdExits = setting
@@ -66,8 +66,8 @@ def test_sweep_by_the_definition(case):
             k = next((k for k, t in enumerate(setting) if ent[k, i] < t), exits - 1)
             counts[k] += 1
             correct += recorded.correct[k, i]
-            released.append(recorded.released[:k + 1, i].sum())
-            whole.append(recorded.whole[:k + 1, i].sum())
+            released.append(recorded.released[: k + 1, i].sum())
+            whole.append(recorded.whole[: k + 1, i].sum())
         assert swept.exits[s].tolist() == counts
         assert swept.accuracy[s] == correct / samples
         assert (swept.released[s], swept.whole[s]) == pytest.approx((np.mean(released), np.mean(whole)))
@@ -76,7 +76,7 @@ def test_sweep_by_the_definition(case):
 
 def test_a_grid_and_its_settings_one_by_one_are_the_same():
     recorded = record_of(np.random.RandomState(1).rand(3, 500).astype(np.float32))
-    settings = utils.generate_thresholds([-1, 0, .1, .1, .5, .9, 1, np.inf], 3)
+    settings = utils.generate_thresholds([-1, 0, 0.1, 0.1, 0.5, 0.9, 1, np.inf], 3)
     swept = sweep.sweep(recorded, settings)
     for i in np.random.RandomState(2).permutation(len(settings)):
         for column, alone in zip(swept, sweep.sweep(recorded, [settings[i]])):
@@ -88,12 +88,15 @@ def test_one_exit_has_one_setting():
     np.testing.assert_array_equal(swept.exits, [[5]])
 
 
-@pytest.mark.parametrize('thresholds, message', [
-    ([.1, .2], r'thresholds have shape \(2,\): expected \(settings, 2\), at least one setting'),
-    ([[.1]], r'thresholds have shape \(1, 1\): expected \(settings, 2\), at least one setting'),
-    (np.empty((0, 2)), r'thresholds have shape \(0, 2\): expected \(settings, 2\), at least one setting'),
-    ([[.1, math.nan]], 'thresholds hold NaN'),
-])
+@pytest.mark.parametrize(
+    'thresholds, message',
+    [
+        ([0.1, 0.2], r'thresholds have shape \(2,\): expected \(settings, 2\), at least one setting'),
+        ([[0.1]], r'thresholds have shape \(1, 1\): expected \(settings, 2\), at least one setting'),
+        (np.empty((0, 2)), r'thresholds have shape \(0, 2\): expected \(settings, 2\), at least one setting'),
+        ([[0.1, math.nan]], 'thresholds hold NaN'),
+    ],
+)
 def test_bad_thresholds_are_named(thresholds, message):
     with pytest.raises(ValueError, match=f'^{message}$'):
         sweep.sweep(record_of(np.ones((3, 5), np.float32)), thresholds)
@@ -102,14 +105,14 @@ def test_bad_thresholds_are_named(thresholds, message):
 def test_a_record_without_samples_is_refused():
     for function in sweep.sweep, sweep.percentiles:
         with pytest.raises(ValueError, match='^the exit record is empty: a sweep needs at least one sample$'):
-            function(record_of(np.empty((2, 0), np.float32)), [[.1]])
+            function(record_of(np.empty((2, 0), np.float32)), [[0.1]])
 
 
 def test_knee_is_the_fastest_that_is_good_enough():
-    accuracy, seconds = [.97, .99, .98, .985], [1., 4., 2., 3.]
-    assert sweep.knee(accuracy, seconds, .98) == 2
-    assert sweep.knee(accuracy, seconds, .5) == 0
-    assert sweep.knee(accuracy, seconds, .999) == 1  # none: the most accurate
+    accuracy, seconds = [0.97, 0.99, 0.98, 0.985], [1.0, 4.0, 2.0, 3.0]
+    assert sweep.knee(accuracy, seconds, 0.98) == 2
+    assert sweep.knee(accuracy, seconds, 0.5) == 0
+    assert sweep.knee(accuracy, seconds, 0.999) == 1  # none: the most accurate
 
 
 POINTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12)
@@ -119,12 +122,13 @@ POINTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12)
 def test_pareto_by_the_definition(points):
     front = [points[i] for i in sweep.pareto([a for a, _ in points], [s for _, s in points])]
     assert [s for _, s in front] == sorted({s for _, s in front})
-    assert set(front) == {(a, s) for a, s in points if not any(
-        (b, r) != (a, s) and b >= a and r <= s for b, r in points)}
+    assert set(front) == {
+        (a, s) for a, s in points if not any((b, r) != (a, s) and b >= a and r <= s for b, r in points)
+    }
 
 
 def test_pareto_keeps_the_first_of_equal_settings():
-    assert sweep.pareto([.9, .8, .9, .7], [3., 1., 3., 2.]).tolist() == [1, 0]
+    assert sweep.pareto([0.9, 0.8, 0.9, 0.7], [3.0, 1.0, 3.0, 2.0]).tolist() == [1, 0]
 
 
 @given(POINTS.filter(len), st.integers(0, 5))

@@ -9,7 +9,7 @@ X, T = small_data(40)
 
 
 def test_measure_is_a_timed_test():
-    net = small_net(thresholdExits=[.9, .9])
+    net = small_net(thresholdExits=[0.9, 0.9])
     measured = timing.measure(net, X, T, batchsize=1)
     accuracy, _, exits, _ = utils.test(net, X, T, batchsize=1)
     assert measured.accuracy == accuracy
@@ -27,4 +27,4 @@ def test_measure_of_main():
 
 
 def test_summary_by_hand():
-    assert timing.summary([.001, .002, .006]) == pytest.approx({'mean_ms': 3, 'median_ms': 2, 'p95_ms': 5.6})
+    assert timing.summary([0.001, 0.002, 0.006]) == pytest.approx({'mean_ms': 3, 'median_ms': 2, 'p95_ms': 5.6})

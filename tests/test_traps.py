@@ -1,14 +1,15 @@
 """What Chainer 7 does otherwise than 1.17, in silence."""
-import chainer
-import chainer.functions as F
-import chainer.links as L
-import numpy as np
-import pytest
 
 import branchynet
 from branchynet.links.links import FL, SL, Branch
 from branchynet.links.resnet import ResBlock
 from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
+
+import chainer
+import chainer.functions as F
+import chainer.links as L
+import numpy as np
+import pytest
 from helpers import small_data, small_net
 
 X, T = small_data()
@@ -27,13 +28,13 @@ def convolutions(net):
 @pytest.mark.parametrize('builder', [lenet_mnist, alex_cifar10], ids=lambda m: m.__name__)
 def test_convolutions_have_biases_and_lecun_weights(builder):
     for conv in convolutions(builder.get_network()):
-        check_convolution(conv, 1.)
+        check_convolution(conv, 1.0)
 
 
 def test_residual_convolutions_are_scaled(resnet):
-    branch1 = {id(link) for link in resnet.models[0][resnet.models[0].endi:]}
+    branch1 = {id(link) for link in resnet.models[0][resnet.models[0].endi :]}
     for conv in convolutions(resnet):
-        check_convolution(conv, 1. if id(conv) in branch1 else 2 ** .25)
+        check_convolution(conv, 1.0 if id(conv) in branch1 else 2**0.25)
 
 
 def check_convolution(conv, scale):
@@ -87,7 +88,7 @@ def test_dropout_is_off_in_testing_and_on_in_training():
 
 
 def test_links_are_called_with_their_own_arguments():
-    net = branchynet.BranchyNet([SL(FL(F.dropout, .5)), Branch([L.Linear(4, 3)])])
+    net = branchynet.BranchyNet([SL(FL(F.dropout, 0.5)), Branch([L.Linear(4, 3)])])
     assert net.main(X, test=True, starti=0, endi=None).shape == (32, 3)
     assert net.main(X, True, 0, 1).shape == (32, 4)
 
@@ -102,7 +103,7 @@ def test_mains_head_goes_on_by_its_moments_in_joint_training():
     # Zero gradients: Adam's moments decay, m by 0.9 and v by 0.999, from those of one step.
     m, v = net.main[-1].W.update_rule.state['m'], net.main[-1].W.update_rule.state['v']
     t = net.optimizer.t
-    step = net.alpha * np.sqrt(1 - .999 ** t) / (1 - .9 ** t) * m / (np.sqrt(v) + 1e-8)
+    step = net.alpha * np.sqrt(1 - 0.999**t) / (1 - 0.9**t) * m / (np.sqrt(v) + 1e-8)
     np.testing.assert_allclose(first, -step, rtol=1e-3, atol=1e-8)
 
 

@@ -1,8 +1,8 @@
-import branchynet  # noqa: F401
+import branchynet
+from branchynet import utils
+
 import numpy as np
 import pytest
-
-from branchynet import utils
 from helpers import same, small_data, small_net, weights
 
 X, T = small_data(40)
@@ -15,7 +15,7 @@ def test_train_shuffles_and_averages_over_batches():
     np.random.seed(5)
     for epoch in range(2):
         order = np.random.permutation(40)
-        results = [other.train(X[order[i:i + 16]], T[order[i:i + 16]]) for i in (0, 16, 32)]
+        results = [other.train(X[order[i : i + 16]], T[order[i : i + 16]]) for i in (0, 16, 32)]
         np.testing.assert_array_equal(losses[epoch], np.mean([r[0] for r in results], axis=0))
         np.testing.assert_array_equal(accuracies[epoch], np.mean([r[1] for r in results], axis=0))
     assert seconds > 0 and same(weights(net), weights(other))
@@ -28,7 +28,7 @@ def test_train_main_gives_scalars():
 
 
 def test_test_weights_over_samples():
-    net = small_net(thresholdExits=[.9, .9])
+    net = small_net(thresholdExits=[0.9, 0.9])
     accuracy, seconds, exits, accuracies = utils.test(net, X, T, batchsize=16)
     whole = net.test(X, T)
     assert accuracy == whole[0] and exits.tolist() == whole[2] and seconds > 0
@@ -47,8 +47,14 @@ def test_samples_and_labels_must_match(call):
 
 
 @pytest.mark.parametrize('main', [False, True])
-@pytest.mark.parametrize('damage', [
-    lambda x, t: x.__setitem__((33, 0), np.nan), lambda x, t: t.__setitem__(33, 3), lambda x, t: t.__setitem__(33, -1)])
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda x, t: x.__setitem__((33, 0), np.nan),
+        lambda x, t: t.__setitem__(33, 3),
+        lambda x, t: t.__setitem__(33, -1),
+    ],
+)
 def test_a_bad_sample_is_found_before_the_first_step(damage, main):
     net = small_net()
     before = weights(net)
@@ -77,18 +83,18 @@ def test_traintest_is_train_and_test_by_turns():
 
 
 def test_suites_run_each_setting_and_put_the_nets_own_back():
-    net = small_net(thresholdExits=[.1, .2], percentTestExits=.3)
-    ps, accs, seconds = utils.test_suite_A(net, X, T, batchsize=20, ps=[.2, 1.])
-    net.thresholdExits, net.percentTestExits = None, .2
-    assert ps == [.2, 1.] and accs[0] == utils.test(net, X, T, 20)[0] and len(seconds) == 2
-    net.thresholdExits = [.1, .2]
-    ps, accs, diffs, exits = utils.test_suite_B(net, X, T, batchsize=20, ps=[[0., 0.], [9., 9.]])
+    net = small_net(thresholdExits=[0.1, 0.2], percentTestExits=0.3)
+    ps, accs, seconds = utils.test_suite_A(net, X, T, batchsize=20, ps=[0.2, 1.0])
+    net.thresholdExits, net.percentTestExits = None, 0.2
+    assert ps == [0.2, 1.0] and accs[0] == utils.test(net, X, T, 20)[0] and len(seconds) == 2
+    net.thresholdExits = [0.1, 0.2]
+    ps, accs, diffs, exits = utils.test_suite_B(net, X, T, batchsize=20, ps=[[0.0, 0.0], [9.0, 9.0]])
     np.testing.assert_array_equal(exits, [[0, 0, 40], [40, 0, 0]])
     assert accs.shape == diffs.shape == (2,)
-    assert net.thresholdExits == [.1, .2] and net.percentTestExits == .2
+    assert net.thresholdExits == [0.1, 0.2] and net.percentTestExits == 0.2
     with pytest.raises(ValueError):
-        utils.test_suite_B(net, X, T, ps=[[0.]])
-    assert net.thresholdExits == [.1, .2]
+        utils.test_suite_B(net, X, T, ps=[[0.0]])
+    assert net.thresholdExits == [0.1, 0.2]
 
 
 def test_generate_thresholds_combines_all():
@@ -98,34 +104,38 @@ def test_generate_thresholds_combines_all():
 
 def test_screen_branchy_agrees_with_suite_b():
     net = small_net()
-    ts, accs, diffs, exits = utils.screen_branchy(net, X, T, [.3, .8, 1.05])
+    ts, accs, diffs, exits = utils.screen_branchy(net, X, T, [0.3, 0.8, 1.05])
     _, suite_accs, _, suite_exits = utils.test_suite_B(net, X, T, 1, ts)
     assert len(ts) == 9
     np.testing.assert_array_equal(accs, suite_accs)
     np.testing.assert_array_equal(exits, suite_exits)
     assert (diffs > 0).all()
-    ts, accs, _, _ = utils.screen_branchy(net, X, T, [[.3, .8]], enumerate_ts=False)
-    assert ts == [[.3, .8]] and accs[0] == suite_accs[1]
+    ts, accs, _, _ = utils.screen_branchy(net, X, T, [[0.3, 0.8]], enumerate_ts=False)
+    assert ts == [[0.3, 0.8]] and accs[0] == suite_accs[1]
 
 
 def test_screen_branchy_names_what_is_wrong():
     net = small_net()
     with pytest.raises(ValueError, match='threshold setting'):
-        utils.screen_branchy(net, X, T, [[.1]], enumerate_ts=False)
+        utils.screen_branchy(net, X, T, [[0.1]], enumerate_ts=False)
     with pytest.raises(ValueError, match='t holds the label 3'):
-        utils.screen_branchy(net, X, T + 1, [.1])
+        utils.screen_branchy(net, X, T + 1, [0.1])
 
 
 def test_get_inc_points_rise_in_time_and_accuracy():
-    accs, times = [.9, .8, .8996, .95, .94], [2., 1., 3., 5., 4.]
+    accs, times = [0.9, 0.8, 0.8996, 0.95, 0.94], [2.0, 1.0, 3.0, 5.0, 4.0]
     kept = utils.get_inc_points(accs, times, list('abcde'), [1, 2, 3, 4, 5])
-    assert kept == ([.8, .9, .8996, .94, .95], [1., 2., 3., 4., 5.], ['bacde'[i] for i in (0, 1, 2, 4, 3)],
-                    [2, 1, 3, 5, 4])
-    assert utils.get_inc_points(accs, times, list('abcde'), accs, inc_amt=0)[0] == [.8, .9, .94, .95]
+    assert kept == (
+        [0.8, 0.9, 0.8996, 0.94, 0.95],
+        [1.0, 2.0, 3.0, 4.0, 5.0],
+        ['bacde'[i] for i in (0, 1, 2, 4, 3)],
+        [2, 1, 3, 5, 4],
+    )
+    assert utils.get_inc_points(accs, times, list('abcde'), accs, inc_amt=0)[0] == [0.8, 0.9, 0.94, 0.95]
 
 
 def test_table_is_aligned(capsys):
-    utils.branchy_table_results('LeNet', .992, 3.37, [.9925], [.62], [[943, 57]], [[.025]])
+    utils.branchy_table_results('LeNet', 0.992, 3.37, [0.9925], [0.62], [[943, 57]], [[0.025]])
     header, base, row = capsys.readouterr().out.splitlines()
     assert header.split() == ['Network', 'Acc.(%)', 'Time(ms)', 'Gain', 'Thrshld.T', 'Exit(%)']
     assert base == '          LeNet          99.20           3.37              -              -              -'
@@ -134,7 +144,7 @@ def test_table_is_aligned(capsys):
 
 
 def test_times_by_hand():
-    assert utils.compute_network_times([90, 10], [.001, .003]) == pytest.approx(1.2)
+    assert utils.compute_network_times([90, 10], [0.001, 0.003]) == pytest.approx(1.2)
     times = utils.compute_branch_times(small_net(), X, T, num_samples=10)
     assert times.shape == (3,) and (np.diff(times) > 0).all() and times[0] > 0
 
@@ -147,17 +157,23 @@ def test_get_sm_in_batches():
 
 def test_get_ent_setdiff_by_hand():
     assert utils.get_ent_setdiff([1, 2, 3, 4], [1, 2, 3, 4]) == 0
-    assert utils.get_ent_setdiff([1, 2, 3, 4], [1, 3, 2, 4]) == .5
-    assert utils.get_ent_setdiff([1, 2, 3, 4], [4, 3, 2, 1], percentExit=.25) == .5
+    assert utils.get_ent_setdiff([1, 2, 3, 4], [1, 3, 2, 4]) == 0.5
+    assert utils.get_ent_setdiff([1, 2, 3, 4], [4, 3, 2, 1], percentExit=0.25) == 0.5
 
 
 def test_augmented_helpers_train_on_all_views():
     import chainer.functions as F
     import chainer.links as L
+
     np.random.seed(0)
-    net = branchynet.BranchyNet([
-        L.Convolution2D(3, 2, 3, 4), branchynet.Branch([L.Linear(72, 2)]), branchynet.FL(F.relu),
-        branchynet.Branch([L.Linear(72, 2)])])
+    net = branchynet.BranchyNet(
+        [
+            L.Convolution2D(3, 2, 3, 4),
+            branchynet.Branch([L.Linear(72, 2)]),
+            branchynet.FL(F.relu),
+            branchynet.Branch([L.Linear(72, 2)]),
+        ]
+    )
     x = np.random.rand(6, 3, 32, 32).astype(np.float32)
     y = np.int32([0, 1] * 3)
     result = utils.traintest_augment(net, x, y, x[:2], y[:2], batchsize=4, num_epoch=2)
@@ -175,9 +191,9 @@ def test_default_settings_are_the_callers_own():
 
 def test_screen_branchy_takes_a_number_for_all_exits():
     net = small_net()
-    ts, accs, _, exits = utils.screen_branchy(net, X, T, [.3, [.8, .3]], enumerate_ts=False)
-    _, expected_accs, _, expected_exits = utils.screen_branchy(net, X, T, [[.3, .3], [.8, .3]], enumerate_ts=False)
-    assert ts == [.3, [.8, .3]]
+    ts, accs, _, exits = utils.screen_branchy(net, X, T, [0.3, [0.8, 0.3]], enumerate_ts=False)
+    _, expected_accs, _, expected_exits = utils.screen_branchy(net, X, T, [[0.3, 0.3], [0.8, 0.3]], enumerate_ts=False)
+    assert ts == [0.3, [0.8, 0.3]]
     np.testing.assert_array_equal(accs, expected_accs)
     np.testing.assert_array_equal(exits, expected_exits)
 
@@ -185,8 +201,11 @@ def test_screen_branchy_takes_a_number_for_all_exits():
 def test_a_negative_number_of_epochs_is_named():
     net, x = small_net(), np.zeros((2, 3, 32, 32), np.float32)
     before = weights(net)
-    for call in (lambda: utils.train(net, X, T, num_epoch=-1), lambda: utils.traintest(net, X, T, X, T, num_epoch=-1),
-                 lambda: utils.train_augment(net, x, T[:2], num_epoch=-1)):
+    for call in (
+        lambda: utils.train(net, X, T, num_epoch=-1),
+        lambda: utils.traintest(net, X, T, X, T, num_epoch=-1),
+        lambda: utils.train_augment(net, x, T[:2], num_epoch=-1),
+    ):
         with pytest.raises(ValueError, match='^num_epoch is -1: expected 0 or more$'):
             call()
     assert same(before, weights(net))

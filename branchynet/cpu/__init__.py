@@ -21,6 +21,7 @@ on its threads.
 What a convolution returns has Chainer's shape, (B, C, H, W), but lies in memory with its channels last
 (``y.array.strides``); code that needs C-contiguous arrays asks for them by np.ascontiguousarray.
 """
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -34,16 +35,19 @@ if TYPE_CHECKING:
 def enable() -> None:
     """Lets Chainer's functions take the fast kernels; a second call changes nothing."""
     from branchynet.cpu import install
+
     install.enable()
 
 
 def disable() -> None:
     """Back to stock Chainer, in a ``fast()`` of this thread too; other threads' blocks go on."""
     from branchynet.cpu import install
+
     install.disable()
 
 
 def fast() -> install.Block:
     """enable() for the length of a ``with`` block or, as a decorator, of a function; then it is as it was before."""
     from branchynet.cpu import install
+
     return install.Block()

@@ -1,4 +1,5 @@
 """Adam (Kingma, Ba, 2014), by NumPy in blocks that threads share."""
+
 from branchynet.cpu.layout import plain, takes
 from branchynet.cpu.threads import blocks, run, scratch
 
@@ -11,6 +12,7 @@ class Adam:
     """AdamRule's method."""
 
     def update_core_cpu(self, param, stock):
+        """The method of this name, for arrays that the kernels take."""
         hp = self.hyperparam
         # A parameter that has no size yet has no gradient and no state either.
         if param.grad is None or hp.amsgrad or hp.adabound or hp.weight_decay_rate:

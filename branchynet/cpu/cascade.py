@@ -4,6 +4,7 @@ A Cascade is a net's exits and its main for samples of one shape, with the weigh
 Samples go through one after the other, so that a sample's result does not depend on the batch that it came in.
 Threads share the code and the packed weights, and each has a workspace of its own.
 """
+
 from __future__ import annotations
 
 import threading
@@ -41,9 +42,9 @@ class Cascade:
         node = x = graph.input(shape)
         trunk, heads = [], []
         for model in models:
-            node = graph.follow(node, model[model.starti:model.endi])
+            node = graph.follow(node, model[model.starti : model.endi])
             trunk.append(node)
-            heads.append(graph.follow(node, model[model.endi:]))
+            heads.append(graph.follow(node, model[model.endi :]))
         outputs = heads if main is None else [*heads, graph.follow(x, main)]
         fuse_relu(outputs)
         self.exits, self.classes = len(models), heads[0].shape[0]
@@ -74,14 +75,14 @@ class Cascade:
         """
         desk, count, done = self._desk(), len(x), 0
         label, exits = np.empty(count, np.int64), np.empty(count, np.int64)
-        score, seconds = np.empty((count, self.classes), np.float32), 0.
+        score, seconds = np.empty((count, self.classes), np.float32), 0.0
         desk.thresholds[:] = thresholds
         while done < count:
             desk.place(x[done:], label[done:], exits[done:], score[done:])
             done += self._calls['leave'](desk.address)
             seconds += desk.seconds[0]
             if done < count:
-                exits[done], label[done], score[done], more = self._ruled(desk, x[done:done + 1], rule)
+                exits[done], label[done], score[done], more = self._ruled(desk, x[done : done + 1], rule)
                 seconds += more
                 done += 1
         return Result(label, exits, score, seconds)
@@ -103,7 +104,7 @@ class Cascade:
             raise NotFinite('x has a NaN or an infinity')
         scores, released, _ = self.record(x)
         k = rule(scores[:, 0])
-        return k, int(scores[k, 0].argmax()), scores[k, 0], float(released[:k + 1].sum())
+        return k, int(scores[k, 0].argmax()), scores[k, 0], float(released[: k + 1].sum())
 
     def record(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Every exit's answer to x (N, C, H, W), without early exit.
@@ -155,8 +156,9 @@ class Cascade:
 
 
 # Places of a frame's 64-bit numbers: addresses, a count and a status.
-(_WORKSPACE, _CONSTANTS, _THRESHOLDS, _SECONDS, _X, _COUNT, _LABEL, _EXIT, _SCORE, _RELEASED, _WHOLE,
- _STATUS) = range(12)
+(_WORKSPACE, _CONSTANTS, _THRESHOLDS, _SECONDS, _X, _COUNT, _LABEL, _EXIT, _SCORE, _RELEASED, _WHOLE, _STATUS) = range(
+    12
+)
 
 
 class _Desk:
@@ -168,8 +170,9 @@ class _Desk:
         thresholds: float64 (E - 1,). seconds: float64 (1,), in the trunk's stages during a call.
     """
 
-    def __init__(self, memory: _Memory, constants: np.ndarray, shape: tuple[int, int, int], exits: int,
-                 classes: int) -> None:
+    def __init__(
+        self, memory: _Memory, constants: np.ndarray, shape: tuple[int, int, int], exits: int, classes: int
+    ) -> None:
         self._workspace = memory.workspace()
         self._frame = np.zeros(12, np.int64)
         self.address = self._frame.ctypes.data
@@ -178,8 +181,12 @@ class _Desk:
         self.score = np.zeros((1, classes), np.float32)
         self.thresholds, self.seconds = np.zeros(exits - 1), np.zeros(1)
         self._constants = constants
-        for place, array in ((_WORKSPACE, self._workspace), (_CONSTANTS, constants), (_THRESHOLDS, self.thresholds),
-                             (_SECONDS, self.seconds)):
+        for place, array in (
+            (_WORKSPACE, self._workspace),
+            (_CONSTANTS, constants),
+            (_THRESHOLDS, self.thresholds),
+            (_SECONDS, self.seconds),
+        ):
             self._frame[place] = array.ctypes.data
         self.place(self.x, self.label, self.exit, self.score)
         self._one = self._frame[_X:_RELEASED].copy()
@@ -189,19 +196,25 @@ class _Desk:
         """Of the sample at which the last call stopped."""
         return int(self._frame[_STATUS])
 
-    def place(self, x: np.ndarray, label: Optional[np.ndarray] = None, exit: Optional[np.ndarray] = None,
-              score: Optional[np.ndarray] = None, released: Optional[np.ndarray] = None,
-              whole: Optional[np.ndarray] = None) -> None:
+    def place(
+        self,
+        x: np.ndarray,
+        label: Optional[np.ndarray] = None,
+        exit: Optional[np.ndarray] = None,
+        score: Optional[np.ndarray] = None,
+        released: Optional[np.ndarray] = None,
+        whole: Optional[np.ndarray] = None,
+    ) -> None:
         """Where a call finds its samples, and where it writes."""
         self._frame[_X], self._frame[_COUNT] = x.ctypes.data, len(x)
         for place, array in zip(range(_LABEL, _WHOLE + 1), (label, exit, score, released, whole)):
             self._frame[place] = 0 if array is None else array.ctypes.data
-        self.seconds[0] = 0.
+        self.seconds[0] = 0.0
 
     def place_one(self) -> None:
         """The desk's own sample."""
         self._frame[_X:_RELEASED] = self._one
-        self.seconds[0] = 0.
+        self.seconds[0] = 0.0
 
 
 class _Memory:
@@ -230,12 +243,13 @@ class _Memory:
         """float32, with the planes' padding."""
         block = aligned(self._size // 4)
         for place, plane in self._filled:
-            block[place // 4:(place + plane.size) // 4] = plane.fill
+            block[place // 4 : (place + plane.size) // 4] = plane.fill
         return block
 
 
 class _Section(NamedTuple):
     """The nodes of a stage, those that its exit shares with later stages, and those of the exit alone."""
+
     stage: list[Node]
     shared: list[Node]
     head: list[Node]
@@ -394,8 +408,9 @@ class _Writer:
 
     def _label_and_entropy(self, score: ir.Value, classes: int) -> tuple[ir.Value, ir.Value]:
         """The first class of the highest score, and the entropy (nats, float64) of the softmax."""
-        function = self.emit.function(('entropy', classes), 2, lambda *a: self._write_entropy(classes, *a),
-                                      result=DOUBLE)
+        function = self.emit.function(
+            ('entropy', classes), 2, lambda *a: self._write_entropy(classes, *a), result=DOUBLE
+        )
         label = self.emit.builder.alloca(INT)
         entropy = self.emit.builder.call(function, [score, self.emit.builder.ptrtoint(label, INT)])
         return self.emit.builder.load(label), entropy
@@ -418,13 +433,14 @@ class _Writer:
 
         label, top = emit.loop(classes, higher, [integer(0), emit.load(score, REAL)])
         emit.store(label, label_address)
-        zero = ir.Constant(DOUBLE, 0.)
+        zero = ir.Constant(DOUBLE, 0.0)
         total, weighted = emit.loop(classes, term, [zero, zero])
         return builder.fadd(builder.call(log, [total]), builder.fdiv(weighted, total))
 
 
 class _Body(NamedTuple):
     """The inside of a function: what it needs to compute nodes."""
+
     emit: Emitter
     workspace: ir.Value
     constants: ir.Value
@@ -467,7 +483,8 @@ class _Body(NamedTuple):
         def write(place: ir.Value) -> ir.Value:
             emit.builder.call(clock, [ir.Constant(ir.IntType(32), _MONOTONIC), place])
             seconds, nanoseconds = (
-                emit.builder.sitofp(emit.load(emit.add(place, offset), INT), DOUBLE) for offset in (0, 8))
+                emit.builder.sitofp(emit.load(emit.add(place, offset), INT), DOUBLE) for offset in (0, 8)
+            )
             return emit.builder.fadd(seconds, emit.builder.fmul(nanoseconds, ir.Constant(DOUBLE, 1e-9)))
 
         return emit.builder.call(emit.function('now', 1, write, result=DOUBLE), [self.workspace])
@@ -487,7 +504,7 @@ def _sections(trunk: Sequence[Node], heads: Sequence[Node]) -> list[_Section]:
 
     sections = []
     for k, (feature, head) in enumerate(zip(trunk, heads)):
-        later = set(ancestors([*trunk[k + 1:], *heads[k + 1:]]))
+        later = set(ancestors([*trunk[k + 1 :], *heads[k + 1 :]]))
         stage = new(ancestors([feature]))
         shared = new(node for node in ancestors([head]) if node in later)
         sections.append(_Section(stage, shared, new(ancestors([head]))))
@@ -496,7 +513,7 @@ def _sections(trunk: Sequence[Node], heads: Sequence[Node]) -> list[_Section]:
 
 def _planes(nodes: Sequence[Node]) -> dict[Node, Plane]:
     """How every node lies in memory: with the padding that its readers need."""
-    above, beside, fill = dict.fromkeys(nodes, 0), dict.fromkeys(nodes, 0), dict.fromkeys(nodes, 0.)
+    above, beside, fill = dict.fromkeys(nodes, 0), dict.fromkeys(nodes, 0), dict.fromkeys(nodes, 0.0)
     for node in nodes:
         if node.kind in ('convolution', 'pooling'):
             source = node.inputs[0]
@@ -504,5 +521,9 @@ def _planes(nodes: Sequence[Node]) -> dict[Node, Plane]:
             above[source], beside[source] = max(above[source], rooms[0]), max(beside[source], rooms[1])
             if source.kind == 'copy':
                 fill[source] = _LOWEST
-    return {node: vector_plane(node.shape[0]) if node.kind == 'linear' else
-            Plane(*node.shape, above[node], beside[node], fill[node]) for node in nodes}
+    return {
+        node: vector_plane(node.shape[0])
+        if node.kind == 'linear'
+        else Plane(*node.shape, above[node], beside[node], fill[node])
+        for node in nodes
+    }

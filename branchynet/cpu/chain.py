@@ -3,6 +3,7 @@
 A net's stages, exits and main are compiled into Programs, which call oneDNN's primitives, and Chainer for links that
 Program does not know. Between stages, Python drops the samples that have left.
 """
+
 from __future__ import annotations
 
 import threading
@@ -21,6 +22,7 @@ import numpy as np
 
 class _Exit(NamedTuple):
     """The Programs of the stage before an exit, and of the exit's own links."""
+
     stage: Program
     head: Program
 
@@ -57,14 +59,14 @@ class Chain:
 
     def _leave(self, x: np.ndarray, thresholds: Sequence[float]) -> Result:
         exits = self._started(x)
-        label, left, rows, seconds = np.empty(len(x), np.int64), np.empty(len(x), np.int64), np.arange(len(x)), 0.
+        label, left, rows, seconds = np.empty(len(x), np.int64), np.empty(len(x), np.int64), np.arange(len(x)), 0.0
         for k in range(len(exits)):
             stage, head = exits[k]
             start = time.perf_counter()
             stage.run()
             seconds += time.perf_counter() - start
             head.run()
-            logits = head.y[:len(rows)]
+            logits = head.y[: len(rows)]
             prob, entropy = answer(logits)
             if k == 0:
                 score = logits.copy()
@@ -84,7 +86,7 @@ class Chain:
     def leave_one(self, x: np.ndarray, thresholds: Sequence[float], rule: Rule) -> tuple[int, int, float]:
         """Engine.leave_one."""
         _check_finite(x)
-        seconds = 0.
+        seconds = 0.0
         with onednn.single_threaded():
             for k, (stage, head) in enumerate(self._started(x)):
                 start = time.perf_counter()
@@ -107,7 +109,7 @@ class Chain:
                 stage.run()
                 trunk = time.perf_counter()
                 head.run()
-                logits = head.y[:len(x)]
+                logits = head.y[: len(x)]
                 answer(logits)  # for its time
                 end = time.perf_counter()
                 scores.append(logits.copy())
@@ -128,21 +130,21 @@ class Chain:
         """main's scores (N, C), valid until this thread calls the engine again."""
         with onednn.single_threaded():
             program = self._main_program(_padded(len(x)))
-            program.x[:len(x)] = x
+            program.x[: len(x)] = x
             program.run()
-        return program.y[:len(x)]
+        return program.y[: len(x)]
 
     def _started(self, x: np.ndarray) -> list[_Exit]:
         """The exits for the samples x, which are in place."""
         exits = self._exits(_padded(len(x)))
-        exits[0].stage.x[:len(x)] = x
+        exits[0].stage.x[: len(x)] = x
         return exits
 
     def _carried_on(self, exits: list[_Exit], k: int, stays: np.ndarray) -> list[_Exit]:
         """The exits for the samples that stay after exit k, whose features are in place."""
-        features = exits[k].stage.y[:len(stays)][stays]
+        features = exits[k].stage.y[: len(stays)][stays]
         fewer = self._exits(_padded(len(features)))
-        fewer[k + 1].stage.x[:len(features)] = features
+        fewer[k + 1].stage.x[: len(features)] = features
         return fewer
 
     def _exits(self, count: int) -> list[_Exit]:
@@ -152,8 +154,8 @@ class Chain:
         if key not in cache:
             x, exits = np.zeros((count, *self._shape), self._dtype), []
             for model in self._models:
-                stage = self._program(model[model.starti:model.endi], x)
-                exits.append(_Exit(stage, self._program(model[model.endi:], stage.y)))
+                stage = self._program(model[model.starti : model.endi], x)
+                exits.append(_Exit(stage, self._program(model[model.endi :], stage.y)))
                 x = stage.y
             cache[key] = exits
         return cache[key]

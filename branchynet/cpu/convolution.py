@@ -1,4 +1,5 @@
 """Two-dimensional convolution and its gradients, by oneDNN."""
+
 import functools
 
 from branchynet import _chainer  # noqa: F401
@@ -47,20 +48,22 @@ class Convolution:
     """Convolution2DFunction's methods."""
 
     def forward_cpu(self, inputs, stock):
+        """The method of this name, for arrays that the kernels take."""
         x, w, b = inputs if len(inputs) == 3 else (*inputs, None)
         if not (takes(x, w, b) and _is_simple_convolution(self) and _fits(self, x, w, b)):
             return stock(self, inputs)
-        y_shape = (len(x), len(w)) + self._get_out_size(x.shape, w.shape)
+        y_shape = (len(x), len(w), *self._get_out_size(x.shape, w.shape))
         geometry = (self.sy, self.sx), (self.ph, self.pw)
         if _is_y_slow(x.shape, w.shape, y_shape, *geometry):
             return stock(self, inputs)
         self._check_input_layouts_all_standard()
         self.retain_inputs((0, 1))
-        x, = dense(x)
+        (x,) = dense(x)
         w, b = plain(w, b)
-        return convolution(x, w, b, y_shape, *geometry),
+        return (convolution(x, w, b, y_shape, *geometry),)
 
     def backward(self, indexes, grad_outputs, stock):
+        """The method of this name, for arrays that the kernels take."""
         x, w = (v.array for v in self.get_retained_inputs())
         gy = grad_outputs[0].array
         # Chainer's own backward is a graph of functions, which gradients of gradients, hooks and the debug mode see.
@@ -73,24 +76,37 @@ class Convolution:
         gradients = dict(zip(sorted(slow), stock(self, tuple(sorted(slow)), grad_outputs))) if slow else {}
         if len(slow) < len(indexes):
             x, gy = dense(x, gy)
-            w, = plain(w)
+            (w,) = plain(w)
             ours = convolution_gradients(
-                x, w, gy, *geometry, of_x=0 in indexes and 0 not in slow,
-                of_w=any(i in indexes and i not in slow for i in (1, 2)))
+                x,
+                w,
+                gy,
+                *geometry,
+                of_x=0 in indexes and 0 not in slow,
+                of_w=any(i in indexes and i not in slow for i in (1, 2)),
+            )
             gradients.update((i, chainer.Variable(ours[i])) for i in indexes if i not in slow)
         return tuple(gradients[i] for i in indexes)
 
 
 def _is_simple_convolution(function):
-    return ((function.groups, function.dy, function.dx, function.cover_all, function.cudnn_fast)
-            == (1, 1, 1, False, False) and min(function.sy, function.sx) > 0 and min(function.ph, function.pw) >= 0)
+    return (
+        (function.groups, function.dy, function.dx, function.cover_all, function.cudnn_fast) == (1, 1, 1, False, False)
+        and min(function.sy, function.sx) > 0
+        and min(function.ph, function.pw) >= 0
+    )
 
 
 def _fits(function, x, w, b):
     """Whether the shapes are those of a convolution; where not, Chainer says so."""
-    return x.shape[1] == w.shape[1] and (b is None or b.shape == w.shape[:1]) and all(
-        get_conv_outsize(size, k, s, p) > 0 for size, k, s, p in zip(
-            x.shape[2:], w.shape[2:], (function.sy, function.sx), (function.ph, function.pw)))
+    return (
+        x.shape[1] == w.shape[1]
+        and (b is None or b.shape == w.shape[:1])
+        and all(
+            get_conv_outsize(size, k, s, p) > 0
+            for size, k, s, p in zip(x.shape[2:], w.shape[2:], (function.sy, function.sx), (function.ph, function.pw))
+        )
+    )
 
 
 def _convolution_blocks(x, w, y):
@@ -106,44 +122,74 @@ def _parts_of_work(w, y):
 
 def _descriptor_of_y(x_shape, w_shape, y_shape, stride, pad):
     return create_descriptor(
-        'convolution_forward', onednn.FORWARD_TRAINING, onednn.CONVOLUTION_DIRECT, describe(x_shape, NHWC),
-        describe(w_shape, ANY), describe(w_shape[:1], VECTOR), describe(y_shape, NHWC),
-        *geometry_of(x_shape, w_shape[2:], y_shape, stride, pad))
+        'convolution_forward',
+        onednn.FORWARD_TRAINING,
+        onednn.CONVOLUTION_DIRECT,
+        describe(x_shape, NHWC),
+        describe(w_shape, ANY),
+        describe(w_shape[:1], VECTOR),
+        describe(y_shape, NHWC),
+        *geometry_of(x_shape, w_shape[2:], y_shape, stride, pad),
+    )
 
 
 def _descriptor_of_gx(x_shape, w_shape, y_shape, stride, pad):
     return create_descriptor(
-        'convolution_backward_data', onednn.CONVOLUTION_DIRECT, describe(x_shape, NHWC), describe(w_shape, ANY),
-        describe(y_shape, NHWC), *geometry_of(x_shape, w_shape[2:], y_shape, stride, pad),
-        _descriptor_of_y(x_shape, w_shape, y_shape, stride, pad))
+        'convolution_backward_data',
+        onednn.CONVOLUTION_DIRECT,
+        describe(x_shape, NHWC),
+        describe(w_shape, ANY),
+        describe(y_shape, NHWC),
+        *geometry_of(x_shape, w_shape[2:], y_shape, stride, pad),
+        _descriptor_of_y(x_shape, w_shape, y_shape, stride, pad),
+    )
 
 
 def _descriptor_of_gw(x_shape, w_shape, y_shape, stride, pad):
     return create_descriptor(
-        'convolution_backward_weights', onednn.CONVOLUTION_DIRECT, describe(x_shape, NHWC), describe(w_shape, ANY),
-        describe(w_shape[:1], VECTOR), describe(y_shape, NHWC),
+        'convolution_backward_weights',
+        onednn.CONVOLUTION_DIRECT,
+        describe(x_shape, NHWC),
+        describe(w_shape, ANY),
+        describe(w_shape[:1], VECTOR),
+        describe(y_shape, NHWC),
         *geometry_of(x_shape, w_shape[2:], y_shape, stride, pad),
-        _descriptor_of_y(x_shape, w_shape, y_shape, stride, pad))
+        _descriptor_of_y(x_shape, w_shape, y_shape, stride, pad),
+    )
 
 
 @cached
 def _convolution(x_shape, x_form, w_shape, y_shape, stride, pad):
-    return onednn.Primitive(_descriptor_of_y(x_shape, w_shape, y_shape, stride, pad), {
-        SRC: describe(x_shape, x_form), WEIGHTS: describe(w_shape, NCHW), BIAS: describe(w_shape[:1], VECTOR),
-        DST: describe(y_shape, NHWC)})
+    return onednn.Primitive(
+        _descriptor_of_y(x_shape, w_shape, y_shape, stride, pad),
+        {
+            SRC: describe(x_shape, x_form),
+            WEIGHTS: describe(w_shape, NCHW),
+            BIAS: describe(w_shape[:1], VECTOR),
+            DST: describe(y_shape, NHWC),
+        },
+    )
 
 
 @cached
 def _convolution_gx(x_shape, x_form, w_shape, y_shape, y_form, stride, pad):
-    return onednn.Primitive(_descriptor_of_gx(x_shape, w_shape, y_shape, stride, pad), {
-        DIFF_SRC: describe(x_shape, x_form), WEIGHTS: describe(w_shape, NCHW), DIFF_DST: describe(y_shape, y_form)})
+    return onednn.Primitive(
+        _descriptor_of_gx(x_shape, w_shape, y_shape, stride, pad),
+        {DIFF_SRC: describe(x_shape, x_form), WEIGHTS: describe(w_shape, NCHW), DIFF_DST: describe(y_shape, y_form)},
+    )
 
 
 @cached
 def _convolution_gw(x_shape, x_form, w_shape, y_shape, y_form, stride, pad):
-    return onednn.Primitive(_descriptor_of_gw(x_shape, w_shape, y_shape, stride, pad), {
-        SRC: describe(x_shape, x_form), DIFF_WEIGHTS: describe(w_shape, NCHW),
-        DIFF_BIAS: describe(w_shape[:1], VECTOR), DIFF_DST: describe(y_shape, y_form)})
+    return onednn.Primitive(
+        _descriptor_of_gw(x_shape, w_shape, y_shape, stride, pad),
+        {
+            SRC: describe(x_shape, x_form),
+            DIFF_WEIGHTS: describe(w_shape, NCHW),
+            DIFF_BIAS: describe(w_shape[:1], VECTOR),
+            DIFF_DST: describe(y_shape, y_form),
+        },
+    )
 
 
 # Shapes that oneDNN computes more slowly than stock Chainer. They depend on the shapes, and on the instructions of the
@@ -155,20 +201,26 @@ _FEWEST_CHANNELS = 5  # oneDNN's gradient of x fills a vector with channels, and
 @cached
 def _is_y_slow(x_shape, w_shape, y_shape, stride, pad):
     return _is_fully_connected(w_shape, y_shape) or _is_chosen(
-        ('ref',), _descriptor_of_y, x_shape, w_shape, y_shape, stride, pad)
+        ('ref',), _descriptor_of_y, x_shape, w_shape, y_shape, stride, pad
+    )
 
 
 @cached
 def _is_gx_slow(x_shape, w_shape, y_shape, stride, pad):
     has_gaps = any(k < s for k, s in zip(w_shape[2:], stride))  # pixels that no window reads
-    return has_gaps or x_shape[1] < _FEWEST_CHANNELS or _is_fully_connected(w_shape, y_shape) or _is_chosen(
-        ('ref',), _descriptor_of_gx, x_shape, w_shape, y_shape, stride, pad)
+    return (
+        has_gaps
+        or x_shape[1] < _FEWEST_CHANNELS
+        or _is_fully_connected(w_shape, y_shape)
+        or _is_chosen(('ref',), _descriptor_of_gx, x_shape, w_shape, y_shape, stride, pad)
+    )
 
 
 @cached
 def _is_gw_slow(x_shape, w_shape, y_shape, stride, pad):
     return _is_fully_connected(w_shape, y_shape) or _is_chosen(
-        ('ref', 'x64:gemm'), _descriptor_of_gw, x_shape, w_shape, y_shape, stride, pad)
+        ('ref', 'x64:gemm'), _descriptor_of_gw, x_shape, w_shape, y_shape, stride, pad
+    )
 
 
 def _is_fully_connected(w_shape, y_shape):
@@ -186,8 +238,9 @@ def convolution(x, w, b, y_shape, stride, pad):
     y = channels_last(y_shape)
     b = np.zeros(len(w), np.float32) if b is None else b
     parts = _convolution_blocks(x, w, y)
-    primitives = [_convolution(sizes_of(part, x), form_of(x), w.shape, sizes_of(part, y), stride, pad)
-                  for part in parts]
+    primitives = [
+        _convolution(sizes_of(part, x), form_of(x), w.shape, sizes_of(part, y), stride, pad) for part in parts
+    ]
     packed = _pack(w, primitives)
     xs, ys, bias = addresses_of(x, parts), addresses_of(y, parts), b.ctypes.data
 
@@ -221,21 +274,31 @@ def _gradient_of_x(x, w, gy, stride, pad):
     parts = _convolution_blocks(gx, w, gy)
     primitives = [
         _convolution_gx(sizes_of(part, gx), form_of(gx), w.shape, sizes_of(part, gy), form_of(gy), stride, pad)
-        for part in parts]
+        for part in parts
+    ]
     packed = _pack(w, primitives)
-    return [functools.partial(primitive, {DIFF_SRC: part_of_gx, WEIGHTS: packed[primitive].ctypes.data,
-                                          DIFF_DST: part_of_gy})
+    return (
+        [
+            functools.partial(
+                primitive, {DIFF_SRC: part_of_gx, WEIGHTS: packed[primitive].ctypes.data, DIFF_DST: part_of_gy}
+            )
             for primitive, part_of_gx, part_of_gy in zip(primitives, addresses_of(gx, parts), addresses_of(gy, parts))
-            ], gx, packed
+        ],
+        gx,
+        packed,
+    )
 
 
 def _gradient_of_w(x, w, gy, stride, pad):
     """(tasks, the arrays whose sums over the first axis are the gradients of w and b)."""
     parts = equal_blocks(len(x), _parts_of_work(w, gy))
-    gw = np.empty((len(parts),) + w.shape, np.float32)
+    gw = np.empty((len(parts), *w.shape), np.float32)
     gb = np.empty((len(parts), len(w)), np.float32)
-    tasks = [functools.partial(
-        _convolution_gw(sizes_of(part, x), form_of(x), w.shape, sizes_of(part, gy), form_of(gy), stride, pad),
-        dict(zip((SRC, DIFF_DST, DIFF_WEIGHTS, DIFF_BIAS), addresses)))
-        for part, *addresses in zip(parts, addresses_of(x, parts), addresses_of(gy, parts), rows_of(gw), rows_of(gb))]
+    tasks = [
+        functools.partial(
+            _convolution_gw(sizes_of(part, x), form_of(x), w.shape, sizes_of(part, gy), form_of(gy), stride, pad),
+            dict(zip((SRC, DIFF_DST, DIFF_WEIGHTS, DIFF_BIAS), addresses)),
+        )
+        for part, *addresses in zip(parts, addresses_of(x, parts), addresses_of(gy, parts), rows_of(gw), rows_of(gb))
+    ]
     return tasks, gw, gb

@@ -1,4 +1,5 @@
 """Addition and ReLU, by NumPy in blocks that threads share."""
+
 from branchynet.cpu.layout import dense, is_channels_last, like, takes
 from branchynet.cpu.threads import blocks, run
 
@@ -8,35 +9,41 @@ _ELEMENTS = 1 << 18  # of a block
 
 
 class Add:
+    """Methods of Add."""
 
     def forward(self, inputs, stock):
+        """The method of this name, for arrays that the kernels take."""
         x, y = inputs
         if not (takes(x, y) and x.shape == y.shape):
             return stock(self, inputs)
-        x, = dense(x)
-        return add(x, like(y, x), out=np.empty_like(x)),
+        (x,) = dense(x)
+        return (add(x, like(y, x), out=np.empty_like(x)),)
 
 
 class ReLU:
+    """Methods of ReLU."""
 
     def forward_cpu(self, inputs, stock):
-        x, = inputs
+        """The method of this name, for arrays that the kernels take."""
+        (x,) = inputs
         if not takes(x):
             return stock(self, inputs)
         self.retain_outputs((0,))
-        x, = dense(x)
-        return relu(x),
+        (x,) = dense(x)
+        return (relu(x),)
 
 
 class ReLUGradient:
+    """Methods of ReLUGrad2."""
 
     def forward_cpu(self, inputs, stock):
-        gy, = inputs
+        """The method of this name, for arrays that the kernels take."""
+        (gy,) = inputs
         if not takes(gy, self.b):
             return stock(self, inputs)
-        y, = dense(self.b)
+        (y,) = dense(self.b)
         gy = like(gy, y)
-        return relu_gx(y, gy),
+        return (relu_gx(y, gy),)
 
 
 _ZEROS = np.zeros(_ELEMENTS, np.float32)  # NumPy's maximum of two arrays is faster than of an array and a number
@@ -58,7 +65,7 @@ def relu(x):
     """max(x, 0)."""
     y = np.empty_like(x)
     source, target, parts = _lines(x), _lines(y), blocks(x.size, 1, _ELEMENTS)
-    run(lambda i: np.maximum(source[parts[i]], _ZEROS[:len(source[parts[i]])], out=target[parts[i]]), len(parts))
+    run(lambda i: np.maximum(source[parts[i]], _ZEROS[: len(source[parts[i]])], out=target[parts[i]]), len(parts))
     return y
 
 

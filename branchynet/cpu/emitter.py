@@ -4,6 +4,7 @@ An Emitter collects functions; ``compiled`` turns them into machine code. What i
 addresses, vectors of float32, fused multiply-adds, counted loops. All arithmetic is written out in its order, so that
 results are the same bits whatever vectors the processor has.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -41,8 +42,9 @@ class Emitter:
         self.constants = Constants()
         self._functions: dict[Any, ir.Function] = {}
 
-    def function(self, key: Any, parameters: int, write: Callable[..., Any], result: ir.Type = INT,
-                 name: Optional[str] = None) -> ir.Function:
+    def function(
+        self, key: Any, parameters: int, write: Callable[..., Any], result: ir.Type = INT, name: Optional[str] = None
+    ) -> ir.Function:
         """The function of a key; ``write(*arguments)`` emits it where it does not exist yet.
 
         Args:
@@ -54,8 +56,9 @@ class Emitter:
         """
         if key not in self._functions:
             outer = getattr(self, 'builder', None)
-            function = ir.Function(self._module, ir.FunctionType(result, [INT] * parameters),
-                                   name or f'kernel{len(self._functions)}')
+            function = ir.Function(
+                self._module, ir.FunctionType(result, [INT] * parameters), name or f'kernel{len(self._functions)}'
+            )
             self._functions[key] = function
             self.builder = ir.IRBuilder(function.append_basic_block())
             value = write(*function.args)
@@ -134,8 +137,9 @@ class Emitter:
 
     # Control
 
-    def loop(self, count: ir.Value | int, body: Callable[..., Any], carried: Sequence[ir.Value] = (),
-             step: int = 1) -> list[ir.Value]:
+    def loop(
+        self, count: ir.Value | int, body: Callable[..., Any], carried: Sequence[ir.Value] = (), step: int = 1
+    ) -> list[ir.Value]:
         """``carried = body(i, *carried)`` for i in range(0, count, step), at least once; returns the last."""
         builder = self.builder
         before, head = builder.block, builder.append_basic_block()
@@ -182,7 +186,7 @@ class Constants:
         """All of them, float32."""
         block = aligned(self._size // 4)
         for offset, packed, _ in self._places.values():
-            block[offset // 4:offset // 4 + packed.size] = packed.ravel()
+            block[offset // 4 : offset // 4 + packed.size] = packed.ravel()
         return block
 
 
@@ -194,7 +198,8 @@ class Code:
         parsed = llvm.parse_assembly(module)
         parsed.verify()
         machine = llvm.Target.from_default_triple().create_target_machine(
-            cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3)
+            cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
+        )
         self._engine = llvm.create_mcjit_compiler(parsed, machine)  # the code lives as long as its engine
         self._engine.finalize_object()
 
@@ -208,7 +213,7 @@ def aligned(count: int) -> np.ndarray:
     """Zeros, float32 (count,), that begin on a cache line."""
     block = np.zeros(count + LINE // 4, np.float32)
     start = -block.ctypes.data % LINE // 4
-    return block[start:start + count]
+    return block[start : start + count]
 
 
 def has(feature: str) -> bool:

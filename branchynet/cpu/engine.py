@@ -1,4 +1,5 @@
 """The engines of ``inference.Compiled``: what Cascade (machine code) and Chain (stage by stage) have in common."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,7 @@ class Result(NamedTuple):
         score: (N, C), the logits of that exit, in the dtype of the input.
         seconds: in the trunk's stages, of all samples together.
     """
+
     label: np.ndarray
     exit: np.ndarray
     score: np.ndarray

@@ -1,4 +1,5 @@
 """A net's links in testing mode as a graph of operations on one sample, simplified where results do not change."""
+
 from __future__ import annotations
 
 import inspect
@@ -41,15 +42,19 @@ class Node:
         given = self.arguments
         ksize = given['w'][0].shape[2:] if self.kind == 'convolution' else given['ksize']
         rows, columns = (
-            max(p, (n - 1) * s + k - size - p, 0) for n, size, k, s, p in zip(
-                self.shape[1:], self.inputs[0].shape[1:], ksize, given['stride'], given['pad']))
+            max(p, (n - 1) * s + k - size - p, 0)
+            for n, size, k, s, p in zip(self.shape[1:], self.inputs[0].shape[1:], ksize, given['stride'], given['pad'])
+        )
         return rows, columns
 
     @property
     def is_nonnegative(self) -> bool:
         """Whether no value can be negative."""
-        return (self.relu or self.kind == 'relu'
-                or (self.kind in ('pooling', 'normalization', 'shortcut') and self.inputs[0].is_nonnegative))
+        return (
+            self.relu
+            or self.kind == 'relu'
+            or (self.kind in ('pooling', 'normalization', 'shortcut') and self.inputs[0].is_nonnegative)
+        )
 
 
 class Graph:
@@ -94,30 +99,50 @@ class Graph:
         return node
 
     def _node(self, kind: str, inputs: Sequence[Node], shape: tuple[int, ...], key: Any = (), **arguments: Any) -> Node:
-        key = kind, tuple(map(id, inputs)), key or tuple(
-            id(value) if isinstance(value, np.ndarray) else value for value in arguments.values())
+        key = (
+            kind,
+            tuple(map(id, inputs)),
+            key or tuple(id(value) if isinstance(value, np.ndarray) else value for value in arguments.values()),
+        )
         if key not in self._nodes:
             self._nodes[key] = Node(kind, inputs, shape, **arguments)
         return self._nodes[key]
 
-    def _convolution(self, node: Node, link: L.Convolution2D, norm: Optional[L.BatchNormalization],
-                     onto: Sequence[Node] = ()) -> Node:
+    def _convolution(
+        self, node: Node, link: L.Convolution2D, norm: Optional[L.BatchNormalization], onto: Sequence[Node] = ()
+    ) -> Node:
         w = link.W.array
         if link.groups != 1 or _pair(link.dilate) != (1, 1) or w is None:
             raise NotCovered('Convolution2D with groups, dilation or without weights')
         stride, pad = _pair(link.stride), _pair(link.pad)
-        shape = (w.shape[0], *(
-            get_conv_outsize(size, k, s, p) for size, k, s, p in zip(node.shape[1:], w.shape[2:], stride, pad)))
+        shape = (
+            w.shape[0],
+            *(get_conv_outsize(size, k, s, p) for size, k, s, p in zip(node.shape[1:], w.shape[2:], stride, pad)),
+        )
         if w.shape[1] != node.shape[0]:
             raise NotCovered(f'Convolution2D of {w.shape[1]} channels on {node.shape[0]}')
-        return self._node('convolution', [node, *onto], shape, key=(id(link), id(norm)),
-                          link=link, w=folded(link, norm), stride=stride, pad=pad)
+        return self._node(
+            'convolution',
+            [node, *onto],
+            shape,
+            key=(id(link), id(norm)),
+            link=link,
+            w=folded(link, norm),
+            stride=stride,
+            pad=pad,
+        )
 
     def _linear(self, node: Node, link: L.Linear) -> Node:
         if link.W.array is None or link.W.shape[1] != np.prod(node.shape):
             raise NotCovered(f'Linear of {link.W.shape} on {node.shape}')
-        return self._node('linear', [node], (len(link.W.array), 1, 1), key=(id(link),), link=link,
-                          w=(link.W.array, np.zeros(len(link.W.array), np.float32) if link.b is None else link.b.array))
+        return self._node(
+            'linear',
+            [node],
+            (len(link.W.array), 1, 1),
+            key=(id(link),),
+            link=link,
+            w=(link.W.array, np.zeros(len(link.W.array), np.float32) if link.b is None else link.b.array),
+        )
 
     def _block(self, node: Node, block: ResBlock) -> Node:
         links = [block.conv1, block.bn1, block.conv2, block.bn2]
@@ -130,12 +155,13 @@ class Graph:
 
     def _relu(self, node: Node) -> Node:
         if node.kind == 'pooling' and node.arguments['maximum']:  # they commute
-            source, = node.inputs
+            (source,) = node.inputs
             return self._pooling(self._relu(source.inputs[0] if source.kind == 'copy' else source), **node.arguments)
         return node if node.is_nonnegative else self._node('relu', [node], node.shape)
 
-    def _max_pooling(self, node: Node, ksize: Any, stride: Any, pad: Any, cover_all: bool,
-                     return_indices: bool) -> Node:
+    def _max_pooling(
+        self, node: Node, ksize: Any, stride: Any, pad: Any, cover_all: bool, return_indices: bool
+    ) -> Node:
         if return_indices:
             raise NotCovered('max_pooling_2d with indices')
         stride = ksize if stride is None else stride
@@ -144,13 +170,21 @@ class Graph:
     def _average_pooling(self, node: Node, ksize: Any, stride: Any, pad: Any) -> Node:
         return self._pooling(node, False, _pair(ksize), _pair(ksize if stride is None else stride), _pair(pad), False)
 
-    def _pooling(self, node: Node, maximum: bool, ksize: tuple[int, int], stride: tuple[int, int],
-                 pad: tuple[int, int], cover_all: bool) -> Node:
+    def _pooling(
+        self,
+        node: Node,
+        maximum: bool,
+        ksize: tuple[int, int],
+        stride: tuple[int, int],
+        pad: tuple[int, int],
+        cover_all: bool,
+    ) -> Node:
         shape = node.shape[:1] + tuple(
-            get_conv_outsize(size, k, s, p, cover_all)
-            for size, k, s, p in zip(node.shape[1:], ksize, stride, pad))
-        if any(p >= k or (n - 1) * s - p >= size for n, s, p, k, size in zip(
-                shape[1:], stride, pad, ksize, node.shape[1:])):
+            get_conv_outsize(size, k, s, p, cover_all) for size, k, s, p in zip(node.shape[1:], ksize, stride, pad)
+        )
+        if any(
+            p >= k or (n - 1) * s - p >= size for n, s, p, k, size in zip(shape[1:], stride, pad, ksize, node.shape[1:])
+        ):
             raise NotCovered('a pooling whose windows lie in the padding')
         arguments = {'maximum': maximum, 'ksize': ksize, 'stride': stride, 'pad': pad, 'cover_all': cover_all}
         if maximum and not node.is_nonnegative and Node('pooling', [node], shape, **arguments).padding() != (0, 0):
@@ -207,8 +241,12 @@ def fuse_relu(outputs: Sequence[Node]) -> None:
     fused = {}
     for node in nodes:
         inner = node.inputs[0] if node.inputs else node
-        if (node.kind == 'relu' and inner.kind in ('convolution', 'linear', 'scaling') and readers[inner] == [node]
-                and not {node, inner}.intersection(outputs)):
+        if (
+            node.kind == 'relu'
+            and inner.kind in ('convolution', 'linear', 'scaling')
+            and readers[inner] == [node]
+            and not {node, inner}.intersection(outputs)
+        ):
             inner.relu = True
             fused[node] = inner
     for node in nodes:

@@ -3,6 +3,7 @@
 The kernels are in place after ``enable()``, and as long as any thread is inside ``fast()``; blocks are counted under a
 lock. Chainer's own methods are kept for ever, and are back when nobody asks for the kernels any more.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -57,6 +58,7 @@ _ONEDNN = {
 
 class _Thread(threading.local):
     """The calling thread's innermost ``fast()`` that still holds, or None."""
+
     block: Optional[Block] = None
 
 
@@ -140,26 +142,35 @@ def _make_kernels(stacklevel: int) -> dict[tuple[Any, str], Callable]:
         replacements.update(_ONEDNN)
     except (OSError, ImportError) as e:
         warnings.warn(
-            f"oneDNN does not load ({e}): convolution, pooling, batch normalization and linear layers stay as slow as "
-            f"Chainer's own; pip install onednn-cpu-gomp", stacklevel=stacklevel)
-    return {(owner, name): _method(owner, name, kernel) for owner, kernels in replacements.items()
-            for name, kernel in vars(kernels).items() if not name.startswith('__')}
+            f'oneDNN does not load ({e}): convolution, pooling, batch normalization and linear layers stay as slow as '
+            f"Chainer's own; pip install onednn-cpu-gomp",
+            stacklevel=stacklevel,
+        )
+    return {
+        (owner, name): _method(owner, name, kernel)
+        for owner, kernels in replacements.items()
+        for name, kernel in vars(kernels).items()
+        if not name.startswith('__')
+    }
 
 
 def _method(owner: Any, name: str, kernel: Callable) -> Callable:
     """The method that calls the kernel, where Chainer's own is not needed."""
     key = owner, name
     if isinstance(owner, types.ModuleType):
+
         @functools.wraps(getattr(owner, name))
         def method(*args, **kwargs):
             return kernel(*args, **kwargs, stock=_stock[key])
     else:
+
         @functools.wraps(getattr(owner, name))
         def method(self, *args, **kwargs):
             # A subclass may have changed what this method builds on; chainer.static_graph records calls of Chainer's.
             if type(self) is owner and chainer.config.schedule_func is None:
                 return kernel(self, *args, **kwargs, stock=_stock[key])
             return _stock[key](self, *args, **kwargs)
+
     return method
 
 

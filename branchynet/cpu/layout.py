@@ -4,6 +4,7 @@ Shapes: x (B, C, H, W), y and gy (B, O, H', W'), w (O, C, KH, KW), b (O,). Image
 with their channels last, as a convolution leaves them: then the next kernel needs no copy, and per-channel work runs
 over long rows. The shape is (B, C, H, W) either way.
 """
+
 import functools
 
 from branchynet.cpu import onednn
@@ -72,22 +73,23 @@ def addresses_of(array, parts):
 
 def cached(create):
     """Keeps primitives by their arguments; oneDNN makes them for as many threads as will run them: one."""
+
     @functools.lru_cache(maxsize=128)  # each takes up to a megabyte of code and scratch
     def cached(*arguments):
         with onednn.single_threaded():
             return create(*arguments)
+
     return cached
 
 
 def sizes_of(part, whole):
     """Shape of a block of an array."""
-    return (part.stop - part.start,) + whole.shape[1:]
+    return (part.stop - part.start, *whole.shape[1:])
 
 
 def geometry_of(x_shape, kernel, y_shape, stride, pad):
     """Strides, dilation, padding before and behind, as oneDNN takes them."""
-    behind = [(n - 1) * s + k - size - p
-              for n, s, k, size, p in zip(y_shape[2:], stride, kernel, x_shape[2:], pad)]
+    behind = [(n - 1) * s + k - size - p for n, s, k, size, p in zip(y_shape[2:], stride, kernel, x_shape[2:], pad)]
     return integers(stride), integers((0, 0)), integers(pad), integers(behind)
 
 

@@ -1,4 +1,5 @@
 """Linear layers, by oneDNN: x (B, I), w (O, I), b (O,), gy (B, O), all float32."""
+
 from __future__ import annotations
 
 from typing import Any, Callable, Optional
@@ -21,33 +22,36 @@ class Linear:
     """LinearFunction's method."""
 
     def forward(self, inputs: tuple, stock: Callable) -> tuple:
+        """The method of this name, for arrays that the kernels take."""
         x, w, b = inputs if len(inputs) == 3 else (*inputs, None)
         if not (takes(x, w, b) and x.shape[1] == w.shape[1] and not _is_thin(w)):
             return stock(self, inputs)
         _prepare(self)
-        return linear(*plain(x, w, b)),
+        return (linear(*plain(x, w, b)),)
 
 
 class LinearGradientOfX:
     """LinearGradData's method."""
 
     def forward(self, inputs: tuple, stock: Callable) -> tuple:
+        """The method of this name, for arrays that the kernels take."""
         w, gy = inputs
         if not takes(w, gy) or _is_thin(w):
             return stock(self, inputs)
         _prepare(self)
-        return linear_gx(*plain(w, gy)),
+        return (linear_gx(*plain(w, gy)),)
 
 
 class LinearGradientOfW:
     """LinearGradWeight's method."""
 
     def forward(self, inputs: tuple, stock: Callable) -> tuple:
+        """The method of this name, for arrays that the kernels take."""
         x, gy = inputs
         if not (takes(x, gy) and self._w_dtype == np.float32) or min(x.shape[1], gy.shape[1]) < _LEAST_FEATURES:
             return stock(self, inputs)
         _prepare(self)
-        return linear_gw(*plain(x, gy)),
+        return (linear_gw(*plain(x, gy)),)
 
 
 def _prepare(function: Any) -> None:

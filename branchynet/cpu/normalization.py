@@ -1,4 +1,5 @@
 """Local response normalisation, by NumPy, and batch normalisation over (B, H, W), by oneDNN."""
+
 from branchynet.cpu import onednn
 from branchynet.cpu.elementwise import add
 from branchynet.cpu.layout import (
@@ -44,38 +45,44 @@ class LocalResponse:
     """LocalResponseNormalization's method."""
 
     def forward_cpu(self, inputs, stock):
-        x, = inputs
+        """The method of this name, for arrays that the kernels take."""
+        (x,) = inputs
         if not (takes(x) and x.ndim == 4 and self.n // 2 < x.shape[1]):
             return stock(self, inputs)
         self.retain_inputs((0,))
         self.retain_outputs((0,))
-        x, = dense(x)
+        (x,) = dense(x)
         y, self.unit_scale, self.scale = local_response(x, self.n, self.k, self.alpha, self.beta)
-        return y,
+        return (y,)
 
 
 class LocalResponseGradient:
     """LocalResponseNormalizationGrad's method."""
 
     def forward_cpu(self, inputs, stock):
+        """The method of this name, for arrays that the kernels take."""
         x, y, gy = inputs
         if not (takes(x, y, gy, self.scale) and x.ndim == 4 and self.n // 2 < x.shape[1]):
             return stock(self, inputs)
         self.retain_inputs((0, 1, 2))
-        x, = dense(x)
+        (x,) = dense(x)
         y, gy = like(y, x), like(gy, x)
-        return local_response_gx(x, y, gy, self.unit_scale, self.scale, self.n, self.alpha, self.beta),
+        return (local_response_gx(x, y, gy, self.unit_scale, self.scale, self.n, self.alpha, self.beta),)
 
 
 class BatchNormalization:
     """GeneralBatchNormalizationImpl's methods, for statistics per channel of images."""
 
     def forward(self, axis, gamma, x, x_layout, xp, expander, beta, eps, decay, running_mean, running_var, stock):
-        if not (takes(x, gamma, beta) and x.ndim == 4 and tuple(axis) == (0, 2, 3)
-                and gamma.shape == beta.shape == x.shape[1:2]):
-            return stock(
-                self, axis, gamma, x, x_layout, xp, expander, beta, eps, decay, running_mean, running_var)
-        x, = dense(x)
+        """The method of this name, for arrays that the kernels take."""
+        if not (
+            takes(x, gamma, beta)
+            and x.ndim == 4
+            and tuple(axis) == (0, 2, 3)
+            and gamma.shape == beta.shape == x.shape[1:2]
+        ):
+            return stock(self, axis, gamma, x, x_layout, xp, expander, beta, eps, decay, running_mean, running_var)
+        (x,) = dense(x)
         eps = float(eps)  # users give arrays too
         y, mean, var = batch_normalization(x, gamma, beta, eps)
         inv_std = np.reciprocal(np.sqrt(var + np.float32(eps)))
@@ -84,14 +91,14 @@ class BatchNormalization:
             running_mean *= decay
             running_mean += (1 - decay) * mean
             running_var *= decay
-            running_var += (1 - decay) * (m / max(m - 1., 1.)) * var
+            running_var += (1 - decay) * (m / max(m - 1.0, 1.0)) * var
         return y, x_layout, running_mean, running_var, mean, var, inv_std, None
 
     def backward(self, axis, gamma, gy, x, x_layout, xp, expander, mean, inv_std, eps, var, forward_data, stock):
+        """The method of this name, for arrays that the kernels take."""
         if not (takes(x, gamma, gy) and x.ndim == 4 and tuple(axis) == (0, 2, 3) and gamma.shape == x.shape[1:2]):
-            return stock(
-                self, axis, gamma, gy, x, x_layout, xp, expander, mean, inv_std, eps, var, forward_data)
-        x, = dense(x)
+            return stock(self, axis, gamma, gy, x, x_layout, xp, expander, mean, inv_std, eps, var, forward_data)
+        (x,) = dense(x)
         gy = like(gy, x)
         gx, ggamma, gbeta = batch_normalization_gradients(x, gamma, gy, mean, inv_std)
         return gx, None, ggamma, gbeta
@@ -102,11 +109,12 @@ def apply_bn_fwd(xp, x, mean, inv_std, gamma, beta, stock):
     vectors = mean, inv_std, gamma, beta
     if not (takes(x, *vectors) and x.ndim == 4 and all(v.shape == (1, x.shape[1], 1, 1) for v in vectors)):
         return stock(xp, x, mean, inv_std, gamma, beta)
-    x, = dense(x)
+    (x,) = dense(x)
     return scale_and_shift(x, (gamma * inv_std).ravel(), beta.ravel(), mean.ravel())
 
 
 # Local response normalisation: y = x s**-beta, s = k + alpha * (sum of x**2 over n channels)
+
 
 def _window_sum(x, n, out):
     """Sum over n neighbouring channels, the channel itself in the middle."""
@@ -118,7 +126,7 @@ def _window_sum(x, n, out):
 
 def _negative_power(s, beta, out):
     """s ** -beta; that of the paper's networks, 0.75, by square roots."""
-    if beta != .75:
+    if beta != 0.75:
         np.power(s, np.float32(-beta), out=out)
         return
     np.sqrt(s, out=out)
@@ -169,6 +177,7 @@ def local_response_gx(x, y, gy, s, scale, n, alpha, beta):
 
 # Batch normalisation over (B, H, W)
 
+
 @cached
 def _batch_normalization(shape, form, eps):
     """(forward, backward) primitives of a whole batch."""
@@ -189,17 +198,22 @@ def _forward_and_backward(x, vector, flags, eps):
     statistics = {MEAN: vector, VARIANCE: vector}
     hint = create_descriptor('batch_normalization_forward', onednn.FORWARD_TRAINING, x, x, eps, flags)
     descriptor = create_descriptor('batch_normalization_backward', onednn.BACKWARD, x, x, x, eps, flags, hint)
-    return (onednn.Primitive(hint, {SRC: x, DST: x, SCALE: vector, SHIFT: vector, **statistics}),
-            onednn.Primitive(descriptor, {SRC: x, DIFF_DST: x, SCALE: vector, DIFF_SRC: x, DIFF_SCALE: vector,
-                                          DIFF_SHIFT: vector, **statistics}))
+    return (
+        onednn.Primitive(hint, {SRC: x, DST: x, SCALE: vector, SHIFT: vector, **statistics}),
+        onednn.Primitive(
+            descriptor,
+            {SRC: x, DIFF_DST: x, SCALE: vector, DIFF_SRC: x, DIFF_SCALE: vector, DIFF_SHIFT: vector, **statistics},
+        ),
+    )
 
 
 @cached
 def _statistics(shape, form):
     """The primitive of a block's mean, variance, and x less the one and over the root of the other."""
     x, vector = describe(shape, form), describe(shape[1:2], VECTOR)
-    descriptor = create_descriptor('batch_normalization_forward', onednn.FORWARD_TRAINING, x, x, onednn.real(0),
-                                   onednn.flags(0))
+    descriptor = create_descriptor(
+        'batch_normalization_forward', onednn.FORWARD_TRAINING, x, x, onednn.real(0), onednn.flags(0)
+    )
     return onednn.Primitive(descriptor, {SRC: x, DST: x, MEAN: vector, VARIANCE: vector})
 
 
@@ -224,8 +238,7 @@ def _normalized_at_once(x, gamma, beta, eps):
     vectors[0], vectors[1] = gamma, beta
     forward, _ = _batch_normalization(x.shape, form_of(x), eps)
     with onednn.single_threaded():
-        forward({SRC: x.ctypes.data, DST: y.ctypes.data,
-                 **dict(zip((SCALE, SHIFT, MEAN, VARIANCE), rows_of(vectors)))})
+        forward({SRC: x.ctypes.data, DST: y.ctypes.data, **dict(zip((SCALE, SHIFT, MEAN, VARIANCE), rows_of(vectors)))})
     return y, vectors[2], vectors[3]
 
 
@@ -239,12 +252,11 @@ def mean_and_variance(x):
     def task(i):
         mean, variance = statistics = np.empty((2, x.shape[1]), np.float32)
         y = scratch_like('difference', x[parts[i]])
-        _statistics(y.shape, form)({
-            SRC: xs[i], DST: y.ctypes.data, **dict(zip((MEAN, VARIANCE), rows_of(statistics)))})
+        _statistics(y.shape, form)({SRC: xs[i], DST: y.ctypes.data, **dict(zip((MEAN, VARIANCE), rows_of(statistics)))})
         # A sum of large numbers leaves something out of the mean: what is left as the mean of y.
         deviation = np.sqrt(variance.astype(np.float64))
         rest = np.where(deviation > 0, _sum(y) / counts[i], 0) * deviation
-        means[i], variances[i] = mean + rest, np.maximum(variance - rest ** 2, 0)
+        means[i], variances[i] = mean + rest, np.maximum(variance - rest**2, 0)
 
     run_primitives(task, len(parts))
     mean = (means * counts).sum(axis=0) / counts.sum()
@@ -258,7 +270,7 @@ def _sum(x):
         # Long rows first: NumPy adds those fast.
         rows = x.transpose(0, 2, 3, 1).reshape(len(x), -1).sum(axis=0).reshape(x.shape[2], -1).sum(axis=0)
         return rows.reshape(-1, x.shape[1]).sum(axis=0, dtype=np.float64)
-    return x.reshape(x.shape[:2] + (-1,)).sum(axis=2).sum(axis=0, dtype=np.float64)
+    return x.reshape((*x.shape[:2], -1)).sum(axis=2).sum(axis=0, dtype=np.float64)
 
 
 def scale_and_shift(x, scale, shift, mean):
@@ -282,21 +294,26 @@ def batch_normalization_gradients(x, gamma, gy, mean, inv_std):
     parts, form = _batch_parts(x), form_of(x)
     gx = np.empty_like(x)
     sums = ggammas, gbetas = np.empty((2, len(parts), x.shape[1]), np.float32)
-    vectors = np.array([mean, inv_std ** -2, gamma], np.float32)
+    vectors = np.array([mean, inv_std**-2, gamma], np.float32)
     given = dict(zip((MEAN, VARIANCE, SCALE), rows_of(vectors)))
-    own = [dict(zip((SRC, DIFF_DST, DIFF_SRC, DIFF_SCALE, DIFF_SHIFT), addresses)) for addresses in zip(
-        *(addresses_of(array, parts) for array in (x, gy, gx)), *(rows_of(array) for array in sums))]
+    own = [
+        dict(zip((SRC, DIFF_DST, DIFF_SRC, DIFF_SCALE, DIFF_SHIFT), addresses))
+        for addresses in zip(
+            *(addresses_of(array, parts) for array in (x, gy, gx)), *(rows_of(array) for array in sums)
+        )
+    ]
     at_once = len(parts) == 1
 
     def task(i):
         shape = sizes_of(parts[i], x)
-        _, backward = _batch_normalization(shape, form, 0.) if at_once else _normalization(shape, form)
+        _, backward = _batch_normalization(shape, form, 0.0) if at_once else _normalization(shape, form)
         backward({**own[i], **given})
 
     run_primitives(task, len(parts))
     ggamma, gbeta = ggammas.sum(axis=0), gbetas.sum(axis=0)
     if not at_once:  # what goes through the statistics of the whole batch is left to add
         count = np.float32(x.size // x.shape[1])
-        add(gx, scale_and_shift(
-            x, -gamma * inv_std ** 2 * ggamma / count, -gamma * inv_std * gbeta / count, mean), out=gx)
+        add(
+            gx, scale_and_shift(x, -gamma * inv_std**2 * ggamma / count, -gamma * inv_std * gbeta / count, mean), out=gx
+        )
     return gx, ggamma, gbeta

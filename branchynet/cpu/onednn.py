@@ -1,4 +1,5 @@
 """oneDNN's C API, as far as the kernels need it: primitives on float32, each run by the thread that calls it."""
+
 import ctypes
 import functools
 import importlib.metadata
@@ -21,8 +22,16 @@ ANY, VECTOR, MATRIX, NCHW, NHWC = 1, 2, 3, 5, 22
 SRC, DST, WEIGHTS, BIAS, WORKSPACE, _SCRATCHPAD = 1, 17, 33, 41, 64, 80
 DIFF_SRC, DIFF_DST, DIFF_WEIGHTS, DIFF_BIAS = 129, 145, 161, 169
 MEAN, VARIANCE, SCALE, SHIFT, DIFF_SCALE, DIFF_SHIFT = 49, 50, 51, 52, 255, 256
-_QUERIES = {SRC: 129, DIFF_SRC: 130, WEIGHTS: 131, DIFF_WEIGHTS: 132, DST: 133, DIFF_DST: 134,
-            WORKSPACE: 135, _SCRATCHPAD: 136}
+_QUERIES = {
+    SRC: 129,
+    DIFF_SRC: 130,
+    WEIGHTS: 131,
+    DIFF_WEIGHTS: 132,
+    DST: 133,
+    DIFF_DST: 134,
+    WORKSPACE: 135,
+    _SCRATCHPAD: 136,
+}
 _IMPLEMENTATION = 8  # a query
 _MAX_DIMS = 12
 
@@ -41,8 +50,21 @@ class _Library:
         self.dnnl = ctypes.PyDLL(_find())
         self.gomp = ctypes.PyDLL('libgomp.so.1')
         self.sgemm = working.dnnl_sgemm
-        self.sgemm.argtypes = (c_char, c_char, c_int64, c_int64, c_int64, c_float, c_void_p, c_int64, c_void_p, c_int64,
-                               c_float, c_void_p, c_int64)
+        self.sgemm.argtypes = (
+            c_char,
+            c_char,
+            c_int64,
+            c_int64,
+            c_int64,
+            c_float,
+            c_void_p,
+            c_int64,
+            c_void_p,
+            c_int64,
+            c_float,
+            c_void_p,
+            c_int64,
+        )
         self.execute = working.dnnl_primitive_execute
         self.execute.argtypes = c_void_p, c_void_p, c_int, c_void_p
         self.set_address = self.dnnl.dnnl_memory_set_data_handle
@@ -58,7 +80,7 @@ class _Library:
     def call(self, name, *arguments):
         status = getattr(self.dnnl, 'dnnl_' + name)(*arguments)
         if status:
-            raise RuntimeError('oneDNN: %s ended with status %d' % (name, status))
+            raise RuntimeError(f'oneDNN: {name} ended with status {status}')
 
     def stream(self):
         if not hasattr(self.local, 'stream'):
@@ -78,8 +100,8 @@ class _Handle(c_void_p):
 @functools.cache
 def _handle_type(kind):
     """The type of pointers to a dnnl_<kind>."""
-    destroy = getattr(library().dnnl, 'dnnl_%s_destroy' % kind)
-    destroy.argtypes = c_void_p,
+    destroy = getattr(library().dnnl, f'dnnl_{kind}_destroy')
+    destroy.argtypes = (c_void_p,)
     return type(kind, (_Handle,), {'destroy': destroy})
 
 
@@ -122,10 +144,10 @@ def version():
         return None
     dnnl.dnnl_version.restype = ctypes.POINTER(c_int * 3)
     isa = dnnl.dnnl_get_effective_cpu_isa()
-    return {'version': '%d.%d.%d' % tuple(dnnl.dnnl_version().contents), 'isa': _ISAS.get(isa, hex(isa))}
+    return {'version': '.'.join(map(str, dnnl.dnnl_version().contents)), 'isa': _ISAS.get(isa, hex(isa))}
 
 
-_ISAS = {0x1: 'SSE41', 0x3: 'AVX', 0x7: 'AVX2', 0x27: 'AVX512_CORE', 0x67: 'AVX512_CORE_VNNI', 0xe7: 'AVX512_CORE_BF16'}
+_ISAS = {0x1: 'SSE41', 0x3: 'AVX', 0x7: 'AVX2', 0x27: 'AVX512_CORE', 0x67: 'AVX512_CORE_VNNI', 0xE7: 'AVX512_CORE_BF16'}
 
 
 class single_threaded:
@@ -155,8 +177,13 @@ def describe(shape, form):
 def create_descriptor(name, *arguments, attribute=None):
     """A primitive descriptor, by the C function that makes it."""
     descriptor = _null('primitive_desc')
-    library().call(name + '_primitive_desc_create', byref(descriptor), library().engine, *arguments,
-                   attribute or library().attribute)
+    library().call(
+        name + '_primitive_desc_create',
+        byref(descriptor),
+        library().engine,
+        *arguments,
+        attribute or library().attribute,
+    )
     return descriptor
 
 
@@ -290,8 +317,9 @@ class Primitive:
         arguments = (_Argument * len(self._formats))()
         for i, (kind, form) in enumerate(self._formats.items()):
             memories[kind] = _null('memory')
-            self._library.call('memory_create', byref(memories[kind]), form, self._library.engine,
-                               c_void_p(addresses.get(kind)))
+            self._library.call(
+                'memory_create', byref(memories[kind]), form, self._library.engine, c_void_p(addresses.get(kind))
+            )
             arguments[i] = _Argument(kind, memories[kind])
         return memories, arguments
 
@@ -305,8 +333,9 @@ class Reorder(Primitive):
     def __init__(self, source, target):
         descriptor = _null('primitive_desc')
         engine = library().engine
-        library().call('reorder_primitive_desc_create', byref(descriptor), source, engine, target, engine,
-                       library().attribute)
+        library().call(
+            'reorder_primitive_desc_create', byref(descriptor), source, engine, target, engine, library().attribute
+        )
         super().__init__(descriptor, {SRC: None, DST: None})
 
 
@@ -320,7 +349,19 @@ def matmul(a, b, out, transpose_a=False, transpose_b=False):
     m, n = out.shape
     k = a.shape[0] if transpose_a else a.shape[1]
     status = library().sgemm(
-        b'T' if transpose_a else b'N', b'T' if transpose_b else b'N', m, n, k, 1, a.ctypes.data, _row_length(a),
-        b.ctypes.data, _row_length(b), 0, out.ctypes.data, _row_length(out))
+        b'T' if transpose_a else b'N',
+        b'T' if transpose_b else b'N',
+        m,
+        n,
+        k,
+        1,
+        a.ctypes.data,
+        _row_length(a),
+        b.ctypes.data,
+        _row_length(b),
+        0,
+        out.ctypes.data,
+        _row_length(out),
+    )
     if status:
         raise RuntimeError(f'oneDNN: sgemm ended with status {status}')

@@ -3,6 +3,7 @@
 A Plane's rows have room for their neighbours' padding, so that no kernel asks where an image ends. Every sum is in one
 order, that of the stock kernels (channels, rows, columns), on every processor.
 """
+
 from __future__ import annotations
 
 import functools
@@ -27,6 +28,7 @@ class Plane(NamedTuple):
         above: rows of padding above and below. beside: columns of padding, shared by neighbouring rows.
         fill: value of the padding.
     """
+
     channels: int
     height: int
     width: int
@@ -58,7 +60,7 @@ class Plane(NamedTuple):
 
 def vector_plane(count: int) -> Plane:
     """The plane of numbers (C, 1, 1) that lie side by side, in whole vectors."""
-    return Plane(1, 1, count, 0, 0, 0.)
+    return Plane(1, 1, count, 0, 0, 0.0)
 
 
 def _shares(count: int, most: int) -> list[int]:
@@ -69,6 +71,7 @@ def _shares(count: int, most: int) -> list[int]:
 
 class _Groups(NamedTuple):
     """Output channels that are computed together."""
+
     first: int
     each: int
     count: int
@@ -82,8 +85,17 @@ def _groups(channels: int, most: int) -> list[_Groups]:
     return groups
 
 
-def convolution(emit: Emitter, x: Plane, y: Plane, w: np.ndarray, b: np.ndarray, stride: Sequence[int],
-                pad: Sequence[int], relu: bool, onto: Plane | None) -> tuple[ir.Function, list[int]]:
+def convolution(
+    emit: Emitter,
+    x: Plane,
+    y: Plane,
+    w: np.ndarray,
+    b: np.ndarray,
+    stride: Sequence[int],
+    pad: Sequence[int],
+    relu: bool,
+    onto: Plane | None,
+) -> tuple[ir.Function, list[int]]:
     """A convolution.
 
     Args:
@@ -104,7 +116,8 @@ def convolution(emit: Emitter, x: Plane, y: Plane, w: np.ndarray, b: np.ndarray,
     kernel = _Convolution(emit, x, y, w.shape, tuple(stride), tuple(pad), relu, onto)
     return emit.function(kernel[1:], 5 if onto else 4, kernel.write), [
         emit.constants.offset(w, ('convolution', kernel.groups[0].each), kernel.pack),
-        emit.constants.offset(b, 'plain', np.asarray)]
+        emit.constants.offset(b, 'plain', np.asarray),
+    ]
 
 
 class _Convolution(NamedTuple):
@@ -149,12 +162,17 @@ class _Convolution(NamedTuple):
 
     def pack(self, w: np.ndarray) -> np.ndarray:
         """Weights by group, input channel, row and column, with a group's output channels side by side."""
-        return np.concatenate([
-            w[first:first + g.each].transpose(1, 2, 3, 0).ravel()
-            for g in self.groups for first in range(g.first, g.first + g.each * g.count, g.each)])
+        return np.concatenate(
+            [
+                w[first : first + g.each].transpose(1, 2, 3, 0).ravel()
+                for g in self.groups
+                for first in range(g.first, g.first + g.each * g.count, g.each)
+            ]
+        )
 
-    def write(self, x: ir.Value, y: ir.Value, weights: ir.Value, biases: ir.Value,
-              added: ir.Value | None = None) -> None:
+    def write(
+        self, x: ir.Value, y: ir.Value, weights: ir.Value, biases: ir.Value, added: ir.Value | None = None
+    ) -> None:
         """The function."""
         emit = self.emit
         x = emit.add(x, self.x.start - self.pad[0] * self.x.row - 4 * self.pad[1])
@@ -164,8 +182,16 @@ class _Convolution(NamedTuple):
         for groups in self.groups:
             emit.loop(groups.count, functools.partial(self._group, groups, x, y, weights, biases, added))
 
-    def _group(self, groups: _Groups, x: ir.Value, y: ir.Value, weights: ir.Value, biases: ir.Value,
-               added: ir.Value | None, n: ir.Value) -> None:
+    def _group(
+        self,
+        groups: _Groups,
+        x: ir.Value,
+        y: ir.Value,
+        weights: ir.Value,
+        biases: ir.Value,
+        added: ir.Value | None,
+        n: ir.Value,
+    ) -> None:
         """The output channels of group n."""
         emit, each = self.emit, groups.each
         size = 4 * math.prod(self.w_shape[1:])  # of an output channel's weights
@@ -178,10 +204,19 @@ class _Convolution(NamedTuple):
             added = beginning(added, self.onto.channel)
         start = 0
         for count in self.parts():
+
             def tiles(i: ir.Value, rows: int = self.rows, start: int = start, count: int = count) -> None:
-                self._tiles(each, start, count, rows, emit.at(x, i, self.x.row * self.stride[0]),
-                            emit.at(y, i, self.y.row), weights, biases,
-                            emit.at(added, i, self.onto.row) if self.onto else None)
+                self._tiles(
+                    each,
+                    start,
+                    count,
+                    rows,
+                    emit.at(x, i, self.x.row * self.stride[0]),
+                    emit.at(y, i, self.y.row),
+                    weights,
+                    biases,
+                    emit.at(added, i, self.onto.row) if self.onto else None,
+                )
 
             whole = self.y.height // self.rows * self.rows
             emit.loop(whole, tiles, step=self.rows)
@@ -189,16 +224,30 @@ class _Convolution(NamedTuple):
                 tiles(integer(whole), self.y.height - whole)
             start += count
 
-    def _tiles(self, each: int, start: int, count: int, rows: int, x: ir.Value, y: ir.Value, weights: ir.Value,
-               biases: ir.Value, added: ir.Value | None) -> None:
+    def _tiles(
+        self,
+        each: int,
+        start: int,
+        count: int,
+        rows: int,
+        x: ir.Value,
+        y: ir.Value,
+        weights: ir.Value,
+        biases: ir.Value,
+        added: ir.Value | None,
+    ) -> None:
         """The tiles of some rows: sums over ``count`` input channels from ``start``."""
         emit = self.emit
         for first in range(0, self.vectors, self.columns):
             tile = [(r, v) for r in range(rows) for v in range(first, min(first + self.columns, self.vectors))]
             places = [(o, r, v) for o in range(each) for r, v in tile]
             if start == 0:
-                sums = [value for o in range(each)
-                        for value in [emit.splat(emit.load(emit.add(biases, 4 * o), REAL))] for _ in tile]
+                sums = [
+                    value
+                    for o in range(each)
+                    for value in [emit.splat(emit.load(emit.add(biases, 4 * o), REAL))]
+                    for _ in tile
+                ]
             else:
                 sums = [emit.load(self._place(y, self.y, *place)) for place in places]
             sums = emit.loop(count, functools.partial(self._channel, each, start, tile, x, weights), sums)
@@ -207,15 +256,23 @@ class _Convolution(NamedTuple):
                     if self.onto:
                         value = emit.builder.fadd(value, emit.load(self._place(added, self.onto, *place)))
                     if self.relu:
-                        value = emit.maximum(value, vector(0.))
+                        value = emit.maximum(value, vector(0.0))
                     value = emit.first_lanes(value, self.y.width - LANES * place[2], self.y.fill)
                 emit.store(value, self._place(y, self.y, *place))
 
     def _place(self, address: ir.Value, plane: Plane, o: int, r: int, v: int) -> ir.Value:
         return self.emit.add(address, o * plane.channel + r * plane.row + 4 * LANES * v)
 
-    def _channel(self, each: int, start: int, tile: list[tuple[int, int]], x: ir.Value, weights: ir.Value, c: ir.Value,
-                 *sums: ir.Value) -> list[ir.Value]:
+    def _channel(
+        self,
+        each: int,
+        start: int,
+        tile: list[tuple[int, int]],
+        x: ir.Value,
+        weights: ir.Value,
+        c: ir.Value,
+        *sums: ir.Value,
+    ) -> list[ir.Value]:
         """Adds an input channel to the sums."""
         emit, (height, width) = self.emit, self.w_shape[2:]
         size = 4 * height * width * each
@@ -231,23 +288,32 @@ class _Convolution(NamedTuple):
             sums = row(integer(i), *sums)
         return sums
 
-    def _row(self, each: int, tile: list[tuple[int, int]], pixels: ir.Value, taps: ir.Value,
-             sums: Sequence[ir.Value]) -> list[ir.Value]:
+    def _row(
+        self, each: int, tile: list[tuple[int, int]], pixels: ir.Value, taps: ir.Value, sums: Sequence[ir.Value]
+    ) -> list[ir.Value]:
         """Adds a row of weights."""
         emit, width = self.emit, self.w_shape[3]
         if width > 8:
-            return emit.loop(width, lambda j, *sums: self._tap(
-                each, tile, emit.at(pixels, j, 4), emit.at(taps, j, 4 * each), sums), sums)
+            return emit.loop(
+                width,
+                lambda j, *sums: self._tap(each, tile, emit.at(pixels, j, 4), emit.at(taps, j, 4 * each), sums),
+                sums,
+            )
         for j in range(width):
             sums = self._tap(each, tile, emit.add(pixels, 4 * j), emit.add(taps, 4 * j * each), sums)
         return list(sums)
 
-    def _tap(self, each: int, tile: list[tuple[int, int]], pixels: ir.Value, taps: ir.Value,
-             sums: Sequence[ir.Value]) -> list[ir.Value]:
+    def _tap(
+        self, each: int, tile: list[tuple[int, int]], pixels: ir.Value, taps: ir.Value, sums: Sequence[ir.Value]
+    ) -> list[ir.Value]:
         """Adds a weight of every output channel times the pixels."""
         emit, sums = self.emit, list(sums)
-        inputs = [_strided(emit, emit.add(
-            pixels, r * self.stride[0] * self.x.row + 4 * LANES * v * self.stride[1]), self.stride[1]) for r, v in tile]
+        inputs = [
+            _strided(
+                emit, emit.add(pixels, r * self.stride[0] * self.x.row + 4 * LANES * v * self.stride[1]), self.stride[1]
+            )
+            for r, v in tile
+        ]
         for o in range(each):
             weight = emit.splat(emit.load(emit.add(taps, 4 * o), REAL))
             for j, value in enumerate(inputs):
@@ -262,15 +328,17 @@ def _strided(emit: Emitter, address: ir.Value, stride: int) -> ir.Value:
         return emit.load(address)
     if stride == 2:
         return emit.pick(emit.load(address), emit.load(emit.add(address, 4 * LANES)), range(0, 2 * LANES, 2))
-    value = vector(0.)
+    value = vector(0.0)
     for lane in range(LANES):
         value = emit.builder.insert_element(
-            value, emit.load(emit.add(address, 4 * lane * stride), REAL), ir.Constant(ir.IntType(32), lane))
+            value, emit.load(emit.add(address, 4 * lane * stride), REAL), ir.Constant(ir.IntType(32), lane)
+        )
     return value
 
 
-def pooling(emit: Emitter, x: Plane, y: Plane, maximum: bool, ksize: Sequence[int], stride: Sequence[int],
-            pad: Sequence[int]) -> ir.Function:
+def pooling(
+    emit: Emitter, x: Plane, y: Plane, maximum: bool, ksize: Sequence[int], stride: Sequence[int], pad: Sequence[int]
+) -> ir.Function:
     """A function of (x, y)."""
 
     def window(pixels: ir.Value) -> ir.Value:
@@ -306,8 +374,9 @@ def pooling(emit: Emitter, x: Plane, y: Plane, maximum: bool, ksize: Sequence[in
     return emit.function(('pooling', x, y, maximum, tuple(ksize), tuple(stride), tuple(pad)), 2, write)
 
 
-def _pointwise(emit: Emitter, key: object, x: Plane, y: Plane, function: Callable[..., ir.Value],
-               parameters: int = 2) -> ir.Function:
+def _pointwise(
+    emit: Emitter, key: object, x: Plane, y: Plane, function: Callable[..., ir.Value], parameters: int = 2
+) -> ir.Function:
     """A function of (x, y), perhaps constants: y = function(x, channel, address of x, constants) by vectors."""
 
     def write(x_address: ir.Value, y_address: ir.Value, constants: ir.Value | None = None) -> None:
@@ -331,7 +400,7 @@ def _pointwise(emit: Emitter, key: object, x: Plane, y: Plane, function: Callabl
 
 def relu(emit: Emitter, x: Plane, y: Plane) -> ir.Function:
     """A function of (x, y)."""
-    return _pointwise(emit, 'relu', x, y, lambda value, *_: emit.maximum(value, vector(0.)))
+    return _pointwise(emit, 'relu', x, y, lambda value, *_: emit.maximum(value, vector(0.0)))
 
 
 def copy_in(emit: Emitter, plane: Plane) -> ir.Function:
@@ -343,16 +412,25 @@ def copy_in(emit: Emitter, plane: Plane) -> ir.Function:
         def row(c: ir.Value, i: ir.Value, total: ir.Value) -> list[ir.Value]:
             source = emit.at(emit.at(x_address, c, 4 * plane.height * plane.width), i, 4 * plane.width)
             place = emit.at(emit.at(emit.add(y_address, plane.start), c, plane.channel), i, plane.row)
-            emit.builder.call(memcpy, [
-                emit.builder.inttoptr(place, byte.as_pointer()), emit.builder.inttoptr(source, byte.as_pointer()),
-                integer(4 * plane.width), ir.Constant(flag, 0)])
+            emit.builder.call(
+                memcpy,
+                [
+                    emit.builder.inttoptr(place, byte.as_pointer()),
+                    emit.builder.inttoptr(source, byte.as_pointer()),
+                    integer(4 * plane.width),
+                    ir.Constant(flag, 0),
+                ],
+            )
             for v in range(-(-plane.width // LANES)):
-                value = emit.first_lanes(emit.load(emit.add(place, 4 * LANES * v)), plane.width - LANES * v, 0.)
-                total = emit.multiply_add(value, vector(0.), total)  # NaN, where a value is not finite
+                value = emit.first_lanes(emit.load(emit.add(place, 4 * LANES * v)), plane.width - LANES * v, 0.0)
+                total = emit.multiply_add(value, vector(0.0), total)  # NaN, where a value is not finite
             return [total]
 
-        total, = emit.loop(plane.channels, lambda c, total: emit.loop(
-            plane.height, lambda i, total: row(c, i, total), [total]), [vector(0.)])
+        (total,) = emit.loop(
+            plane.channels,
+            lambda c, total: emit.loop(plane.height, lambda i, total: row(c, i, total), [total]),
+            [vector(0.0)],
+        )
         is_nan = emit.builder.bitcast(emit.builder.fcmp_unordered('uno', total, total), bits)
         return emit.builder.zext(is_nan, INT)
 
@@ -364,18 +442,21 @@ def copy(emit: Emitter, x: Plane, y: Plane) -> ir.Function:
     return _pointwise(emit, 'copy', x, y, lambda value, *_: value)
 
 
-def scaling(emit: Emitter, x: Plane, y: Plane, scale: np.ndarray, shift: np.ndarray,
-            relu: bool) -> tuple[ir.Function, list[int]]:
+def scaling(
+    emit: Emitter, x: Plane, y: Plane, scale: np.ndarray, shift: np.ndarray, relu: bool
+) -> tuple[ir.Function, list[int]]:
     """A function of (x, y, constants): y = x * scale + shift by channel."""
 
     def scaled(value: ir.Value, c: ir.Value, _: ir.Value, constants: ir.Value) -> ir.Value:
         address = emit.at(constants, c, 8)
         value = emit.multiply_add(
-            value, emit.splat(emit.load(address, REAL)), emit.splat(emit.load(emit.add(address, 4), REAL)))
-        return emit.maximum(value, vector(0.)) if relu else value
+            value, emit.splat(emit.load(address, REAL)), emit.splat(emit.load(emit.add(address, 4), REAL))
+        )
+        return emit.maximum(value, vector(0.0)) if relu else value
 
     return _pointwise(emit, ('scaling', relu), x, y, scaled, 3), [
-        emit.constants.offset(scale, 'scaling', lambda scale: np.stack([scale, shift], axis=1))]
+        emit.constants.offset(scale, 'scaling', lambda scale: np.stack([scale, shift], axis=1))
+    ]
 
 
 def normalization(emit: Emitter, x: Plane, y: Plane, n: int, k: float, alpha: float, beta: float) -> ir.Function:
@@ -383,7 +464,7 @@ def normalization(emit: Emitter, x: Plane, y: Plane, n: int, k: float, alpha: fl
 
     def normalized(value: ir.Value, c: ir.Value, address: ir.Value, _: ir.Value) -> ir.Value:
         half = n // 2
-        total = vector(0.)
+        total = vector(0.0)
         for d in range(-half, half + 1):
             # Where there is no such channel, the sample's own is read and not counted.
             other = emit.builder.add(c, integer(d))
@@ -391,9 +472,9 @@ def normalization(emit: Emitter, x: Plane, y: Plane, n: int, k: float, alpha: fl
             there = emit.builder.select(inside, emit.add(address, d * x.channel), address)
             neighbour = emit.load(there)
             square = emit.builder.fmul(neighbour, neighbour)
-            total = emit.builder.fadd(total, emit.builder.select(inside, square, vector(0.)))
+            total = emit.builder.fadd(total, emit.builder.select(inside, square, vector(0.0)))
         scale = emit.builder.fadd(emit.builder.fmul(total, vector(alpha)), vector(k))
-        if beta == .75:
+        if beta == 0.75:
             root = emit.square_root(scale)
             return emit.builder.fdiv(value, emit.builder.fmul(root, emit.square_root(root)))
         return emit.builder.fmul(value, emit.power(scale, vector(-beta)))
@@ -415,20 +496,22 @@ def shortcut(emit: Emitter, x: Plane, y: Plane) -> ir.Function:
                 emit.store(value, emit.add(emit.at(emit.at(place, c, y.channel), i, y.row), 4 * LANES * v))
 
         if zeros:
-            emit.loop(zeros, lambda c: emit.loop(y.height, lambda i: row(c, i, lambda *_: vector(0.))))
+            emit.loop(zeros, lambda c: emit.loop(y.height, lambda i: row(c, i, lambda *_: vector(0.0))))
 
         def pixels(c: ir.Value, i: ir.Value, v: int) -> ir.Value:
             source = emit.at(emit.add(x_address, x.start - zeros * x.channel), c, x.channel)
             return _strided(emit, emit.add(emit.at(source, i, stride * x.row), 4 * LANES * v * stride), stride)
 
-        emit.loop(x.channels, lambda c: emit.loop(y.height, lambda i: row(
-            emit.builder.add(c, integer(zeros)), i, pixels)))
+        emit.loop(
+            x.channels, lambda c: emit.loop(y.height, lambda i: row(emit.builder.add(c, integer(zeros)), i, pixels))
+        )
 
     return emit.function(('shortcut', x, y), 2, write)
 
 
-def linear(emit: Emitter, x: Plane, y: Plane, w: np.ndarray, b: np.ndarray,
-           relu: bool) -> tuple[ir.Function, list[int]]:
+def linear(
+    emit: Emitter, x: Plane, y: Plane, w: np.ndarray, b: np.ndarray, relu: bool
+) -> tuple[ir.Function, list[int]]:
     """A linear layer.
 
     Args:
@@ -445,7 +528,9 @@ def linear(emit: Emitter, x: Plane, y: Plane, w: np.ndarray, b: np.ndarray,
     kind = _FewOutputs if len(w) <= 12 and x.width >= LANES else _ManyOutputs
     kernel = kind(emit, x, y, len(w), relu)
     return emit.function(kernel[1:], 4, kernel.write), [
-        emit.constants.offset(w, ('linear', x), kernel.pack), emit.constants.offset(b, 'vectors', _whole_vectors)]
+        emit.constants.offset(w, ('linear', x), kernel.pack),
+        emit.constants.offset(b, 'vectors', _whole_vectors),
+    ]
 
 
 def _whole_vectors(b: np.ndarray) -> np.ndarray:
@@ -469,7 +554,7 @@ class _FewOutputs(NamedTuple):
     def pack(self, w: np.ndarray) -> np.ndarray:
         """Weights by row and vector, with an output's vector after the other's."""
         rows = np.zeros((self.outs, self.x.channels * self.x.height, self.vectors * LANES), np.float32)
-        rows[..., :self.x.width] = w.reshape(self.outs, -1, self.x.width)
+        rows[..., : self.x.width] = w.reshape(self.outs, -1, self.x.width)
         return rows.reshape(self.outs, -1, LANES).transpose(1, 0, 2)
 
     def write(self, x: ir.Value, y: ir.Value, weights: ir.Value, biases: ir.Value) -> None:
@@ -479,13 +564,16 @@ class _FewOutputs(NamedTuple):
         def channel(c: ir.Value, *sums: ir.Value) -> list[ir.Value]:
             source = emit.at(emit.add(x, self.x.start), c, self.x.channel)
             taps = emit.at(weights, c, size * self.x.height)
-            return emit.loop(self.x.height, lambda i, *sums: self._row(
-                emit.at(source, i, self.x.row), emit.at(taps, i, size), list(sums)), sums)
+            return emit.loop(
+                self.x.height,
+                lambda i, *sums: self._row(emit.at(source, i, self.x.row), emit.at(taps, i, size), list(sums)),
+                sums,
+            )
 
-        for o, total in enumerate(emit.loop(self.x.channels, channel, [vector(0.)] * self.outs)):
+        for o, total in enumerate(emit.loop(self.x.channels, channel, [vector(0.0)] * self.outs)):
             value = emit.builder.fadd(emit.sum_of_lanes(total), emit.load(emit.add(biases, 4 * o), REAL))
             if self.relu:
-                zero = ir.Constant(REAL, 0.)
+                zero = ir.Constant(REAL, 0.0)
                 value = emit.builder.select(emit.builder.fcmp_ordered('>', value, zero), value, zero)
             emit.store(value, emit.add(y, self.y.start + 4 * o))
 
@@ -493,7 +581,7 @@ class _FewOutputs(NamedTuple):
         emit = self.emit
         for v in range(self.vectors):
             # What lies beyond the row is not the row's, and may be anything.
-            value = emit.first_lanes(emit.load(emit.add(pixels, 4 * LANES * v)), self.x.width - LANES * v, 0.)
+            value = emit.first_lanes(emit.load(emit.add(pixels, 4 * LANES * v)), self.x.width - LANES * v, 0.0)
             for o in range(self.outs):
                 weight = emit.load(emit.add(taps, 4 * LANES * (v * self.outs + o)))
                 sums[o] = emit.multiply_add(value, weight, sums[o])
@@ -520,7 +608,7 @@ class _ManyOutputs(NamedTuple):
     def pack(self, w: np.ndarray) -> np.ndarray:
         """Weights by share and pixel, with a share's outputs side by side."""
         whole = np.zeros((self.inputs, -(-self.outs // LANES) * LANES), np.float32)
-        whole[:, :self.outs] = w.T
+        whole[:, : self.outs] = w.T
         ends = np.cumsum(self.shares()) * LANES
         return np.concatenate([part.ravel() for part in np.split(whole, ends[:-1], axis=1)])
 
@@ -529,21 +617,31 @@ class _ManyOutputs(NamedTuple):
         emit, first = self.emit, 0
         for share in self.shares():
             size = 4 * LANES * first
-            self._share(share, x, emit.add(y, self.y.start + size), emit.add(weights, self.inputs * size),
-                        emit.add(biases, size))
+            self._share(
+                share,
+                x,
+                emit.add(y, self.y.start + size),
+                emit.add(weights, self.inputs * size),
+                emit.add(biases, size),
+            )
             first += share
 
     def _share(self, share: int, x: ir.Value, y: ir.Value, weights: ir.Value, biases: ir.Value) -> None:
         emit, turns = self.emit, 4 if share <= 3 else 1
         size = 4 * LANES * share  # of a pixel's weights
         sums = [emit.load(emit.add(biases, 4 * LANES * v)) for v in range(share)]
-        sums += [vector(0.)] * (share * (turns - 1))
+        sums += [vector(0.0)] * (share * (turns - 1))
 
         def channel(c: ir.Value, *sums: ir.Value) -> list[ir.Value]:
             source = emit.at(emit.add(x, self.x.start), c, self.x.channel)
             taps = emit.at(weights, c, size * self.x.width * self.x.height)
-            return emit.loop(self.x.height, lambda i, *sums: self._row(
-                share, turns, emit.at(source, i, self.x.row), emit.at(taps, i, size * self.x.width), list(sums)), sums)
+            return emit.loop(
+                self.x.height,
+                lambda i, *sums: self._row(
+                    share, turns, emit.at(source, i, self.x.row), emit.at(taps, i, size * self.x.width), list(sums)
+                ),
+                sums,
+            )
 
         sums = emit.loop(self.x.channels, channel, sums)
         for v in range(share):
@@ -551,7 +649,7 @@ class _ManyOutputs(NamedTuple):
             for turn in range(1, turns):
                 total = emit.builder.fadd(total, sums[turn * share + v])
             if self.relu:
-                total = emit.maximum(total, vector(0.))
+                total = emit.maximum(total, vector(0.0))
             emit.store(total, emit.add(y, 4 * LANES * v))
 
     def _row(self, share: int, turns: int, pixels: ir.Value, taps: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
@@ -561,8 +659,13 @@ class _ManyOutputs(NamedTuple):
         def several(j: ir.Value, *sums: ir.Value) -> list[ir.Value]:
             result = list(sums)
             for turn in range(turns):
-                result = self._pixel(share, emit.add(emit.at(pixels, j, 4), 4 * turn),
-                                     emit.add(emit.at(taps, j, size), size * turn), turn, result)
+                result = self._pixel(
+                    share,
+                    emit.add(emit.at(pixels, j, 4), 4 * turn),
+                    emit.add(emit.at(taps, j, size), size * turn),
+                    turn,
+                    result,
+                )
             return result
 
         if whole:

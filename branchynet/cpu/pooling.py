@@ -1,4 +1,5 @@
 """Two-dimensional maximum and average pooling, by oneDNN."""
+
 from branchynet.cpu import onednn
 from branchynet.cpu.layout import (
     addresses_of,
@@ -26,16 +27,18 @@ class MaxPooling:
     """MaxPoolingND's method; its indexes are Chainer's, for Chainer's gradients of gradients and for users."""
 
     def forward_cpu(self, inputs, stock):
-        x, = inputs
+        """The method of this name, for arrays that the kernels take."""
+        (x,) = inputs
         if not (takes(x) and self.ndim == 2 and np.prod(self.ksize) <= _LARGEST_WINDOW):
             return stock(self, inputs)
         y_shape = x.shape[:2] + tuple(
             get_conv_outsize(size, k, s, p, self.cover_all)
-            for size, k, s, p in zip(x.shape[2:], self.ksize, self.stride, self.pad))
+            for size, k, s, p in zip(x.shape[2:], self.ksize, self.stride, self.pad)
+        )
         geometry = self.ksize, self.stride, self.pad
         if min(y_shape) <= 0 or not covers(x.shape, y_shape, *geometry):
             return stock(self, inputs)
-        x, = dense(x)
+        (x,) = dense(x)
         if _is_slow(onednn.POOLING_MAX, x.shape, form_of(x), y_shape, *geometry):
             return stock(self, inputs)
         self._in_shape, self._in_dtype = x.shape, x.dtype
@@ -43,7 +46,7 @@ class MaxPooling:
         if small_indexes is None:
             return stock(self, inputs)
         self._small_indexes = small_indexes
-        return y,
+        return (y,)
 
 
 def indexes_on_demand(function, name):
@@ -58,45 +61,52 @@ class MaxPoolingGradient:
     """MaxPoolingNDGrad's method."""
 
     def forward_cpu(self, inputs, stock):
-        gy, = inputs
+        """The method of this name, for arrays that the kernels take."""
+        (gy,) = inputs
         function = self.func
         if not (takes(gy) and hasattr(function, '_small_indexes')):
             return stock(self, inputs)
-        gy, = dense(gy)
-        return max_pooling_gx(
-            gy, function._small_indexes, function.ksize, function.stride, function.pad, function._in_shape),
+        (gy,) = dense(gy)
+        return (
+            max_pooling_gx(
+                gy, function._small_indexes, function.ksize, function.stride, function.pad, function._in_shape
+            ),
+        )
 
 
 class AveragePooling:
     """AveragePooling2D's method."""
 
     def forward_cpu(self, inputs, stock):
-        x, = inputs
+        """The method of this name, for arrays that the kernels take."""
+        (x,) = inputs
         if not takes(x):
             return stock(self, inputs)
         y_shape = x.shape[:2] + tuple(
             get_conv_outsize(size, k, s, p)
-            for size, k, s, p in zip(x.shape[2:], (self.kh, self.kw), (self.sy, self.sx), (self.ph, self.pw)))
+            for size, k, s, p in zip(x.shape[2:], (self.kh, self.kw), (self.sy, self.sx), (self.ph, self.pw))
+        )
         geometry = _windows(self)
         if min(y_shape) <= 0 or not covers(x.shape, y_shape, *geometry):
             return stock(self, inputs)
-        x, = dense(x)
+        (x,) = dense(x)
         if _is_slow(onednn.POOLING_AVERAGE_INCLUDE_PADDING, x.shape, form_of(x), y_shape, *geometry):
             return stock(self, inputs)
         self._in_shape, self._in_dtype = x.shape, x.dtype
-        return average_pooling(x, y_shape, *geometry),
+        return (average_pooling(x, y_shape, *geometry),)
 
 
 class AveragePoolingGradient:
     """AveragePooling2DGrad's method."""
 
     def forward_cpu(self, inputs, stock):
-        gy, = inputs
+        """The method of this name, for arrays that the kernels take."""
+        (gy,) = inputs
         geometry = _windows(self)
         if not (takes(gy) and gy.shape[1] >= _FEWEST_CHANNELS and covers(self._in_shape, gy.shape, *geometry)):
             return stock(self, inputs)
-        gy, = dense(gy)
-        return average_pooling_gx(gy, *geometry, self._in_shape),
+        (gy,) = dense(gy)
+        return (average_pooling_gx(gy, *geometry, self._in_shape),)
 
 
 def _windows(function):
@@ -106,8 +116,18 @@ def _windows(function):
 
 def _descriptor_of_y(algorithm, x_shape, form, y_shape, kernel, stride, pad):
     strides, dilation, before, behind = geometry_of(x_shape, kernel, y_shape, stride, pad)
-    return create_descriptor('pooling_forward', onednn.FORWARD_TRAINING, algorithm, describe(x_shape, form),
-                             describe(y_shape, form), strides, integers(kernel), dilation, before, behind)
+    return create_descriptor(
+        'pooling_forward',
+        onednn.FORWARD_TRAINING,
+        algorithm,
+        describe(x_shape, form),
+        describe(y_shape, form),
+        strides,
+        integers(kernel),
+        dilation,
+        before,
+        behind,
+    )
 
 
 @cached
@@ -119,9 +139,11 @@ def _pooling(algorithm, x_shape, form, y_shape, y_form, kernel, stride, pad):
     workspace = {WORKSPACE: None} if algorithm == onednn.POOLING_MAX else {}
     forward = onednn.Primitive(hint, {SRC: formats[0], DST: formats[1], **workspace})
     descriptor = create_descriptor(
-        'pooling_backward', algorithm, *formats, strides, integers(kernel), dilation, before, behind, hint)
+        'pooling_backward', algorithm, *formats, strides, integers(kernel), dilation, before, behind, hint
+    )
     return forward, onednn.Primitive(
-        descriptor, {DIFF_SRC: formats[0], DIFF_DST: describe(y_shape, y_form), **workspace})
+        descriptor, {DIFF_SRC: formats[0], DIFF_DST: describe(y_shape, y_form), **workspace}
+    )
 
 
 @cached
@@ -129,13 +151,14 @@ def _is_slow(algorithm, x_shape, form, y_shape, kernel, stride, pad):
     """Whether stock Chainer is faster: oneDNN would use no vectors, or leave most of them empty."""
     descriptor = _descriptor_of_y(algorithm, x_shape, form, y_shape, kernel, stride, pad)
     is_plain = onednn.implementation(descriptor).startswith(('simple', 'ref'))
-    return x_shape[1] < _FEWEST_CHANNELS or is_plain and kernel != (1, 1)
+    return x_shape[1] < _FEWEST_CHANNELS or (is_plain and kernel != (1, 1))
 
 
 def covers(x_shape, y_shape, kernel, stride, pad):
     """Whether every window has pixels in it: Chainer's maximum of padding alone is -inf, oneDNN's is not."""
-    return all(0 <= p < k and (n - 1) * s - p < size for size, n, k, s, p in zip(
-        x_shape[2:], y_shape[2:], kernel, stride, pad))
+    return all(
+        0 <= p < k and (n - 1) * s - p < size for size, n, k, s, p in zip(x_shape[2:], y_shape[2:], kernel, stride, pad)
+    )
 
 
 def max_pooling(x, y_shape, kernel, stride, pad):
@@ -148,8 +171,9 @@ def max_pooling(x, y_shape, kernel, stride, pad):
     indexes = np.empty_like(y, np.uint8)
     parts = image_blocks(x, y)
     ordinary = [True] * len(parts)
-    is_padded = any(p or (n - 1) * s + k - p > size for n, s, k, p, size in zip(
-        y_shape[2:], stride, kernel, pad, x.shape[2:]))
+    is_padded = any(
+        p or (n - 1) * s + k - p > size for n, s, k, p, size in zip(y_shape[2:], stride, kernel, pad, x.shape[2:])
+    )
     xs, ys, workspaces = (addresses_of(array, parts) for array in (x, y, indexes))
 
     def task(i):
@@ -179,8 +203,7 @@ def average_pooling(x, y_shape, kernel, stride, pad):
     xs, ys = addresses_of(x, parts), addresses_of(y, parts)
 
     def task(i):
-        forward, _ = _pooling_of(
-            onednn.POOLING_AVERAGE_INCLUDE_PADDING, x[parts[i]], y[parts[i]], kernel, stride, pad)
+        forward, _ = _pooling_of(onednn.POOLING_AVERAGE_INCLUDE_PADDING, x[parts[i]], y[parts[i]], kernel, stride, pad)
         forward({SRC: xs[i], DST: ys[i]})
 
     run_primitives(task, len(parts))
@@ -189,8 +212,7 @@ def average_pooling(x, y_shape, kernel, stride, pad):
 
 def average_pooling_gx(gy, kernel, stride, pad, x_shape):
     """Gradient of x."""
-    return _pooling_gx(
-        onednn.POOLING_AVERAGE_INCLUDE_PADDING, gy, channels_last(x_shape), kernel, stride, pad, None)
+    return _pooling_gx(onednn.POOLING_AVERAGE_INCLUDE_PADDING, gy, channels_last(x_shape), kernel, stride, pad, None)
 
 
 def _pooling_gx(algorithm, gy, gx, kernel, stride, pad, indexes):

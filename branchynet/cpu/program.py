@@ -1,21 +1,23 @@
 """Links compiled for inference: no graph, batch normalisation folded, ReLU fused, all buffers preallocated."""
+
 from __future__ import annotations
 
 import inspect
 import threading
-from typing import Any, Callable, Iterable, Optional, Sequence
-
-import chainer
-import chainer.functions as F
-import chainer.links as L
-from chainer.utils.conv import get_conv_outsize
-import numpy as np
+from collections.abc import Iterable, Sequence
+from typing import Any, Callable, Optional
 
 from branchynet.cpu import onednn
 from branchynet.cpu.onednn import ANY, BIAS, DST, MATRIX, NCHW, SRC, VECTOR, WEIGHTS, describe, integers
 from branchynet.cpu.pooling import covers
 from branchynet.links.links import FL, SL, shortcut
 from branchynet.links.resnet import ResBlock
+
+import chainer
+import chainer.functions as F
+import chainer.links as L
+import numpy as np
+from chainer.utils.conv import get_conv_outsize
 
 
 class Packed:
@@ -133,21 +135,34 @@ class Program:
 
     # Steps
 
-    def _convolution(self, link: L.Convolution2D, norm: Optional[L.BatchNormalization], relu: bool,
-                     onto: Optional[_Value] = None) -> None:
+    def _convolution(
+        self, link: L.Convolution2D, norm: Optional[L.BatchNormalization], relu: bool, onto: Optional[_Value] = None
+    ) -> None:
         """A convolution and the normalisation behind it, if any, added to the value ``onto``, if any."""
         value = self._value
         w, b = _folded(link, norm)
         y_shape = _output_shape(value.shape, w.shape, link.stride, link.pad)
-        behind = [(n - 1) * s + k - size - p for n, s, k, size, p in zip(
-            y_shape[2:], link.stride, w.shape[2:], value.shape[2:], link.pad)]
+        behind = [
+            (n - 1) * s + k - size - p
+            for n, s, k, size, p in zip(y_shape[2:], link.stride, w.shape[2:], value.shape[2:], link.pad)
+        ]
         descriptor = onednn.create_descriptor(
-            'convolution_forward', onednn.FORWARD_INFERENCE, onednn.CONVOLUTION_DIRECT,
-            describe(value.shape, ANY), describe(w.shape, ANY), describe(b.shape, VECTOR), describe(y_shape, ANY),
-            integers(link.stride), integers((0, 0)), integers(link.pad), integers(behind),
-            attribute=onednn.attribute(add=onto is not None, relu=relu))
-        primitive = onednn.Primitive(descriptor, {
-            SRC: None, WEIGHTS: describe(w.shape, NCHW), BIAS: describe(b.shape, VECTOR), DST: None})
+            'convolution_forward',
+            onednn.FORWARD_INFERENCE,
+            onednn.CONVOLUTION_DIRECT,
+            describe(value.shape, ANY),
+            describe(w.shape, ANY),
+            describe(b.shape, VECTOR),
+            describe(y_shape, ANY),
+            integers(link.stride),
+            integers((0, 0)),
+            integers(link.pad),
+            integers(behind),
+            attribute=onednn.attribute(add=onto is not None, relu=relu),
+        )
+        primitive = onednn.Primitive(
+            descriptor, {SRC: None, WEIGHTS: describe(w.shape, NCHW), BIAS: describe(b.shape, VECTOR), DST: None}
+        )
         y = self._new(y_shape, primitive.format(DST))
         if onto is not None:
             self._copy(onto, y)
@@ -163,13 +178,21 @@ class Program:
         value = self._value
         w = np.ascontiguousarray(link.W.array)
         b = np.zeros(len(w), np.float32) if link.b is None else link.b.array.copy()
-        w = w.reshape((len(w),) + value.shape[1:])
+        w = w.reshape((len(w), *value.shape[1:]))
         y_shape = (value.shape[0], len(w))
         descriptor = onednn.create_descriptor(
-            'inner_product_forward', onednn.FORWARD_INFERENCE, value.format, describe(w.shape, ANY),
-            describe(b.shape, VECTOR), describe(y_shape, MATRIX), attribute=onednn.attribute(relu=relu))
-        primitive = onednn.Primitive(descriptor, {
-            SRC: None, WEIGHTS: describe(w.shape, _plain_tag(w.shape)), BIAS: describe(b.shape, VECTOR), DST: None})
+            'inner_product_forward',
+            onednn.FORWARD_INFERENCE,
+            value.format,
+            describe(w.shape, ANY),
+            describe(b.shape, VECTOR),
+            describe(y_shape, MATRIX),
+            attribute=onednn.attribute(relu=relu),
+        )
+        primitive = onednn.Primitive(
+            descriptor,
+            {SRC: None, WEIGHTS: describe(w.shape, _plain_tag(w.shape)), BIAS: describe(b.shape, VECTOR), DST: None},
+        )
         y = self._new(y_shape, primitive.format(DST))
         packed = self._packed.get((id(link), w.shape), primitive, lambda: w)
         self._execute(primitive, {SRC: value.array, WEIGHTS: packed, BIAS: b, DST: y.array})
@@ -189,37 +212,66 @@ class Program:
     def _relu(self) -> None:
         value = self._value
         descriptor = onednn.create_descriptor(
-            'eltwise_forward', onednn.FORWARD_INFERENCE, onednn.RELU, value.format, value.format,
-            onednn.real(0), onednn.real(0))
+            'eltwise_forward',
+            onednn.FORWARD_INFERENCE,
+            onednn.RELU,
+            value.format,
+            value.format,
+            onednn.real(0),
+            onednn.real(0),
+        )
         y = self._new(value.shape, value.format)
         self._execute(onednn.Primitive(descriptor, {SRC: None, DST: None}), {SRC: value.array, DST: y.array})
         self._value = y
 
     def _max_pooling(self, ksize: Any, stride: Any, pad: Any, cover_all: bool, return_indices: bool) -> None:
-        self._pooling(onednn.POOLING_MAX, ksize, stride, pad, cover_all,
-                      lambda x: F.max_pooling_2d(x, ksize, stride, pad, cover_all))
+        self._pooling(
+            onednn.POOLING_MAX,
+            ksize,
+            stride,
+            pad,
+            cover_all,
+            lambda x: F.max_pooling_2d(x, ksize, stride, pad, cover_all),
+        )
 
     def _average_pooling(self, ksize: Any, stride: Any, pad: Any) -> None:
-        self._pooling(onednn.POOLING_AVERAGE_INCLUDE_PADDING, ksize, stride, pad, False,
-                      lambda x: F.average_pooling_2d(x, ksize, stride, pad))
+        self._pooling(
+            onednn.POOLING_AVERAGE_INCLUDE_PADDING,
+            ksize,
+            stride,
+            pad,
+            False,
+            lambda x: F.average_pooling_2d(x, ksize, stride, pad),
+        )
 
-    def _pooling(self, algorithm: int, ksize: Any, stride: Any, pad: Any, cover_all: bool,
-                 otherwise: Callable[[np.ndarray], Any]) -> None:
+    def _pooling(
+        self, algorithm: int, ksize: Any, stride: Any, pad: Any, cover_all: bool, otherwise: Callable[[np.ndarray], Any]
+    ) -> None:
         """A pooling; if a window lies in the padding alone, ``otherwise``, Chainer's own."""
         value = self._value
         ksize, pad = _pair(ksize), _pair(pad)
         stride = ksize if stride is None else _pair(stride)
         y_shape = value.shape[:2] + tuple(
-            get_conv_outsize(size, k, s, p, cover_all)
-            for size, k, s, p in zip(value.shape[2:], ksize, stride, pad))
+            get_conv_outsize(size, k, s, p, cover_all) for size, k, s, p in zip(value.shape[2:], ksize, stride, pad)
+        )
         if not covers(value.shape, y_shape, ksize, stride, pad):
             self._apply(otherwise)
             return
-        behind = [(n - 1) * s + k - size - p for n, s, k, size, p in zip(
-            y_shape[2:], stride, ksize, value.shape[2:], pad)]
+        behind = [
+            (n - 1) * s + k - size - p for n, s, k, size, p in zip(y_shape[2:], stride, ksize, value.shape[2:], pad)
+        ]
         descriptor = onednn.create_descriptor(
-            'pooling_forward', onednn.FORWARD_INFERENCE, algorithm, value.format, describe(y_shape, ANY),
-            integers(stride), integers(ksize), integers((0, 0)), integers(pad), integers(behind))
+            'pooling_forward',
+            onednn.FORWARD_INFERENCE,
+            algorithm,
+            value.format,
+            describe(y_shape, ANY),
+            integers(stride),
+            integers(ksize),
+            integers((0, 0)),
+            integers(pad),
+            integers(behind),
+        )
         primitive = onednn.Primitive(descriptor, {SRC: None, DST: None})
         y = self._new(y_shape, primitive.format(DST))
         self._execute(primitive, {SRC: value.array, DST: y.array})
@@ -238,8 +290,9 @@ class Program:
 
         y = call()
         if not isinstance(y, np.ndarray):
-            raise ValueError(f'{_name(function)} returns a {type(y).__name__}: expected an array, or the net cannot be '
-                             'compiled')
+            raise ValueError(
+                f'{_name(function)} returns a {type(y).__name__}: expected an array, or the net cannot be compiled'
+            )
         y = np.ascontiguousarray(y)
         self._value = _Value(y.shape, y)
         self._steps.append(lambda: np.copyto(y, call()))
@@ -326,14 +379,19 @@ def _is_plain_convolution(link: Any) -> bool:
 
 def _is_plain_norm(link: Any, convolution: L.Convolution2D) -> bool:
     """Whether a link is a batch normalisation per channel of the convolution before it."""
-    return _is_exactly(link, L.BatchNormalization) and link.axis in (None, (0, 2, 3)) and link.avg_mean is not None and (
-        link.avg_mean.shape == convolution.W.shape[:1])
+    return (
+        _is_exactly(link, L.BatchNormalization)
+        and link.axis in (None, (0, 2, 3))
+        and link.avg_mean is not None
+        and (link.avg_mean.shape == convolution.W.shape[:1])
+    )
 
 
 def _is_plain_block(link: Any) -> bool:
     return _is_exactly(link, ResBlock) and all(
         _is_plain_convolution(conv) and _is_plain_norm(norm, conv)
-        for conv, norm in ((link.conv1, link.bn1), (link.conv2, link.bn2)))
+        for conv, norm in ((link.conv1, link.bn1), (link.conv2, link.bn2))
+    )
 
 
 def _folded(convolution: L.Convolution2D, norm: Optional[L.BatchNormalization]) -> tuple[np.ndarray, np.ndarray]:
@@ -349,8 +407,11 @@ def _folded(convolution: L.Convolution2D, norm: Optional[L.BatchNormalization]) 
 
 
 def _output_shape(x_shape: tuple, w_shape: tuple, stride: tuple, pad: tuple) -> tuple:
-    return (x_shape[0], w_shape[0]) + tuple(
-        get_conv_outsize(size, k, s, p) for size, k, s, p in zip(x_shape[2:], w_shape[2:], stride, pad))
+    return (
+        x_shape[0],
+        w_shape[0],
+        *tuple(get_conv_outsize(size, k, s, p) for size, k, s, p in zip(x_shape[2:], w_shape[2:], stride, pad)),
+    )
 
 
 def _pair(value: Any) -> tuple:

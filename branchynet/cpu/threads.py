@@ -1,4 +1,5 @@
 """The threads that share blocks of work, and their scratch memory."""
+
 import contextlib
 import math
 import os
@@ -36,7 +37,7 @@ def set_num_threads(count):
 
 def _checked(count):
     if not str(count).isdecimal() or int(count) < 1:
-        raise ValueError('number of threads is %s: expected 1 or more' % count)
+        raise ValueError(f'number of threads is {count}: expected 1 or more')
     return int(count)
 
 
@@ -44,7 +45,9 @@ def run(task, count, around=contextlib.nullcontext):
     """Calls ``task(i)`` for i in range(count), shared among the threads; returns when all are done.
 
     Args:
-        around: makes the context in which a thread does its share.
+        task: Called with every number.
+        count: How many numbers.
+        around: Makes the context in which a thread does its share.
 
     Raises:
         What a task raised (the first of them), once no thread works on them any more.
@@ -127,7 +130,7 @@ def _buffer(slot, size):
         buffers = _local.buffers = {}
     if slot not in buffers or len(buffers[slot][0]) < size:
         memory = np.empty(size + _ALIGNMENT, np.uint8)
-        aligned = memory[-memory.ctypes.data % _ALIGNMENT:][:size]
+        aligned = memory[-memory.ctypes.data % _ALIGNMENT :][:size]
         buffers[slot] = aligned, aligned.ctypes.data
     return buffers[slot]
 

@@ -1,4 +1,5 @@
 """A linear layer in which most weights stay zero."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -34,8 +35,15 @@ class DenseSparseLinear(chainer.Link):
         ValueError: The sparseness is outside [0, 1).
     """
 
-    def __init__(self, in_size: int, out_size: int, sparseness: float = .99, nobias: bool = False,
-                 initialW: Any = None, initial_bias: Any = None) -> None:
+    def __init__(
+        self,
+        in_size: int,
+        out_size: int,
+        sparseness: float = 0.99,
+        nobias: bool = False,
+        initialW: Any = None,
+        initial_bias: Any = None,
+    ) -> None:
         super().__init__()
         kept = draw_kept(in_size * out_size, sparseness)
         with self.init_scope():

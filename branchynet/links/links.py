@@ -1,4 +1,5 @@
 """The links of a network's list: functions as links, branches, and the chains that are built from them."""
+
 from __future__ import annotations
 
 import math
@@ -66,7 +67,7 @@ class Branch(chainer.ChainList):
         ValueError: The weight is NaN, infinite or negative.
     """
 
-    def __init__(self, links: Sequence[chainer.Link], weight: float = 1.) -> None:
+    def __init__(self, links: Sequence[chainer.Link], weight: float = 1.0) -> None:
         check_links('links', links)
         check_number('weight', weight)
         super().__init__(*links)
@@ -87,7 +88,7 @@ def check_number(name: str, value: Any, below: float = math.inf) -> None:
     """
     if not isinstance(value, Real):
         raise TypeError(f'{name} is {value!r}: expected a number')
-    if not 0 <= value < below:
+    if not 0 <= float(value) < below:
         limit = f'less than {below}' if below < math.inf else 'finite'
         raise ValueError(f'{name} is {value}: expected 0 or more, and {limit}')
 
@@ -121,7 +122,7 @@ class Net(chainer.ChainList):
         endi: In an exit's net, index of the first of the exit's own links, ``net[endi:]``.
     """
 
-    def __init__(self, weight: float = 1.) -> None:
+    def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
         self.weight = weight
         self.starti = 0
@@ -147,8 +148,9 @@ class Net(chainer.ChainList):
                 x = _call(link, i, x)
         return x
 
-    def train(self, x: Any, t: Any, starti: int = 0, endi: int | None = None) -> tuple[chainer.Variable,
-                                                                                       chainer.Variable]:
+    def train(
+        self, x: Any, t: Any, starti: int = 0, endi: int | None = None
+    ) -> tuple[chainer.Variable, chainer.Variable]:
         """Loss and accuracy in training mode.
 
         Args:
@@ -175,8 +177,9 @@ def _call(link: chainer.Link, i: int, x: Any) -> Any:
         return link(x)
     except (InvalidType, AssertionError) as e:  # Chainer asserts that an output has pixels
         why = f'expected {e.expect}, got {e.actual}' if isinstance(e, InvalidType) else e
-        raise ValueError(f'link {i} ({type(link).__name__}) cannot take an array of shape {x.shape} and dtype '
-                         f'{x.dtype}: {why}') from e
+        raise ValueError(
+            f'link {i} ({type(link).__name__}) cannot take an array of shape {x.shape} and dtype {x.dtype}: {why}'
+        ) from e
 
 
 class X(chainer.ChainList):
@@ -190,7 +193,7 @@ class X(chainer.ChainList):
 
     def __init__(self, links: Sequence[chainer.Link]) -> None:
         super().__init__(*links)
-        self.set_weights([1., 1.])
+        self.set_weights([1.0, 1.0])
 
     def set_weights(self, weights: Sequence[float]) -> None:
         """Sets the two weights, of f(x) and of x; both are 1 at first."""

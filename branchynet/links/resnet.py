@@ -1,4 +1,5 @@
 """Residual blocks (He et al., 2016) as the original builds them."""
+
 from __future__ import annotations
 
 import copy
@@ -12,11 +13,12 @@ import chainer.links as L
 from chainer.initializers import LeCunNormal
 
 # Chainer 1's wscale=sqrt(2) multiplied the standard deviation by its square root.
-_SCALE = 2 ** 0.25
+_SCALE = 2**0.25
 
 
-def conv(in_size: int, out_size: int, ksize: int, stride: int = 1, pad: int = 0,
-         nobias: bool = False) -> L.Convolution2D:
+def conv(
+    in_size: int, out_size: int, ksize: int, stride: int = 1, pad: int = 0, nobias: bool = False
+) -> L.Convolution2D:
     """Convolution2D with the original's initial weights for residual networks; for the arguments see there."""
     return L.Convolution2D(in_size, out_size, ksize, stride, pad, nobias=nobias, initialW=LeCunNormal(_SCALE))
 

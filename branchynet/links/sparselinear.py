@@ -1,4 +1,5 @@
 """A linear layer that stores only few weights: the others are always zero."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -38,8 +39,15 @@ class SparseLinear(chainer.Link):
         ValueError: The sparseness is outside [0, 1).
     """
 
-    def __init__(self, in_size: int, out_size: int, sparseness: float = .99, nobias: bool = False,
-                 initialW: Any = None, initial_bias: Any = None) -> None:
+    def __init__(
+        self,
+        in_size: int,
+        out_size: int,
+        sparseness: float = 0.99,
+        nobias: bool = False,
+        initialW: Any = None,
+        initial_bias: Any = None,
+    ) -> None:
         super().__init__()
         self.in_size = in_size
         self.out_size = out_size
@@ -54,7 +62,7 @@ class SparseLinear(chainer.Link):
 
     def forward(self, x: Any) -> chainer.Variable:
         """Variable (B, out_size) for x (B, ...), flattened to (B, in_size)."""
-        W, = _Scatter(self._positions(), (self.out_size, self.in_size)).apply((self.W,))
+        (W,) = _Scatter(self._positions(), (self.out_size, self.in_size)).apply((self.W,))
         return F.linear(x, W, self.b)
 
     def _positions(self) -> Any:
@@ -104,10 +112,10 @@ class _Scatter(chainer.FunctionNode):
         self.shape = shape
 
     def forward(self, inputs: tuple) -> tuple:
-        values, = inputs
+        (values,) = inputs
         matrix = get_array_module(values).zeros(self.shape, values.dtype)
         matrix.reshape(-1)[self.positions] = values
-        return matrix,
+        return (matrix,)
 
     def backward(self, indexes: tuple[int, ...], grad_outputs: tuple) -> tuple:
         return _Gather(self.positions, self.shape).apply(grad_outputs)
@@ -121,7 +129,7 @@ class _Gather(chainer.FunctionNode):
         self.shape = shape
 
     def forward(self, inputs: tuple) -> tuple:
-        return inputs[0].reshape(-1)[self.positions],
+        return (inputs[0].reshape(-1)[self.positions],)
 
     def backward(self, indexes: tuple[int, ...], grad_outputs: tuple) -> tuple:
         return _Scatter(self.positions, self.shape).apply(grad_outputs)

@@ -1,15 +1,8 @@
 """The native cascade against Chainer, link by link and as a whole."""
+
 import threading
 
 from branchynet import _chainer  # noqa: F401
-import chainer
-import chainer.functions as F
-import chainer.links as L
-from chainer.link_hooks import TimerHook
-from hypothesis import given, settings, strategies as st
-import numpy as np
-import pytest
-
 from branchynet.cpu.cascade import Cascade, NotCovered, NotFinite
 from branchynet.functions import entropy
 from branchynet.links.links import FL, SL, Branch
@@ -17,12 +10,23 @@ from branchynet.links.resnet import ResBlock
 from branchynet.net import BranchyNet
 from branchynet.networks import alex_cifar10, lenet_mnist
 
+import chainer
+import chainer.functions as F
+import chainer.links as L
+import numpy as np
+import pytest
+from chainer.link_hooks import TimerHook
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 
 def rule_of(thresholds):
     """The exit rule for the scores (E, C) of one sample."""
+
     def rule(scores):
         leaves = entropy(F.softmax(scores).array)[:-1] < np.float32(thresholds)
         return int(np.append(leaves, True).argmax())
+
     return rule
 
 
@@ -40,9 +44,16 @@ def net_of(*links, classes=3, shape=(2, 9, 8)):
     """An exit behind the links, and another behind a convolution more."""
     rng = np.random.RandomState(0)
     with chainer.using_config('dtype', np.float32):
-        net = BranchyNet([
-            L.Convolution2D(shape[0], 6, 3, pad=1), *links, Branch([FL(F.relu), L.Linear(None, classes)]),
-            FL(F.relu), L.Convolution2D(None, 7, 3, pad=1), Branch([L.Linear(None, classes)])])
+        net = BranchyNet(
+            [
+                L.Convolution2D(shape[0], 6, 3, pad=1),
+                *links,
+                Branch([FL(F.relu), L.Linear(None, classes)]),
+                FL(F.relu),
+                L.Convolution2D(None, 7, 3, pad=1),
+                Branch([L.Linear(None, classes)]),
+            ]
+        )
     x = rng.randn(5, *shape).astype(np.float32)
     scores_of(net, x)  # which gives the links their sizes
     net.main(x)
@@ -57,7 +68,7 @@ def check(net, x):
     scores, released, whole = cascade.record(x)
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
     # What an exit shares with the next stage is that stage's on the clock of the trunk.
-    assert (0 < released).all() and (released.cumsum(axis=0) <= whole.cumsum(axis=0) + 1e-12).all()
+    assert (released > 0).all() and (released.cumsum(axis=0) <= whole.cumsum(axis=0) + 1e-12).all()
     with chainer.using_config('train', False):
         main = net.main(x).array
     np.testing.assert_allclose(cascade.main(x), main, rtol=1e-4, atol=1e-5 * np.abs(main).max())
@@ -73,8 +84,13 @@ def test_convolutions(data):
     pad = draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))
     size = [draw(st.integers(max(1, k - 2 * p), 26)) for k, p in zip(kernel, pad)]
     channels, outs = draw(st.integers(1, 9)), draw(st.integers(1, 27))
-    check(*net_of(FL(F.relu), L.Convolution2D(6, outs, kernel, stride, pad, nobias=draw(st.booleans())),
-                  shape=(channels, *size)))
+    check(
+        *net_of(
+            FL(F.relu),
+            L.Convolution2D(6, outs, kernel, stride, pad, nobias=draw(st.booleans())),
+            shape=(channels, *size),
+        )
+    )
 
 
 @settings(max_examples=15, deadline=None)
@@ -97,18 +113,22 @@ def test_poolings(data):
         assert 'windows lie in the padding' in str(e)
 
 
-@pytest.mark.parametrize('links', [
-    [L.BatchNormalization(6)],
-    [FL(F.relu), L.BatchNormalization(6), FL(F.relu)],
-    [FL(F.local_response_normalization, n=3, alpha=5e-5, beta=.75, k=2)],
-    [FL(F.relu), FL(F.local_response_normalization, n=5, alpha=.1, beta=.6, k=1.5)],
-    [ResBlock(6, 6)],
-    [ResBlock(6, 11, 2), ResBlock(11, 11)],
-    [ResBlock(6, 8)],
-    [SL(FL(F.dropout)), SL(FL(F.dropout), FL(F.relu)), FL(F.dropout, .3)],
-    [FL(F.max_pooling_2d, 2, 2), FL(F.relu), FL(F.max_pooling_2d, 3, 2)],
-    [L.Linear(None, 30), FL(F.relu), FL(F.dropout), L.Linear(30, 200)],
-], ids=lambda links: ' '.join(getattr(link, 'fn', link).__class__.__name__ for link in links))
+@pytest.mark.parametrize(
+    'links',
+    [
+        [L.BatchNormalization(6)],
+        [FL(F.relu), L.BatchNormalization(6), FL(F.relu)],
+        [FL(F.local_response_normalization, n=3, alpha=5e-5, beta=0.75, k=2)],
+        [FL(F.relu), FL(F.local_response_normalization, n=5, alpha=0.1, beta=0.6, k=1.5)],
+        [ResBlock(6, 6)],
+        [ResBlock(6, 11, 2), ResBlock(11, 11)],
+        [ResBlock(6, 8)],
+        [SL(FL(F.dropout)), SL(FL(F.dropout), FL(F.relu)), FL(F.dropout, 0.3)],
+        [FL(F.max_pooling_2d, 2, 2), FL(F.relu), FL(F.max_pooling_2d, 3, 2)],
+        [L.Linear(None, 30), FL(F.relu), FL(F.dropout), L.Linear(30, 200)],
+    ],
+    ids=lambda links: ' '.join(getattr(link, 'fn', link).__class__.__name__ for link in links),
+)
 def test_other_links(links):
     if any(isinstance(link, L.Linear) for link in links):
         net = BranchyNet([L.Convolution2D(2, 6, 3), Branch([L.Linear(None, 3)]), *links, Branch([L.Linear(200, 3)])])
@@ -119,7 +139,7 @@ def test_other_links(links):
     for link in net.links():
         if isinstance(link, L.BatchNormalization):
             link.avg_mean[...] = np.random.RandomState(1).randn(link.avg_mean.size)
-            link.avg_var[...] = np.random.RandomState(2).rand(link.avg_var.size) + .5
+            link.avg_var[...] = np.random.RandomState(2).rand(link.avg_var.size) + 0.5
     check(net, x)
 
 
@@ -131,8 +151,10 @@ def test_every_width_of_rows(width):
 def published():
     np.random.seed(3)
     lenet, alexnet = lenet_mnist.get_network(), alex_cifar10.get_network()
-    return [(lenet, np.random.rand(40, 1, 28, 28).astype(np.float32)),
-            (alexnet, np.random.randn(20, 3, 32, 32).astype(np.float32))]
+    return [
+        (lenet, np.random.rand(40, 1, 28, 28).astype(np.float32)),
+        (alexnet, np.random.randn(20, 3, 32, 32).astype(np.float32)),
+    ]
 
 
 @pytest.mark.parametrize('number', range(2))
@@ -145,15 +167,17 @@ def test_early_exit_is_the_nets_also_at_recorded_entropies(number):
         for step in -1, 0, 1:
             at = near[:, place]
             thresholds = np.nextafter(at, np.float32(step * np.inf)) if step else at
-            expected = np.append(entropies[:-1] < thresholds[:, None], np.ones((1, len(x)), bool), axis=0).argmax(axis=0)
+            expected = np.append(entropies[:-1] < thresholds[:, None], np.ones((1, len(x)), bool), axis=0).argmax(
+                axis=0
+            )
             result = cascade.leave(x, thresholds, rule_of(thresholds))
             assert result.exit.tolist() == expected.tolist()
             assert (result.score == scores[expected, range(len(x))]).all()
             assert (result.label == result.score.argmax(axis=1)).all()
             for i in range(0, len(x), 7):
-                label, k, seconds = cascade.leave_one(x[i:i + 1], thresholds, rule_of(thresholds))
+                label, k, seconds = cascade.leave_one(x[i : i + 1], thresholds, rule_of(thresholds))
                 assert (label, k) == (result.label[i], expected[i]) and seconds > 0
-                assert cascade.main_one(x[i:i + 1]) == cascade.main(x)[i].argmax()
+                assert cascade.main_one(x[i : i + 1]) == cascade.main(x)[i].argmax()
 
 
 def test_a_sample_is_the_same_bits_in_every_batch_and_thread():
@@ -181,7 +205,7 @@ def test_a_sample_is_the_same_bits_in_every_batch_and_thread():
 def test_later_stages_do_not_run():
     net, x = published()[1]
     cascade = compiled(net, x.shape[1:])
-    everything, nothing = (cascade.leave(x, [t] * 2, rule_of([t] * 2)) for t in (np.inf, 0.))
+    everything, nothing = (cascade.leave(x, [t] * 2, rule_of([t] * 2)) for t in (np.inf, 0.0))
     assert (everything.exit == 0).all() and (nothing.exit == 2).all()
     assert everything.seconds < nothing.seconds
 
@@ -191,11 +215,11 @@ def test_a_sample_that_is_not_finite(value):
     net, x = published()[0]
     cascade = compiled(net, x.shape[1:])
     x[3, 0, 27, 27] = value
-    for call in (lambda x: cascade.leave(x, [.5], rule_of([.5])), cascade.record, cascade.main):
+    for call in (lambda x: cascade.leave(x, [0.5], rule_of([0.5])), cascade.record, cascade.main):
         with pytest.raises(NotFinite, match='NaN or an infinity'):
             call(x)
         call(x[:3])
-    for call in cascade.main_one, lambda x: cascade.leave_one(x, [.5], rule_of([.5])):
+    for call in cascade.main_one, lambda x: cascade.leave_one(x, [0.5], rule_of([0.5])):
         with pytest.raises(NotFinite, match='NaN or an infinity'):
             call(x[3:4])
 
@@ -223,16 +247,30 @@ class Own(L.Convolution2D):
     pass
 
 
-@pytest.mark.parametrize('link, name', [
-    (FL(F.sigmoid), 'sigmoid'), (L.Convolution2D(6, 6, 1, groups=2), 'groups'), (Own(6, 6, 1), 'Own'),
-    (hooked(L.Convolution2D(6, 6, 1)), 'Convolution2D with a hook'),
-    (hooked(L.BatchNormalization(6)), 'BatchNormalization with a hook'), (hooked(SL(FL(F.dropout))), 'SL with a hook'),
-    (with_forward(L.Convolution2D(6, 6, 1)), 'Convolution2D with a forward of its own'),
-    (L.DilatedConvolution2D(6, 6, 3, pad=1, dilate=2), 'DilatedConvolution2D'),
-    (FL(F.max_pooling_2d, 3, 3, 2), 'windows lie in the padding')])
+@pytest.mark.parametrize(
+    'link, name',
+    [
+        (FL(F.sigmoid), 'sigmoid'),
+        (L.Convolution2D(6, 6, 1, groups=2), 'groups'),
+        (Own(6, 6, 1), 'Own'),
+        (hooked(L.Convolution2D(6, 6, 1)), 'Convolution2D with a hook'),
+        (hooked(L.BatchNormalization(6)), 'BatchNormalization with a hook'),
+        (hooked(SL(FL(F.dropout))), 'SL with a hook'),
+        (with_forward(L.Convolution2D(6, 6, 1)), 'Convolution2D with a forward of its own'),
+        (L.DilatedConvolution2D(6, 6, 3, pad=1, dilate=2), 'DilatedConvolution2D'),
+        (FL(F.max_pooling_2d, 3, 3, 2), 'windows lie in the padding'),
+    ],
+)
 def test_links_without_a_kernel_are_named(link, name):
-    net = BranchyNet([L.Convolution2D(2, 6, 3), link, Branch([L.Linear(None, 3)]),
-                      L.Convolution2D(6, 7, 1), Branch([L.Linear(None, 3)])])
+    net = BranchyNet(
+        [
+            L.Convolution2D(2, 6, 3),
+            link,
+            Branch([L.Linear(None, 3)]),
+            L.Convolution2D(6, 7, 1),
+            Branch([L.Linear(None, 3)]),
+        ]
+    )
     x = np.zeros((1, 2, 9, 9), np.float32)
     scores_of(net, x), net.main(x)
     with pytest.raises(NotCovered, match=name):

@@ -1,4 +1,5 @@
 """The engine that goes stage by stage: its methods agree with each other and with the net."""
+
 from branchynet import inference
 from branchynet.cpu.chain import Chain
 from branchynet.cpu.engine import NotFinite
@@ -21,9 +22,18 @@ def never(scores):
 @pytest.fixture(scope='module')
 def net():
     np.random.seed(0)
-    net = BranchyNet([
-        L.Convolution2D(3, 8, 3), FL(F.leaky_relu), Branch([L.Linear(None, 5)]),
-        L.Convolution2D(8, 8, 3), FL(F.relu), Branch([L.Linear(None, 5)]), FL(F.sigmoid), Branch([L.Linear(None, 5)])])
+    net = BranchyNet(
+        [
+            L.Convolution2D(3, 8, 3),
+            FL(F.leaky_relu),
+            Branch([L.Linear(None, 5)]),
+            L.Convolution2D(8, 8, 3),
+            FL(F.relu),
+            Branch([L.Linear(None, 5)]),
+            FL(F.sigmoid),
+            Branch([L.Linear(None, 5)]),
+        ]
+    )
     net.get_SM(images()), net.run_main(images())
     return net
 
@@ -41,8 +51,8 @@ def test_one_sample_leaves_where_its_record_says_also_at_recorded_entropies(net)
     for i, x in enumerate(images()):
         scores, released, whole = chain.record(x[None])
         prob, entropy = answer(np.concatenate(scores))
-        thresholds = [entropy[0], np.nextafter(entropy[1], np.float32(9))][::1 if i % 2 else -1]
-        expected, = leave_at(entropy[:, None], thresholds)
+        thresholds = [entropy[0], np.nextafter(entropy[1], np.float32(9))][:: 1 if i % 2 else -1]
+        (expected,) = leave_at(entropy[:, None], thresholds)
         label, exit, score, seconds = chain.leave(x[None], thresholds, never)
         assert exit == [expected] and label == [prob[expected].argmax()]
         np.testing.assert_array_equal(score[0], scores[expected][0])
@@ -50,7 +60,7 @@ def test_one_sample_leaves_where_its_record_says_also_at_recorded_entropies(net)
         assert seconds > 0 and (released > 0).all() and (whole > released).all()
 
 
-@pytest.mark.parametrize('share', [0., .3, .6, 1.])
+@pytest.mark.parametrize('share', [0.0, 0.3, 0.6, 1.0])
 def test_batches_are_in_order(net, share):
     chain, x = chain_of(net), images()
     entropies = [answer(score).entropy for score in chain.record(x)[0]]
@@ -68,11 +78,11 @@ def test_batches_are_in_order(net, share):
 def test_a_sample_that_is_not_finite(net, value):
     chain, x = chain_of(net), images(3)
     x[1, 2, 3, 4] = value
-    for call in (lambda x: chain.leave(x, [.1, .1], never), chain.record, chain.main):
+    for call in (lambda x: chain.leave(x, [0.1, 0.1], never), chain.record, chain.main):
         with pytest.raises(NotFinite):
             call(x)
         call(x[2:])
-    for call in (lambda x: chain.leave_one(x, [.1, .1], never), chain.main_one):
+    for call in (lambda x: chain.leave_one(x, [0.1, 0.1], never), chain.main_one):
         with pytest.raises(NotFinite):
             call(x[1:2])
         call(x[2:])

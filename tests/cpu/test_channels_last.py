@@ -1,15 +1,17 @@
 """Chainer's functions after a convolution, whose images lie in memory with their channels last, as after Chainer's."""
+
 import copy
 
 from branchynet import cpu
 from branchynet.cpu import layout
+
 import chainer
 import chainer.functions as F
 import chainer.links as L
 import numpy as np
 import pytest
 
-from cpu.test_functions import array, check_close, check_same_as_stock, lrn, run, run_twice, TOLERANCE
+from cpu.test_functions import TOLERANCE, array, check_close, check_same_as_stock, lrn, run, run_twice
 
 X, W, V = array(2, 4, 8, 8), array(4, 4, 3, 3, seed=9), array(4)
 LABELS = np.random.RandomState(0).randint(-1, 4, (2, 8, 8)).astype(np.int32)
@@ -24,6 +26,7 @@ def seeded(f):
     def g(*args):
         np.random.seed(0)
         return f(*args)
+
     return g
 
 
@@ -66,10 +69,10 @@ AFTER = {
     'average_pooling_2d of all': lambda h: F.average_pooling_2d(h, h.shape[2:]),
     'average_pooling_nd': lambda h: F.average_pooling_nd(h, 3, 2),
     'spatial_pyramid_pooling_2d': lambda h: F.spatial_pyramid_pooling_2d(h, 3, pooling='max'),
-    'roi_max_pooling_2d': lambda h: F.roi_max_pooling_2d(h, REGIONS, IMAGES, 3, 1.),
-    'roi_average_align_2d': lambda h: F.roi_average_align_2d(h, REGIONS, IMAGES, 3, 1., 2),
+    'roi_max_pooling_2d': lambda h: F.roi_max_pooling_2d(h, REGIONS, IMAGES, 3, 1.0),
+    'roi_average_align_2d': lambda h: F.roi_average_align_2d(h, REGIONS, IMAGES, 3, 1.0, 2),
     'batch_normalization': lambda h: F.batch_normalization(h, V, V),
-    'fixed_batch_normalization': lambda h: F.fixed_batch_normalization(h, V, V, V, V ** 2 + 1),
+    'fixed_batch_normalization': lambda h: F.fixed_batch_normalization(h, V, V, V, V**2 + 1),
     'group_normalization': lambda h: F.group_normalization(h, 2, V, V),
     'layer_normalization': lambda h: F.layer_normalization(F.reshape(h, (2, -1)), array(256), array(256)),
     'local_response_normalization': lrn,
@@ -86,7 +89,7 @@ AFTER = {
     'where': lambda h: F.where(h.array > 0, h, h * 2),
     'dropout': seeded(F.dropout),
     'zoneout': seeded(lambda h: F.zoneout(h * 2, h)),
-    'gaussian': seeded(lambda h: F.gaussian(h, h * .1)),
+    'gaussian': seeded(lambda h: F.gaussian(h, h * 0.1)),
     'add': lambda h: h + c_ordered(h),
     'add three': lambda h: F.add(h, h, c_ordered(h)),
     'multiply': lambda h: h * c_ordered(h),
@@ -131,8 +134,9 @@ def channels_last(a):
     return layout.like(a, layout.channels_last(a.shape))
 
 
-@pytest.mark.parametrize('shape', [(3, 5, 6, 7), (1, 5, 6, 7), (3, 1, 6, 7), (3, 5, 1, 1), (1, 1, 4, 4), (2, 5, 1, 3)],
-                         ids=str)
+@pytest.mark.parametrize(
+    'shape', [(3, 5, 6, 7), (1, 5, 6, 7), (3, 1, 6, 7), (3, 5, 1, 1), (1, 1, 4, 4), (2, 5, 1, 3)], ids=str
+)
 @pytest.mark.parametrize('name', FOUR_DIMENSIONS)
 @pytest.mark.filterwarnings('ignore:A batch with no more than one sample')
 def test_inputs_and_gradients_of_either_order(name, shape):

@@ -1,17 +1,20 @@
 """Chainer's functions on the fast kernels, against stock Chainer in float32 and in float64."""
+
 import gc
 import itertools
 import warnings
 
 from branchynet import cpu
 from branchynet.cpu import convolution, layout, onednn
+
 import chainer
 import chainer.functions as F
 import chainer.links as L
-from chainer import gradient_check
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from chainer import gradient_check
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 TOLERANCE, TOLERANCE_OF_FLOAT64 = 1e-4, 1e-5
 lrn = F.local_response_normalization
@@ -75,8 +78,9 @@ def check_close(found, expected, tolerance):
         assert a.shape == b.shape
         finite = np.abs(b[np.isfinite(b)])
         # All data is of the order of 1: what is below 1e-6 is what sums of such numbers leave when they cancel.
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=max(tolerance * finite.max(initial=0), 1e-6),
-                                   err_msg='array %d' % i)
+        np.testing.assert_allclose(
+            a, b, rtol=tolerance, atol=max(tolerance * finite.max(initial=0), 1e-6), err_msg='array %d' % i
+        )
 
 
 def check_dtypes(found, expected):
@@ -105,6 +109,7 @@ def check_error(f, *arrays):
 
 # Convolution
 
+
 @pytest.mark.parametrize('kernel', [(1, 1), (3, 3), (5, 5), (1, 4), (4, 1), (3, 2)])
 @pytest.mark.parametrize('stride', [1, 2, (3, 1), (1, 4)])
 @pytest.mark.parametrize('pad', [0, 1, (3, 0), (1, 4)])
@@ -114,8 +119,9 @@ def test_convolution(kernel, stride, pad):
 
 @pytest.mark.parametrize('stride,kernel', [((4, 4), (1, 1)), ((5, 3), (2, 3)), ((9, 9), (3, 3))])
 def test_convolution_that_skips_pixels(stride, kernel):
-    check(lambda x, w: F.convolution_2d(x, w, stride=stride),
-          *arrays_of_convolution(h=9, w=11, kernel=kernel, bias=False))
+    check(
+        lambda x, w: F.convolution_2d(x, w, stride=stride), *arrays_of_convolution(h=9, w=11, kernel=kernel, bias=False)
+    )
 
 
 @pytest.mark.parametrize('bias', [True, False])
@@ -137,8 +143,9 @@ def test_convolution_of_as_many_pixels_as_weights():
 @pytest.mark.parametrize('h,w', [(2, 5), (5, 2), (2, 2)])
 @pytest.mark.parametrize('pad', [0, (0, 1)])
 def test_convolution_with_kernel_larger_than_the_image(h, w, pad):
-    check_same_as_stock(lambda x, w, b: F.convolution_2d(x, w, b, pad=pad),
-                        *arrays_of_convolution(h=h, w=w, kernel=(3, 3)))
+    check_same_as_stock(
+        lambda x, w, b: F.convolution_2d(x, w, b, pad=pad), *arrays_of_convolution(h=h, w=w, kernel=(3, 3))
+    )
     check_error(lambda x, w, b: F.convolution_2d(x, w, b), *arrays_of_convolution(h=h, w=w, kernel=(3, 3)))
 
 
@@ -147,15 +154,20 @@ def test_convolution_with_kernel_larger_than_the_image(h, w, pad):
 def test_convolution_of_any_shape(data):
     b, c, h, w, o = (data.draw(st.integers(1, most)) for most in (9, 18, 10, 10, 18))
     kernel, stride, pad = (tuple(data.draw(st.integers(least, 4)) for _ in 'yx') for least in (1, 1, 0))
-    check_same_as_stock(lambda *arrays: F.convolution_2d(*arrays, stride=stride, pad=pad),
-                        *arrays_of_convolution(b, c, h, w, o, kernel, data.draw(st.booleans())))
+    check_same_as_stock(
+        lambda *arrays: F.convolution_2d(*arrays, stride=stride, pad=pad),
+        *arrays_of_convolution(b, c, h, w, o, kernel, data.draw(st.booleans())),
+    )
 
 
-@pytest.mark.parametrize('kwargs', [dict(dilate=2), dict(cover_all=True, stride=2), dict(groups=2),
-                                    dict(groups=2, dilate=(1, 2), pad=2)], ids=str)
+@pytest.mark.parametrize(
+    'kwargs',
+    [dict(dilate=2), dict(cover_all=True, stride=2), dict(groups=2), dict(groups=2, dilate=(1, 2), pad=2)],
+    ids=str,
+)
 def test_other_convolutions_are_chainers(kwargs):
     x, w, b = arrays_of_convolution(c=4, h=8, w=8)
-    w = w[:, :4 // kwargs.get('groups', 1)]
+    w = w[:, : 4 // kwargs.get('groups', 1)]
     assert isinstance(check_same_as_stock(lambda *arrays: F.convolution_2d(*arrays, **kwargs), x, w, b), list)
 
 
@@ -164,9 +176,16 @@ def test_convolution_refuses_what_chainer_refuses(kwargs):
     check_same_as_stock(lambda *arrays: F.convolution_2d(*arrays, **kwargs), *arrays_of_convolution())
 
 
-@pytest.mark.parametrize('change', [
-    lambda x, w, b: (x[:, :2], w, b), lambda x, w, b: (x, w[:, :, 0], b), lambda x, w, b: (x, w, b[:2]),
-    lambda x, w, b: (x, w, b[:1])], ids=['channels', 'dimensions', 'bias', 'one bias'])
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda x, w, b: (x[:, :2], w, b),
+        lambda x, w, b: (x, w[:, :, 0], b),
+        lambda x, w, b: (x, w, b[:2]),
+        lambda x, w, b: (x, w, b[:1]),
+    ],
+    ids=['channels', 'dimensions', 'bias', 'one bias'],
+)
 @pytest.mark.parametrize('type_check', [True, False])
 def test_convolution_of_shapes_that_do_not_fit(change, type_check):
     with chainer.using_config('type_check', type_check):
@@ -178,10 +197,12 @@ def test_vectors_of_a_wrong_length_are_read_as_chainer_reads_them(size):
     v, image = array(size), array(2, 4, 3, 3)
     # Without its check of types Chainer broadcasts one number, and NumPy refuses the others.
     with chainer.using_config('type_check', False), chainer.no_backprop_mode(), cpu.fast():
-        for f in (lambda: F.convolution_2d(image, array(4, 4, 3, 3), v),
-                  lambda: F.batch_normalization(image, v, v),
-                  lambda: F.batch_normalization(image, array(4), v),
-                  lambda: F.fixed_batch_normalization(image, v, v, array(4), array(4) ** 2)):
+        for f in (
+            lambda: F.convolution_2d(image, array(4, 4, 3, 3), v),
+            lambda: F.batch_normalization(image, v, v),
+            lambda: F.batch_normalization(image, array(4), v),
+            lambda: F.fixed_batch_normalization(image, v, v, array(4), array(4) ** 2),
+        ):
             if size == 1:
                 assert f().shape[:2] == (2, 4)
             else:
@@ -240,6 +261,7 @@ def test_no_column_matrix_is_made(monkeypatch):
 
 # Pooling
 
+
 @pytest.mark.parametrize('cover_all', [True, False])
 @pytest.mark.parametrize('pad', [0, 1, (1, 0)])
 @pytest.mark.parametrize('kernel,stride', [(2, 2), (3, 2), (3, 1), ((2, 3), (3, 2)), (2, None), ((3, 4), (1, 5))])
@@ -248,21 +270,25 @@ def test_max_pooling(pooling, kernel, stride, pad, cover_all):
     check(lambda x: pooling(x, kernel, stride, pad, cover_all=cover_all), array(3, 5, 8, 9))
 
 
-@pytest.mark.parametrize('kernel,stride,pad', [(2, 2, 0), (3, 2, 1), ((2, 3), (3, 1), (0, 1)), (2, None, 1),
-                                               (1, 3, 0), ((8, 9), 1, 0), (2, 1, 3)])
+@pytest.mark.parametrize(
+    'kernel,stride,pad',
+    [(2, 2, 0), (3, 2, 1), ((2, 3), (3, 1), (0, 1)), (2, None, 1), (1, 3, 0), ((8, 9), 1, 0), (2, 1, 3)],
+)
 def test_average_pooling(kernel, stride, pad):
     check(lambda x: F.average_pooling_2d(x, kernel, stride, pad), array(3, 5, 8, 9))
 
 
-@pytest.mark.parametrize('kernel,stride,pad', [
-    (2, 2, 2), (2, 1, 3), ((3, 1), 2, (0, 1)), (9, 1, 1), (9, 1, 0), (10, 1, 1), ((8, 12), 2, (0, 2)), (20, 3, 8)],
-    ids=str)
+@pytest.mark.parametrize(
+    'kernel,stride,pad',
+    [(2, 2, 2), (2, 1, 3), ((3, 1), 2, (0, 1)), (9, 1, 1), (9, 1, 0), (10, 1, 1), ((8, 12), 2, (0, 2)), (20, 3, 8)],
+    ids=str,
+)
 def test_average_pooling_over_padding_alone_and_beyond_the_image(kernel, stride, pad):
     check_same_as_stock(lambda x: F.average_pooling_2d(x, kernel, stride, pad), array(2, 3, 8, 8))
 
 
 @pytest.mark.parametrize('value', [np.nan, -np.inf, np.inf, np.finfo(np.float32).max / 4])
-@pytest.mark.parametrize('share', [.1, 1])
+@pytest.mark.parametrize('share', [0.1, 1])
 def test_average_pooling_of_values_beyond_the_ordinary(value, share):
     x = array(3, 9, 9, 9)
     x[np.random.RandomState(0).rand(*x.shape) < share] = value
@@ -286,7 +312,7 @@ def test_pooling_over_large_windows(kernel):
 @pytest.mark.parametrize('values', ['equal', 'few', 'zeros of both signs'])
 def test_ties_go_where_chainers_go(values, c, cover_all):
     x = np.random.RandomState(0).randint(0, 3, (3, c, 9, 9)).astype(np.float32)
-    x = {'equal': x * 0 + 2, 'few': x, 'zeros of both signs': np.where(x > 1, np.float32(0), np.float32(-0.))}[values]
+    x = {'equal': x * 0 + 2, 'few': x, 'zeros of both signs': np.where(x > 1, np.float32(0), np.float32(-0.0))}[values]
 
     def f(x):
         return F.max_pooling_2d(x, 3, 2, 1, cover_all=cover_all)
@@ -299,15 +325,17 @@ def test_ties_go_where_chainers_go(values, c, cover_all):
 
 @pytest.mark.parametrize('cover_all', [True, False])
 @pytest.mark.parametrize('value', [np.nan, -np.inf, np.inf, np.finfo(np.float32).min])
-@pytest.mark.parametrize('share', [.1, .8, 1])
+@pytest.mark.parametrize('share', [0.1, 0.8, 1])
 def test_max_pooling_of_values_beyond_the_ordinary(value, share, cover_all):
     x = array(3, 9, 9, 9)
     x[np.random.RandomState(0).rand(*x.shape) < share] = value
     check_same_as_stock(lambda x: F.max_pooling_2d(x, 3, 2, 1, cover_all=cover_all), x)
 
 
-@pytest.mark.parametrize('kernel,stride,pad,cover_all', [
-    (2, 2, 2, True), (2, 1, 3, False), ((3, 1), 2, (0, 1), True), (1, 3, 0, True), ((2, 3), (3, 4), 1, True)])
+@pytest.mark.parametrize(
+    'kernel,stride,pad,cover_all',
+    [(2, 2, 2, True), (2, 1, 3, False), ((3, 1), 2, (0, 1), True), (1, 3, 0, True), ((2, 3), (3, 4), 1, True)],
+)
 def test_max_pooling_with_windows_of_padding_alone(kernel, stride, pad, cover_all):
     check_same_as_stock(lambda x: F.max_pooling_2d(x, kernel, stride, pad, cover_all=cover_all), array(2, 3, 8, 8))
 
@@ -316,8 +344,9 @@ def test_max_pooling_with_windows_of_padding_alone(kernel, stride, pad, cover_al
 @given(st.data())
 def test_pooling_of_any_shape(data):
     shape = tuple(data.draw(st.integers(1, most)) for most in (9, 18, 12, 12))
-    kernel, stride, pad = (tuple(data.draw(st.integers(least, most)) for _ in 'yx')
-                           for least, most in ((1, 5), (1, 4), (0, 4)))
+    kernel, stride, pad = (
+        tuple(data.draw(st.integers(least, most)) for _ in 'yx') for least, most in ((1, 5), (1, 4), (0, 4))
+    )
     cover_all = data.draw(st.booleans())
     check_same_as_stock(lambda x: F.max_pooling_2d(x, kernel, stride, pad, cover_all=cover_all), array(*shape))
     check_same_as_stock(lambda x: F.average_pooling_2d(x, kernel, stride, pad), array(*shape))
@@ -332,13 +361,18 @@ def test_pooling_with_indices_is_chainers():
     np.testing.assert_array_equal(fast_indices, indices)
     unpooled = F.upsampling_2d(y, indices, 3, 2, outsize=(7, 7))
     with cpu.fast():
-        np.testing.assert_array_equal(F.upsampling_2d(fast_y, fast_indices, 3, 2, outsize=(7, 7)).array,
-                                      unpooled.array)
+        np.testing.assert_array_equal(F.upsampling_2d(fast_y, fast_indices, 3, 2, outsize=(7, 7)).array, unpooled.array)
 
 
-@pytest.mark.parametrize('f,shape', [
-    (lambda x: F.max_pooling_3d(x, 2), (2, 3, 4, 5, 6)), (lambda x: F.max_pooling_1d(x, 3, 2), (2, 3, 9)),
-    (lambda x: F.average_pooling_3d(x, 2), (2, 3, 4, 5, 6)), (lambda x: F.average_pooling_1d(x, 2), (2, 3, 9))])
+@pytest.mark.parametrize(
+    'f,shape',
+    [
+        (lambda x: F.max_pooling_3d(x, 2), (2, 3, 4, 5, 6)),
+        (lambda x: F.max_pooling_1d(x, 3, 2), (2, 3, 9)),
+        (lambda x: F.average_pooling_3d(x, 2), (2, 3, 4, 5, 6)),
+        (lambda x: F.average_pooling_1d(x, 2), (2, 3, 9)),
+    ],
+)
 def test_pooling_in_other_dimensions_is_chainers(f, shape):
     assert isinstance(check_same_as_stock(f, array(*shape)), list)
 
@@ -351,15 +385,16 @@ def test_pooling_refuses_what_chainer_refuses(pooling, arguments):
 
 # Local response normalisation
 
+
 @pytest.mark.parametrize('n', [1, 2, 3, 5, 7])
 @pytest.mark.parametrize('c', [1, 2, 3, 4, 33])
 def test_local_response_normalization(n, c):
-    check(lambda x: lrn(x, n, alpha=.3), array(3, c, 6, 5))
+    check(lambda x: lrn(x, n, alpha=0.3), array(3, c, 6, 5))
 
 
-@pytest.mark.parametrize('k', [1, 2, .5])
-@pytest.mark.parametrize('alpha', [1e-4, 5e-5, .7])
-@pytest.mark.parametrize('beta', [.75, .5, .3, 1, 2, 0, -.75])
+@pytest.mark.parametrize('k', [1, 2, 0.5])
+@pytest.mark.parametrize('alpha', [1e-4, 5e-5, 0.7])
+@pytest.mark.parametrize('beta', [0.75, 0.5, 0.3, 1, 2, 0, -0.75])
 def test_local_response_normalization_with(k, alpha, beta):
     check(lambda x: lrn(x, 3, k, alpha, beta), array(2, 9, 5, 4))
 
@@ -377,24 +412,26 @@ def test_local_response_normalization_of_other_dimensions(shape):
 
 # Batch normalisation
 
+
 def arrays_of_normalization(*shape):
     return [array(*shape), array(shape[1], seed=1), array(shape[1], seed=2)]
 
 
-@pytest.mark.parametrize('shape', [(2, 3, 4, 5), (1, 3, 4, 5), (7, 16, 3, 3), (65, 17, 8, 8), (9, 1, 1, 1), (8, 5)],
-                         ids=str)
+@pytest.mark.parametrize(
+    'shape', [(2, 3, 4, 5), (1, 3, 4, 5), (7, 16, 3, 3), (65, 17, 8, 8), (9, 1, 1, 1), (8, 5)], ids=str
+)
 def test_batch_normalization(shape):
     check(F.batch_normalization, *arrays_of_normalization(*shape))
-    check(lambda *arrays: F.batch_normalization(*arrays, eps=.1), *arrays_of_normalization(*shape))
+    check(lambda *arrays: F.batch_normalization(*arrays, eps=0.1), *arrays_of_normalization(*shape))
 
 
 @pytest.mark.parametrize('shape', [(2, 3, 4, 5), (1, 3, 4, 5), (65, 17, 8, 8), (8, 5)], ids=str)
 def test_fixed_batch_normalization(shape):
-    mean, var = array(shape[1], seed=3), array(shape[1], seed=4) ** 2 + np.float32(.1)
+    mean, var = array(shape[1], seed=3), array(shape[1], seed=4) ** 2 + np.float32(0.1)
     check(F.fixed_batch_normalization, *arrays_of_normalization(*shape), mean, var)
 
 
-@pytest.mark.parametrize('mean,deviation', [(10, 1), (100, 1), (1, .01), (1000, 1), (-3, 1e-3), (0, 1e3)])
+@pytest.mark.parametrize('mean,deviation', [(10, 1), (100, 1), (1, 0.01), (1000, 1), (-3, 1e-3), (0, 1e3)])
 def test_batch_normalization_far_from_zero(mean, deviation):
     """Float32 leaves little of such data, in stock Chainer as well: nearer to the truth than that is near enough."""
     x, gamma, beta = arrays_of_normalization(8, 5, 6, 6)
@@ -427,7 +464,7 @@ def test_constant_channels_have_no_variance(shape, value):
         with cpu.fast():
             y = F.batch_normalization(order(x), gamma, beta, running_mean=mean, running_var=variance, decay=0).array
         np.testing.assert_allclose(mean[1:], value, rtol=1e-6)
-        assert (variance[1:] >= 0).all() and (variance[1:] <= 1e-9 * value ** 2).all()
+        assert (variance[1:] >= 0).all() and (variance[1:] <= 1e-9 * value**2).all()
         np.testing.assert_allclose(y[:, 1:], np.broadcast_to(beta[1:, None, None], y[:, 1:].shape), atol=1e-5)
 
 
@@ -439,8 +476,9 @@ def test_batch_normalization_of_a_channel_beyond_the_ordinary(value):
     check_same_as_stock(F.fixed_batch_normalization, x, gamma, beta, array(4), array(4, seed=4) ** 2)
 
 
-@pytest.mark.parametrize('kwargs', [dict(use_gamma=False), dict(use_beta=False),
-                                    dict(use_gamma=False, use_beta=False)], ids=str)
+@pytest.mark.parametrize(
+    'kwargs', [dict(use_gamma=False), dict(use_beta=False), dict(use_gamma=False, use_beta=False)], ids=str
+)
 def test_batch_normalization_without_parameters(kwargs):
     for train in (True, False):
         with chainer.using_config('train', train):
@@ -481,19 +519,24 @@ def test_running_statistics(b):
 def test_given_running_statistics_are_updated_in_place():
     mean, var = np.zeros(3, np.float32), np.ones(3, np.float32)
     with cpu.fast():
-        F.batch_normalization(*arrays_of_normalization(4, 3, 5, 5), running_mean=mean, running_var=var, decay=.5)
+        F.batch_normalization(*arrays_of_normalization(4, 3, 5, 5), running_mean=mean, running_var=var, decay=0.5)
     x = array(4, 3, 5, 5)
     np.testing.assert_allclose(mean, x.mean((0, 2, 3)) / 2, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(var, .5 + x.var((0, 2, 3), ddof=1) / 2, rtol=1e-4)
+    np.testing.assert_allclose(var, 0.5 + x.var((0, 2, 3), ddof=1) / 2, rtol=1e-4)
 
 
 @pytest.mark.parametrize('axis,c', [((0, 1, 2), 5), ((0, 2, 3), 3), ((0, 3), (3, 4))], ids=str)
 def test_batch_normalization_over_other_axes(axis, c):
-    check_same_as_stock(lambda x, gamma, beta: F.batch_normalization(x, gamma, beta, axis=axis),
-                        array(2, 3, 4, 5), array(*np.atleast_1d(c)), array(*np.atleast_1d(c), seed=1))
+    check_same_as_stock(
+        lambda x, gamma, beta: F.batch_normalization(x, gamma, beta, axis=axis),
+        array(2, 3, 4, 5),
+        array(*np.atleast_1d(c)),
+        array(*np.atleast_1d(c), seed=1),
+    )
 
 
 # ReLU, linear and the rest
+
 
 @pytest.mark.parametrize('shape', [(1,), (3, 5), (2, 3, 4, 5), (70000,), (3, 2, 1, 4, 5)], ids=str)
 def test_relu(shape):
@@ -521,14 +564,15 @@ def test_additions():
 
 
 def test_relu_of_values_beyond_the_ordinary():
-    check_same_as_stock(F.relu, np.float32([np.nan, np.inf, -np.inf, 0, -0., 1e-45, -1e-45, 1]))
+    check_same_as_stock(F.relu, np.float32([np.nan, np.inf, -np.inf, 0, -0.0, 1e-45, -1e-45, 1]))
 
 
 @pytest.mark.parametrize('bias', [True, False])
-@pytest.mark.parametrize('b,i,o', [(1, 1, 1), (1, 5, 3), (1, 700, 1), (5, 1, 3), (64, 700, 10), (65, 257, 130),
-                                   (300, 20, 7), (7, 512, 256)])
+@pytest.mark.parametrize(
+    'b,i,o', [(1, 1, 1), (1, 5, 3), (1, 700, 1), (5, 1, 3), (64, 700, 10), (65, 257, 130), (300, 20, 7), (7, 512, 256)]
+)
 def test_linear(b, i, o, bias):
-    check(F.linear, *[array(b, i), array(o, i, seed=1), array(o, seed=2)][:2 + bias])
+    check(F.linear, *[array(b, i), array(o, i, seed=1), array(o, seed=2)][: 2 + bias])
 
 
 def test_linear_of_images():
@@ -539,19 +583,20 @@ def test_linear_of_images():
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(1, 140), st.integers(1, 300), st.integers(1, 40), st.booleans())
 def test_linear_of_any_shape(b, i, o, bias):
-    check_same_as_stock(F.linear, *[array(b, i), array(o, i, seed=1), array(o, seed=2)][:2 + bias])
+    check_same_as_stock(F.linear, *[array(b, i), array(o, i, seed=1), array(o, seed=2)][: 2 + bias])
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(1, 7))
 def test_normalizations_of_any_shape(b, c, h, w, n):
     check_same_as_stock(F.batch_normalization, *arrays_of_normalization(b, c, h, w))
-    check_same_as_stock(lambda x: lrn(x, n, alpha=.1), array(b, c, h, w))
+    check_same_as_stock(lambda x: lrn(x, n, alpha=0.1), array(b, c, h, w))
     check_same_as_stock(F.relu, array(b, c, h, w))
 
 
-@pytest.mark.parametrize('change', [lambda x, w, b: (x[:, :3], w, b), lambda x, w, b: (x, w, b[:2])],
-                         ids=['columns', 'bias'])
+@pytest.mark.parametrize(
+    'change', [lambda x, w, b: (x[:, :3], w, b), lambda x, w, b: (x, w, b[:2])], ids=['columns', 'bias']
+)
 @pytest.mark.parametrize('type_check', [True, False])
 def test_linear_of_shapes_that_do_not_fit(change, type_check):
     with chainer.using_config('type_check', type_check):
@@ -569,21 +614,31 @@ def test_softmax_cross_entropy_and_accuracy():
     assert fast == F.accuracy(array(37, 10), t, ignore_label=-1).array
 
 
-@pytest.mark.parametrize('ratio', [0., .5, .9])
+@pytest.mark.parametrize('ratio', [0.0, 0.5, 0.9])
 def test_dropout_is_what_chainers_seed_gives(ratio):
     def seeded(x):
         np.random.seed(0)
         return F.dropout(x, ratio)
 
     check_same_as_stock(seeded, array(5, 6, 7))
-    mask = np.random.RandomState(0).rand(5, 6, 7) < .5
-    check_same_as_stock(lambda x: F.dropout(x, .5, mask=mask.astype(np.float32) * 2), array(5, 6, 7))
+    mask = np.random.RandomState(0).rand(5, 6, 7) < 0.5
+    check_same_as_stock(lambda x: F.dropout(x, 0.5, mask=mask.astype(np.float32) * 2), array(5, 6, 7))
     with chainer.using_config('train', False):
         check_same_as_stock(seeded, array(5, 6, 7))
 
 
-@pytest.mark.parametrize('kwargs', [dict(), dict(amsgrad=True), dict(weight_decay_rate=.01), dict(eta=.5),
-                                    dict(adabound=True), dict(eps=1e-2, beta1=.5)], ids=str)
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(),
+        dict(amsgrad=True),
+        dict(weight_decay_rate=0.01),
+        dict(eta=0.5),
+        dict(adabound=True),
+        dict(eps=1e-2, beta1=0.5),
+    ],
+    ids=str,
+)
 def test_adams_updates(kwargs):
     def train():
         link = L.Linear(7, 5, initialW=array(5, 7))
@@ -601,11 +656,15 @@ def test_adams_updates(kwargs):
     check_dtypes(found, expected)
 
 
-@pytest.mark.parametrize('order', [np.copy, np.asfortranarray, lambda a: np.repeat(a, 2, axis=1)[:, ::2]],
-                         ids=['C', 'Fortran', 'gaps'])
+@pytest.mark.parametrize(
+    'order', [np.copy, np.asfortranarray, lambda a: np.repeat(a, 2, axis=1)[:, ::2]], ids=['C', 'Fortran', 'gaps']
+)
 @pytest.mark.parametrize('dtype', ['float32', 'float16', 'float64'])
-@pytest.mark.parametrize('kwargs', [dict(), dict(weight_decay_rate=.01), dict(amsgrad=True), dict(adabound=True),
-                                    dict(eta=.5, alpha=.1)], ids=str)
+@pytest.mark.parametrize(
+    'kwargs',
+    [dict(), dict(weight_decay_rate=0.01), dict(amsgrad=True), dict(adabound=True), dict(eta=0.5, alpha=0.1)],
+    ids=str,
+)
 def test_adams_updates_are_chainers_to_the_bit(kwargs, dtype, order):
     shape = (600, 500) if dtype == 'float32' and not kwargs else (20, 30)  # several blocks where there are any
 
@@ -652,12 +711,14 @@ DIFFERENTIABLE = {
     'max pooling, not all covered': (lambda x: F.max_pooling_2d(x, 3, 2, 1, False), [array(2, 17, 8, 8)]),
     'average pooling': (lambda x: F.average_pooling_2d(x, 3, 2, 1), [array(2, 3, 8, 8)]),
     'batch normalization': (F.batch_normalization, arrays_of_normalization(3, 4, 5, 5)),
-    'fixed batch normalization': (F.fixed_batch_normalization,
-                                  arrays_of_normalization(3, 4, 5, 5) + [array(4), array(4, seed=5) ** 2 + 1]),
+    'fixed batch normalization': (
+        F.fixed_batch_normalization,
+        [*arrays_of_normalization(3, 4, 5, 5), array(4), array(4, seed=5) ** 2 + 1],
+    ),
     'local response normalization': (lrn, [array(2, 6, 3, 3)]),  # Chainer has none and says so
     'relu': (F.relu, [array(5, 6)]),
     'linear': (F.linear, [array(5, 6), array(4, 6), array(4)]),
-    'dropout': (lambda x: F.dropout(x, .5, mask=np.float32(array(5, 6) > 0) * 2), [array(5, 6)]),
+    'dropout': (lambda x: F.dropout(x, 0.5, mask=np.float32(array(5, 6) > 0) * 2), [array(5, 6)]),
     'softmax': (F.softmax, [array(5, 6)]),
     'a net': (lambda *arrays: small_net(*arrays), arrays_of_convolution(o=3, c=3, h=8, w=8)),
 }
@@ -680,12 +741,26 @@ def test_gradients_by_finite_differences():
     # In float64, which the kernels leave to Chainer.
     with cpu.fast():
         for f, arrays in FUNCTIONS.values():
-            gradient_check.check_backward(f, tuple(a.astype(np.float64) for a in arrays),
-                                          array(*f(*arrays).shape, dtype=np.float64), atol=1e-3, rtol=1e-3)
+            gradient_check.check_backward(
+                f,
+                tuple(a.astype(np.float64) for a in arrays),
+                array(*f(*arrays).shape, dtype=np.float64),
+                atol=1e-3,
+                rtol=1e-3,
+            )
 
 
-@pytest.mark.parametrize('name', ['convolution', 'average pooling', 'linear', 'local response normalization',
-                                  'batch normalization', 'softmax cross entropy'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'convolution',
+        'average pooling',
+        'linear',
+        'local response normalization',
+        'batch normalization',
+        'softmax cross entropy',
+    ],
+)
 def test_gradients_by_finite_differences_in_float32(name):
     f, arrays = FUNCTIONS[name]
     directions = [array(*a.shape, seed=7) for a in arrays]
@@ -709,12 +784,14 @@ FUNCTIONS = {
     'max pooling': (lambda x: F.max_pooling_2d(x, 2), [array(2, 3, 6, 6)]),
     'average pooling': (lambda x: F.average_pooling_2d(x, 2), [array(2, 3, 6, 6)]),
     'batch normalization': (F.batch_normalization, arrays_of_normalization(3, 4, 6, 6)),
-    'fixed batch normalization': (F.fixed_batch_normalization,
-                                  arrays_of_normalization(3, 4, 6, 6) + [array(4), array(4, seed=5) ** 2 + 1]),
+    'fixed batch normalization': (
+        F.fixed_batch_normalization,
+        [*arrays_of_normalization(3, 4, 6, 6), array(4), array(4, seed=5) ** 2 + 1],
+    ),
     'local response normalization': (lrn, [array(2, 6, 4, 4)]),
     'relu': (F.relu, [array(4, 6)]),
     'linear': (F.linear, [array(4, 6), array(8, 6), array(8)]),
-    'dropout': (lambda x: F.dropout(x, .5, mask=np.ones(x.shape, x.dtype)), [array(4, 6)]),
+    'dropout': (lambda x: F.dropout(x, 0.5, mask=np.ones(x.shape, x.dtype)), [array(4, 6)]),
     'softmax cross entropy': (lambda x: F.softmax_cross_entropy(x, np.arange(len(x)) % 6), [array(4, 6)]),
 }
 
@@ -746,7 +823,7 @@ LAYOUTS = {
     'channels last': lambda a: layout.like(a, layout.channels_last(a.shape)) if a.ndim == 4 else a,
     'read only': lambda a: _read_only(a),
     'unaligned': lambda a: _unaligned(a),
-    'one row of many': lambda a: np.concatenate([a, a])[len(a):],
+    'one row of many': lambda a: np.concatenate([a, a])[len(a) :],
     'one for all': lambda a: np.broadcast_to(a[:1], a.shape),
 }
 
@@ -775,7 +852,7 @@ def test_one_image_of_any_memory_layout(name):
     # An array of one row counts as contiguous whatever its stride.
     f, arrays = FUNCTIONS[name]
     x, rest = arrays[0], arrays[1:]
-    for one in (x[:1], x[::-1][:1], x[1::2][:1], np.broadcast_to(x[0], (1,) + x.shape[1:])):
+    for one in (x[:1], x[::-1][:1], x[1::2][:1], np.broadcast_to(x[0], (1, *x.shape[1:]))):
         check(f, one, *rest)
 
 
@@ -828,7 +905,7 @@ def test_outputs_are_not_shared_between_calls():
         for f, arrays in FUNCTIONS.values():
             first = run(f, arrays)
             kept = [a.copy() for a in first]
-            run(f, [a * np.float32(.5) for a in arrays])
+            run(f, [a * np.float32(0.5) for a in arrays])
             for a, b in zip(first, kept):
                 np.testing.assert_array_equal(a, b)
 
@@ -874,7 +951,8 @@ def test_primitives_are_given_back(monkeypatch):
     given_back = []
     with cpu.fast():
         primitive = convolution._convolution.__wrapped__(
-            (1, 2, 5, 5), onednn.NCHW, (3, 2, 2, 2), (1, 3, 4, 4), (1, 1), (0, 0))
+            (1, 2, 5, 5), onednn.NCHW, (3, 2, 2, 2), (1, 3, 4, 4), (1, 1), (0, 0)
+        )
     handle = primitive._handle
     destroy = handle.destroy
     monkeypatch.setattr(type(handle), 'destroy', staticmethod(lambda h: (given_back.append(h.value), destroy(h))))
@@ -885,9 +963,16 @@ def test_primitives_are_given_back(monkeypatch):
 
 
 @pytest.mark.onednn
-@pytest.mark.parametrize('c, o, size, kernel, stride, pad', [
-    (4, 4, (24, 24), (15, 15), 1, 7), (3, 8, (1, 300), (1, 64), 1, 0), (8, 16, (7, 7), (7, 7), 1, 0),
-    (3, 8, (64, 64), (16, 16), 16, 0)], ids=['large kernel', 'sequence', 'fully connected', 'patches'])
+@pytest.mark.parametrize(
+    'c, o, size, kernel, stride, pad',
+    [
+        (4, 4, (24, 24), (15, 15), 1, 7),
+        (3, 8, (1, 300), (1, 64), 1, 0),
+        (8, 16, (7, 7), (7, 7), 1, 0),
+        (3, 8, (64, 64), (16, 16), 16, 0),
+    ],
+    ids=['large kernel', 'sequence', 'fully connected', 'patches'],
+)
 def test_shapes_that_onednn_is_slow_at_keep_chainers_gradient(c, o, size, kernel, stride, pad):
     """oneDNN's implementations for them are up to 50 times as slow as Chainer's own."""
     x, w, b = array(2, c, *size), array(o, c, *kernel), array(o)
@@ -905,7 +990,12 @@ def test_shapes_that_onednn_is_slow_at_keep_chainers_gradient(c, o, size, kernel
             called = []
             index = 0 if stride > 1 else 1
             gradients = convolution.Convolution.backward(
-                function, (0, 1), (y.grad_var,),
-                stock=lambda self, indexes, gys: called.extend(indexes) or tuple(
-                    chainer.Variable(np.zeros_like(variables[i].array)) for i in indexes))
+                function,
+                (0, 1),
+                (y.grad_var,),
+                stock=lambda self, indexes, gys: (
+                    called.extend(indexes)
+                    or tuple(chainer.Variable(np.zeros_like(variables[i].array)) for i in indexes)
+                ),
+            )
     assert index in called and len(gradients) == 2

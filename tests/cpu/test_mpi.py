@@ -1,4 +1,5 @@
 """ChainerMN's batch normalization over two MPI processes, with the kernels and without."""
+
 import shutil
 import subprocess
 import sys
@@ -6,7 +7,7 @@ import textwrap
 
 import pytest
 
-PROGRAM = '''
+PROGRAM = """
     import contextlib
     import branchynet, chainer, chainermn, numpy as np
     from chainermn.links import MultiNodeBatchNormalization
@@ -34,7 +35,7 @@ PROGRAM = '''
     for fast, stock in zip(*found):  # ChainerMN's variance begins at 0, Chainer's at 1
         np.testing.assert_allclose(fast, stock, rtol=1e-6, atol=1e-6)
     print('as exact as the whole batch')
-'''
+"""
 
 
 def test_multi_node_batch_normalization(tmp_path):
@@ -44,9 +45,13 @@ def test_multi_node_batch_normalization(tmp_path):
         pytest.skip('mpiexec is not installed')
     program = tmp_path / 'program.py'
     program.write_text(textwrap.dedent(PROGRAM))
-    options = ['--allow-run-as-root', '--oversubscribe'] if 'Open MPI' in subprocess.run(
-        [mpiexec, '--version'], capture_output=True, text=True).stdout else []
-    done = subprocess.run([mpiexec, *options, '-n', '2', sys.executable, str(program)],
-                          capture_output=True, text=True, timeout=120)
+    options = (
+        ['--allow-run-as-root', '--oversubscribe']
+        if 'Open MPI' in subprocess.run([mpiexec, '--version'], capture_output=True, text=True).stdout
+        else []
+    )
+    done = subprocess.run(
+        [mpiexec, *options, '-n', '2', sys.executable, str(program)], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('as exact as the whole batch') == 2

@@ -1,4 +1,5 @@
 """Shapes that oneDNN computes more slowly than stock Chainer are left to it, and no others."""
+
 import branchynet  # noqa: F401  (before chainer)
 from branchynet import cpu
 from branchynet.cpu import onednn
@@ -29,6 +30,7 @@ def _recorder(called, name, function):
     def record(*args, **kwargs):
         called.add(name)
         return function(*args, **kwargs)
+
     return record
 
 
@@ -52,15 +54,19 @@ USUAL = array(2, 5, 9, 9), array(6, 5, 3, 3, seed=1)
 LONG = array(2, 8, 1, 100), array(8, 8, 1, 64, seed=1)
 
 
-@pytest.mark.parametrize('arrays,stride,forward,of_x,of_w', [
-    (LARGE_KERNEL, 1, set(), set(), {'im2col_cpu'}),
-    (LONG, 1, set(), set(), {'im2col_cpu'}),
-    (FULLY_CONNECTED, 1, {'im2col_cpu'}, {'col2im_cpu'}, {'im2col_cpu'}),
-    (FEW_CHANNELS, 1, set(), {'col2im_cpu'}, set()),
-    (GAPS, 2, set(), {'col2im_cpu'}, set()),
-    (USUAL, 1, set(), set(), set()),
-    (USUAL, 2, set(), set(), set()),
-], ids=['large kernel', 'long', 'fully connected', 'few channels', 'gaps', 'usual', 'usual, stride 2'])
+@pytest.mark.parametrize(
+    'arrays,stride,forward,of_x,of_w',
+    [
+        (LARGE_KERNEL, 1, set(), set(), {'im2col_cpu'}),
+        (LONG, 1, set(), set(), {'im2col_cpu'}),
+        (FULLY_CONNECTED, 1, {'im2col_cpu'}, {'col2im_cpu'}, {'im2col_cpu'}),
+        (FEW_CHANNELS, 1, set(), {'col2im_cpu'}, set()),
+        (GAPS, 2, set(), {'col2im_cpu'}, set()),
+        (USUAL, 1, set(), set(), set()),
+        (USUAL, 2, set(), set(), set()),
+    ],
+    ids=['large kernel', 'long', 'fully connected', 'few channels', 'gaps', 'usual', 'usual, stride 2'],
+)
 def test_slow_convolutions_are_stock(of_stock, arrays, stride, forward, of_x, of_w):
     def convolution(*arrays):
         return F.convolution_2d(*arrays, stride=stride)
@@ -100,9 +106,11 @@ def test_large_batches_of_a_linear_layer(rows):
     check(F.linear, array(rows, 10), array(11, 10, seed=1), array(11, seed=2))
 
 
-@pytest.mark.parametrize('network,shape', [
-    (lenet_mnist, (1, 28, 28)), (alex_cifar10, (3, 32, 32)), (resnet_cifar10, (3, 32, 32))],
-    ids=['lenet', 'alexnet', 'resnet'])
+@pytest.mark.parametrize(
+    'network,shape',
+    [(lenet_mnist, (1, 28, 28)), (alex_cifar10, (3, 32, 32)), (resnet_cifar10, (3, 32, 32))],
+    ids=['lenet', 'alexnet', 'resnet'],
+)
 def test_the_published_networks_keep_their_kernels(monkeypatch, of_stock, network, shape):
     def fail(*args, **kwargs):
         raise AssertionError('a linear layer is stock')

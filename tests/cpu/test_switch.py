@@ -1,4 +1,5 @@
 """Chainer takes the kernels only while it is told to, and is its old self afterwards."""
+
 import contextlib
 import ctypes
 import os
@@ -11,6 +12,7 @@ import warnings
 
 from branchynet import cpu
 from branchynet.cpu import onednn
+
 import chainer
 import chainer.functions as F
 import chainer.links as L
@@ -22,17 +24,25 @@ X = np.random.RandomState(0).randn(4, 3, 9, 9).astype(np.float32)
 
 def chainers_methods():
     """{(class, name): method} of every class in Chainer."""
-    return {(cls, name): value
-            for module_name, module in list(sys.modules.items()) if module_name.split('.')[0] == 'chainer'
-            for cls in list(vars(module).values()) if isinstance(cls, type) and cls.__module__.startswith('chainer.')
-            for name, value in list(vars(cls).items())
-            if callable(value) or isinstance(value, (staticmethod, property))}
+    return {
+        (cls, name): value
+        for module_name, module in list(sys.modules.items())
+        if module_name.split('.')[0] == 'chainer'
+        for cls in list(vars(module).values())
+        if isinstance(cls, type) and cls.__module__.startswith('chainer.')
+        for name, value in list(vars(cls).items())
+        if callable(value) or isinstance(value, (staticmethod, property))
+    }
 
 
 def chainers_functions():
-    return {(module_name, name): value
-            for module_name, module in list(sys.modules.items()) if module_name.split('.')[0] == 'chainer'
-            for name, value in list(vars(module).items()) if callable(value)}
+    return {
+        (module_name, name): value
+        for module_name, module in list(sys.modules.items())
+        if module_name.split('.')[0] == 'chainer'
+        for name, value in list(vars(module).items())
+        if callable(value)
+    }
 
 
 BEFORE = {**chainers_methods(), **chainers_functions()}
@@ -57,9 +67,13 @@ def off():
 
 def run(code, *options, env=None, errors=''):
     """What the code prints, in a Python of its own."""
-    done = subprocess.run([sys.executable, *options, '-c', textwrap.dedent(code)], stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, universal_newlines=True, timeout=100,
-                          env={**os.environ, **(env or {})})
+    done = subprocess.run(
+        [sys.executable, *options, '-c', textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**os.environ, **(env or {})},
+    )
     assert done.returncode == 0, done.stderr
     assert (done.stderr == '') == (errors == ''), done.stderr
     return done
@@ -67,13 +81,13 @@ def run(code, *options, env=None, errors=''):
 
 def test_it_is_off_by_default():
     assert not is_on()
-    run('''
+    run("""
         import branchynet, chainer.functions.connection.convolution_2d as c
         before = dict(vars(c.Convolution2DFunction))
         import branchynet.cpu
         branchynet.cpu.disable()
         assert dict(vars(c.Convolution2DFunction)) == before
-    ''')
+    """)
 
 
 def test_enable_and_disable():
@@ -115,13 +129,11 @@ def test_disable_within_fast_turns_off():
 
 
 def test_an_exception_puts_back():
-    with pytest.raises(KeyError, match='mine'):
-        with cpu.fast():
-            raise KeyError('mine')
+    with pytest.raises(KeyError, match='mine'), cpu.fast():
+        raise KeyError('mine')
     assert not changed()
-    with pytest.raises(chainer.utils.type_check.InvalidType):
-        with cpu.fast():
-            F.linear(np.zeros((2, 3), np.float32), np.zeros((4, 5), np.float32))
+    with pytest.raises(chainer.utils.type_check.InvalidType), cpu.fast():
+        F.linear(np.zeros((2, 3), np.float32), np.zeros((4, 5), np.float32))
     assert not changed()
 
 
@@ -185,7 +197,7 @@ class Model(chainer.Chain):
     def forward(self, x):
         h = F.max_pooling_2d(F.relu(self.bn1(self.conv1(x))), 2)
         h = F.local_response_normalization(F.relu(self.conv2(h)))
-        return self.fc(F.dropout(F.average_pooling_2d(h, 1), .2))
+        return self.fc(F.dropout(F.average_pooling_2d(h, 1), 0.2))
 
 
 def train(optimizer, steps=3):
@@ -203,10 +215,16 @@ def train(optimizer, steps=3):
     return losses, state
 
 
-@pytest.mark.parametrize('make', [
-    lambda: chainer.optimizers.MomentumSGD(.01), lambda: chainer.optimizers.SGD(.01),
-    # A large eps: where a gradient is next to nothing Adam's step is a matter of rounding.
-    lambda: chainer.optimizers.Adam(1e-3, eps=1e-2)], ids=['momentum', 'sgd', 'adam'])
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda: chainer.optimizers.MomentumSGD(0.01),
+        lambda: chainer.optimizers.SGD(0.01),
+        # A large eps: where a gradient is next to nothing Adam's step is a matter of rounding.
+        lambda: chainer.optimizers.Adam(1e-3, eps=1e-2),
+    ],
+    ids=['momentum', 'sgd', 'adam'],
+)
 def test_training_of_a_plain_chainer_model(make):
     losses, state = train(make())
     with cpu.fast():
@@ -223,9 +241,8 @@ def test_chainers_trainer_and_serializers(tmp_path):
         np.random.seed(0)
         data = chainer.datasets.TupleDataset(X, np.arange(len(X), dtype=np.int32))
         model = L.Classifier(Model())
-        optimizer = chainer.optimizers.SGD(.01).setup(model)
-        updater = chainer.training.StandardUpdater(
-            chainer.iterators.SerialIterator(data, 2, shuffle=False), optimizer)
+        optimizer = chainer.optimizers.SGD(0.01).setup(model)
+        updater = chainer.training.StandardUpdater(chainer.iterators.SerialIterator(data, 2, shuffle=False), optimizer)
         chainer.training.Trainer(updater, (epochs, 'epoch'), out=str(tmp_path)).run()
         return model
 
@@ -268,14 +285,13 @@ def test_chainers_hooks_and_debug_mode_see_the_functions():
 
 
 def test_debug_mode_finds_nan():
-    with cpu.fast(), chainer.using_config('debug', True):
-        with pytest.raises(RuntimeError, match='NaN'):
-            F.convolution_2d(X * np.float32(np.nan), np.ones((2, 3, 3, 3), np.float32))
+    with cpu.fast(), chainer.using_config('debug', True), pytest.raises(RuntimeError, match='NaN'):
+        F.convolution_2d(X * np.float32(np.nan), np.ones((2, 3, 3, 3), np.float32))
 
 
 # Without the wheel
 
-STEP = '''
+STEP = """
     import numpy as np
     import branchynet, chainer, chainer.functions as F
     from branchynet import cpu
@@ -292,7 +308,7 @@ STEP = '''
         return [y.array] + [v.grad for v in variables]
 
     expected = step()
-'''
+"""
 MISSING = {
     'no files listed': 'lambda name: None if name == NAME else files(name)',
     'files without the library': 'lambda name: [] if name == NAME else files(name)',
@@ -301,16 +317,16 @@ MISSING = {
 
 
 def without(how):
-    return '''
+    return f"""
     import importlib.metadata, warnings
     NAME, files = 'onednn-cpu-gomp', importlib.metadata.files
     def not_found(name):
         raise importlib.metadata.PackageNotFoundError(name)
-    importlib.metadata.files = %s
-    ''' % MISSING[how]
+    importlib.metadata.files = {MISSING[how]}
+    """
 
 
-CHECK = '''
+CHECK = """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         for _ in range(3):
@@ -323,7 +339,7 @@ CHECK = '''
         np.testing.assert_allclose(a, e, rtol=1e-3, atol=1e-3 * np.abs(e).max())
     mine = [w for w in caught if 'oneDNN' in str(w.message) or 'onednn' in str(w.message)]
     print(len(mine), len(caught), mine and 'onednn-cpu-gomp' in str(mine[0].message))
-'''
+"""
 
 
 @pytest.mark.skipif((sys.platform, platform.machine()) != ('linux', 'x86_64'), reason='no wheel for this platform')
@@ -345,12 +361,17 @@ def test_without_the_wheel_it_works_with_one_warning(how):
 
 @pytest.mark.parametrize('how', ['no files listed', 'not installed'])
 def test_the_warning_is_shown_at_the_callers_line(how):
-    done = run(without(how) + STEP + '''
+    done = run(
+        without(how)
+        + STEP
+        + """
     cpu.enable()  # here
     cpu.disable()
     with cpu.fast():
         pass
-    ''', errors='one')
+    """,
+        errors='one',
+    )
     assert done.stderr.count('Warning') == 1, done.stderr
     assert 'pip install onednn-cpu-gomp' in done.stderr
     # Shown as the caller's own line, not as one of contextlib's or this package's.
@@ -358,24 +379,33 @@ def test_the_warning_is_shown_at_the_callers_line(how):
 
 
 def test_the_warning_of_fast_is_shown_at_the_callers_line():
-    done = run(without('not installed') + STEP + '''
+    done = run(
+        without('not installed')
+        + STEP
+        + """
     with cpu.fast():
         pass
-    ''', errors='one')
+    """,
+        errors='one',
+    )
     assert done.stderr.startswith('<string>:'), done.stderr
 
 
 def test_a_library_that_does_not_load_is_a_missing_one(tmp_path):
     (tmp_path / 'libdnnl.so.3').write_text('not a library')
-    done = run('''
+    done = run(
+        """
     import importlib.metadata, pathlib, warnings
     class File:
         name = 'libdnnl.so.3'
         def locate(self):
-            return pathlib.Path(%r)
+            return pathlib.Path({!r})
     files = importlib.metadata.files
     importlib.metadata.files = lambda name: [File()] if name == 'onednn-cpu-gomp' else files(name)
-    ''' % str(tmp_path / 'libdnnl.so.3') + STEP + CHECK)
+    """.format(str(tmp_path / 'libdnnl.so.3'))
+        + STEP
+        + CHECK
+    )
     assert done.stdout.split() == ['1', '1', 'True']
 
 
@@ -393,6 +423,7 @@ def test_switching_on_is_silent_where_warnings_are_errors():
 
 
 # Many threads
+
 
 def test_threads_that_enter_and_leave_at_once(monkeypatch):
     x, w = np.ones((2, 3), np.float32), np.ones((4, 3), np.float32)
@@ -452,7 +483,7 @@ def test_a_block_outlasts_those_of_other_threads():
 
 
 def test_a_child_that_is_forked_while_another_thread_works():
-    run('''
+    run("""
         import os, threading, time
         from branchynet import cpu
         import chainer.functions.connection.linear as linear
@@ -475,10 +506,11 @@ def test_a_child_that_is_forked_while_another_thread_works():
         assert os.waitpid(child, 0)[1] == 0
         done.set()
         thread.join()
-    ''')
+    """)
 
 
 # Subclasses and chainer.static_graph are stock Chainer's
+
 
 @pytest.mark.onednn
 def test_subclasses_keep_their_methods():
@@ -488,8 +520,8 @@ def test_subclasses_keep_their_methods():
 
     class Doubled(ReLU):
         def forward(self, inputs):
-            y, = super().forward(inputs)
-            return y * 2,
+            (y,) = super().forward(inputs)
+            return (y * 2,)
 
     class Shifted(GeneralBatchNormalizationImpl):
         """As ChainerMN's: the statistics are another's."""
@@ -503,8 +535,11 @@ def test_subclasses_keep_their_methods():
 
     def shifted():
         gamma, beta = np.ones(3, np.float32), np.zeros(3, np.float32)
-        return chainer.functions.normalization.batch_normalization.BatchNormalization(
-            impl_selector=lambda *_: Shifted()).apply((X, gamma, beta))[0].array
+        return (
+            chainer.functions.normalization.batch_normalization.BatchNormalization(impl_selector=lambda *_: Shifted())
+            .apply((X, gamma, beta))[0]
+            .array
+        )
 
     def outputs():
         return [Doubled().apply((X,))[0].array, shifted(), Own().apply((X[0, 0], X[0, 0]))[0].array]
@@ -513,7 +548,7 @@ def test_subclasses_keep_their_methods():
     with cpu.fast():
         for found, stock in zip(outputs(), expected):
             np.testing.assert_array_equal(found, stock)
-    assert np.abs(expected[1].mean()) > .5
+    assert np.abs(expected[1].mean()) > 0.5
 
 
 def test_static_graph():
@@ -521,17 +556,17 @@ def test_static_graph():
         def __init__(self):
             super().__init__()
             with self.init_scope():
-                self.conv = L.Convolution2D(3, 3, 3, pad=1, initialW=chainer.initializers.Normal(.1))
+                self.conv = L.Convolution2D(3, 3, 3, pad=1, initialW=chainer.initializers.Normal(0.1))
                 self.fc = L.Linear(3 * 9 * 9, 4)
 
         def forward(self, x):
-            return self.fc(F.tanh(self.conv(x) * .01))
+            return self.fc(F.tanh(self.conv(x) * 0.01))
 
     class Recorded(Static):
         forward = chainer.static_graph(Static.forward)
 
     def train(model):
-        optimizer = chainer.optimizers.SGD(.5).setup(model)
+        optimizer = chainer.optimizers.SGD(0.5).setup(model)
         losses = []
         for i in range(4):
             model.cleargrads()
@@ -550,6 +585,7 @@ def test_static_graph():
 
 
 # Calls that differ from the networks' own
+
 
 def test_adam_with_a_parameter_that_has_no_size_yet():
     chain = chainer.Chain(used=L.Linear(3, 2), unused=L.Linear(None, 3))

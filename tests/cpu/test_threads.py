@@ -1,4 +1,5 @@
 """The number of threads changes the time and nothing else; what goes wrong in a thread reaches the caller."""
+
 import contextlib
 import gc
 import hashlib
@@ -19,14 +20,15 @@ from branchynet import cpu
 from branchynet.cpu import threads
 from branchynet.links.resnet import ResBlock
 from branchynet.networks import alex_cifar10, lenet_mnist
+
 import chainer
 import chainer.functions as F
 import chainer.links as L
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
-
 from helpers import same
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 COUNTS = [1, 2, 3, 8]
 
@@ -39,14 +41,22 @@ def count_put_back():
 
 # The same bits
 
+
 def small_resnet():
     relu = branchynet.FL(F.relu)
-    return branchynet.BranchyNet([
-        L.Convolution2D(3, 6, 3, pad=1), L.BatchNormalization(6), relu, ResBlock(6, 6),
-        branchynet.Branch([L.Linear(6 * 24 * 24, 4)]),
-        ResBlock(6, 12, 2), branchynet.FL(F.average_pooling_2d, 2),
-        branchynet.FL(F.local_response_normalization),
-        branchynet.Branch([branchynet.FL(F.dropout, .5), L.Linear(12 * 6 * 6, 4)])])
+    return branchynet.BranchyNet(
+        [
+            L.Convolution2D(3, 6, 3, pad=1),
+            L.BatchNormalization(6),
+            relu,
+            ResBlock(6, 6),
+            branchynet.Branch([L.Linear(6 * 24 * 24, 4)]),
+            ResBlock(6, 12, 2),
+            branchynet.FL(F.average_pooling_2d, 2),
+            branchynet.FL(F.local_response_normalization),
+            branchynet.Branch([branchynet.FL(F.dropout, 0.5), L.Linear(12 * 6 * 6, 4)]),
+        ]
+    )
 
 
 # Batches of several blocks, the last of them smaller.
@@ -71,7 +81,7 @@ def train(name, steps=2):
                 found[path + ' gradient'] = param.grad.copy()
         for path, link in net.namedlinks():
             for key in getattr(link, '_persistent', ()):
-                found['%s %s' % (path, key)] = np.array(getattr(link, key))
+                found[f'{path} {key}'] = np.array(getattr(link, key))
         with chainer.no_backprop_mode(), chainer.using_config('train', False):
             found['output'] = chainer.as_array(net.main.test(x))
     return found
@@ -107,19 +117,32 @@ def test_bits_do_not_depend_on_the_threads_of_the_pool(name, count):
 
 
 @pytest.mark.onednn
-@pytest.mark.parametrize('variables', [
-    dict(OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1', BRANCHYNET_NUM_THREADS='3'),
-    dict(OMP_NUM_THREADS='2', OPENBLAS_NUM_THREADS='1', BRANCHYNET_NUM_THREADS='8'),
-    dict(OMP_NUM_THREADS='8', OPENBLAS_NUM_THREADS='2', OMP_DYNAMIC='true', OMP_THREAD_LIMIT='1',
-         BRANCHYNET_NUM_THREADS='1'),
-    dict(OMP_NUM_THREADS='2,2', OMP_PROC_BIND='close', BRANCHYNET_NUM_THREADS='2')], ids=str)
+@pytest.mark.parametrize(
+    'variables',
+    [
+        dict(OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1', BRANCHYNET_NUM_THREADS='3'),
+        dict(OMP_NUM_THREADS='2', OPENBLAS_NUM_THREADS='1', BRANCHYNET_NUM_THREADS='8'),
+        dict(
+            OMP_NUM_THREADS='8',
+            OPENBLAS_NUM_THREADS='2',
+            OMP_DYNAMIC='true',
+            OMP_THREAD_LIMIT='1',
+            BRANCHYNET_NUM_THREADS='1',
+        ),
+        dict(OMP_NUM_THREADS='2,2', OMP_PROC_BIND='close', BRANCHYNET_NUM_THREADS='2'),
+    ],
+    ids=str,
+)
 def test_bits_do_not_depend_on_the_environment(variables):
     expected = {name: digest(with_one_thread(name)) for name in NETS}
-    found = run('''
+    found = run(
+        """
         from cpu.test_threads import NETS, digest, train
         for name in NETS:
             print(name, digest(train(name)))
-    ''', **variables)
+    """,
+        **variables,
+    )
     assert dict(line.split() for line in found.splitlines()) == expected
 
 
@@ -127,8 +150,13 @@ def run(code, timeout=100, **variables):
     """What the code prints, in a Python of its own."""
     tests = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     env = {**os.environ, 'PYTHONPATH': os.pathsep.join([tests, os.path.dirname(tests)]), **variables}
-    done = subprocess.run([sys.executable, '-c', textwrap.dedent(code)], stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, universal_newlines=True, timeout=timeout, env=env)
+    done = subprocess.run(
+        [sys.executable, '-c', textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=env,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -137,12 +165,12 @@ def run(code, timeout=100, **variables):
 def test_one_core_gives_the_same_bits():
     if not hasattr(os, 'sched_setaffinity'):
         pytest.skip('no affinity here')
-    found = run('''
+    found = run("""
         import os
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
         from cpu.test_threads import digest, train
         print(digest(train('lenet')))
-    ''')
+    """)
     assert found.strip() == digest(with_one_thread('lenet'))
 
 
@@ -151,8 +179,10 @@ def test_one_core_gives_the_same_bits():
 @given(st.integers(1, 70), st.integers(1, 20), st.integers(1, 12), st.integers(1, 20), st.integers(1, 3))
 def test_bits_of_any_shape_do_not_depend_on_the_threads(b, c, size, o, kernel):
     rng = np.random.RandomState(b)
-    arrays = [rng.randn(*shape).astype(np.float32) for shape in (
-        (b, c, size, size), (o, c, kernel, kernel), (o,), (5, o * size * size))]
+    arrays = [
+        rng.randn(*shape).astype(np.float32)
+        for shape in ((b, c, size, size), (o, c, kernel, kernel), (o,), (5, o * size * size))
+    ]
 
     def step():
         x, w, b, u = (chainer.Variable(a) for a in arrays)
@@ -174,8 +204,11 @@ def test_bits_of_any_shape_do_not_depend_on_the_threads(b, c, size, o, kernel):
 
 @pytest.mark.parametrize('name,size', [('alexnet', 9), ('resblock', 2), ('resblock', 1), ('wide', 3), ('wide', 20)])
 def test_bits_of_small_and_large_batches_do_not_depend_on_the_threads(name, size):
-    make, x_shape = {'alexnet': (alex_cifar10.get_network, (3, 32, 32)), 'resblock': (small_resnet, (3, 24, 24)),
-                     'wide': (Wide, (3, 80, 80))}[name]
+    make, x_shape = {
+        'alexnet': (alex_cifar10.get_network, (3, 32, 32)),
+        'resblock': (small_resnet, (3, 24, 24)),
+        'wide': (Wide, (3, 80, 80)),
+    }[name]
     x = np.random.RandomState(1).randn(size, *x_shape).astype(np.float32)
     t = np.arange(size, dtype=np.int32) % 4
     results = []
@@ -223,6 +256,7 @@ def test_repeated_steps_give_the_same_bits():
 
 # The number of threads
 
+
 @pytest.mark.parametrize('count', [0, -1, 'x', '', 1.5, '1.5', True, '²', [2], 0.0])
 def test_a_number_that_is_none_is_refused(count):
     cpu.set_num_threads(3)
@@ -254,17 +288,18 @@ def test_there_are_no_more_threads_than_asked_for():
     for count in (1, 2, 4, 2):
         cpu.set_num_threads(count)
         seen = set()
-        threads.run(lambda i: (seen.add(threading.get_ident()), time.sleep(.001)), 50)
+        threads.run(lambda i: (seen.add(threading.get_ident()), time.sleep(0.001)), 50)
         assert len(seen) <= count
         assert threading.active_count() <= before + count
     cpu.set_num_threads(None)
     deadline = time.time() + 5
     while threading.active_count() > before and time.time() < deadline:
-        time.sleep(.01)
+        time.sleep(0.01)
     assert threading.active_count() <= before
 
 
 # The pool
+
 
 @pytest.mark.parametrize('count', COUNTS)
 @pytest.mark.parametrize('tasks', [0, 1, 2, 3, 100, 1000])
@@ -302,7 +337,7 @@ def test_a_workers_exception_reaches_the_caller(count, failing):
 
     def broken_task(i):
         running.append(i)
-        time.sleep(.0005)
+        time.sleep(0.0005)
         if i in failing:
             raise KeyError('task %d' % i)
         running.remove(i)
@@ -314,7 +349,7 @@ def test_a_workers_exception_reaches_the_caller(count, failing):
     assert text.count('KeyError: ') == 1  # once, not one for every worker
     # Nothing works on after it was raised.
     left = list(running)
-    time.sleep(.01)
+    time.sleep(0.01)
     assert running == left and set(left) <= failing
     check_pool_works()
 
@@ -350,6 +385,7 @@ def test_a_raised_exception_keeps_nothing_alive():
 
 def test_an_error_in_a_kernel_reaches_the_caller(monkeypatch):
     from branchynet.cpu import normalization
+
     cpu.set_num_threads(2)
     x = np.ones((40, 3, 33, 33), np.float32)
     with cpu.fast():
@@ -371,7 +407,7 @@ def test_an_interrupt_of_the_caller_ends_promptly(count):
     def task(i):
         if i == 3:
             os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(.01)
+        time.sleep(0.01)
         done.append(i)
 
     start = time.time()
@@ -380,14 +416,15 @@ def test_an_interrupt_of_the_caller_ends_promptly(count):
     assert time.time() - start < 5  # of the 10 s and more that all tasks take
     assert len(done) < 1000
     left = len(done)
-    time.sleep(.05)
+    time.sleep(0.05)
     assert len(done) == left
     check_pool_works()
 
 
 @pytest.mark.skipif(os.name != 'posix', reason='signals of POSIX')
 def test_a_signal_ends_training_promptly_and_leaves_the_pool_usable():
-    run('''
+    run(
+        """
         import os, signal, threading
         import numpy as np
         from branchynet import cpu
@@ -407,25 +444,31 @@ def test_a_signal_ends_training_promptly_and_leaves_the_pool_usable():
             except KeyboardInterrupt:
                 pass
             check_pool_works()
-    ''', timeout=60)
+    """,
+        timeout=60,
+    )
 
 
 @pytest.mark.skipif(os.name != 'posix', reason='signals of POSIX')
 def test_control_c_ends_the_program_promptly():
     tests = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    script = textwrap.dedent('''
+    script = textwrap.dedent("""
         from branchynet.cpu import set_num_threads, threads
         import time
         set_num_threads(2)
         print('runs', flush=True)
         threads.run(lambda i: time.sleep(.01), 100000)
-    ''')
+    """)
     process = subprocess.Popen(
-        [sys.executable, '-c', script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
-        env={**os.environ, 'PYTHONPATH': os.path.dirname(tests)})
+        [sys.executable, '-c', script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+        env={**os.environ, 'PYTHONPATH': os.path.dirname(tests)},
+    )
     try:
         assert process.stdout.readline() == 'runs\n'
-        time.sleep(.2)
+        time.sleep(0.2)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=20)
     finally:
@@ -434,6 +477,7 @@ def test_control_c_ends_the_program_promptly():
 
 
 # Processes and Python's own threads
+
 
 def compute(seed=0):
     """Something that uses convolution, pooling, LRN, batch normalisation and matrix products, fast."""
@@ -455,11 +499,10 @@ def compute_in_a_child(queue, count):
         queue.put([a.tobytes() for a in compute()])
 
 
-@pytest.mark.parametrize('method,count', [('fork', None), ('fork', 1), ('fork', 2), ('spawn', 2),
-                                          ('forkserver', None)])
+@pytest.mark.parametrize('method,count', [('fork', None), ('fork', 1), ('fork', 2), ('spawn', 2), ('forkserver', None)])
 def test_other_processes(method, count, monkeypatch):
     if method not in multiprocessing.get_all_start_methods():
-        pytest.skip('no %s here' % method)
+        pytest.skip(f'no {method} here')
     tests = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     monkeypatch.setenv('PYTHONPATH', os.pathsep.join([tests, os.path.dirname(tests)]))
     cpu.set_num_threads(3)
@@ -479,7 +522,8 @@ def test_other_processes(method, count, monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
 def test_a_fork_in_the_middle_of_work():
-    run('''
+    run(
+        """
         import os, threading, warnings
         warnings.simplefilter('ignore')
         from branchynet import cpu
@@ -503,12 +547,15 @@ def test_a_fork_in_the_middle_of_work():
                 assert os.waitpid(child, 0)[1] == 0
             stop.set()
             worker.join()
-    ''', timeout=60)
+    """,
+        timeout=60,
+    )
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
 def test_children_of_children():
-    run('''
+    run(
+        """
         import os, warnings
         warnings.simplefilter('ignore')
         from branchynet import cpu
@@ -523,7 +570,9 @@ def test_children_of_children():
                 if child:
                     status = os.waitpid(child, 0)[1]
                     os._exit(status != 0)
-    ''', timeout=60)
+    """,
+        timeout=60,
+    )
 
 
 @pytest.mark.parametrize('count', [1, 2, 3])
@@ -565,7 +614,7 @@ def test_the_number_of_threads_changes_while_others_work():
         worker.start()
         for i in range(60):
             cpu.set_num_threads(1 + i % 4)
-            time.sleep(.005)
+            time.sleep(0.005)
         stop.set()
         worker.join(60)
     assert not errors
@@ -573,7 +622,9 @@ def test_the_number_of_threads_changes_while_others_work():
 
 def test_a_pool_at_the_end_of_python():
     """Threads of the pool do not keep a program from ending, nor from a last step in atexit."""
-    assert run('''
+    assert (
+        run(
+            """
         import atexit
         from branchynet import cpu
         from cpu.test_threads import compute
@@ -581,4 +632,8 @@ def test_a_pool_at_the_end_of_python():
         cpu.enable()
         atexit.register(lambda: print(compute()[0].shape))
         compute()
-    ''', timeout=60) == '(20, 4)\n'
+    """,
+            timeout=60,
+        )
+        == '(20, 4)\n'
+    )

@@ -1,4 +1,5 @@
 """CIFAR-10 and CIFAR-100 made up, in the formats in which they are published."""
+
 import hashlib
 import io
 import pickle
@@ -10,6 +11,7 @@ import numpy as np
 
 class Python2Pickler(pickle._Pickler):
     """Writes strings as Python 2 did, in which the Python versions were pickled."""
+
     dispatch = dict(pickle._Pickler.dispatch)
 
     def save_string(self, string):

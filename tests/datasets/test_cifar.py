@@ -4,11 +4,11 @@ import os
 import pickle
 
 import branchynet  # noqa: F401
-import numpy as np
-import pytest
-
 from branchynet import cli
 from branchynet.datasets import cifar, cifar10, cifar10gcn, cifar100gcn
+
+import numpy as np
+import pytest
 from helpers import needs_cifar10
 from published import md5, pickled, put, python_batch, records, sha256, tar, write
 
@@ -30,8 +30,7 @@ def data(tmp_path, monkeypatch):
 def batches(monkeypatch):
     """Six made-up batches of CIFAR-10, which pass for the published ones."""
     made = [records(20, 10, seed) for seed in range(6)]
-    monkeypatch.setattr(cifar10, 'BATCHES', {
-        name: sha256(rows.tobytes()) for name, rows in zip(cifar10.BATCHES, made)})
+    monkeypatch.setattr(cifar10, 'BATCHES', {name: sha256(rows.tobytes()) for name, rows in zip(cifar10.BATCHES, made)})
     return made
 
 
@@ -73,8 +72,16 @@ def test_cifar100_gives_fine_labels(data, version):
     train, test = records(200, 100, 0), records(100, 100, 1)
     if cifar100gcn.VERSIONS[version]['folder'] == 'cifar-100-python':
         contents = {'train': train, 'test': test}
-        contents = {file: pickled({b'fine_labels': rows[:, 0].tolist(), b'coarse_labels': [0] * len(rows),
-                                   b'data': np.ascontiguousarray(rows[:, 1:])}) for file, rows in contents.items()}
+        contents = {
+            file: pickled(
+                {
+                    b'fine_labels': rows[:, 0].tolist(),
+                    b'coarse_labels': [0] * len(rows),
+                    b'data': np.ascontiguousarray(rows[:, 1:]),
+                }
+            )
+            for file, rows in contents.items()
+        }
     else:
         coarse = [np.insert(rows, 0, 7, axis=1).tobytes() for rows in (train, test)]
         contents = {'train.bin': coarse[0], 'test.bin': coarse[1]}
@@ -101,15 +108,21 @@ def test_some_classes(data, batches):
 
 
 @pytest.mark.parametrize('version', [BINARY, PYTHON])
-@pytest.mark.parametrize('damage', [lambda b: b[:len(b) // 2], lambda b: b'', lambda b: b'no archive',
-                                    lambda b: b[:900] + bytes([b[900] ^ 1]) + b[901:]])
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda b: b[: len(b) // 2],
+        lambda b: b'',
+        lambda b: b'no archive',
+        lambda b: b[:900] + bytes([b[900] ^ 1]) + b[901:],
+    ],
+)
 def test_a_damaged_archive_is_named_and_kept(data, batches, version, damage, capsys):
     put_cifar10(data, batches, version, packed=True)
     archive = data / 'cifar10' / cifar10.VERSIONS[version]['archive']
     archive.write_bytes(damage(archive.read_bytes()))
     before = files_under(data)
-    one_line(cifar10.read, str(archive), 'expected ' + cifar10.VERSIONS[version]['md5'],
-             "data download cifar10'")
+    one_line(cifar10.read, str(archive), 'expected ' + cifar10.VERSIONS[version]['md5'], "data download cifar10'")
     assert cli.main(['data', 'info', 'cifar10']) == 2
     assert cli.main(['data', 'download', 'cifar10']) == 2
     assert cli.main(['data', 'build', 'pcifar10']) == 2
@@ -137,13 +150,18 @@ def test_a_damaged_or_missing_batch_is_named(data, batches, version):
 
 
 def test_the_python_version_must_hold_the_rows_of_the_binary_one(data, batches):
-    put_cifar10(data, [batches[1], batches[0]] + batches[2:], PYTHON, packed=False)
+    put_cifar10(data, [batches[1], batches[0], *batches[2:]], PYTHON, packed=False)
     one_line(cifar10.read, 'data_batch_1', 'expected ' + cifar10.BATCHES['data_batch_1'])
 
 
 def test_an_archive_leads_nowhere(data, batches):
-    put_cifar10(data, batches, BINARY, packed=True,
-                extra={'../outside': b'x', '/tmp/outside': b'x', 'cifar-10-batches-bin/link': '../../..'})
+    put_cifar10(
+        data,
+        batches,
+        BINARY,
+        packed=True,
+        extra={'../outside': b'x', '/tmp/outside': b'x', 'cifar-10-batches-bin/link': '../../..'},
+    )
     before = files_under(data)
     cifar10.read()
     assert files_under(data) == before
@@ -186,8 +204,12 @@ def test_get_data_downloads_what_is_absent(data, batches):
     put_cifar10(data, batches, BINARY, packed=True)
     (data / 'cifar10').rename(data / 'server')
     assert len(cifar10.read()[0]) == 100
-    one_line(lambda: cifar.read('cifar100', cifar100gcn.VERSIONS), 'cifar-100-python.tar.gz cannot be downloaded',
-             'put one of MD5 eb9058c3a382ffc7106e4002c42a8d85 there', "data download cifar100'")
+    one_line(
+        lambda: cifar.read('cifar100', cifar100gcn.VERSIONS),
+        'cifar-100-python.tar.gz cannot be downloaded',
+        'put one of MD5 eb9058c3a382ffc7106e4002c42a8d85 there',
+        "data download cifar100'",
+    )
 
 
 @needs_cifar10
@@ -196,7 +218,7 @@ def test_cifar10_is_the_real_one():
     assert y_train[:5].tolist() == [6, 9, 9, 4, 1] and y_test[:5].tolist() == [3, 8, 8, 0, 6]
     assert np.bincount(y_train).tolist() == [5000] * 10 and np.bincount(y_test).tolist() == [1000] * 10
     means = x_train.mean(axis=(0, 2, 3)) / 255
-    np.testing.assert_allclose(means, [.4914, .4822, .4465], atol=1e-4)
+    np.testing.assert_allclose(means, [0.4914, 0.4822, 0.4465], atol=1e-4)
     # The Python version of a real batch is read to the very same records.
     rows = np.insert(x_test.reshape(10000, -1), 0, y_test, axis=1)
     decoded = cifar.decode_python(python_batch(rows))

@@ -3,9 +3,9 @@ import os
 import threading
 
 import branchynet  # noqa: F401
-import pytest
-
 from branchynet.datasets import folder
+
+import pytest
 from published import md5, sha256
 
 CONTENT = bytes(range(256)) * 1000
@@ -21,7 +21,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.asked.append(asked)
         content, start = self.server.content, 0
         if asked and self.server.ranges:
-            start = int(asked[len('bytes='):-1])
+            start = int(asked[len('bytes=') : -1])
             if start >= len(content):
                 self.send_error(416)
                 return
@@ -31,7 +31,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_response(200)
         self.send_header('Content-Length', str(len(content) - start))
         self.end_headers()
-        self.wfile.write(content[start:self.server.cut])
+        self.wfile.write(content[start : self.server.cut])
 
     def log_message(self, *args):
         pass
@@ -43,7 +43,7 @@ def server(request):
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
     server.content, server.cut, server.ranges, server.asked = CONTENT, None, request.param, []
     server.url = 'http://127.0.0.1:%d/f' % server.server_port
-    thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': .01})
+    thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.01})
     thread.start()
     yield server
     server.shutdown()
@@ -87,7 +87,7 @@ def test_another_file_is_refused_and_what_was_there_kept(server, path):
     path.parent.mkdir()
     path.write_bytes(b'before')
     server.content = CONTENT[:-1] + b'x'
-    with pytest.raises(OSError, match='has MD5 .*expected %s' % MD5):
+    with pytest.raises(OSError, match=f'has MD5 .*expected {MD5}'):
         folder.download(server.url, str(path), MD5)
     assert path.read_bytes() == b'before' and os.listdir(str(path.parent)) == ['f']
 

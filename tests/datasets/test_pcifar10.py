@@ -3,11 +3,11 @@ import os
 import shutil
 
 import branchynet  # noqa: F401
-import numpy as np
-import pytest
-
 from branchynet import cli
 from branchynet.datasets import cifar, cifar10, cifar10gcn, folder, pcifar10
+
+import numpy as np
+import pytest
 from published import put, records, sha256
 from test_cifar import needs_cifar10
 
@@ -39,7 +39,7 @@ def path(data):
 def original():
     """Arrays as an original data.npz may hold them: of another type, made in another way."""
     rows = records(120, 10, 9)
-    x, y = rows[:, 1:].reshape(-1, 3, 32, 32) / 100., rows[:, 0].astype(np.int64)
+    x, y = rows[:, 1:].reshape(-1, 3, 32, 32) / 100.0, rows[:, 0].astype(np.int64)
     return {'train_x': x[:100], 'train_y': y[:100], 'test_x': x[100:], 'test_y': y[100:]}
 
 
@@ -78,9 +78,9 @@ def test_build_writes_the_same_bytes_everywhere(data, capsys):
 
 def test_nothing_is_left_of_a_build_that_fails(data, monkeypatch):
     monkeypatch.setattr(pcifar10, 'SHA256', {'gcn': 'another'})
-    with pytest.raises(ValueError, match='recipe gcn, has SHA-256 %s: expected another' % SHA256):
+    with pytest.raises(ValueError, match=f'recipe gcn, has SHA-256 {SHA256}: expected another'):
         pcifar10.build()
-    with pytest.raises(ValueError, match="recipe is pca: expected gcn"):
+    with pytest.raises(ValueError, match='recipe is pca: expected gcn'):
         pcifar10.build('pca')
     assert os.listdir(str(data / 'pcifar10')) == []
 
@@ -105,11 +105,12 @@ def test_info_says_what_an_original_looks_like(path, recipe, capsys):
     else:
         # Whitened images are noise, from 0 to 1.
         x_train, x_test = (x.reshape(len(x), -1) for x in (original()['train_x'], original()['test_x']))
-        x_train, x_test = (((x - x.min(1)[:, None]) / np.ptp(x, 1)[:, None]).reshape(-1, 3, 32, 32)
-                           for x in (x_train, x_test))
+        x_train, x_test = (
+            ((x - x.min(1)[:, None]) / np.ptp(x, 1)[:, None]).reshape(-1, 3, 32, 32) for x in (x_train, x_test)
+        )
     np.savez(str(path), **{**original(), 'train_x': x_train, 'test_x': x_test})
     assert cli.main(['data', 'info', 'pcifar10']) == 0
-    assert 'looks like recipe %s (' % recipe in capsys.readouterr().out
+    assert f'looks like recipe {recipe} (' in capsys.readouterr().out
 
 
 CHANGES = {
@@ -136,8 +137,15 @@ def test_another_file_is_refused_in_one_line(path, words, capsys):
     refused(path, words, capsys)
 
 
-@pytest.mark.parametrize('damage', [lambda b: b[:len(b) // 2], lambda b: b'', lambda b: b'no npz',
-                                    lambda b: b[:90000] + bytes([b[90000] ^ 1]) + b[90001:]])
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda b: b[: len(b) // 2],
+        lambda b: b'',
+        lambda b: b'no npz',
+        lambda b: b[:90000] + bytes([b[90000] ^ 1]) + b[90001:],
+    ],
+)
 def test_a_damaged_file_is_refused_in_one_line(path, damage, capsys):
     np.savez(str(path), **original())
     path.write_bytes(damage(path.read_bytes()))
@@ -157,9 +165,16 @@ def refused(path, words, capsys):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize('words', [
-    ['data', 'download', 'pcifar10'], ['data', 'build', 'cifar10'], ['data', 'info', '--recipe', 'gcn'],
-    ['data', 'info', 'cifar'], ['data', 'build', 'pcifar10', '--recipe', 'pca']])
+@pytest.mark.parametrize(
+    'words',
+    [
+        ['data', 'download', 'pcifar10'],
+        ['data', 'build', 'cifar10'],
+        ['data', 'info', '--recipe', 'gcn'],
+        ['data', 'info', 'cifar'],
+        ['data', 'build', 'pcifar10', '--recipe', 'pca'],
+    ],
+)
 def test_what_cannot_be_asked_for(data, words, capsys):
     try:
         assert cli.main(words) == 2
@@ -177,7 +192,7 @@ def test_the_real_one_is_built_to_its_bytes(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv('BRANCHYNET_DATA', str(tmp_path))
     pcifar10.build(recipe)
     pcifar10._check_built(pcifar10.path(), recipe)
-    (line, error), = pcifar10.inspect()
+    ((line, error),) = pcifar10.inspect()
     assert error is None and line.endswith('recipe ' + recipe)
     # It also looks like what it is.
     assert pcifar10._looks_like(pcifar10.get_data()[0]).startswith('looks like recipe ' + recipe)

@@ -4,10 +4,10 @@ import subprocess
 import sys
 
 import branchynet  # noqa: F401
+from branchynet.datasets import recipes
+
 import numpy as np
 import pytest
-
-from branchynet.datasets import recipes
 
 # What the recipes make of images(), on every machine. The matrix of Pythons and NumPys holds them to it.
 SHA256 = {
@@ -19,7 +19,7 @@ SHA256 = {
 def images(count=300, size=8):
     """Smooth images, as photographs are: uint8 (count, 3, size, size)."""
     noise = np.random.RandomState(0).randint(0, 64, (count, 3, size + 3, size + 3))
-    return sum(noise[..., i:i + size, j:j + size] for i in (0, 3) for j in (0, 3)).astype(np.uint8)
+    return sum(noise[..., i : i + size, j : j + size] for i in (0, 3) for j in (0, 3)).astype(np.uint8)
 
 
 def sha256(recipe):
@@ -29,7 +29,7 @@ def sha256(recipe):
 
 def test_gcn_is_what_its_formula_says():
     x = images()
-    scaled = x / 255.
+    scaled = x / 255.0
     centred = scaled[250:] - scaled[:250].mean(axis=0)
     expected = centred / centred.reshape(50, -1).std(axis=1, ddof=1)[:, None, None, None]
     given = recipes.fit_gcn(x[:250])(x[250:])
@@ -39,7 +39,7 @@ def test_gcn_is_what_its_formula_says():
 
 def test_zca_is_what_its_formula_says():
     x = images()
-    scaled = x.reshape(len(x), -1) / 255.
+    scaled = x.reshape(len(x), -1) / 255.0
     centred = scaled - scaled.mean(axis=0)
     values, vectors = np.linalg.eigh(centred.T @ centred / len(x) + recipes.EPSILON * np.eye(192))
     white = centred @ (vectors / np.sqrt(values)) @ vectors.T
@@ -65,10 +65,19 @@ def test_bits_are_the_same_everywhere(recipe):
 @pytest.mark.parametrize('kernel', ['Prescott', 'Haswell'])
 def test_bits_are_the_same_with_other_kernels(kernel):
     code = 'from test_recipes import SHA256, sha256; print({name: sha256(name) for name in SHA256})'
-    env = {**os.environ, 'OPENBLAS_CORETYPE': kernel, 'OPENBLAS_NUM_THREADS': '1',
-           'NPY_DISABLE_CPU_FEATURES': 'X86_V3 X86_V4 AVX512_ICL AVX512_SPR'}
+    env = {
+        **os.environ,
+        'OPENBLAS_CORETYPE': kernel,
+        'OPENBLAS_NUM_THREADS': '1',
+        'NPY_DISABLE_CPU_FEATURES': 'X86_V3 X86_V4 AVX512_ICL AVX512_SPR',
+    }
     # NumPy warns of features that it does not know: older ones have other names.
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=os.path.dirname(__file__), env=env,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code],
+        cwd=os.path.dirname(__file__),
+        env=env,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(SHA256)

@@ -1,16 +1,29 @@
 """The experiments on CIFAR-10 and the analyses, on a few images of noise: what they run, write and claim."""
+
 import os
 import re
-
-import numpy as np
-import pytest
 
 import branchynet  # noqa: F401
 from branchynet import checkpoint, cli
 from branchynet.datasets import mnist
 from branchynet.experiments import (
-    ANALYSES, NAMES, NETWORKS, PRESETS, alex_cifar10, claims, figure5, figure6, initialisation, loss_weights, report,
-    results, runs)
+    ANALYSES,
+    NAMES,
+    NETWORKS,
+    PRESETS,
+    alex_cifar10,
+    claims,
+    figure5,
+    figure6,
+    initialisation,
+    loss_weights,
+    report,
+    results,
+    runs,
+)
+
+import numpy as np
+import pytest
 
 
 @pytest.fixture
@@ -21,8 +34,11 @@ def noise(monkeypatch):
     t = rng.randint(0, 10, 48).astype(np.int32)
     tiny = runs.Preset(main_epochs=1, joint_epochs=1, batchsize=8, train_samples=16, test_samples=8)
     for module in alex_cifar10, figure5, loss_weights, initialisation, figure6:
-        monkeypatch.setattr(module, 'EXPERIMENT', module.EXPERIMENT._replace(
-            get_data=lambda: (x, t, x, t), presets={name: tiny for name in PRESETS}))
+        monkeypatch.setattr(
+            module,
+            'EXPERIMENT',
+            module.EXPERIMENT._replace(get_data=lambda: (x, t, x, t), presets=dict.fromkeys(PRESETS, tiny)),
+        )
 
 
 def reproduce(out, *options):
@@ -49,13 +65,15 @@ def test_comparisons_train_every_part_alike(noise, tmp_path):
     assert len(trained.measurement.exit_accuracy_percent) == 3
     figures = os.listdir(str(tmp_path / 'figures'))
     assert sorted(figures) == ['initialisation.pdf', 'initialisation.png', 'loss_weights.pdf', 'loss_weights.png']
-    claimed = {v.claim.id: v for v in claims.check(results.Results(
-        preset='paper', variant='code', experiments=found))}
+    claimed = {v.claim.id: v for v in claims.check(results.Results(preset='paper', variant='code', experiments=found))}
     equal, first = (run.measurement.exit_accuracy_percent[-1] for run in found['loss_weights'])
     assert claimed['text/loss weights'].measured == [first - equal]
     del found['loss_weights'][1]
-    verdict = next(v for v in claims.check(results.Results(preset='paper', variant='code', experiments=found))
-                   if v.claim.id == 'text/loss weights')
+    verdict = next(
+        v
+        for v in claims.check(results.Results(preset='paper', variant='code', experiments=found))
+        if v.claim.id == 'text/loss weights'
+    )
     assert (verdict.status, verdict.reason) == ('FAIL', 'part first was not trained')
 
 
@@ -75,8 +93,9 @@ def test_a_comparison_resumes_in_the_middle_of_a_part(noise, tmp_path, monkeypat
     assert 'checkpoint_loss_weights_first_seed0.npz' in os.listdir(str(out))
     assert reproduce(out, '--only', 'loss_weights', '--resume') == 0
     assert len(saved) == 4
-    whole, resumed = ([run.training.weights_sha256 for run in results_of(path)['loss_weights']]
-                      for path in (tmp_path / 'whole', out))
+    whole, resumed = (
+        [run.training.weights_sha256 for run in results_of(path)['loss_weights']] for path in (tmp_path / 'whole', out)
+    )
     assert whole == resumed
 
 
@@ -86,12 +105,12 @@ def test_figure5_has_its_published_points(noise):
     for k in range(5):
         net = experiment.parts[str(k)].get_network(variant='code')
         assert net.numexits() == 2
-        assert sum('Convolution' in type(link).__name__ for link in net.models[0][net.models[0].endi:]) == k
+        assert sum('Convolution' in type(link).__name__ for link in net.models[0][net.models[0].endi :]) == k
 
 
 def test_a_results_folder_is_of_one_variant(noise, tmp_path, capsys):
     assert reproduce(tmp_path, '--only', 'alex_cifar10', '--variant', 'paper') == 0
-    run, = results_of(tmp_path)['alex_cifar10']
+    (run,) = results_of(tmp_path)['alex_cifar10']
     assert run.training.variant == 'paper' and len(run.measurement.sweep) == 121
     images = run.measurement.measured.published.images
     assert images.both_right + images.only_branchy_right + images.only_baseline_right + images.both_wrong == 8
@@ -104,10 +123,12 @@ def test_a_results_folder_is_of_one_variant(noise, tmp_path, capsys):
 
 def counter(commands):
     """In place of the process that counts: 1000 loads and 2 misses an image, 1 miss where all leave at exit 1."""
+
     def count(tool, variant, weights, images, count, setting):
         commands.append(setting)
-        share = .5 if setting == [10., 10.] else 1
-        return 10 ** 6 + 1000 * count, 500 + 2 * count * share
+        share = 0.5 if setting == [10.0, 10.0] else 1
+        return 10**6 + 1000 * count, 500 + 2 * count * share
+
     return count
 
 
@@ -118,9 +139,9 @@ def test_figure6_counts_what_images_add(noise, tmp_path, monkeypatch, capsys):
     commands = []
     monkeypatch.setattr(figure6, '_count', counter(commands))
     assert reproduce(tmp_path, '--only', 'alex_cifar10,figure6') == 0
-    run, = results_of(tmp_path)['figure6']
+    (run,) = results_of(tmp_path)['figure6']
     cache = run.measurement.cache
-    assert len(commands) == 8 and [point.cache_miss_percent for point in cache] == [.1, .2, .2, .2]
+    assert len(commands) == 8 and [point.cache_miss_percent for point in cache] == [0.1, 0.2, 0.2, 0.2]
     assert cache[-1].thresholds == []
     assert os.path.exists(str(tmp_path / 'figures' / 'figure6_seed0.pdf'))
     weights = tmp_path / 'weights_alex_cifar10_seed0.npz'
@@ -132,7 +153,7 @@ def test_figure6_counts_what_images_add(noise, tmp_path, monkeypatch, capsys):
     assert 'holds no weights of seed 0 of alex_cifar10' in capsys.readouterr().out
     found = results.Results(preset='quick', variant='code', experiments=results_of(tmp_path))
     claimed = next(v for v in claims.check(found) if v.claim.id == 'figure6/direction')
-    assert claimed.measured == [.5] and claimed.status == 'PASS'
+    assert claimed.measured == [0.5] and claimed.status == 'PASS'
 
 
 def test_without_counters_figure6_says_so(noise, tmp_path, monkeypatch, capsys):
@@ -156,7 +177,9 @@ def test_without_cifar_lenet_runs_and_the_rest_is_named(tmp_path, monkeypatch, c
     lenet, alexnet, resnet = map(report.load, NETWORKS)
     small = {
         'lenet_mnist': lenet._replace(get_data=mnist.get_data, presets={'smoke': tiny}),
-        'alex_cifar10': alexnet._replace(get_data=missing), 'resnet_cifar10': resnet._replace(get_data=missing)}
+        'alex_cifar10': alexnet._replace(get_data=missing),
+        'resnet_cifar10': resnet._replace(get_data=missing),
+    }
     monkeypatch.setattr(report, 'load', small.get)
     assert reproduce(tmp_path) == 0
     captured = capsys.readouterr()

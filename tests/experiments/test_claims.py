@@ -1,4 +1,5 @@
 """Claims never pass by accident: properties of the verdicts, and mistakes in claims.toml."""
+
 from __future__ import annotations
 
 import copy
@@ -6,14 +7,14 @@ import math
 from typing import Any
 
 import branchynet  # noqa: F401
+from branchynet import cli
+from branchynet.experiments import claims, intervals, results
+from branchynet.experiments.claims import FAIL, NOT_RUN, PASS
+
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-
-from branchynet import cli
-from branchynet.experiments import claims, intervals, results
-from branchynet.experiments.claims import FAIL, NOT_RUN, PASS
 
 numbers = st.floats(allow_nan=True, allow_infinity=True) | st.sampled_from([98.6, 98.599, 98.601])
 
@@ -27,11 +28,12 @@ def with_measure(monkeypatch: pytest.MonkeyPatch, measure: Any) -> None:
 
 
 @hypothesis.given(st.lists(numbers, min_size=1, max_size=3))
-@hypothesis.settings(max_examples=60, deadline=None,
-                     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.settings(
+    max_examples=60, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
 def test_a_claim_passes_exactly_if_the_mean_of_finite_numbers_is_within_its_bounds(example, values):
     found = copy.deepcopy(example)
-    run, = found.experiments['lenet_mnist']
+    (run,) = found.experiments['lenet_mnist']
     found.experiments['lenet_mnist'] = [copy.deepcopy(run) for _ in values]
     for seed, one in enumerate(found.experiments['lenet_mnist']):
         one.seed = seed
@@ -46,7 +48,7 @@ def test_a_claim_passes_exactly_if_the_mean_of_finite_numbers_is_within_its_boun
 
 def test_where_no_setting_meets_a_claims_condition_it_fails_with_the_cause(example, capsys):
     for row in example.experiments['lenet_mnist'][0].measurement.sweep:
-        row.exit_percent = [12., 88.]
+        row.exit_percent = [12.0, 88.0]
     verdict = verdict_of(example, 'quick/lenet_mnist')
     assert (verdict.status, verdict.measured) == (FAIL, [])
     assert verdict.reason == 'no setting lets 80 % leave at exit 1 (at most 12 %)'
@@ -54,7 +56,7 @@ def test_where_no_setting_meets_a_claims_condition_it_fails_with_the_cause(examp
 
 def test_the_report_of_a_run_that_diverged_is_made(example, tmp_path, capsys):
     for row in example.experiments['lenet_mnist'][0].measurement.sweep:
-        row.exit_percent = [0., 100.]
+        row.exit_percent = [0.0, 100.0]
     example.experiments['lenet_mnist'][0].training.joint.loss[-1] = [math.nan, math.nan]
     results.write(str(tmp_path), example)
     assert cli.main(['report', str(tmp_path)]) == 1
@@ -76,14 +78,19 @@ def test_a_measure_that_breaks_is_no_claim_left_out(example, monkeypatch):
         claims.check(example)
 
 
-@pytest.mark.parametrize('change, words', [
-    ({'measure': 'best_acuracy'}, 'has measure best_acuracy: expected one of best_accuracy'),
-    ({'preset': 'papre'}, 'has preset papre: expected one of smoke, quick, reduced, paper'),
-    ({'better': 'more'}, 'has better more: expected one of higher, lower, same'),
-    ({'experiment': 'lenet'}, 'has experiment lenet: expected one of lenet_mnist'),
-    ({'tolerence': 1}, 'has the unknown key tolerence'),
-    ({'measure': None}, 'lacks measure'), ({'why': None}, 'lacks why'),
-    ({'tolerance': None}, 'has neither tolerance nor relative')])
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        ({'measure': 'best_acuracy'}, 'has measure best_acuracy: expected one of best_accuracy'),
+        ({'preset': 'papre'}, 'has preset papre: expected one of smoke, quick, reduced, paper'),
+        ({'better': 'more'}, 'has better more: expected one of higher, lower, same'),
+        ({'experiment': 'lenet'}, 'has experiment lenet: expected one of lenet_mnist'),
+        ({'tolerence': 1}, 'has the unknown key tolerence'),
+        ({'measure': None}, 'lacks measure'),
+        ({'why': None}, 'lacks why'),
+        ({'tolerance': None}, 'has neither tolerance nor relative'),
+    ],
+)
 def test_a_mistake_in_claims_toml_is_an_error(monkeypatch, change, words):
     changed = copy.deepcopy(claims._file())
     entry = next(entry for entry in changed['claim'] if entry['id'] == 'quick/lenet_mnist')
@@ -105,14 +112,16 @@ def test_a_cause_is_shown_beside_the_failure_and_widens_nothing(example, monkeyp
     verdict = verdict_of(example, 'quick/lenet_mnist')
     assert verdict.status == FAIL and verdict.claim.bounds()[0] == 99.9
     from branchynet.experiments import report
+
     assert 'too few epochs: branchynet reproduce --preset paper shows it' in '\n'.join(report.lines([verdict]))
 
 
 def test_only_what_was_not_run_is_not_run(example):
     reasons = {v.reason for v in claims.check(example) if v.status == NOT_RUN}
     known = {'needs preset paper', 'needs a GPU', 'needs --device cpu'} | {
-        f'{name} was not run' for name in ('alex_cifar10', 'resnet_cifar10', 'figure5', 'figure6', 'loss_weights',
-                                           'initialisation')}
+        f'{name} was not run'
+        for name in ('alex_cifar10', 'resnet_cifar10', 'figure5', 'figure6', 'loss_weights', 'initialisation')
+    }
     assert reasons - known == {entry['not_checked'] for entry in claims._file()['claim'] if 'not_checked' in entry}
 
 
@@ -137,4 +146,4 @@ def test_the_interval_over_seeds_holds_the_mean(values):
 
 def test_mcnemar_is_symmetric_and_1_without_a_difference():
     assert intervals.mcnemar(0, 0) == intervals.mcnemar(7, 7) == 1
-    assert intervals.mcnemar(3, 12) == intervals.mcnemar(12, 3) < .05
+    assert intervals.mcnemar(3, 12) == intervals.mcnemar(12, 3) < 0.05

@@ -1,18 +1,19 @@
 """`branchynet measure`, `retrain` and `results convert` on a run of a few real images."""
+
 from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 import shutil
 import subprocess
 import sys
-
-import pytest
+from pathlib import Path
 
 import branchynet  # noqa: F401
 from branchynet import cli, determinism, files
 from branchynet.experiments import PRESETS, lenet_mnist, measure, results, runs
+
+import pytest
 
 TINY = runs.Preset(main_epochs=2, joint_epochs=2, batchsize=64, train_samples=256, test_samples=40)
 WEIGHTS, MAIN = 'weights_lenet_mnist_seed0.npz', 'weights_lenet_mnist_seed0_main.npz'
@@ -23,10 +24,13 @@ def trained(tmp_path_factory) -> Path:
     """A results folder that a run wrote; tests copy it."""
     folder = tmp_path_factory.mktemp('trained') / 'out'
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lenet_mnist, 'EXPERIMENT', lenet_mnist.EXPERIMENT._replace(
-            presets={name: TINY for name in PRESETS}))
-        assert cli.main(['reproduce', '--only', 'lenet_mnist', '--preset', 'smoke', '--device', 'cpu', '--out',
-                         str(folder)]) == 0
+        patch.setattr(lenet_mnist, 'EXPERIMENT', lenet_mnist.EXPERIMENT._replace(presets=dict.fromkeys(PRESETS, TINY)))
+        assert (
+            cli.main(
+                ['reproduce', '--only', 'lenet_mnist', '--preset', 'smoke', '--device', 'cpu', '--out', str(folder)]
+            )
+            == 0
+        )
     return folder
 
 
@@ -78,7 +82,9 @@ def test_a_folder_is_measured_again_from_its_weights_alone(folder, tmp_path, cap
     assert sorted(os.listdir(bare)) == sorted(os.listdir(folder))
     manifest = json.loads((bare / 'manifest.json').read_text())
     assert manifest['runs'][0]['weights_sha256'] == {
-        WEIGHTS: before.training.weights_sha256, MAIN: before.training.main_weights_sha256}
+        WEIGHTS: before.training.weights_sha256,
+        MAIN: before.training.main_weights_sha256,
+    }
     assert {'environment', 'measured_in'} <= manifest['runs'][0].keys()
     capsys.readouterr()
     assert cli.main(['verify', str(folder), str(bare)]) == 0
@@ -94,16 +100,21 @@ def test_the_origin_of_the_training_stays(folder, tmp_path):
     assert run_of(folder).measurement.environment == run_of(folder).measurement.environment
     manifest = json.loads((tmp_path / 'out' / 'manifest.json').read_text())['runs'][0]
     assert manifest['environment']['commit'] == 'of the training' != manifest['measured_in']['commit']
-    assert all(files.digest(str(tmp_path / 'out' / name)) == files.digest(str(folder / name))
-               for name in (WEIGHTS, MAIN))
+    assert all(
+        files.digest(str(tmp_path / 'out' / name)) == files.digest(str(folder / name)) for name in (WEIGHTS, MAIN)
+    )
 
 
-@pytest.mark.parametrize('change', [
-    lambda run: run['measurement']['baseline'].update(accuracy_percent=12.5),
-    lambda run: run['measurement']['baseline'].update(accuracy_as_released_percent=12.5),
-    lambda run: run['measurement']['sweep'][3].update(exit_percent=[12.5, 87.5]),
-    lambda run: run['measurement']['sweep'].pop(),
-    lambda run: run['measurement'].update(exit_accuracy_percent=[12.5, 12.5])])
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda run: run['measurement']['baseline'].update(accuracy_percent=12.5),
+        lambda run: run['measurement']['baseline'].update(accuracy_as_released_percent=12.5),
+        lambda run: run['measurement']['sweep'][3].update(exit_percent=[12.5, 87.5]),
+        lambda run: run['measurement']['sweep'].pop(),
+        lambda run: run['measurement'].update(exit_accuracy_percent=[12.5, 12.5]),
+    ],
+)
 def test_other_accuracies_or_exits_are_status_1_and_replace_nothing(folder, tmp_path, capsys, change):
     rewrite(folder, change)
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
@@ -116,14 +127,23 @@ def test_other_accuracies_or_exits_are_status_1_and_replace_nothing(folder, tmp_
     assert len(run_of(tmp_path / 'out').measurement.sweep) == 17
 
 
-@pytest.mark.parametrize('damage, words', [
-    (lambda folder: (folder / MAIN).unlink(), MAIN + ' is missing'),
-    (lambda folder: (folder / WEIGHTS).unlink(), WEIGHTS + ' is missing'),
-    (lambda folder: (folder / WEIGHTS).write_bytes(b'x'), WEIGHTS + ' is not what its run wrote: expected SHA-256'),
-    (lambda folder: (folder / MAIN).write_bytes((folder / WEIGHTS).read_bytes()), MAIN + ' is not what its run wrote'),
-    (lambda folder: (folder / 'results.json').unlink(), 'results.json is missing'),
-    (lambda folder: rewrite(folder, lambda run: run['training'].update(data_sha256='other')),
-     'was trained on data of SHA-256 other')])
+@pytest.mark.parametrize(
+    'damage, words',
+    [
+        (lambda folder: (folder / MAIN).unlink(), MAIN + ' is missing'),
+        (lambda folder: (folder / WEIGHTS).unlink(), WEIGHTS + ' is missing'),
+        (lambda folder: (folder / WEIGHTS).write_bytes(b'x'), WEIGHTS + ' is not what its run wrote: expected SHA-256'),
+        (
+            lambda folder: (folder / MAIN).write_bytes((folder / WEIGHTS).read_bytes()),
+            MAIN + ' is not what its run wrote',
+        ),
+        (lambda folder: (folder / 'results.json').unlink(), 'results.json is missing'),
+        (
+            lambda folder: rewrite(folder, lambda run: run['training'].update(data_sha256='other')),
+            'was trained on data of SHA-256 other',
+        ),
+    ],
+)
 def test_what_cannot_be_measured_is_one_line_and_status_2(folder, capsys, damage, words):
     damage(folder)
     before = sorted(os.listdir(folder))
@@ -136,6 +156,7 @@ def test_what_cannot_be_measured_is_one_line_and_status_2(folder, capsys, damage
 
 def test_without_data_nothing_is_measured(folder, tmp_path, monkeypatch, capsys):
     from branchynet.datasets import mnist
+
     monkeypatch.setenv('BRANCHYNET_DATA', str(tmp_path / 'data'))
     monkeypatch.setattr(mnist, 'MIRRORS', [])
     assert run('measure', folder) == 2
@@ -145,6 +166,7 @@ def test_without_data_nothing_is_measured(folder, tmp_path, monkeypatch, capsys)
 
 def test_weights_are_loaded_without_unpickling(folder, capsys):
     import numpy as np
+
     np.savez(folder / WEIGHTS, **{'models/0/0/W': np.array([print], dtype=object)})
     rewrite(folder, lambda run: run['training'].update(weights_sha256=files.digest(str(folder / WEIGHTS))))
     assert run('measure', folder) == 2
@@ -201,9 +223,13 @@ def test_the_first_epochs_trained_again_have_the_recorded_weights(folder, capsys
 @pytest.mark.slow
 def test_the_command_trains_the_smoke_preset_again_to_the_same_bits(tmp_path):
     """In processes of their own, which start again with the bit profile of the recorded run in place."""
+
     def command(*words: object) -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, '-m', 'branchynet.cli', *map(str, words), '--device', 'cpu'],
-                              capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, '-m', 'branchynet.cli', *map(str, words), '--device', 'cpu'],
+            capture_output=True,
+            text=True,
+        )
 
     out = tmp_path / 'out'
     done = command('reproduce', '--only', 'lenet_mnist', '--preset', 'smoke', '--out', out)
@@ -238,15 +264,46 @@ def format1(folder: Path) -> None:
     for setting in [*measurement['sweep'], *measurement['measured'].values()]:
         for key in 'gain_allowed', 'efficiency':
             del setting[key]
-    measured = [{key: measurement['measured'][name][key] for key in (
-        'thresholds', 'exit_percent', 'accuracy_percent', 'released', 'whole', 'images')}
-        for name in ('published', 'knee')]
-    old = {'seed': run['seed'], 'main_training': training.pop('main'), 'joint_training': training.pop('joint'),
-           **training, **{key: measurement[key] for key in (
-               'test_samples', 'compiled', 'baseline', 'exit_accuracy_percent', 'outputs', 'exit1_curve', 'sweep',
-               'knee')}, 'measured': measured}
-    path.write_text(json.dumps({'format': 1, 'preset': 'smoke', 'variant': 'code', 'experiments': {
-        'lenet_mnist': {'network': 'LeNet', 'seeds': [old]}, 'figure6': {'title': 'Figure 6', 'seeds': []}}}))
+    measured = [
+        {
+            key: measurement['measured'][name][key]
+            for key in ('thresholds', 'exit_percent', 'accuracy_percent', 'released', 'whole', 'images')
+        }
+        for name in ('published', 'knee')
+    ]
+    old = {
+        'seed': run['seed'],
+        'main_training': training.pop('main'),
+        'joint_training': training.pop('joint'),
+        **training,
+        **{
+            key: measurement[key]
+            for key in (
+                'test_samples',
+                'compiled',
+                'baseline',
+                'exit_accuracy_percent',
+                'outputs',
+                'exit1_curve',
+                'sweep',
+                'knee',
+            )
+        },
+        'measured': measured,
+    }
+    path.write_text(
+        json.dumps(
+            {
+                'format': 1,
+                'preset': 'smoke',
+                'variant': 'code',
+                'experiments': {
+                    'lenet_mnist': {'network': 'LeNet', 'seeds': [old]},
+                    'figure6': {'title': 'Figure 6', 'seeds': []},
+                },
+            }
+        )
+    )
 
 
 def test_results_of_format_1_are_refused_by_the_commands_name_and_converted(folder, capsys):

@@ -1,14 +1,16 @@
 """The notebooks run from top to bottom on a few images."""
-import os
 
-import pytest
+import os
 
 import branchynet  # noqa: F401
 from branchynet.datasets import cifar, cifar10
 from branchynet.experiments import NETWORKS, report
 
-FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), 'experiments',
-                      'notebooks')
+import pytest
+
+FOLDER = os.path.join(
+    os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), 'experiments', 'notebooks'
+)
 
 
 @pytest.mark.parametrize('name', NETWORKS)

@@ -1,4 +1,5 @@
 """The report and its claims: every number from results.json and claims.toml."""
+
 import copy
 import math
 import os
@@ -25,13 +26,15 @@ def run_of(results):
 
 def change(what, name, value):
     """Changes one figure of a run: what is a path of attributes."""
+
     def apply(run):
         setattr(reduce(getattr, what.split('.'), run) if what else run, name, value)
+
     return apply
 
 
 def change_sweep(run):
-    run.measurement.sweep[1].accuracy_percent = 77.
+    run.measurement.sweep[1].accuracy_percent = 77.0
 
 
 CHANGES = [
@@ -40,14 +43,14 @@ CHANGES = [
     change('measurement.measured.published.released', 'mean_ms', 33.33),
     change('measurement.measured.published', 'gain_allowed', 6.66),
     change('measurement.measured.knee.whole', 'p95_ms', 44.44),
-    change('measurement.measured.knee', 'thresholds', [.55]),
-    change('measurement.measured.knee', 'exit_percent', [66., 34.]),
+    change('measurement.measured.knee', 'thresholds', [0.55]),
+    change('measurement.measured.knee', 'exit_percent', [66.0, 34.0]),
     change('measurement.measured.published.images', 'only_branchy_right', 11),
     change_sweep,
     change('measurement', 'test_samples', 999),
     change('training', 'batchsize', 65),
     change('training', 'data_sha256', '0123456789abcdef'),
-    change('training.joint', 'seconds', 1234.),
+    change('training.joint', 'seconds', 1234.0),
     change('measurement.environment', 'cpu', 'another processor'),
     change('measurement.measured.slowest', 'composed_whole_ms', 1.2),
 ]
@@ -61,9 +64,17 @@ def test_a_changed_result_changes_the_page(example, change):
         assert old != new
 
 
-@pytest.mark.parametrize('change', [
-    {'expected': 98.123}, {'tolerance': .321}, {'text': 'another text'}, {'why': 'another reason'},
-    {'preset': 'paper'}, {'source': 'another source'}])
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'expected': 98.123},
+        {'tolerance': 0.321},
+        {'text': 'another text'},
+        {'why': 'another reason'},
+        {'preset': 'paper'},
+        {'source': 'another source'},
+    ],
+)
 def test_a_changed_claim_changes_the_page(example, monkeypatch, change):
     before = page_of(example)
     changed = copy.deepcopy(claims._file())
@@ -93,13 +104,13 @@ def add_seed(results, **baseline):
 
 
 def test_several_seeds_are_mean_std_and_count(example):
-    add_seed(example, accuracy_percent=98.)
-    assert f'97.50 ± {math.sqrt(.5):.2f} (2)' in page_of(example)[0]
+    add_seed(example, accuracy_percent=98.0)
+    assert f'97.50 ± {math.sqrt(0.5):.2f} (2)' in page_of(example)[0]
 
 
 def test_the_interval_of_several_seeds_is_students(example):
-    add_seed(example, accuracy_percent=98.)
-    half = 12.706204736 * .5  # Student's t of one degree of freedom, times the standard error of 97 and 98
+    add_seed(example, accuracy_percent=98.0)
+    half = 12.706204736 * 0.5  # Student's t of one degree of freedom, times the standard error of 97 and 98
     assert f'{97.5 - half:.2f} to {97.5 + half:.2f}' in page_of(example)[0]
 
 
@@ -109,8 +120,12 @@ def test_every_published_number_is_a_claim():
         found.setdefault(claim.source, []).append(claim)
     assert len({claim.id for claim in claims.claims()}) == len(claims.claims())
     table = claims.published('table1.csv')
-    cells = sum(len(text.split()) if column == 'exit_percent' else bool(text)
-                for row in table for column, text in row.items() if column not in ('device', 'network'))
+    cells = sum(
+        len(text.split()) if column == 'exit_percent' else bool(text)
+        for row in table
+        for column, text in row.items()
+        if column not in ('device', 'network')
+    )
     gains = sum(bool(row['gain']) for row in table)  # claimed on either clock
     baselines = sum(not row['network'].startswith('B-') for row in table)  # their accuracy is claimed in two ways
     assert len(found['Table I']) == cells + gains + baselines
@@ -157,11 +172,11 @@ def test_what_is_not_run_says_why(example):
     assert verdict_of(example, 'table1/GPU/LeNet/accuracy').reason == 'needs a GPU'
     assert 'machine' in verdict_of(example, 'table1/CPU/LeNet/time').reason
     assert verdict_of(example, 'table1/CPU/LeNet/accuracy').measured == [97.25]
-    assert verdict_of(example, 'table1/CPU/LeNet/accuracy before joint training').measured == [97.]
+    assert verdict_of(example, 'table1/CPU/LeNet/accuracy before joint training').measured == [97.0]
     assert verdict_of(example, 'table1/CPU/LeNet/accuracy').status == 'FAIL'
-    assert verdict_of(example, 'table1/CPU/B-LeNet/exit 2').measured == [10.]
-    assert verdict_of(example, 'table1/CPU/B-LeNet/gain/whole').measured == [3.]
-    assert verdict_of(example, 'notebook/B-LeNet/0.5/gain').measured == [4.]
+    assert verdict_of(example, 'table1/CPU/B-LeNet/exit 2').measured == [10.0]
+    assert verdict_of(example, 'table1/CPU/B-LeNet/gain/whole').measured == [3.0]
+    assert verdict_of(example, 'notebook/B-LeNet/0.5/gain').measured == [4.0]
     example.preset = 'smoke'
     assert {v.status for v in claims.check(example)} == {'NOT RUN'}
 
@@ -193,16 +208,34 @@ def test_the_page_renders_whole_in_a_browser(example, tmp_path):
     assert page.count('<img ') == len(figures) == 4
     # What a script within says of the images once they are loaded stands in the dumped page.
     probe = tmp_path / 'probe.html'
-    probe.write_text(page.replace('</body>', '''<p id="probe"></p><script>onload = () => {
+    probe.write_text(
+        page.replace(
+            '</body>',
+            """<p id="probe"></p><script>onload = () => {
         const whole = [...document.images].filter(i => i.complete && i.naturalWidth > 100).length;
         const wide = document.documentElement.scrollWidth > innerWidth;
-        document.getElementById('probe').textContent = `whole ${whole} wide ${wide}`; }</script></body>'''))
+        document.getElementById('probe').textContent = `whole ${whole} wide ${wide}`; }</script></body>""",
+        )
+    )
     for width in 1280, 400:
         run = subprocess.run(
-            [CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--enable-logging=stderr', '--v=0',
-             f'--user-data-dir={tmp_path / "profile"}', f'--window-size={width},900',
-             '--virtual-time-budget=5000', '--dump-dom', probe.as_uri()],
-            capture_output=True, text=True, timeout=120)
+            [
+                CHROMIUM,
+                '--headless',
+                '--no-sandbox',
+                '--disable-gpu',
+                '--enable-logging=stderr',
+                '--v=0',
+                f'--user-data-dir={tmp_path / "profile"}',
+                f'--window-size={width},900',
+                '--virtual-time-budget=5000',
+                '--dump-dom',
+                probe.as_uri(),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         assert re.search(r'whole 4 wide false', run.stdout), run.stderr[-2000:]
         assert 'CONSOLE' not in run.stderr
 
@@ -212,7 +245,7 @@ def test_the_page_renders_whole_in_a_browser(example, tmp_path):
 
 def test_the_first_screen_has_published_and_measured_side_by_side(example):
     text = page_of(example)[0]
-    first = text[:text.index('\n## ')]
+    first = text[: text.index('\n## ')]
     for cells in (
         ['LeNet accuracy (%) (as released: after joint training)', '99.20', '97.25'],
         ['LeNet accuracy (%) (alone: before joint training)', '99.20', '97.00'],
@@ -239,10 +272,11 @@ def test_a_failure_shows_its_cause(example, monkeypatch):
     example.preset = 'paper'
     changed = copy.deepcopy(claims._file())
     next(e for e in changed['claim'] if e['id'].endswith('/accuracy') and e['where'] == {'role': 'branchy'}).update(
-        cause='the cause <that> was found')
+        cause='the cause <that> was found'
+    )
     monkeypatch.setattr(claims, '_file', lambda: changed)
     text, html = page_of(example)
-    assert 'the cause <that> was found' in text[:text.index('\n## ')]
+    assert 'the cause <that> was found' in text[: text.index('\n## ')]
     assert 'the cause &lt;that&gt; was found' in html and '<that>' not in html
 
 
@@ -250,7 +284,8 @@ def test_figures_that_cannot_be_drawn_are_named(example, tmp_path, monkeypatch):
     run, experiment = run_of(example), report.load('lenet_mnist')
     data = experiment.get_data()
     run.training.data_sha256 = provenance.sha256_of_arrays(
-        [part[:count] for part, count in zip(data, (256, 256, 1000, 1000))])
+        [part[:count] for part, count in zip(data, (256, 256, 1000, 1000))]
+    )
     drawn = figures.draw(experiment, run, str(tmp_path))
     assert not drawn.paths and 'weights_lenet_mnist_seed0.npz, are not in the folder' in drawn.missing
     assert drawn.missing in pages.markdown(report.blocks(example, {'lenet_mnist': drawn}))
@@ -259,15 +294,16 @@ def test_figures_that_cannot_be_drawn_are_named(example, tmp_path, monkeypatch):
 
 
 def test_the_committed_run_says_again_what_it_said(tmp_path):
-    folder = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), 'results',
-                          'lenet_mnist_quick')
+    folder = os.path.join(
+        os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), 'results', 'lenet_mnist_quick'
+    )
     run, experiment = results.read(folder).experiments['lenet_mnist'][0], report.load('lenet_mnist')
     x, t = figures._test_data(experiment, run)
     probs, entropies = figures._answers(experiment, run, x, folder)
     accuracies = 100 * (probs.argmax(axis=2) == t).mean(axis=1)
-    assert accuracies == pytest.approx(run.measurement.exit_accuracy_percent, abs=.02)
+    assert accuracies == pytest.approx(run.measurement.exit_accuracy_percent, abs=0.02)
     left = 100 * (leave_at(entropies, experiment.published_thresholds) == 0).mean()
-    assert left == pytest.approx(run.measurement.measured.published.exit_percent[0], abs=.02)
+    assert left == pytest.approx(run.measurement.measured.published.exit_percent[0], abs=0.02)
 
 
 def test_what_reproduces_takes_the_best_of_several_folders(example):

@@ -1,12 +1,9 @@
 """`branchynet reproduce` and `report` on a few real images."""
+
 import csv
 import json
 import os
 from unittest import mock
-
-import chainer
-import numpy as np
-import pytest
 
 import branchynet  # noqa: F401
 from branchynet import checkpoint, cli, files, provenance, utils
@@ -14,19 +11,25 @@ from branchynet.datasets import mnist
 from branchynet.experiments import PRESETS, claims, lenet_mnist, report, results, runs
 from branchynet.networks import lenet_mnist as network
 
+import chainer
+import numpy as np
+import pytest
+
 TINY = runs.Preset(main_epochs=2, joint_epochs=2, batchsize=64, train_samples=256, test_samples=40)
 
 
 @pytest.fixture
 def tiny(monkeypatch):
     """The LeNet experiment, its presets all tiny."""
-    monkeypatch.setattr(lenet_mnist, 'EXPERIMENT', lenet_mnist.EXPERIMENT._replace(
-        presets={name: TINY for name in PRESETS}))
+    monkeypatch.setattr(
+        lenet_mnist, 'EXPERIMENT', lenet_mnist.EXPERIMENT._replace(presets=dict.fromkeys(PRESETS, TINY))
+    )
 
 
 def reproduce(out, *options):
-    return cli.main(['reproduce', '--only', 'lenet_mnist', '--preset', 'smoke', '--device', 'cpu', '--out', str(out),
-                     *options])
+    return cli.main(
+        ['reproduce', '--only', 'lenet_mnist', '--preset', 'smoke', '--device', 'cpu', '--out', str(out), *options]
+    )
 
 
 def seeds_of(out):
@@ -42,12 +45,24 @@ def test_a_results_folder_is_whole_and_true(tiny, tmp_path, capsys):
     out = tmp_path / 'out'
     assert reproduce(out, '--seeds', '2') == 0
     assert sorted(os.listdir(str(out))) == [
-        'figures', 'manifest.json', 'report.html', 'report.md', 'results.json', 'sweep_lenet_mnist.csv',
-        'weights_lenet_mnist_seed0.npz', 'weights_lenet_mnist_seed0_main.npz',
-        'weights_lenet_mnist_seed1.npz', 'weights_lenet_mnist_seed1_main.npz']
+        'figures',
+        'manifest.json',
+        'report.html',
+        'report.md',
+        'results.json',
+        'sweep_lenet_mnist.csv',
+        'weights_lenet_mnist_seed0.npz',
+        'weights_lenet_mnist_seed0_main.npz',
+        'weights_lenet_mnist_seed1.npz',
+        'weights_lenet_mnist_seed1_main.npz',
+    ]
     figures = os.listdir(str(out / 'figures'))
-    drawn = [f'lenet_mnist_seed{seed}_{what}.{suffix}' for seed in (0, 1)
-             for what in ('main', 'joint', 'figure3', 'figure4') for suffix in ('png', 'pdf')]
+    drawn = [
+        f'lenet_mnist_seed{seed}_{what}.{suffix}'
+        for seed in (0, 1)
+        for what in ('main', 'joint', 'figure3', 'figure4')
+        for suffix in ('png', 'pdf')
+    ]
     drawn += [f'lenet_mnist_seed0_{what}.png' for what in ('leaving', 'confusion', 'reliability')]
     assert sorted(figures) == sorted(drawn)
     assert (out / 'report.html').read_text().count('<img ') == 11
@@ -72,8 +87,13 @@ def test_a_results_folder_is_whole_and_true(tiny, tmp_path, capsys):
     assert len(rows) == 2 * 17
     assert [float(row['accuracy_percent']) for row in rows[17:]] == pytest.approx(list(accs * 100))
     manifest = read(out, 'manifest.json')
-    assert {'results.json', 'report.md', 'sweep_lenet_mnist.csv', 'weights_lenet_mnist_seed0.npz',
-            'figures/lenet_mnist_seed1_figure3.pdf'} <= manifest['sha256'].keys()
+    assert {
+        'results.json',
+        'report.md',
+        'sweep_lenet_mnist.csv',
+        'weights_lenet_mnist_seed0.npz',
+        'figures/lenet_mnist_seed1_figure3.pdf',
+    } <= manifest['sha256'].keys()
     for name, sha256 in manifest['sha256'].items():
         assert files.digest(str(out / name)) == sha256
     assert [run['settings']['seed'] for run in manifest['runs']] == [0, 1]
@@ -130,8 +150,10 @@ def test_results_of_other_experiments_are_kept(tiny, tmp_path, capsys):
     assert reproduce(tmp_path) == 0
     content, path = read(tmp_path), tmp_path / 'results.json'
     part = dict(content['experiments']['lenet_mnist'][0])
-    part['measurement'] = {key: part['measurement'][key] for key in (
-        'device', 'environment', 'test_samples', 'exit_accuracy_percent', 'outputs')}
+    part['measurement'] = {
+        key: part['measurement'][key]
+        for key in ('device', 'environment', 'test_samples', 'exit_accuracy_percent', 'outputs')
+    }
     content['experiments'] = {'loss_weights': [{**part, 'part': 'equal'}], **content['experiments']}
     path.write_text(json.dumps(content))
     assert reproduce(tmp_path) == 0  # the same preset again
@@ -216,11 +238,14 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_trained(tiny
     assert not printed and error.startswith(f'branchynet: --out {out}') and error.count('\n') == 1
 
 
-@pytest.mark.parametrize('words, message', [
-    (['--preset', 'huge'], "invalid choice: 'huge'"),
-    (['--only', 'lenet_mnist,vgg'], "'vgg' is no experiment: expected some of lenet_mnist"),
-    (['--seeds', '0'], "'0' is no number of seeds: give 1 to 1000"),
-])
+@pytest.mark.parametrize(
+    'words, message',
+    [
+        (['--preset', 'huge'], "invalid choice: 'huge'"),
+        (['--only', 'lenet_mnist,vgg'], "'vgg' is no experiment: expected some of lenet_mnist"),
+        (['--seeds', '0'], "'0' is no number of seeds: give 1 to 1000"),
+    ],
+)
 def test_bad_usage_is_status_2(words, message, capsys):
     with pytest.raises(SystemExit) as info:
         cli.main(['reproduce', *words])
@@ -241,8 +266,13 @@ def test_other_code_is_told_by_its_files(tmp_path, monkeypatch):
     for name in 'module.py', 'claims.toml', 'notes.txt':
         (tmp_path / name).write_text('a')
     find = runs.find_spec
-    monkeypatch.setattr(runs, 'find_spec', lambda package: mock.Mock(
-        submodule_search_locations=[str(tmp_path)]) if package == 'branchynet' else find(package))
+    monkeypatch.setattr(
+        runs,
+        'find_spec',
+        lambda package: (
+            mock.Mock(submodule_search_locations=[str(tmp_path)]) if package == 'branchynet' else find(package)
+        ),
+    )
     hashes = [before, runs._code_sha256()]
     for name in 'module.py', 'claims.toml':
         (tmp_path / name).write_text('b')
@@ -254,6 +284,7 @@ def test_other_code_is_told_by_its_files(tmp_path, monkeypatch):
 
 def mutate(what, value):
     """Puts a value at a path of keys in the first run, or (None) removes what is there."""
+
     def apply(content):
         *parents, last = what.split('.')
         place = content['experiments']['lenet_mnist'][0]
@@ -263,13 +294,14 @@ def mutate(what, value):
             del place[last]
         else:
             place[last] = value
+
     return apply
 
 
 DAMAGED = [
     (mutate('training.joint.weights_sha256', []), 'has 0 epochs of training.joint.weights_sha256: expected 2'),
     (mutate('training.joint.weights_sha256', ['a']), 'has 1 epochs of training.joint.weights_sha256: expected 2'),
-    (mutate('training.joint.loss', [.5]), 'training.joint.loss[0] is 0.5: expected a list'),
+    (mutate('training.joint.loss', [0.5]), 'training.joint.loss[0] is 0.5: expected a list'),
     (mutate('measurement.sweep', 3), 'measurement.sweep is 3: expected a list'),
     (mutate('measurement.sweep', []), 'measurement has no sweep: expected at least one'),
     (mutate('measurement.baseline', {}), 'measurement.baseline.accuracy_percent is missing'),
@@ -305,18 +337,29 @@ def test_damage_deep_inside_results_is_named(written, capsys, change, words):
     assert os.listdir(written) == ['results.json']
 
 
-@pytest.mark.parametrize('content, words', [
-    (None, 'is missing'), ('{"format": 2', 'is damaged'), ('{"format": 99}', 'not of format 2'),
-    ('{"format": 1}', "has format 1: 'branchynet results convert"),
-    ('[]', 'not of format 2'), ('{"format": 2}', 'preset is missing'),
-    ('{"format": 2, "preset": "tiny", "variant": "code", "experiments": {}}', 'preset is tiny'),
-    ('{"format": 2, "preset": "quick", "variant": "code", "experiments": {}}', 'experiments is empty'),
-    ('{"format": 2, "preset": "quick", "variant": "code", "experiments": {"vgg": []}}', 'has vgg'),
-    ('{"format": 2, "preset": "quick", "variant": "code", "experiments": {"lenet_mnist": {}}}', 'is empty'),
-    ('{"format": 2, "preset": "quick", "variant": "code", "experiments": {"lenet_mnist": [1]}}',
-     'experiments.lenet_mnist[0] is 1: expected an object'),
-    ('{"format": 2, "preset": "quick", "variant": "code", "experiments": {"lenet_mnist": [{"seed": 0}]}}',
-     'experiments.lenet_mnist[0].training is missing')])
+@pytest.mark.parametrize(
+    'content, words',
+    [
+        (None, 'is missing'),
+        ('{"format": 2', 'is damaged'),
+        ('{"format": 99}', 'not of format 2'),
+        ('{"format": 1}', "has format 1: 'branchynet results convert"),
+        ('[]', 'not of format 2'),
+        ('{"format": 2}', 'preset is missing'),
+        ('{"format": 2, "preset": "tiny", "variant": "code", "experiments": {}}', 'preset is tiny'),
+        ('{"format": 2, "preset": "quick", "variant": "code", "experiments": {}}', 'experiments is empty'),
+        ('{"format": 2, "preset": "quick", "variant": "code", "experiments": {"vgg": []}}', 'has vgg'),
+        ('{"format": 2, "preset": "quick", "variant": "code", "experiments": {"lenet_mnist": {}}}', 'is empty'),
+        (
+            '{"format": 2, "preset": "quick", "variant": "code", "experiments": {"lenet_mnist": [1]}}',
+            'experiments.lenet_mnist[0] is 1: expected an object',
+        ),
+        (
+            '{"format": 2, "preset": "quick", "variant": "code", "experiments": {"lenet_mnist": [{"seed": 0}]}}',
+            'experiments.lenet_mnist[0].training is missing',
+        ),
+    ],
+)
 def test_results_that_cannot_be_read_are_named(tmp_path, capsys, content, words):
     if content is not None:
         (tmp_path / 'results.json').write_text(content)

@@ -1,15 +1,15 @@
 import copy
 
 import branchynet
+from branchynet.links.links import FL, SL, Branch, Net, X, shortcut
+from branchynet.links.resnet import Block, BottleNeckA, BottleNeckB, ResBlock
+
 import chainer
 import chainer.functions as F
 import chainer.links as L
 import dill
 import numpy as np
 import pytest
-
-from branchynet.links.links import FL, SL, Branch, Net, X, shortcut
-from branchynet.links.resnet import Block, BottleNeckA, BottleNeckB, ResBlock
 
 X0 = np.random.RandomState(0).randn(2, 3, 4, 4).astype(np.float32)
 
@@ -22,7 +22,7 @@ def net_of(*links):
 
 
 def test_fl_passes_arguments_on():
-    link = FL(F.leaky_relu, slope=.5)
+    link = FL(F.leaky_relu, slope=0.5)
     np.testing.assert_array_equal(link(np.float32([[-2, 2]])).array, [[-1, 2]])
     assert FL(F.max_pooling_2d, 2, 2)(X0).shape == (2, 3, 2, 2)
 
@@ -38,14 +38,14 @@ def test_sl_takes_the_link_of_the_mode():
 
 def test_net_runs_a_part():
     net = net_of(FL(lambda x: x + 1), FL(lambda x: x * 2), FL(lambda x: x - 3))
-    assert net(5.) == 9
-    assert net(5., starti=1) == 7
-    assert net(5., starti=1, endi=2) == 10
-    assert net(5., endi=0) == 5
+    assert net(5.0) == 9
+    assert net(5.0, starti=1) == 7
+    assert net(5.0, starti=1, endi=2) == 10
+    assert net(5.0, endi=0) == 5
 
 
 def test_net_test_is_without_dropout_and_train_with_it():
-    net = net_of(FL(F.dropout, .5), L.Linear(4, 3))
+    net = net_of(FL(F.dropout, 0.5), L.Linear(4, 3))
     x, t = np.ones((6, 4), np.float32), np.zeros(6, np.int32)
     np.testing.assert_array_equal(net.test(x).array, net(x, test=True).array)
     np.testing.assert_array_equal(net.test(x).array, net(x, starti=1).array)
@@ -65,7 +65,7 @@ def test_net_names_the_link_that_does_not_fit():
 def test_x_adds_its_links_output_to_its_input():
     link = X([FL(lambda x: 3 * x)])
     np.testing.assert_allclose(chainer.as_array(link(X0)), 4 * X0, rtol=1e-6)
-    link.set_weights([2., -1.])
+    link.set_weights([2.0, -1.0])
     np.testing.assert_allclose(chainer.as_array(link(X0)), 5 * X0, rtol=1e-6)
 
 
@@ -117,12 +117,24 @@ def test_bottlenecks_change_shapes_as_asked():
     assert [type(link) for link in block] == [BottleNeckA, BottleNeckB, BottleNeckB]
 
 
-@pytest.mark.parametrize('link', [
-    FL(F.relu), SL(FL(F.dropout, .5)), Branch([L.Linear(48, 3)], weight=.5), net_of(L.Linear(48, 3), FL(F.relu)),
-    X([FL(F.relu)]), ResBlock(3, 6, 2), BottleNeckA(3, 2, 6), BottleNeckB(3, 2), Block(2, 3, 2, 6)],
-    ids=lambda link: type(link).__name__)
-@pytest.mark.parametrize('duplicate', [lambda link: dill.loads(dill.dumps(link)), lambda link: link.copy('copy')],
-                         ids=['dill', 'copy'])
+@pytest.mark.parametrize(
+    'link',
+    [
+        FL(F.relu),
+        SL(FL(F.dropout, 0.5)),
+        Branch([L.Linear(48, 3)], weight=0.5),
+        net_of(L.Linear(48, 3), FL(F.relu)),
+        X([FL(F.relu)]),
+        ResBlock(3, 6, 2),
+        BottleNeckA(3, 2, 6),
+        BottleNeckB(3, 2),
+        Block(2, 3, 2, 6),
+    ],
+    ids=lambda link: type(link).__name__,
+)
+@pytest.mark.parametrize(
+    'duplicate', [lambda link: dill.loads(dill.dumps(link)), lambda link: link.copy('copy')], ids=['dill', 'copy']
+)
 def test_links_survive_copies(link, duplicate):
     new = duplicate(link)
     new.to_cpu()
@@ -134,7 +146,7 @@ def test_links_survive_copies(link, duplicate):
         with chainer.using_config('train', False):
             np.testing.assert_array_equal(chainer.as_array(new(X0)), chainer.as_array(link(X0)))
     else:
-        assert new.weight == .5
+        assert new.weight == 0.5
 
 
 def test_parameter_paths_are_the_originals():
@@ -144,5 +156,5 @@ def test_parameter_paths_are_the_originals():
 
 
 def test_branch_weight_reaches_its_model():
-    net = branchynet.BranchyNet([L.Linear(4, 4), Branch([L.Linear(4, 2)], .3), Branch([L.Linear(4, 2)])])
-    assert [model.weight for model in net.models] == [.3, 1.]
+    net = branchynet.BranchyNet([L.Linear(4, 4), Branch([L.Linear(4, 2)], 0.3), Branch([L.Linear(4, 2)])])
+    assert [model.weight for model in net.models] == [0.3, 1.0]

@@ -1,18 +1,18 @@
 import copy
 import io
 
-import dill
-import numpy as np
-import pytest
-from hypothesis import given, settings, strategies as st
-
 from branchynet import _chainer  # noqa: F401
+from branchynet.links.sparselinear import SparseLinear
+
 import chainer
 import chainer.functions as F
 import chainer.links as L
+import dill
+import numpy as np
+import pytest
 from chainer import gradient_check
-
-from branchynet.links.sparselinear import SparseLinear
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 
 def dense(link):
@@ -29,12 +29,12 @@ def samples(*shape):
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(1, 12), st.integers(1, 12), st.floats(0, 1, exclude_max=True), st.integers(0, 2 ** 32 - 1))
+@given(st.integers(1, 12), st.integers(1, 12), st.floats(0, 1, exclude_max=True), st.integers(0, 2**32 - 1))
 def test_equals_a_dense_layer_with_zeros(in_size, out_size, sparseness, seed):
     np.random.seed(seed)
-    link = SparseLinear(in_size, out_size, sparseness, initial_bias=.5)
+    link = SparseLinear(in_size, out_size, sparseness, initial_bias=0.5)
     x = samples(3, in_size)
-    np.testing.assert_allclose(link(x).array, x.dot(dense(link).T) + .5, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(link(x).array, x.dot(dense(link).T) + 0.5, rtol=1e-5, atol=1e-5)
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.floats(0, 1, exclude_max=True))
@@ -55,8 +55,8 @@ def test_only_the_nonzeros_are_parameters():
 
 
 def test_initial_values():
-    link = SparseLinear(400, 500, .5)
-    assert abs(link.W.array.std() * 20 - 1) < .02  # LeCunNormal: sqrt(1 / in_size)
+    link = SparseLinear(400, 500, 0.5)
+    assert abs(link.W.array.std() * 20 - 1) < 0.02  # LeCunNormal: sqrt(1 / in_size)
     assert (link.b.array == 0).all()
     W = samples(5, 4)
     np.testing.assert_array_equal(dense(SparseLinear(4, 5, 0, initialW=W, initial_bias=samples(5))), W)
@@ -65,13 +65,14 @@ def test_initial_values():
 def test_positions_are_drawn_from_numpys_generator():
     def draw(seed):
         np.random.seed(seed)
-        return dense(SparseLinear(20, 20, .9))
+        return dense(SparseLinear(20, 20, 0.9))
+
     np.testing.assert_array_equal(draw(1), draw(1))
     assert ((draw(1) != 0) != (draw(2) != 0)).any()
 
 
 @pytest.mark.parametrize('nobias', [False, True])
-@pytest.mark.parametrize('sparseness', [0, .6, .95])  # .95: rows without any weight
+@pytest.mark.parametrize('sparseness', [0, 0.6, 0.95])  # .95: rows without any weight
 def test_gradients(sparseness, nobias):
     with chainer.using_config('dtype', np.float64):
         link = SparseLinear(5, 7, sparseness, nobias)
@@ -79,12 +80,19 @@ def test_gradients(sparseness, nobias):
     x, gy, ggx = (samples(*shape).astype(np.float64) for shape in ((4, 5), (4, 7), (4, 5)))
     gradient_check.check_backward(link, x, gy, params)
     gradient_check.check_double_backward(
-        lambda *args: F.square(link(args[0])), x, gy, ggx, params,
-        tuple(samples(*p.shape).astype(np.float64) for p in params), rtol=1e-3, atol=1e-3)
+        lambda *args: F.square(link(args[0])),
+        x,
+        gy,
+        ggx,
+        params,
+        tuple(samples(*p.shape).astype(np.float64) for p in params),
+        rtol=1e-3,
+        atol=1e-3,
+    )
 
 
 def test_gradients_equal_those_of_linear():
-    link = SparseLinear(30, 20, .8)
+    link = SparseLinear(30, 20, 0.8)
     linear = L.Linear(30, 20, initialW=dense(link))
     link.cleargrads()
     linear.cleargrads()
@@ -98,13 +106,13 @@ def test_gradients_equal_those_of_linear():
 
 
 def test_flattens_as_linear_does():
-    link = SparseLinear(12, 4, .5)
+    link = SparseLinear(12, 4, 0.5)
     x = samples(3, 2, 2, 3)
     np.testing.assert_array_equal(link(x).array, link(x.reshape(3, 12)).array)
 
 
 def test_copies_stand_alone():
-    link = SparseLinear(12, 4, .5)
+    link = SparseLinear(12, 4, 0.5)
     expected = link(samples(3, 12)).array
     for twin in (copy.deepcopy(link), dill.loads(dill.dumps(link)), link.copy('copy')):
         np.testing.assert_array_equal(twin(samples(3, 12)).array, expected)
@@ -114,7 +122,7 @@ def test_copies_stand_alone():
 
 
 def test_positions_are_saved_and_loaded_with_the_weights():
-    saved, loaded = SparseLinear(30, 20, .9), SparseLinear(30, 20, .9)
+    saved, loaded = SparseLinear(30, 20, 0.9), SparseLinear(30, 20, 0.9)
     assert (dense(saved) != dense(loaded)).any()
     file = io.BytesIO()
     chainer.serializers.save_npz(file, saved)
@@ -126,16 +134,16 @@ def test_positions_are_saved_and_loaded_with_the_weights():
 
 def test_learns():
     np.random.seed(0)
-    link, x = SparseLinear(20, 5, .5), samples(100, 20)
-    t = x.dot(dense(SparseLinear(20, 5, .5)).T)
-    optimizer = chainer.optimizers.Adam(.05).setup(link)
+    link, x = SparseLinear(20, 5, 0.5), samples(100, 20)
+    t = x.dot(dense(SparseLinear(20, 5, 0.5)).T)
+    optimizer = chainer.optimizers.Adam(0.05).setup(link)
     before = float(F.mean_squared_error(link(x), t).array)
     for _ in range(100):
         optimizer.update(lambda: F.mean_squared_error(link(x), t))
     assert float(F.mean_squared_error(link(x), t).array) < before / 1.5
 
 
-@pytest.mark.parametrize('sparseness', [-.1, 1, 1.5, float('nan')])
+@pytest.mark.parametrize('sparseness', [-0.1, 1, 1.5, float('nan')])
 def test_sparseness_out_of_range(sparseness):
     with pytest.raises(ValueError, match=f'sparseness is {sparseness}: it must be at least 0 and less than 1'):
         SparseLinear(3, 3, sparseness)
@@ -143,7 +151,7 @@ def test_sparseness_out_of_range(sparseness):
 
 @pytest.mark.gpu
 def test_gpu():
-    link = SparseLinear(30, 20, .8)
+    link = SparseLinear(30, 20, 0.8)
     link.cleargrads()
     x = samples(6, 30)
     y = link(x)
