@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from branchynet import _chainer  # noqa: F401
@@ -52,3 +53,10 @@ def device_name(device: Any) -> str:
         device: A device of `find_device`.
     """
     return 'cpu' if device.xp is np else f'gpu:{device.device.id}'
+
+
+def now(net: Any) -> float:
+    """The time in seconds, read once the GPU of a BranchyNet or Compiled (if it has one) has finished its work."""
+    if net.gpu:
+        cuda.Stream.null.synchronize()
+    return time.perf_counter()

@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from branchynet import exits
+from branchynet.batching import batches, check_pairs
+from branchynet.devices import now
 from branchynet.exits import Array, Setting, check_per_exit
 from branchynet.functions import rows
 from branchynet.links.links import Branch, Net, check_links, check_number
 from branchynet.progress import progress
-from branchynet.timing import now
-from branchynet.training import batches, check_pairs
 
 import chainer
 import chainer.functions as F

@@ -10,12 +10,13 @@ from branchynet import (
     _chainer,  # noqa: F401
     timing,
 )
+from branchynet.batching import batches, check_pairs
 from branchynet.cpu.threads import run
+from branchynet.devices import now
 from branchynet.exits import Array, count_below, leave_at
 from branchynet.inference import Compiled
 from branchynet.net import check_labels
 from branchynet.progress import progress
-from branchynet.training import batches, check_pairs
 
 import numpy as np
 from chainer.backends.cuda import to_cpu
@@ -102,9 +103,9 @@ def _seconds_of_first_exit(net: BranchyNet | Compiled, batches: Sequence[Array])
     try:
         seconds = []
         for x in batches:
-            start = timing.now(net)
+            start = now(net)
             net.test(x)
-            seconds.append((timing.now(net) - start) / len(x))
+            seconds.append((now(net) - start) / len(x))
         return seconds
     finally:
         net.thresholdExits = before

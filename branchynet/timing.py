@@ -7,15 +7,14 @@ to labels, with the exits' links, softmax and entropy, until the GPU has finishe
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from branchynet import _chainer  # noqa: F401
+from branchynet.batching import batches, check_pairs
+from branchynet.devices import now
 from branchynet.progress import progress
-from branchynet.training import batches, check_pairs
 
 import numpy as np
-from chainer.backends import cuda
 
 if TYPE_CHECKING:
     from branchynet.exits import Array
@@ -41,13 +40,6 @@ class Measurement(NamedTuple):
     exits: np.ndarray
     released: np.ndarray
     whole: np.ndarray
-
-
-def now(net: BranchyNet | Compiled) -> float:
-    """The time in seconds, read once the net's GPU (if it has one) has finished its work."""
-    if net.gpu:
-        cuda.Stream.null.synchronize()
-    return time.perf_counter()
 
 
 def measure(net: BranchyNet | Compiled, x: Array, t: Array, batchsize: int = 1, main: bool = False) -> Measurement:

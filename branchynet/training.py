@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from branchynet import _chainer  # noqa: F401
+from branchynet.batching import batches, check_pairs
 from branchynet.progress import progress
 
 import numpy as np
@@ -15,35 +16,6 @@ if TYPE_CHECKING:
 
 # Makes the batches (x, y) of an epoch from x (N, ...) and y (N,), which are in the epoch's order, and the batch size.
 Feed = Callable[[np.ndarray, np.ndarray, int], Iterable[tuple[np.ndarray, np.ndarray]]]
-
-
-def check_pairs(x: Any, y: Any) -> None:
-    """Checks that samples and labels come in pairs.
-
-    Args:
-        x: Samples (N, ...).
-        y: Labels (N,).
-
-    Raises:
-        ValueError: Their numbers differ, or are 0.
-    """
-    if len(x) != len(y) or len(x) == 0:
-        raise ValueError(f'x has {len(x)} samples and y has {len(y)}: both need the same number, at least one')
-
-
-def batches(count: int, batchsize: int) -> list[slice]:
-    """Returns slices that divide samples into batches, in order.
-
-    Args:
-        count: Number of samples.
-        batchsize: Samples of a batch; the last batch may have fewer.
-
-    Raises:
-        ValueError: The batch size is below 1.
-    """
-    if batchsize < 1:
-        raise ValueError(f'batchsize is {batchsize}: it must be 1 or more')
-    return [slice(i, i + batchsize) for i in range(0, count, batchsize)]
 
 
 class Position(NamedTuple):

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from branchynet import augment, sweep
+from branchynet.batching import batches, check_pairs
 from branchynet.exits import Array, check_per_exit, lowest
 from branchynet.inference import Compiled
 from branchynet.net import BranchyNet
 from branchynet.progress import progress
-from branchynet.training import batches, check_epochs, check_pairs, epochs
+from branchynet.training import check_epochs, epochs
 
 import numpy as np
 from chainer.backends.cuda import to_cpu

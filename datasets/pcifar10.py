@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from branchynet import files
+from branchynet.batching import batches
 from branchynet.datasets import cifar, cifar10, folder, recipes
-from branchynet.training import batches
 
 import numpy as np
 

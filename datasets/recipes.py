@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from branchynet.batching import batches
 from branchynet.datasets.cifar import Data
-from branchynet.training import batches
 
 import numpy as np
 

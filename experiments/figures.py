@@ -10,11 +10,11 @@ import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from branchynet import cpu, provenance, visualize
+from branchynet.batching import batches
 from branchynet.cpu import threads
 from branchynet.exits import leave_at
 from branchynet.experiments import results, runs
 from branchynet.inference import Compiled
-from branchynet.training import batches
 
 import numpy as np
 

@@ -9,7 +9,8 @@ import time
 from importlib.util import find_spec
 from typing import Any, Callable, NamedTuple
 
-from branchynet import checkpoint, cpu, determinism, files, provenance, schema, timing
+from branchynet import checkpoint, cpu, determinism, files, provenance, schema
+from branchynet.devices import now
 from branchynet.experiments import results
 from branchynet.files import write_atomically
 from branchynet.inference import Compiled, is_compilable
@@ -111,9 +112,9 @@ def seconds(net: BranchyNet, step: Callable[..., Any], *arrays: np.ndarray) -> f
         arrays: its arguments.
     """
     step(*arrays)
-    start = timing.now(net)
+    start = now(net)
     step(*arrays)
-    return timing.now(net) - start
+    return now(net) - start
 
 
 def stem(name: str, part: str, seed: int) -> str:
