@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Optional
 
@@ -206,7 +207,7 @@ def _fix_profile(args: Namespace) -> None:
     except ValueError as e:
         if args.profile or not args.from_python:
             raise
-        print(f'branchynet: these bits may differ from those of the command: {e}', file=sys.stderr)
+        warnings.warn(f'these bits may differ from those of the command: {e}', stacklevel=2)
 
 
 @command(

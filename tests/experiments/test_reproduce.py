@@ -224,7 +224,7 @@ def test_seeds_of_another_origin_are_not_mixed(tiny, tmp_path, monkeypatch, caps
 
 def test_without_data_nothing_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('BRANCHYNET_DATA', str(tmp_path / 'data'))
-    monkeypatch.setattr(mnist, 'MIRRORS', [])
+    monkeypatch.setattr(mnist, 'FOLDER', str(tmp_path / 'nothing'))
     assert reproduce(tmp_path / 'out') == 2
     error = capsys.readouterr().err
     assert error.startswith('lenet_mnist is skipped: ') and error.count('\n') == 1
@@ -242,7 +242,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_trained(tiny
     'words, message',
     [
         (['--preset', 'huge'], "invalid choice: 'huge'"),
-        (['--only', 'lenet_mnist,vgg'], "'vgg' is no experiment: expected some of lenet_mnist"),
+        (['--only', 'lenet_mnist,vgg'], "'vgg' is no experiment; there are lenet_mnist"),
         (['--seeds', '0'], "'0' is no number of seeds: give 1 to 1000"),
     ],
 )
