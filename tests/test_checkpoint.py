@@ -59,7 +59,8 @@ def finish(net, epoch, position):
     """Trains on to the end of the third epoch; returns the means, the next random numbers, and learned thresholds."""
     means = []
     for _ in range(epoch, 3):
-        *_, position = training.steps(net, X, T, 16, position=position)
+        later = list(training.steps(net, X, T, 16, position=position))  # none, if the epoch's last step is done
+        position = later[-1] if later else position
         means.append(np.array(position.means()))
         position = None
     return means, np.random.rand(), random.random(), net.getLearnedExitsThresholds()

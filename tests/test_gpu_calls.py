@@ -54,7 +54,7 @@ def test_the_device_that_is_asked_for_becomes_the_current_one(monkeypatch, tmp_p
             raise ValueError('it is used')
 
     monkeypatch.setattr(devices, 'find_device', lambda name: Device())
-    monkeypatch.setattr(determinism, 'fix', lambda *arguments: None)
+    monkeypatch.setattr(determinism, 'fix', lambda *arguments, **keywords: None)
     monkeypatch.setattr(reproduce, 'reproduce', lambda *arguments, **keywords: 0)
     assert cli.main(['reproduce', '--device', 'gpu:1', '--out', str(tmp_path)]) == 2
     assert capsys.readouterr().err == 'branchynet: it is used\n'

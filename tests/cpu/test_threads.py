@@ -635,5 +635,5 @@ def test_a_pool_at_the_end_of_python():
     """,
             timeout=60,
         )
-        == '(20, 4)\n'
+        == '(20, 10)\n'
     )
