@@ -84,9 +84,10 @@ def record(net: BranchyNet | Compiled, x: Array, t: Array, batchsize: int = 1) -
     for part in parts[: timing.WARMUP]:
         _record_batch(net, x[part], t[part])
     timed = parts[:_TIMED] if isinstance(net, Compiled) else parts
-    recorded = [_record_batch(net, x[part], t[part]) for part in progress(timed, 'sweeping')]
-    for values, seconds in zip(recorded, _seconds_of_first_exit(net, [x[part] for part in timed])):
-        values[_WHOLE][0] = seconds
+    with timing.no_collection():
+        recorded = [_record_batch(net, x[part], t[part]) for part in progress(timed, 'sweeping')]
+        for values, seconds in zip(recorded, _seconds_of_first_exit(net, [x[part] for part in timed])):
+            values[_WHOLE][0] = seconds
     released, whole = (np.concatenate([r[i] for r in recorded], axis=1) for i in (2, 3))
     recorded += _record_on_threads(net, x[timed[-1].stop :], t[timed[-1].stop :])
     entropy, correct = (np.concatenate([r[i] for r in recorded], axis=1) for i in (0, 1))

@@ -7,6 +7,9 @@ to labels, with the exits' links, softmax and entropy, until the GPU has finishe
 
 from __future__ import annotations
 
+import contextlib
+import gc
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from branchynet import _chainer  # noqa: F401
@@ -63,10 +66,25 @@ def measure(net: BranchyNet | Compiled, x: Array, t: Array, batchsize: int = 1, 
     parts = batches(len(x), batchsize)
     for part in parts[:WARMUP]:
         _timed(net, x[part], t[part], main)
-    correct, exits, released, whole = zip(*(_timed(net, x[part], t[part], main) for part in progress(parts, 'timing')))
+    with no_collection():
+        timed = [_timed(net, x[part], t[part], main) for part in progress(parts, 'timing')]
+    correct, exits, released, whole = zip(*timed)
     return Measurement(
         sum(correct) / len(x), np.array(correct), np.sum(exits, axis=0), np.array(released), np.array(whole)
     )
+
+
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """Keeps Python from collecting garbage meanwhile, as ``timeit`` does: it takes as long as many samples."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _timed(net: BranchyNet | Compiled, x: Array, t: Array, main: bool) -> tuple[int, list[int], float, float]:
