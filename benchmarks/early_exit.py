@@ -5,7 +5,7 @@
 
 Takes about three minutes on 2 idle cores. The baseline (``Compiled.test_main``), early exit (``Compiled.test``) and,
 for single images, ONNX Runtime with the exported file take turns in one process, with the same threads. Samples leave
-in the shares of the paper's Table I, whatever the weights; without weights in DIR a network is untrained. A ratio is
+in the shares of the paper's Table I, whatever the weights; without --weights a network is untrained. A ratio is
 the median of the rounds' ratios. Writes benchmark.csv (every round), benchmark.md and environment.json.
 """
 

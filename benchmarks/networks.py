@@ -26,13 +26,13 @@ def build(network: str, weights: str | None = None) -> BranchyNet:
 
     Args:
         network: A name in NETWORKS.
-        weights: A folder of results; None, or where it has no weights of the network: untrained, with running
-            statistics of one batch.
+        weights: A folder of results that has the network's weights; None: untrained, with running statistics of one
+            batch.
     """
     np.random.seed(0)
     net = NETWORKS[network].get_network()
     path = os.path.join(weights or '', f'weights_{NETWORKS[network].__name__.split(".")[-1]}_seed0.npz')
-    if weights and os.path.exists(path):
+    if weights:
         checkpoint.load_npz(path, net)
     else:
         settle(net, images(network, BATCHES[network])[0])

@@ -268,23 +268,6 @@ _FUNCTIONS = {
 # A net to be compared with
 
 
-def settle(net, x):
-    """Sets the running statistics of batch normalisation to those of x (B, ...).
-
-    An untrained net needs this before it is evaluated: its running variances are 0, and activations would overflow.
-    """
-    norms = [link for link in net.links() if isinstance(link, L.BatchNormalization)]
-    decays = [norm.decay for norm in norms]
-    for norm in norms:
-        norm.decay = 0.0
-    with chainer.using_config('train', True), chainer.no_backprop_mode():
-        for k in range(net.numexits()):
-            x = net.stage(k, x)
-            net.exit(k, x)
-    for norm, decay in zip(norms, decays):
-        norm.decay = decay
-
-
 def assert_same_outputs(net, peer, x, rtol=1e-4):
     """Raises AssertionError unless every exit's softmax for x (B, ...) equals Chainer's."""
     for ours, theirs in zip(net.get_SM(x), peer.softmax(x)):

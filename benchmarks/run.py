@@ -11,7 +11,6 @@ scaling.png (where --batches asks for more than one) and environment.json.
 """
 
 import argparse
-import csv
 import importlib.util
 import json
 import os
@@ -21,16 +20,15 @@ from functools import partial
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # `benchmarks`, for a script in it
 import branchynet  # noqa: F401
-from branchynet import checkpoint, cpu, experiments, inference, sweep, utils
+from branchynet import inference, sweep, utils
 from branchynet.cost import cost
-from branchynet.datasets import folder, mnist
-from branchynet.exits import below
 from branchynet.experiments import alex_cifar10 as alex
 from branchynet.experiments import lenet_mnist as lenet
 from branchynet.experiments import resnet_cifar10 as resnet
-from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
 
 import numpy as np
+
+from benchmarks.networks import BATCHES, NETWORKS, SHAPES, build, images, leaving_thresholds, published_shares
 
 try:
     from benchmarks import measuring, peers
@@ -41,10 +39,6 @@ except ModuleNotFoundError as e:  # without PyTorch there is --help
     measuring = peers = None
 
 EXPERIMENTS = {'lenet': lenet.EXPERIMENT, 'alexnet': alex.EXPERIMENT, 'resnet': resnet.EXPERIMENT}
-NETWORKS = {'lenet': lenet_mnist, 'alexnet': alex_cifar10, 'resnet': resnet_cifar10}
-PUBLISHED = {'lenet': 'B-LeNet', 'alexnet': 'B-AlexNet', 'resnet': 'B-ResNet'}
-SHAPES = {'lenet': (1, 28, 28), 'alexnet': (3, 32, 32), 'resnet': (3, 32, 32)}
-BATCHES = {'lenet': 512, 'alexnet': 512, 'resnet': 64}
 TASKS = ['joint', 'main', 'evaluate', 'inference', 'sweep', 'memory']
 BATCHES_OF = {'inference': [1, 256], 'sweep': [1]}
 INFERENCE_IMAGES, SWEEP_IMAGES = 256, 10000
@@ -55,33 +49,6 @@ CHECKED_IMAGES = 8
 
 
 # Contenders
-
-
-def build(network, weights=None):
-    """The same net at every call; untrained, with running statistics, or with weights from a folder of results."""
-    np.random.seed(0)
-    net = NETWORKS[network].get_network()
-    if weights:
-        name = 'weights_{}_seed0.npz'.format(NETWORKS[network].__name__.split('.')[-1])
-        checkpoint.load_npz(os.path.join(weights, name), net)
-    else:
-        with cpu.fast():
-            peers.settle(net, images(network, BATCHES[network])[0])
-    return net
-
-
-def images(network, count):
-    """x (count, C, H, W) and t (count,): test images of MNIST; of CIFAR-10 where its file is there, else noise."""
-    rng = np.random.RandomState(0)
-    cifar = os.path.join(folder.root(), 'pcifar10', 'data.npz')
-    if network == 'lenet':
-        _, _, x, t = mnist.get_data()
-    elif os.path.exists(cifar):
-        with np.load(cifar, allow_pickle=False) as data:
-            x, t = data['test_x'], data['test_y']
-    else:
-        x, t = rng.randn(count, *SHAPES[network]), rng.randint(0, 10, count)
-    return np.ascontiguousarray(x[:count], np.float32), t[:count].astype(np.int32)
 
 
 def make(contender, network, weights=None):
@@ -163,26 +130,6 @@ def time_sweep(network, contenders, pairs, weights):
         (name, pair, seconds / calls[name][1])
         for name, pair, seconds in measuring.interleaved({name: calls[name][0] for name in contenders}, pairs)
     ]
-
-
-def published_shares(network):
-    """Shares of images that leave at every exit, at the knee of the paper's Table I."""
-    with open(os.path.join(os.path.dirname(experiments.__file__), 'published', 'table1.csv')) as f:
-        row = next(row for row in csv.DictReader(f) if row['network'] == PUBLISHED[network])
-    shares = np.array(row['exit_percent'].split(), float)
-    return shares / shares.sum()
-
-
-def leaving_thresholds(net, x, shares):
-    """Thresholds (nats) at which these shares of x leave at the exits, whatever the net has learned."""
-    thresholds, remaining = [], np.ones(len(x), bool)
-    for look, share in zip(net.look(x)[:-1], shares):
-        order = np.sort(look.entropy[remaining])
-        cut = min(round(share * len(x)), len(order) - 1)
-        # Between two images, so that no contender's rounding lets another image leave.
-        thresholds.append(float(order[max(cut - 1, 0) : cut + 1].mean()))
-        remaining &= ~below(look.entropy, thresholds[-1])
-    return thresholds
 
 
 def flops(net, task, x, shares):

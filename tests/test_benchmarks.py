@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip('torch')
 from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
 
-from benchmarks import peers
+from benchmarks import networks, peers
 
 NETWORKS = pytest.mark.parametrize(
     'builder, shape',
@@ -29,7 +29,7 @@ def build(builder, shape, dtype):
             link.args = (0.0,)
     rng = np.random.RandomState(0)
     x, t = rng.rand(*shape).astype(dtype), rng.randint(0, 10, shape[0]).astype(np.int32)
-    peers.settle(net, x)
+    networks.settle(net, x)
     return net, peers.Peer(net), x, t
 
 
