@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 import warnings
@@ -113,10 +114,14 @@ def _experiments(text: str) -> list[str]:
     return names
 
 
-def _seeds(text: str) -> int:
-    if not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= MAX_SEEDS:
-        raise argparse.ArgumentTypeError(f'{text!r} is no number of seeds: give 1 to {MAX_SEEDS}')
-    return int(text)
+def _seeds(text: str) -> range:
+    match = re.fullmatch(r'(?:(\d{1,4})-)?(\d{1,4})', text, re.ASCII)
+    first, last = (0, 0) if match is None else (int(match[1] or 0), int(match[2]) - (match[1] is None))
+    if match is None or not first <= last < MAX_SEEDS:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is no number of seeds: give 1 to {MAX_SEEDS}, or the first and the last seed, as in 3-4'
+        )
+    return range(first, last + 1)
 
 
 def _epochs(text: str) -> int:
@@ -151,7 +156,13 @@ def _tolerance(text: str) -> float:
         default=VARIANTS[0],
         help='where the released code and the paper disagree (default: %(default)s)',
     ),
-    argument('--seeds', type=_seeds, default=1, metavar='N', help='seeds 0 to N - 1 (default: 1)'),
+    argument(
+        '--seeds',
+        type=_seeds,
+        default=range(1),
+        metavar='N|A-B',
+        help='N seeds, which count from 0, or seeds A to B (default: seed 0)',
+    ),
     argument('--device', default='auto', help='auto (default), cpu or gpu:N'),
     argument(
         '--profile',
@@ -274,15 +285,32 @@ def _report(args: Namespace) -> int:
 
 @command(
     'results',
-    'convert results folders that an earlier version wrote',
-    argument('action', choices=['convert']),
+    'join results folders of different seeds, or convert folders that an earlier version wrote',
+    argument('action', choices=['merge', 'convert']),
     argument('dirs', nargs='+', metavar='DIR'),
+    argument('--out', metavar='OUT', help='merge: the folder to write'),
 )
-def _convert(args: Namespace) -> int:
+def _results(args: Namespace) -> int:
+    if args.action == 'merge' and args.out is None:
+        raise ValueError("'branchynet results merge' needs --out: name the folder to write")
+    if args.action == 'convert' and args.out is not None:
+        raise ValueError("--out goes with 'branchynet results merge' only")
+    return _merge(args.dirs, args.out) if args.action == 'merge' else _convert(args.dirs)
+
+
+def _merge(folders: list[str], out: str) -> int:
+    from branchynet.experiments import merging, report
+
+    joined = merging.merge(folders, out)
+    print(f'{report.tables(joined)}\nWritten to {out}')
+    return 0
+
+
+def _convert(folders: list[str]) -> int:
     from branchynet.experiments import conversion, reproduce
     from branchynet.files import lock
 
-    for folder in args.dirs:
+    for folder in folders:
         if not os.path.isdir(folder):
             raise FileNotFoundError(f'{folder} is missing: name a results folder')
         with lock(folder):

@@ -116,9 +116,9 @@ def _command(found: results.Results) -> str:
     words = ['./get_results.sh', '--only', ','.join(found.experiments), '--preset', found.preset]
     if found.variant != VARIANTS[0]:
         words += ['--variant', found.variant]
-    seeds = 1 + max(run.seed for seeds in found.experiments.values() for run in seeds)
-    if seeds > 1:
-        words += ['--seeds', str(seeds)]
+    seeds = {run.seed for runs in found.experiments.values() for run in runs}
+    if seeds != {0}:
+        words += ['--seeds', f'{min(seeds)}-{max(seeds)}']
     return ' '.join(words)
 
 

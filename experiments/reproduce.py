@@ -14,7 +14,7 @@ from branchynet.experiments.results import Results
 from branchynet.files import write_atomically
 
 
-def reproduce(names: list[str], seeds: int, setup: runs.Setup, all_of_them: bool = False) -> int:
+def reproduce(names: list[str], seeds: range, setup: runs.Setup, all_of_them: bool = False) -> int:
     """Runs the experiments whose data is present, and prints and writes their measurements.
 
     Results of other experiments in the folder stay. Results of another preset are not replaced, except those of
@@ -22,7 +22,7 @@ def reproduce(names: list[str], seeds: int, setup: runs.Setup, all_of_them: bool
 
     Args:
         names: of the experiments.
-        seeds: number of seeds; they count from 0.
+        seeds: the seeds.
         setup: the user's choices.
         all_of_them: whether an experiment that cannot run is a failure.
 
@@ -45,7 +45,7 @@ def reproduce(names: list[str], seeds: int, setup: runs.Setup, all_of_them: bool
 
 
 def _reproduce(
-    ready: list[tuple[Any, runs.Data]], skipped: list[str], seeds: int, setup: runs.Setup, all_of_them: bool
+    ready: list[tuple[Any, runs.Data]], skipped: list[str], seeds: range, setup: runs.Setup, all_of_them: bool
 ) -> int:
     """Runs experiments in a folder that is locked; returns the exit status."""
     results = _kept(setup, [] if setup.resume else [experiment.name for experiment, _ in ready])
@@ -54,7 +54,7 @@ def _reproduce(
     minutes = sum(experiment.minutes(experiment.presets[setup.preset], data, setup) for experiment, data in ready)
     print(
         f'Preset {setup.preset} on {devices.device_name(setup.device)}: about '
-        f'{max(1, minutes * seeds):.0f} min{", less the time of what is done" if setup.resume else ""}.',
+        f'{max(1, minutes * len(seeds)):.0f} min{", less the time of what is done" if setup.resume else ""}.',
         flush=True,
     )
     for experiment, data in ready:
@@ -133,25 +133,36 @@ def _kept(setup: runs.Setup, again: list[str]) -> Results:
     return earlier
 
 
-def _run(experiment: Any, seeds: int, data: runs.Data, setup: runs.Setup, results: Results) -> list[str]:
+def _run(experiment: Any, seeds: range, data: runs.Data, setup: runs.Setup, results: Results) -> list[str]:
     """Runs the missing seeds and adds them to the results, also on disk.
 
     Returns:
         A line with the reason if the experiment cannot run; else nothing.
     """
     done = results.experiments.get(experiment.name, [])
-    for seed, part in ((seed, part) for seed in range(seeds) for part in experiment.parts):
+    for seed, part in ((seed, part) for seed in seeds for part in experiment.parts):
         saved = runs.checkpoint_path(setup.out, experiment.name, part, seed)
         if (part, seed) not in [(run.part, run.seed) for run in done]:
             print(f'{runs.stem(experiment.name, part, seed)} ...', flush=True)
             try:
-                done = [*done, experiment.run(part, seed, data, setup)]
+                done = in_order(experiment, [*done, experiment.run(part, seed, data, setup)])
             except runs.CannotRun as e:
                 return [f'{experiment.name} is skipped: {e}']
             results.experiments[experiment.name] = done
             results_file.write(setup.out, results)
         checkpoint.remove(saved)
     return []
+
+
+def in_order(experiment: Any, done: list[Any]) -> list[Any]:
+    """Sorts runs by seed, and those of one seed in the order of the experiment's parts.
+
+    Args:
+        experiment: the experiment.
+        done: runs of it.
+    """
+    parts = list(experiment.parts)
+    return sorted(done, key=lambda run: (run.seed, parts.index(run.part)))
 
 
 def write(results: Results, out: str) -> None:

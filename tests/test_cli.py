@@ -27,12 +27,37 @@ def test_the_version(capsys):
     assert capsys.readouterr().out == f'branchynet {branchynet.__version__}\n'
 
 
-@pytest.mark.parametrize('seeds', ['0', '-1', '1.5', '\u00b2', '1001', '1' + 18 * '0', 23 * '9', 5000 * '9'])
+@pytest.mark.parametrize(
+    'seeds',
+    [
+        '0',
+        '-1',
+        '1.5',
+        '\u00b2',
+        '1001',
+        '1' + 18 * '0',
+        23 * '9',
+        5000 * '9',
+        '4-3',
+        '998-1000',
+        '3-',
+        '1-2-3',
+        '',
+        'a-b',
+    ],
+)
 def test_seeds_have_a_bound(seeds, capsys):
     with pytest.raises(SystemExit) as info:
         cli.main(['reproduce', '--seeds', seeds])
     error = capsys.readouterr().err
     assert info.value.code == 2 and 'is no number of seeds: give 1 to 1000' in error and error.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+    'text, seeds', [('1', [0]), ('3', [0, 1, 2]), ('3-4', [3, 4]), ('0-0', [0]), ('999-999', [999])]
+)
+def test_seeds_are_a_number_or_the_first_and_the_last(text, seeds):
+    assert list(cli._parser().parse_args(['reproduce', '--seeds', text]).seeds) == seeds
 
 
 def test_a_reader_that_has_enough_ends_the_command_quietly():
