@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import os
 import re
+import shutil
 import signal
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Optional
 
 from branchynet.experiments import NAMES, NETWORKS, PRESETS, REDUCED, VARIANTS
 
+import shtab
+
 DATASETS = {'mnist': 'mnist', 'cifar10': 'cifar10', 'cifar100': 'cifar100gcn', 'pcifar10': 'pcifar10'}  # name: module
 MAX_SEEDS = 1000
+# What a shell completes an argument of this metavar with.
+PATHS = {
+    **dict.fromkeys(['DIR', 'OUT'], shtab.DIRECTORY),
+    **dict.fromkeys(['A', 'B', 'DIR|WEIGHTS', 'F', 'FILE', 'NEW.npz', 'OLD'], shtab.FILE),
+}
 Namespace = argparse.Namespace
 
 
@@ -25,12 +36,14 @@ class Command(NamedTuple):
         name: As it is typed.
         summary: Its line in --help.
         arguments: Of argparse's add_argument: names and options of every argument.
+        examples: Command lines, for the end of its --help.
         run: Takes the parsed arguments, returns the exit status.
     """
 
     name: str
     summary: str
     arguments: Sequence[tuple[tuple[str, ...], dict[str, Any]]]
+    examples: Sequence[str]
     run: Callable[[Namespace], int]
 
 
@@ -42,14 +55,32 @@ def argument(*names: str, **options: Any) -> tuple[tuple[str, ...], dict[str, An
     return names, options
 
 
-def command(name: str, summary: str, *arguments: tuple[tuple[str, ...], dict[str, Any]]) -> Callable:
+def command(
+    name: str, summary: str, *arguments: tuple[tuple[str, ...], dict[str, Any]], examples: Sequence[str] = ()
+) -> Callable:
     """Makes a subcommand of a function that takes the parsed arguments and returns the exit status."""
 
     def register(run: Callable[[Namespace], int]) -> Callable[[Namespace], int]:
-        COMMANDS.append(Command(name, summary, arguments, run))
+        COMMANDS.append(Command(name, summary, arguments, examples, run))
         return run
 
     return register
+
+
+JSON = argument('--json', action='store_true', help='print the result as JSON, for programs')
+
+
+def print_json(content: Any) -> None:
+    """Prints a result as JSON; numbers that JSON lacks (NaN, infinity) become null."""
+    print(json.dumps(_finite(content), indent=1, allow_nan=False))
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -88,20 +119,37 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f'{self.prog}: {message} (see --help)\n')
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of examples, and is at most 100 columns wide."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26, width=min(98, shutil.get_terminal_size().columns - 2))
+        self._action_max_length = 14  # of a subcommand: argparse leaves out that it is indented twice
+
+
 def _parser() -> argparse.ArgumentParser:
     import branchynet
 
     parser = _Parser(
         prog='branchynet',
         description='BranchyNet: early-exit networks, and the experiments of their paper.',
-        epilog='BRANCHYNET_DATA names the data folder; BRANCHYNET_DEBUG=1 shows the traceback of an error.',
+        epilog='BRANCHYNET_DATA names the data folder.\nBRANCHYNET_DEBUG=1 shows the traceback of an error.',
+        formatter_class=_Formatter,
     )
     parser.add_argument('--version', action='version', version=f'branchynet {branchynet.__version__}')
     subparsers = parser.add_subparsers(metavar='COMMAND', required=True)
-    for name, summary, arguments, run in COMMANDS:
-        subparser = subparsers.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + '.')
+    for name, summary, arguments, examples, run in COMMANDS:
+        subparser = subparsers.add_parser(
+            name,
+            help=summary,
+            description=textwrap.fill(summary[0].upper() + summary[1:] + '.', 79),
+            epilog='\n  '.join(['examples:', *examples]) if examples else None,
+            formatter_class=_Formatter,
+        )
         for names, options in arguments:
-            subparser.add_argument(*names, **options)
+            added: Any = subparser.add_argument(*names, **options)
+            if added.metavar in PATHS:
+                added.complete = PATHS[added.metavar]
         subparser.set_defaults(run=run)
     return parser
 
@@ -179,6 +227,10 @@ def _tolerance(text: str) -> float:
         action='store_true',
         help='train nothing: make the tables and figures of the committed results again, from their weights',
     ),
+    examples=[
+        'branchynet reproduce --preset smoke',
+        'branchynet reproduce --preset paper --only lenet_mnist --seeds 3',
+    ],
 )
 def _reproduce(args: Namespace) -> int:
     from branchynet import devices, provenance
@@ -259,9 +311,11 @@ def _retrain(args: Namespace) -> int:
     argument('--write', action='store_true', help='write their tables, figures and reports again'),
     argument('--all', action='store_true', help='print a line for every claim, also for those not run'),
     argument('--update', metavar='FILE', help='put the tables between the markers of a Markdown file, check nothing'),
+    JSON,
+    examples=['branchynet report results/lenet_mnist_paper', 'branchynet report results/local --all --write'],
 )
 def _report(args: Namespace) -> int:
-    from branchynet.experiments import report, reproduce, results
+    from branchynet.experiments import claims, report, reproduce, results
     from branchynet.files import lock, write_atomically
 
     found = [results.read(folder) for folder in args.dirs]
@@ -273,11 +327,16 @@ def _report(args: Namespace) -> int:
         except ValueError as e:
             raise ValueError(f'{args.update}: {e}') from e
         return 0
-    status = 0
     for folder, one in zip(args.dirs, found):
         if args.write:
             with lock(folder):
                 reproduce.write(one, folder)
+    if args.json:
+        verdicts = {folder: claims.check(one) for folder, one in zip(args.dirs, found)}
+        print_json({folder: list(map(claims.described, of_folder)) for folder, of_folder in verdicts.items()})
+        return int(any(v.status == claims.FAIL for of_folder in verdicts.values() for v in of_folder))
+    status = 0
+    for one in found:
         print(report.tables(one))
         status = max(status, reproduce.verdict(one, args.all))
     return status
@@ -333,14 +392,20 @@ def _convert(folders: list[str]) -> int:
         metavar='T',
         help='pass too where losses and shares differ by T at most, above 1 relatively (default: 0)',
     ),
+    JSON,
+    examples=['branchynet verify results/a results/b', 'branchynet verify results/a results/b --tolerance 0.01'],
 )
 def _verify(args: Namespace) -> int:
     from branchynet import verify
 
     a, b = verify.read(args.a), verify.read(args.b)
     comparisons = verify.compare(a, b)
+    status = int(not all(c.passes(args.tolerance) for c in comparisons))
+    if args.json:
+        print_json([{**c._asdict(), 'passes': c.passes(args.tolerance)} for c in comparisons])
+        return status
     print(*verify.lines(comparisons, args.tolerance), *verify.left_out(a, b), sep='\n')
-    return int(not all(c.passes(args.tolerance) for c in comparisons))
+    return status
 
 
 @command(
@@ -351,6 +416,7 @@ def _verify(args: Namespace) -> int:
         'name', nargs='?', choices=list(DATASETS), help='default: all for info, mnist for download, pcifar10 for build'
     ),
     argument('--recipe', choices=['gcn', 'zca'], help='recipe that pcifar10 is built by (default: gcn)'),
+    examples=['branchynet data', 'branchynet data download cifar10'],
 )
 def _data(args: Namespace) -> int:
     from branchynet.datasets import folder
@@ -424,6 +490,7 @@ def _dataset(name: str) -> Any:
         'stage, for batches',
     ),
     argument('--opset', type=int, metavar='N', help='of an older ONNX Runtime (default: the newest that is installed)'),
+    examples=['branchynet export onnx results/lenet_mnist_quick --network lenet_mnist --out lenet.onnx'],
 )
 def _export(args: Namespace) -> int:
     from importlib import import_module
@@ -473,16 +540,15 @@ def _weights(path: str, network: str) -> str:
     argument('old', metavar='OLD', help='a .bn file, or one compressed by gzip or xz; nothing in it is run'),
     argument('new', metavar='NEW.npz', help='weights and moments to write; the settings go to NEW.json'),
     argument('--force', action='store_true', help='replace files that exist'),
-    argument('--json', action='store_true', help='print what NEW.json holds'),
+    JSON,
+    examples=['branchynet convert _models/lenet_mnist.bn lenet.npz'],
 )
 def _convert_network(args: Namespace) -> int:
     from branchynet import legacy
 
     found = legacy.convert(args.old, args.new, args.force)
     if args.json:
-        import json
-
-        print(json.dumps(found, indent=1))
+        print_json(found)
     else:
         print(f'{args.new}: {found["network"] or "a network"} of {len(found["weights"])} exits')
     return 0
@@ -491,11 +557,9 @@ def _convert_network(args: Namespace) -> int:
 @command(
     'info',
     'show versions, the machine, its bit profile and the data: all that results depend on',
-    argument('--json', action='store_true', help='all of it, as JSON'),
+    JSON,
 )
 def _info(args: Namespace) -> int:
-    import json
-
     import branchynet
     from branchynet import devices, provenance
     from branchynet.datasets import folder
@@ -509,7 +573,7 @@ def _info(args: Namespace) -> int:
         'device': devices.device_name(devices.find_device('auto')),
     }
     if args.json:
-        print(json.dumps(info, indent=1))
+        print_json(info)
         return 0
     for label, value in (
         ('branchynet', f'{info["branchynet"]}, commit {info["commit"] or "unknown"} ({info["tree"]})'),
@@ -520,6 +584,21 @@ def _info(args: Namespace) -> int:
         ('data', f'{info["data_folder"]}: {", ".join(whole) or "no data set is whole"}'),
     ):
         print(f'{label + ":":13}{value}')
+    return 0
+
+
+@command(
+    'completion',
+    'print a script that lets a shell complete this command',
+    argument('shell', choices=['bash', 'zsh', 'tcsh']),
+    examples=[
+        'branchynet completion bash > ~/.local/share/bash-completion/completions/branchynet',
+        'branchynet completion zsh > ~/.zfunc/_branchynet     # in a folder of $fpath',
+        'branchynet completion tcsh > ~/.branchynet.tcsh      # which ~/.tcshrc is to source',
+    ],
+)
+def _completion(args: Namespace) -> int:
+    print(shtab.complete(_parser(), args.shell))
     return 0
 
 

@@ -70,6 +70,18 @@ def export(
         ImportError: onnx or onnxruntime is not installed.
         OSError: the files cannot be written.
         TypeError, ValueError: the thresholds or the shape do not fit the net, or the net cannot be exported.
+
+    Example:
+        >>> import os, tempfile
+        >>> from branchynet.export import OnnxBranchyNet, export
+        >>> from branchynet.networks import lenet_mnist
+        >>> net = lenet_mnist.get_network()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, 'lenet.onnx')
+        ...     export(net, path, shape=(1, 28, 28), thresholds=[math.inf])
+        ...     runner = OnnxBranchyNet(path)
+        >>> runner.classify(np.zeros((1, 1, 28, 28), np.float32)).exit.tolist()
+        [0]
     """
     _require('onnx', 'onnxruntime')
     thresholds = _default_thresholds(net, thresholds)

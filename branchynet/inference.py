@@ -63,6 +63,18 @@ def classify(net: BranchyNet | Compiled, x: Array, thresholds: Setting) -> Class
     Raises:
         TypeError: x or the thresholds have the wrong type.
         ValueError: x or the thresholds do not fit, x holds NaN, or an exit's answer is NaN.
+
+    Example:
+        >>> from branchynet import inference
+        >>> from branchynet.datasets import mnist
+        >>> from branchynet.networks import lenet_mnist
+        >>> net = lenet_mnist.get_network()  # not trained: its exits are sure of nothing
+        >>> _, _, x, t = mnist.get_data()
+        >>> result = inference.classify(net, x[:200], thresholds=[0.1])
+        >>> result.label.shape, result.prob.shape
+        ((200,), (200, 10))
+        >>> np.bincount(result.exit, minlength=2).tolist()  # samples that leave at each exit
+        [0, 200]
     """
     if isinstance(net, Compiled):
         return net.classify(x, thresholds)
@@ -150,6 +162,18 @@ class Compiled:
 
     Raises:
         ValueError: is_compilable(net) is False; the message says why.
+
+    Example:
+        >>> from branchynet.inference import Compiled
+        >>> from branchynet.networks import lenet_mnist
+        >>> net = lenet_mnist.get_network(thresholdExits=[math.inf])  # all leave at the first exit
+        >>> compiled = Compiled(net)
+        >>> x = np.random.rand(1, 1, 28, 28).astype(np.float32)
+        >>> compiled.classify(x, [math.inf]).exit.tolist()
+        [0]
+        >>> accuracy, accuracies, counts, seconds = compiled.test(x)
+        >>> counts
+        [1, 0]
     """
 
     gpu = False

@@ -105,6 +105,28 @@ class BranchyNet(chainer.Chain):
     Raises:
         TypeError: The network holds something that is not a link, or a setting is not a number.
         ValueError: The network does not end with a Branch, or a setting is out of range.
+
+    Example:
+        >>> import chainer.functions as F, chainer.links as L
+        >>> from branchynet import Branch, BranchyNet, FL
+        >>> net = BranchyNet(
+        ...     [
+        ...         L.Linear(4, 32),
+        ...         FL(F.relu),
+        ...         Branch([L.Linear(32, 3)]),  # the first exit, with its own links
+        ...         L.Linear(32, 32),
+        ...         FL(F.relu),
+        ...         Branch([L.Linear(32, 3)]),  # the final exit
+        ...     ]
+        ... )
+        >>> x, t = np.random.rand(150, 4).astype(np.float32), np.arange(150) % 3
+        >>> losses, accuracies = net.train(x, t)  # one joint step
+        >>> len(losses)
+        2
+        >>> net.thresholdExits = 1.0  # nats
+        >>> accuracy, accuracies, counts, seconds = net.test(x, t)
+        >>> sum(counts)
+        150
     """
 
     def __init__(

@@ -162,6 +162,16 @@ def sweep(recorded: ExitRecord, thresholds: Any) -> Sweep:
 
     Raises:
         ValueError: The thresholds have another shape or hold NaN, or there are no samples or no settings.
+
+    Example:
+        >>> from branchynet import inference, sweep
+        >>> from branchynet.datasets import mnist
+        >>> from branchynet.networks import lenet_mnist
+        >>> _, _, x, t = mnist.get_data()
+        >>> recorded = sweep.record(inference.Compiled(lenet_mnist.get_network()), x[:500], t[:500])
+        >>> swept = sweep.sweep(recorded, [[0.0], [np.median(recorded.entropy[0])], [math.inf]])
+        >>> swept.exits.tolist()  # samples that leave at each exit, under each setting
+        [[0, 500], [250, 250], [500, 0]]
     """
     thresholds = _checked(recorded, thresholds)
     exits, samples = recorded.entropy.shape

@@ -126,6 +126,24 @@ class Verdict(NamedTuple):
     reason: str
 
 
+def described(verdict: Verdict) -> dict[str, Any]:
+    """A verdict, ready for JSON; ``least`` and ``most`` bound the values for which a claim holds."""
+    claim = verdict.claim
+    checked = 'measure' in claim.entry
+    least, most = claim.bounds() if checked else (None, None)
+    return {
+        'id': claim.id,
+        'text': claim.text,
+        'status': verdict.status,
+        'measured': verdict.measured,
+        'expected': claim.expected,
+        'least': least,
+        'most': most,
+        'reason': verdict.reason,
+        'command': claim.command(),
+    }
+
+
 def published(name: str) -> list[dict[str, str]]:
     """Reads the rows of a file in published/: texts by column."""
     with open(os.path.join(HERE, 'published', name)) as f:

@@ -13,12 +13,60 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 @pytest.mark.parametrize('command', [[], *([command.name] for command in cli.COMMANDS)])
-def test_help_everywhere(command, capsys):
+def test_help_everywhere(command, capsys, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '80')
     with pytest.raises(SystemExit) as info:
         cli.main([*command, '--help'])
     assert info.value.code == 0
     out = capsys.readouterr().out
     assert out.startswith('usage: branchynet') and out.count('\n') <= 40  # a screen
+    assert max(map(len, out.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    'typed, completed',
+    [
+        (['mea'], ['measure']),
+        (['reproduce', '--pre'], ['--preset']),
+        (['reproduce', '--preset', 's'], ['smoke']),
+        (['report', 'resul'], ['results']),
+    ],
+)
+def test_bash_completes(typed, completed, capsys):
+    assert cli.main(['completion', 'bash']) == 0
+    words = ['branchynet', *typed]
+    script = (
+        capsys.readouterr().out
+        + f"""
+        COMP_WORDS=({' '.join(words)})
+        COMP_CWORD={len(words) - 1}
+        _shtab_branchynet
+        echo "${{COMPREPLY[@]}}"
+    """
+    )
+    done = subprocess.run(['bash', '-c', script], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split() == completed
+
+
+@pytest.mark.parametrize('shell', ['zsh', 'tcsh'])
+def test_other_shells_have_a_script_too(shell, capsys):
+    assert cli.main(['completion', shell]) == 0
+    assert 'reproduce' in capsys.readouterr().out
+
+
+def test_report_as_json(capsys):
+    folder = os.path.join(ROOT, 'results', 'lenet_mnist_quick')
+    assert cli.main(['report', folder, '--json']) == 0
+    verdicts = json.loads(capsys.readouterr().out)[folder]
+    passed = [verdict for verdict in verdicts if verdict['status'] == 'PASS']
+    assert passed and all(verdict['least'] <= min(verdict['measured']) for verdict in passed)
+
+
+def test_verify_as_json(capsys):
+    folder = os.path.join(ROOT, 'results', 'lenet_mnist_quick')
+    assert cli.main(['verify', folder, folder, '--json']) == 0
+    (comparison,) = json.loads(capsys.readouterr().out)
+    assert comparison['passes'] and comparison['difference'] is None and comparison['steps'] > 0
 
 
 def test_the_version(capsys):

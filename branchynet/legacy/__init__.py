@@ -55,6 +55,12 @@ def load(path: Path, statistics: str = 'exits') -> BranchyNet:
     Raises:
         OSError: the file cannot be read.
         ValueError: it is no such file, or is damaged.
+
+    Example:
+        >>> from branchynet import legacy
+        >>> net = legacy.load('tests/legacy/alex.bn.xz')  # a small net of that form, for the tests
+        >>> net.numexits(), net.opt
+        (3, 'Adam')
     """
     if statistics not in ('exits', 'main'):
         raise ValueError(f"statistics is {statistics!r}: expected 'exits' or 'main'")
