@@ -26,6 +26,7 @@ import numpy as np
 if TYPE_CHECKING:
     from branchynet.net import BranchyNet
 
+SETTINGS = 'thresholdExits', 'temperatures'  # of a BranchyNet, which its file holds where they are set
 _FORMAT = 2  # the version of a checkpoint's format
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
 
@@ -167,6 +168,8 @@ def remove(path: str) -> None:
 def load_npz(path: str, link: chainer.Link) -> None:
     """Reads the weights of ``chainer.serializers.save_npz``. Unlike Chainer's load_npz, it never runs code of a file.
 
+    A BranchyNet takes the file's thresholdExits and temperatures too; it keeps its own where the file has none.
+
     Args:
         path: Path of an .npz file.
         link: The link that takes the weights.
@@ -179,19 +182,21 @@ def load_npz(path: str, link: chainer.Link) -> None:
     expected.save(link)
     try:
         with np.load(path, allow_pickle=False) as content:
-            arrays = {name: content[name] for name in expected.target}
+            arrays = {name: content[name] for name in expected.target if name not in SETTINGS}
+            settings = {name: content[name] for name in SETTINGS if name in content and hasattr(link, name)}
     except KeyError as e:
         raise OSError(f'{path} holds the weights of another network: {e.args[0]}') from e
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError, TypeError) as e:
         raise OSError(f'{path} cannot be read as weights ({e})') from e
-    for name, wanted in expected.target.items():
+    for name in arrays:
+        wanted = expected.target[name]
         shape = np.shape(wanted)
         if np.asarray(wanted).dtype != object and arrays[name].shape != shape:  # object: no shape yet
             raise OSError(
                 f'{path} holds the weights of another network: {name} has shape {arrays[name].shape}, and '
                 f'this one needs {shape}'
             )
-    chainer.serializers.NpzDeserializer(arrays).load(link)
+    chainer.serializers.NpzDeserializer({**arrays, **settings}).load(link)
 
 
 def _read(path: str) -> tuple[dict, dict]:

@@ -7,14 +7,17 @@ The rule works in the dtype of the logits, float32 for the published networks. T
 the authors' release does, and a threshold, which users give as a Python float (float64), is rounded to it before
 the comparison, as NumPy did for the release. So a threshold that was chosen among recorded entropies is compared
 with the very number that was recorded, and, as the comparison is strict, the sample that it was recorded of stays.
+
+Entropy is the paper's criterion, and the only one of BranchyNet's own methods. ``inference.classify`` and
+``sweep.record`` take any Criterion.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import Any, NamedTuple, Protocol, Union
+from typing import Any, Literal, NamedTuple, Optional, Protocol, Union
 
 from branchynet import _chainer  # noqa: F401
 from branchynet.functions import entropy, smallest
@@ -23,7 +26,9 @@ import numpy as np
 from chainer.backend import get_array_module
 
 Array = Any  # a NumPy or CuPy array
-Setting = Union[float, Sequence[float]]  # one number for all exits but the last, or one for each of them
+# One number for all exits but the last, or one for each of them. As a threshold, None: no sample leaves there.
+Setting = Union[float, Sequence[Optional[float]]]
+Side = Literal['below', 'above', 'at least']
 
 
 class Answer(NamedTuple):
@@ -126,6 +131,120 @@ def lowest(entropy: Array, count: int) -> Array:
     return mask
 
 
+# Criteria
+
+
+class Criterion(NamedTuple):
+    """A number that says how sure an exit is of a sample, and on which side of a threshold the sample leaves.
+
+    Attributes:
+        name: For messages and files.
+        side: Samples leave strictly below the threshold, strictly above it, or where they are at least as high.
+        score: Takes the logits (B, C) of an exit, their Answer, and how many exits in a row, this one included, agree
+            on the label of each sample, integers (B,). Returns floats (B,). A sample whose score is NaN stays.
+    """
+
+    name: str
+    side: Side
+    score: Callable[[Array, Answer, Array], Array]
+
+    def key(self, score: Array) -> Array:
+        """The scores with the sign that lets the exit rule `below` compare them with `cut`."""
+        return score if self.side == 'below' else -score
+
+    def cut(self, threshold: Any, dtype: Any) -> Any:
+        """Thresholds, a number or an array, as numbers that the `key` of a sample lies below where it leaves.
+
+        Args:
+            threshold: On the scale of the scores; None: no sample leaves.
+            dtype: Of the scores.
+        """
+        cut = rounded(threshold, dtype)
+        if self.side != 'below':
+            cut = -cut
+        return np.nextafter(cut, dtype.type(math.inf)) if self.side == 'at least' else cut
+
+    def threshold(self, key: np.ndarray, rank: int) -> Optional[float]:
+        """The threshold with which the ``rank`` samples of lowest key leave.
+
+        Args:
+            key: (N,), sorted, without NaN at the places up to ``rank``; ``key[rank - 1] < key[rank]``.
+            rank: From 0 to N.
+
+        Returns:
+            A float; None, which also lets none of any other samples leave, for rank 0.
+        """
+        if rank == 0:
+            return None
+        last = key[rank - 1]
+        if self.side == 'at least':
+            return float(-last)
+        # The next sample's key, or where all leave the next number after the last one's.
+        cut = key[rank] if rank < len(key) and not np.isnan(key[rank]) else np.nextafter(last, key.dtype.type(math.inf))
+        return float(cut if self.side == 'below' else -cut)
+
+
+ENTROPY = Criterion('entropy', 'below', lambda logits, answer, agreed: answer.entropy)  # the paper's, section III
+TOP_PROB = Criterion('top_prob', 'above', lambda logits, answer, agreed: answer.prob.max(axis=1))
+MARGIN = Criterion('margin', 'above', lambda logits, answer, agreed: _margin(answer.prob))
+# The threshold is the number of exits in a row that agree (Zhou et al. 2020, BERT Loses Patience: theirs plus one).
+PATIENCE = Criterion('patience', 'at least', lambda logits, answer, agreed: agreed.astype(answer.prob.dtype))
+CRITERIA = {criterion.name: criterion for criterion in (ENTROPY, TOP_PROB, MARGIN, PATIENCE)}
+
+
+def by_scores(function: Callable[[Array], Array], side: Side = 'above', name: str = '') -> Criterion:
+    """A criterion of your own.
+
+    Args:
+        function: Takes the logits (B, C) of an exit, divided by its temperature; returns floats (B,) on their device.
+        side: As in Criterion.
+        name: As in Criterion; '': the function's.
+
+    Returns:
+        A Criterion. It raises ValueError where the function returns something else.
+    """
+    name = name or getattr(function, '__name__', 'scores')
+
+    def score(logits: Array, answer: Answer, agreed: Array) -> Array:
+        found = function(logits)
+        dtype = getattr(found, 'dtype', None)
+        if getattr(found, 'shape', None) != logits.shape[:1] or dtype is None or dtype.kind != 'f':
+            what = type(found).__name__ if dtype is None else f'an array of shape {found.shape} and dtype {dtype}'
+            raise ValueError(f'criterion {name} returns {what}: expected floats of shape {logits.shape[:1]}')
+        return found
+
+    return Criterion(name, side, score)
+
+
+def _margin(prob: Array) -> Array:
+    """The highest minus the second highest probability (B,) of prob (B, C); of a single class, its own."""
+    if prob.shape[1] == 1:
+        return prob[:, 0]
+    highest = get_array_module(prob).partition(prob, -2, axis=1)[:, -2:]
+    return highest[:, 1] - highest[:, 0]
+
+
+class Agreement:
+    """How many exits in a row agree on the label of each sample that goes from exit to exit."""
+
+    def __init__(self) -> None:
+        self._label: Any = None
+        self._count: Any = None
+
+    def count(self, prob: Array) -> Array:
+        """Takes the softmax (B, C) of the next exit; returns integers (B,), 1 where it agrees with none before it."""
+        label = prob.argmax(axis=1)
+        count = get_array_module(prob).ones_like(label)
+        if self._label is not None:
+            count += self._count * (label == self._label)
+        self._label, self._count = label, count
+        return count
+
+    def keep(self, stays: Array) -> None:
+        """Goes on with the samples of the mask ``stays`` (B,)."""
+        self._label, self._count = self._label[stays], self._count[stays]
+
+
 def leave_at(entropy: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
     """The exit at which every sample leaves under one setting of thresholds.
 
@@ -148,12 +267,13 @@ def leave_at(entropy: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
 class Rule(Protocol):
     """Decides at every exit but the last, where all leave."""
 
-    def leaves(self, k: int, entropy: Array, batch: int) -> Array:
+    def leaves(self, k: int, logits: Array, answer: Answer, batch: int) -> Array:
         """Which of the samples that reach exit k leave there.
 
         Args:
             k: the exit, from 0.
-            entropy: (remaining,), nats, of the samples that reach it.
+            logits: (remaining, C), of the samples that reach it.
+            answer: theirs.
             batch: how many samples there were before the first exit.
 
         Returns:
@@ -169,11 +289,33 @@ class Thresholds:
     """
 
     def __init__(self, thresholds: Setting) -> None:
-        self._thresholds = thresholds
+        self._thresholds = closed(thresholds)
 
-    def leaves(self, k: int, entropy: Array, batch: int) -> Array:
+    def leaves(self, k: int, logits: Array, answer: Answer, batch: int) -> Array:
         """The samples whose entropy lies below the threshold of exit k; for the arguments see Rule."""
-        return below(entropy, of_exit(self._thresholds, k))
+        return below(answer.entropy, of_exit(self._thresholds, k))
+
+
+class Scores:
+    """Samples leave by a criterion. An object serves one batch on its way from exit to exit.
+
+    Args:
+        criterion: any.
+        thresholds: on the scale of its scores; a number for every exit, or one for each.
+    """
+
+    def __init__(self, criterion: Criterion, thresholds: Setting) -> None:
+        self._criterion = criterion
+        self._thresholds = closed(thresholds, criterion.side)
+        self._agreement = Agreement()
+
+    def leaves(self, k: int, logits: Array, answer: Answer, batch: int) -> Array:
+        """The samples whose score is on the threshold's side; for the arguments see Rule."""
+        score = self._criterion.score(logits, answer, self._agreement.count(answer.prob))
+        cut = self._criterion.cut(of_exit(self._thresholds, k), score.dtype)
+        leaves = self._criterion.key(score) < cut
+        self._agreement.keep(~leaves)
+        return leaves
 
 
 class Shares:
@@ -194,9 +336,9 @@ class Shares:
         share = of_exit(self._shares, k) * (remaining if isinstance(self._shares, Real) else batch)
         return int(remaining - share if self._stay else share)
 
-    def leaves(self, k: int, entropy: Array, batch: int) -> Array:
+    def leaves(self, k: int, logits: Array, answer: Answer, batch: int) -> Array:
         """The samples of lowest entropy, `count` of them; for the arguments see Rule."""
-        return lowest(entropy, self.count(k, len(entropy), batch))
+        return lowest(answer.entropy, self.count(k, len(logits), batch))
 
 
 # Settings: a number for all exits but the last, or a sequence of one for each
@@ -208,12 +350,21 @@ def of_exit(setting: Any, k: int) -> float:
     return value
 
 
+def closed(thresholds: Any, side: Side = 'below') -> Any:
+    """Thresholds with a number that no sample leaves by in place of every None."""
+    if isinstance(thresholds, Real):
+        return thresholds
+    nobody = -math.inf if side == 'below' else math.inf
+    return [nobody if threshold is None else threshold for threshold in thresholds]
+
+
 def check_per_exit(name: str, value: Any, exits: int, upper: float = math.inf) -> None:
     """Raises unless ``value`` is a setting for every exit but the last.
 
     Args:
         name: of the setting, for the message.
-        value: a number for all exits but the last, or a sequence of one for each.
+        value: a number for all exits but the last, or a sequence of one for each. A threshold in a sequence may be
+            None.
         exits: the number of exits, the last one not counted.
         upper: 1 for a share, which cannot be negative either.
 
@@ -229,9 +380,25 @@ def check_per_exit(name: str, value: Any, exits: int, upper: float = math.inf) -
         raise ValueError(
             f'{name} is {value}: expected a number, or a sequence of {exits} (one for every exit but the last)'
         )
+    if upper != 1:
+        values = [v for v in values if v is not None]
     if not all(isinstance(v, Real) for v in values):
         raise TypeError(f'{name} is {value}: expected numbers')
     for v in values:
         if math.isnan(v) or (upper == 1 and not 0 <= v <= 1):
             expected = 'shares between 0 and 1' if upper == 1 else 'numbers that are not NaN'
             raise ValueError(f'{name} is {value}: expected {expected}')
+
+
+def check_temperatures(value: Any, exits: int) -> None:
+    """Raises unless ``value`` is a sequence of a temperature for each of the exits, the last one included.
+
+    Raises:
+        TypeError: it is no sequence of numbers.
+        ValueError: the number of values is wrong, or a value is not finite and above 0.
+    """
+    values = None if isinstance(value, (str, Real)) else list(value)
+    if values is None or not all(isinstance(v, Real) for v in values):
+        raise TypeError(f'temperatures is {value}: expected a sequence of {exits} numbers, one for every exit')
+    if len(values) != exits or not all(0 < v < math.inf for v in values):
+        raise ValueError(f'temperatures is {value}: expected {exits} finite numbers above 0, one for every exit')

@@ -7,6 +7,7 @@ samples are gathered between the stages (OnnxBranchyNet does so).
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import json
@@ -18,9 +19,9 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, Optional
 
 from branchynet import _chainer  # noqa: F401
-from branchynet.exits import below, check_per_exit, rounded
+from branchynet.exits import below, check_per_exit, closed, rounded
 from branchynet.files import write_atomically
-from branchynet.inference import Classification
+from branchynet.inference import Classification, ends_linearly, fold_temperatures
 from branchynet.links.links import FL
 from branchynet.net import BranchyNet, check_labels
 from branchynet.provenance import commit, sha256_of_net
@@ -86,8 +87,9 @@ def export(
     _require('onnx', 'onnxruntime')
     thresholds = _default_thresholds(net, thresholds)
     _check_net(net)
-    x = _samples(_TRACED, shape)
     described = {**_properties(net, thresholds), **(properties or {})}
+    net = _without_temperatures(net)
+    x = _samples(_TRACED, shape)
     if path.endswith('.onnx'):
         (model,) = _models([_cascade(net, x, thresholds)], described, opset)
         content = model.SerializeToString()
@@ -212,7 +214,7 @@ def _checked_labels(t: Any, prob: np.ndarray) -> np.ndarray:
 def _per_exit(thresholds: Any, exits: int) -> list[float]:
     """A threshold for every exit but the last."""
     check_per_exit('thresholds', thresholds, exits - 1)
-    return [float(t) for t in ([thresholds] * (exits - 1) if isinstance(thresholds, Real) else thresholds)]
+    return [float(t) for t in ([thresholds] * (exits - 1) if isinstance(thresholds, Real) else closed(thresholds))]
 
 
 # Running
@@ -336,6 +338,21 @@ def _check_net(net: BranchyNet) -> None:
             )
         if param.dtype != np.float32:
             raise ValueError(f'parameter {path} has dtype {param.dtype}: expected float32')
+
+
+def _without_temperatures(net: BranchyNet) -> BranchyNet:
+    """A copy of the net whose last layers have the temperatures in their weights; the net itself if it has none."""
+    if net.temperatures is None:
+        return net
+    for k, model in enumerate(net.models):
+        if not ends_linearly(model):
+            raise ValueError(
+                f'exit {k} has a temperature and no chainer.links.Linear at its end, whose weights could hold it: set '
+                'net.temperatures to None to export without'
+            )
+    net = copy.deepcopy(net)
+    fold_temperatures(net)
+    return net
 
 
 def _samples(count: int, shape: Sequence[int]) -> np.ndarray:

@@ -19,10 +19,12 @@ from branchynet.cpu import onednn
 from branchynet.cpu.chain import Chain
 from branchynet.cpu.engine import Engine, NotFinite
 from branchynet.cpu.threads import run
-from branchynet.exits import Array, Setting, answer, check_per_exit, leave_at, rounded
+from branchynet.exits import ENTROPY, Array, Criterion, Setting, answer, check_per_exit, closed, leave_at, rounded
+from branchynet.links.links import FL, Net
 from branchynet.net import BranchyNet, Look, check_labels, inference_mode
 
 import chainer
+import chainer.links as L
 import numpy as np
 from chainer.backends.cuda import to_cpu
 
@@ -48,21 +50,25 @@ class Classification(NamedTuple):
     prob: np.ndarray
 
 
-def classify(net: BranchyNet | Compiled, x: Array, thresholds: Setting) -> Classification:
+def classify(
+    net: BranchyNet | Compiled, x: Array, thresholds: Setting, criterion: Criterion = ENTROPY
+) -> Classification:
     """Early-exit classification of x (B, ...), for any batch size.
 
     Args:
         net: a BranchyNet, or a Compiled, which is many times as fast on a CPU.
         x: NumPy or CuPy array or Variable (B, ...), of the parameters' dtype.
-        thresholds: entropy (nats) below which a sample leaves: a number, or a sequence of one for every exit but
-            the last.
+        thresholds: a number, or a sequence of one for every exit but the last; None in it: no sample leaves there. With
+            the criterion entropy, a sample leaves where its entropy (nats) is below.
+        criterion: one of exits.CRITERIA, or one by exits.by_scores. A Compiled runs all exits for any but entropy.
 
     Returns:
         A Classification, of NumPy arrays.
 
     Raises:
         TypeError: x or the thresholds have the wrong type.
-        ValueError: x or the thresholds do not fit, x holds NaN, or an exit's answer is NaN.
+        ValueError: x or the thresholds do not fit, x holds NaN, an exit's answer is NaN, or the criterion returns
+            something else than floats (B,).
 
     Example:
         >>> from branchynet import inference
@@ -77,11 +83,12 @@ def classify(net: BranchyNet | Compiled, x: Array, thresholds: Setting) -> Class
         [0, 200]
     """
     if isinstance(net, Compiled):
-        return net.classify(x, thresholds)
+        return net.classify(x, thresholds, criterion)
     check_per_exit('thresholds', thresholds, net.numexits() - 1)
     x, _ = net.checked(x)
+    rule = exits.Thresholds(thresholds) if criterion is ENTROPY else exits.Scores(criterion, thresholds)
     with inference_mode():
-        parts = [tuple(map(to_cpu, left[:4])) for left in net.leave(x, exits.Thresholds(thresholds))]
+        parts = [tuple(map(to_cpu, left[:4])) for left in net.leave(x, rule)]
     index, _, prob, entropy = map(np.concatenate, zip(*parts))
     exit = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
     order = index.argsort()
@@ -136,11 +143,40 @@ def _snapshot(net: BranchyNet) -> BranchyNet:
     return copy.deepcopy(net, memo)
 
 
+def fold_temperatures(net: BranchyNet) -> None:
+    """Divides the exits' last layers by the temperatures, which the net then no longer has.
+
+    Where an exit ends with something else than a chainer.links.Linear, a division is added to the exit. The logits are
+    those before, but for the last digit.
+
+    Args:
+        net: a BranchyNet; its weights change.
+    """
+    for model, temperature in zip(net.models, net.temperatures or []):
+        if not ends_linearly(model):
+            model.append(FL(_divided, temperature))
+            continue
+        model[-1] = copy.deepcopy(model[-1])  # another exit may share it
+        for param in model[-1].params():
+            param.array /= param.dtype.type(temperature)
+    net.temperatures = None
+
+
+def ends_linearly(model: Net) -> bool:
+    """Whether the last of an exit's own links is exactly a chainer.links.Linear."""
+    return len(model) > model.endi and type(model[-1]) is L.Linear
+
+
+def _divided(x: Any, number: float) -> Any:
+    return x / number
+
+
 class Compiled:
     """A BranchyNet compiled for inference on the CPU, with the weights that it has at that moment.
 
     It keeps a copy of the weights, so training, changing or deleting the net afterwards does not change its answers.
-    It can be pickled, copied, and sent to another process.
+    The net's temperatures become part of the copy's last layers. It can be pickled, copied, and sent to another
+    process.
 
     There is no graph, batch normalisation is folded into the convolutions, and all buffers are preallocated. Batches
     are split into chunks shared among threads; samples that have exited are dropped from later stages. Where all links
@@ -184,6 +220,7 @@ class Compiled:
             raise ValueError(f'net cannot be compiled: {obstacle}')
         self.thresholdExits = net.thresholdExits
         self._net = _snapshot(net)
+        fold_temperatures(self._net)
         self._forget()
 
     def _forget(self) -> None:
@@ -205,13 +242,29 @@ class Compiled:
         """Number of exits, including the final one."""
         return self._net.numexits()
 
-    def classify(self, x: Array, thresholds: Setting) -> Classification:
+    def classify(self, x: Array, thresholds: Setting, criterion: Criterion = ENTROPY) -> Classification:
         """Early-exit classification of x (B, ...), for any batch size: see inference.classify."""
+        if criterion is not ENTROPY:
+            return self._classify_by(criterion, x, thresholds)
         cuts = self._cuts('thresholds', thresholds)
         x, _ = self._given(x, None)
         if chainer._get_link_hooks():
             return classify(self._net, x, cuts)
         return _without_nan(self._classify(x, cuts)[0])
+
+    def _classify_by(self, criterion: Criterion, x: Array, thresholds: Setting) -> Classification:
+        """classify by any criterion: the machine code knows entropy alone, so all exits answer all samples."""
+        check_per_exit('thresholds', thresholds, self.numexits() - 1)
+        rule, looks = exits.Scores(criterion, thresholds), self.look(x)
+        each = np.arange(len(looks[0].prob))
+        exit, index = np.full(len(each), self.numexits() - 1), each
+        for k, look in enumerate(looks[:-1]):
+            reached = exits.Answer(look.prob[index], look.entropy[index])
+            leaves = rule.leaves(k, look.logits[index], reached, len(each))
+            exit[index[leaves]] = k
+            index = index[~leaves]
+        prob, entropy = (np.stack([look[i] for look in looks])[exit, each] for i in (0, 1))
+        return _without_nan(Classification(prob.argmax(axis=1), exit, entropy, prob))
 
     def test(self, x: Array, t: Optional[Array] = None) -> tuple[float, list[float], list[int], float]:
         """Classifies with early exit by thresholdExits, as BranchyNet.test does.
@@ -307,13 +360,15 @@ class Compiled:
             return self._net.look(x)
         engine, x = self._engine(x), np.ascontiguousarray(x)
         scores, released, whole = zip(*(self._call(engine.record, x[part]) for part in _chunks(len(x))))
+        logits = [np.concatenate(parts) for parts in zip(*scores)]
         return [
             Look(
-                *answer(np.concatenate(parts)),
+                *answer(logits[k]),
                 sum(float(seconds[k].sum()) for seconds in released),
                 sum(float(seconds[k].sum()) for seconds in whole),
+                logits[k],
             )
-            for k, parts in enumerate(zip(*scores))
+            for k in range(len(logits))
         ]
 
     def _given(self, x: Array, t: Optional[Array]) -> tuple[np.ndarray, Optional[np.ndarray]]:
@@ -348,7 +403,7 @@ class Compiled:
             pass
         count = self.numexits() - 1
         check_per_exit(name, thresholds, count)
-        cuts = tuple(rounded(np.broadcast_to(thresholds, count), np.float32).tolist())
+        cuts = tuple(rounded(np.broadcast_to(closed(thresholds), count), np.float32).tolist())
         if isinstance(key, (Real, tuple)):
             if len(self._checked) >= _REMEMBERED:
                 self._checked.clear()

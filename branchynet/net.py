@@ -34,7 +34,7 @@ class Leaving(NamedTuple):
 
     Attributes:
         index: Integers (n,), their positions in the batch, in rising order.
-        logits: (n, C), the exit's output.
+        logits: (n, C), the exit's output, divided by the exit's temperature.
         prob: (n, C), its softmax.
         entropy: (n,), nats.
         seconds: Duration of the trunk's stage before the exit, for all samples that reach the exit.
@@ -55,12 +55,14 @@ class Look(NamedTuple):
         entropy: (B,), nats.
         released: Seconds of the trunk's stage before the exit.
         whole: Seconds of that stage, the exit's links, softmax and entropy.
+        logits: (B, C), divided by the exit's temperature.
     """
 
     prob: Array
     entropy: Array
     released: float
     whole: float
+    logits: Array
 
 
 @contextlib.contextmanager
@@ -80,7 +82,7 @@ class BranchyNet(chainer.Chain):
     Args:
         network: List of links, which become the net's own. A Branch in it marks an exit; the last element is a Branch.
         thresholdExits: Entropy (nats) below which a sample leaves at an exit: a number for all exits but the last, or
-            a list of one for each. Training then drops samples by it too.
+            a list of one for each, in which None lets no sample leave. Training then drops samples by it too.
         percentTestExits: Without thresholds, the share of samples of lowest entropy that leaves at an exit. A number
             is a share of the samples that reach the exit; a list gives shares of the whole batch.
         percentTrainKeeps: Without thresholds, the share of samples that training carries on past an exit: a number
@@ -101,6 +103,8 @@ class BranchyNet(chainer.Chain):
         optimizers: A list with an optimiser for every exit's own links.
         percentTrainExits: None, or the share that training drops at an exit (used instead of percentTrainKeeps).
         forwardMain: None; with any other value, main's loss replaces the last exit's in training the trunk.
+        temperatures: None, or a number above 0 for every exit, the last one included. Softmax and entropy are those
+            of the logits divided by it (`calibration.fit_temperatures`); the losses do not change.
 
     Raises:
         TypeError: The network holds something that is not a link, or a setting is not a number.
@@ -156,6 +160,7 @@ class BranchyNet(chainer.Chain):
         self.percentTrainKeeps = percentTrainKeeps
         self.percentTrainExits: Setting | None = None
         self.forwardMain: Any = None
+        self.temperatures: list[float] | None = None
         self.lr = lr
         self.momentum = momentum
         self.weight_decay = weight_decay
@@ -301,10 +306,11 @@ class BranchyNet(chainer.Chain):
         rule = self._training_rule()
         if isinstance(rule, exits.Shares) and rule.count(k, len(logits), batch) <= 0:
             return None  # no entropy is needed
-        entropy = exits.answer(logits.array).entropy
-        dropped = rule.leaves(k, entropy, batch)
+        scaled = self._scaled(k, logits.array)
+        answer = exits.answer(scaled)
+        dropped = rule.leaves(k, scaled, answer, batch)
         if dropped.any():
-            self._learned[k].append(float(entropy[dropped].max()))
+            self._learned[k].append(float(answer.entropy[dropped].max()))
         return self.xp.flatnonzero(~dropped)
 
     def _training_rule(self) -> exits.Rule:
@@ -360,7 +366,8 @@ class BranchyNet(chainer.Chain):
             x: Samples (B, ...).
 
         Returns:
-            Array (B, C), for each sample the logits of the exit where it leaves, in the order of x.
+            Array (B, C), for each sample the logits of the exit where it leaves, divided by the exit's temperature, in
+            the order of x.
         """
         x, _ = self.checked(x)
         with inference_mode():
@@ -413,13 +420,13 @@ class BranchyNet(chainer.Chain):
             start = time.perf_counter()
             x = chainer.as_array(self.stage(k, x))
             seconds = time.perf_counter() - start
-            logits = chainer.as_array(self.exit(k, x))
-            prob, entropy = exits.answer(logits)
+            logits = self._scaled(k, chainer.as_array(self.exit(k, x)))
+            answer = exits.answer(logits)
             if k < self.numexits() - 1:
-                leaves = rule.leaves(k, entropy, batch)
+                leaves = rule.leaves(k, logits, answer, batch)
             else:
                 leaves = self.xp.ones(len(index), bool)
-            yield Leaving(index[leaves], logits[leaves], prob[leaves], entropy[leaves], seconds)
+            yield Leaving(index[leaves], logits[leaves], answer.prob[leaves], answer.entropy[leaves], seconds)
             if leaves.all():
                 return
             index, x = index[~leaves], x[~leaves]
@@ -446,8 +453,9 @@ class BranchyNet(chainer.Chain):
                 start = now(self)
                 x = self.stage(k, x)
                 trunk = now(self)
-                prob, entropy = exits.answer(self.exit(k, x).array)
-                result.append(Look(prob, entropy, trunk - start, now(self) - start))
+                logits = self._scaled(k, self.exit(k, x).array)
+                prob, entropy = exits.answer(logits)
+                result.append(Look(prob, entropy, trunk - start, now(self) - start, logits))
         return result
 
     # Thresholds
@@ -473,7 +481,7 @@ class BranchyNet(chainer.Chain):
                 batch = []
                 for k in range(self.numexits() - 1):
                     h = self.stage(k, h)
-                    batch.append(to_cpu(exits.answer(self.exit(k, h).array).entropy))
+                    batch.append(to_cpu(exits.answer(self._scaled(k, self.exit(k, h).array)).entropy))
             result.append(batch)
         return [np.concatenate(parts) for parts in zip(*result)]
 
@@ -547,6 +555,10 @@ class BranchyNet(chainer.Chain):
         model = self.models[k]
         return model(h, starti=model.endi)
 
+    def _scaled(self, k: int, logits: Array) -> Array:
+        """Logits (B, C) of exit k divided by its temperature (Guo et al. 2017, section 4.2), in their dtype."""
+        return logits if self.temperatures is None else logits / logits.dtype.type(self.temperatures[k])
+
     def print_models(self) -> None:
         """Prints main and the model of every exit, link by link."""
         for name, net in [('main', self.main)] + [(f'exit {k}', model) for k, model in enumerate(self.models)]:
@@ -589,25 +601,27 @@ class BranchyNet(chainer.Chain):
             param.addgrad(other)
 
     def serialize(self, serializer: Any) -> None:
-        """Saves or loads all parameters and running statistics, each once, and thresholdExits if they are set."""
+        """Saves or loads all parameters and running statistics, each once, thresholdExits and temperatures if set."""
         self.main.serialize(serializer['main'])
         for k, model in enumerate(self.models):
             for i in range(model.endi, len(model)):
                 model[i].serialize(serializer['models'][str(k)][str(i)])
-        self._serialize_thresholds(serializer)
+        for name in 'thresholdExits', 'temperatures':
+            self._serialize_setting(serializer, name)
 
-    def _serialize_thresholds(self, serializer: Any) -> None:
-        """Keeps thresholdExits in the file if they are set; a file without them leaves the net's as they are."""
+    def _serialize_setting(self, serializer: Any, name: str) -> None:
+        """Keeps a setting in the file if it is set; a file without it leaves the net's as it is."""
+        value = getattr(self, name)
         if isinstance(serializer, chainer.Serializer):
-            if self.thresholdExits is not None:
-                serializer('thresholdExits', np.array(self.thresholdExits, float))
+            if value is not None:
+                serializer(name, np.array(exits.closed(value), float))
             return
         try:
-            thresholds = serializer('thresholdExits', None)
+            value = serializer(name, None)
         except KeyError:
             return
-        if thresholds is not None:
-            self.thresholdExits = thresholds.tolist()
+        if value is not None:
+            setattr(self, name, value.tolist())
 
     def copy(self, mode: str = 'share') -> BranchyNet:
         """A copy with one trunk and optimisers of its own; for the modes see chainer.Link.copy."""
@@ -628,6 +642,8 @@ class BranchyNet(chainer.Chain):
             check_per_exit('thresholdExits', self.thresholdExits, count)
         if self.percentTrainExits is not None:
             check_per_exit('percentTrainExits', self.percentTrainExits, count, upper=1)
+        if self.temperatures is not None:
+            exits.check_temperatures(self.temperatures, self.numexits())
         check_per_exit('percentTrainKeeps', self.percentTrainKeeps, count, upper=1)
         check_per_exit('percentTestExits', self.percentTestExits, count, upper=1)
         for k, model in enumerate(self.models):

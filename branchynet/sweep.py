@@ -13,7 +13,7 @@ from branchynet import (
 from branchynet.batching import batches, check_pairs
 from branchynet.cpu.threads import run
 from branchynet.devices import now
-from branchynet.exits import Array, count_below, leave_at
+from branchynet.exits import ENTROPY, Agreement, Answer, Array, Criterion, closed, count_below, leave_at
 from branchynet.inference import Compiled
 from branchynet.net import check_labels
 from branchynet.progress import progress
@@ -22,31 +22,46 @@ import numpy as np
 from chainer.backends.cuda import to_cpu
 
 if TYPE_CHECKING:
-    from branchynet.net import BranchyNet
+    from branchynet.net import BranchyNet, Look
 
 
 class ExitRecord(NamedTuple):
     """The answers of E exits to N samples, from one pass without early exit.
 
     Attributes:
-        entropy: float (E, N), nats.
+        score: float (E, N), of the criterion; of the paper's criterion, entropy in nats.
         correct: bool (E, N), whether the exit's most probable class is the label.
         released: float (E, N), seconds per sample of the trunk's stage before each exit.
         whole: float (E, N), seconds per sample: at the first exit of the whole call in which all samples leave there,
             at later exits of the stage before it, the exit's links, softmax and entropy, which such a call adds.
+            Another criterion's own arithmetic is not in it.
+        criterion: by which samples leave.
     """
 
-    entropy: np.ndarray
+    score: np.ndarray
     correct: np.ndarray
     released: np.ndarray
     whole: np.ndarray
+    criterion: Criterion = ENTROPY
+
+    @property
+    def entropy(self) -> np.ndarray:
+        """The scores (E, N), nats, of a record whose criterion is entropy; of any other it raises ValueError."""
+        if self.criterion is not ENTROPY:
+            raise ValueError(f'the record holds scores of the criterion {self.criterion.name}: expected entropy')
+        return self.score
+
+    @property
+    def key(self) -> np.ndarray:
+        """The scores (E, N) with the sign that a sample leaves below a number: see exits.Criterion."""
+        return self.criterion.key(self.score)
 
 
 class Sweep(NamedTuple):
     """The results of S settings over N samples and E exits.
 
     Attributes:
-        thresholds: float (S, E - 1), nats.
+        thresholds: float (S, E - 1), on the scale of the criterion's scores; of the paper's, nats.
         accuracy: float (S,), in [0, 1].
         exits: int (S, E), samples that leave at each exit.
         released: float (S,), mean seconds per sample on the released clock, composed of the stages' times.
@@ -60,7 +75,9 @@ class Sweep(NamedTuple):
     whole: np.ndarray
 
 
-def record(net: BranchyNet | Compiled, x: Array, t: Array, batchsize: int = 1) -> ExitRecord:
+def record(
+    net: BranchyNet | Compiled, x: Array, t: Array, batchsize: int = 1, criterion: Criterion = ENTROPY
+) -> ExitRecord:
     """Passes samples by every exit, without early exit, and records the exits' answers and times.
 
     With a Compiled, only the first 1000 batches are timed. The other samples reuse those times cyclically and run in
@@ -71,28 +88,30 @@ def record(net: BranchyNet | Compiled, x: Array, t: Array, batchsize: int = 1) -
         x: Samples (N, ...), of the parameters' dtype.
         t: Labels (N,), signed integers.
         batchsize: Samples that run together.
+        criterion: Of exits.py, by which samples leave.
 
     Returns:
         An ExitRecord.
 
     Raises:
         TypeError: x or t has the wrong type.
-        ValueError: x and t do not fit each other or the net, or hold no samples.
+        ValueError: x and t do not fit each other or the net, or hold no samples; or the criterion returns something
+            else than floats (B,).
     """
     check_pairs(x, t)
     parts = batches(len(x), batchsize)
     for part in parts[: timing.WARMUP]:
-        _record_batch(net, x[part], t[part])
+        _record_batch(net, x[part], t[part], criterion)
     timed = parts[:_TIMED] if isinstance(net, Compiled) else parts
     with timing.no_collection():
-        recorded = [_record_batch(net, x[part], t[part]) for part in progress(timed, 'sweeping')]
+        recorded = [_record_batch(net, x[part], t[part], criterion) for part in progress(timed, 'sweeping')]
         for values, seconds in zip(recorded, _seconds_of_first_exit(net, [x[part] for part in timed])):
             values[_WHOLE][0] = seconds
     released, whole = (np.concatenate([r[i] for r in recorded], axis=1) for i in (2, 3))
-    recorded += _record_on_threads(net, x[timed[-1].stop :], t[timed[-1].stop :])
-    entropy, correct = (np.concatenate([r[i] for r in recorded], axis=1) for i in (0, 1))
+    recorded += _record_on_threads(net, x[timed[-1].stop :], t[timed[-1].stop :], criterion)
+    score, correct = (np.concatenate([r[i] for r in recorded], axis=1) for i in (0, 1))
     turns = np.arange(len(x)) % released.shape[1]
-    return ExitRecord(entropy, correct, released[:, turns], whole[:, turns])
+    return ExitRecord(score, correct, released[:, turns], whole[:, turns], criterion)
 
 
 _WHOLE = 3  # the place of ``whole`` in an ExitRecord
@@ -116,32 +135,40 @@ _TIMED = 1000  # batches of a Compiled that are timed
 _TOGETHER = 32  # samples of a batch that is not timed
 
 
-def _record_on_threads(net: BranchyNet | Compiled, x: Array, t: Array) -> list[list[np.ndarray]]:
+def _record_on_threads(net: BranchyNet | Compiled, x: Array, t: Array, criterion: Criterion) -> list[list[np.ndarray]]:
     """The results of _record_batch for every batch of x, which threads share."""
     parts = batches(len(x), _TOGETHER)
     recorded: list[list[np.ndarray]] = [[] for _ in parts]
 
     def look(i: int) -> None:
-        recorded[i] = _record_batch(net, x[parts[i]], t[parts[i]])
+        recorded[i] = _record_batch(net, x[parts[i]], t[parts[i]], criterion)
 
     run(look, len(parts))
     return recorded
 
 
-def _record_batch(net: BranchyNet | Compiled, x: Array, t: Array) -> list[np.ndarray]:
+def _record_batch(net: BranchyNet | Compiled, x: Array, t: Array, criterion: Criterion) -> list[np.ndarray]:
     """The four arrays (E, B) of an ExitRecord for one batch."""
-    count, rows = len(x), []
-    for look in net.look(x):
+    count, rows, looks = len(x), [], net.look(x)
+    for look, score in zip(looks, _scores(looks, criterion)):
         check_labels(look.prob, t)
         rows.append(
             (
-                to_cpu(look.entropy),
+                to_cpu(score),
                 to_cpu(look.prob).argmax(axis=1) == t,
                 np.full(count, look.released / count),
                 np.full(count, look.whole / count),
             )
         )
     return [np.stack(values) for values in zip(*rows)]
+
+
+def _scores(looks: Sequence[Look], criterion: Criterion) -> list[Array]:
+    """The criterion's scores (B,) of every exit."""
+    if criterion is ENTROPY:
+        return [look.entropy for look in looks]
+    agreement = Agreement()
+    return [criterion.score(look.logits, Answer(look.prob, look.entropy), agreement.count(look.prob)) for look in looks]
 
 
 def sweep(recorded: ExitRecord, thresholds: Any) -> Sweep:
@@ -155,7 +182,8 @@ def sweep(recorded: ExitRecord, thresholds: Any) -> Sweep:
 
     Args:
         recorded: An ExitRecord of N samples.
-        thresholds: Array-like (S, E - 1), nats.
+        thresholds: Array-like (S, E - 1), on the scale of the criterion's scores; of the paper's, nats. None: no sample
+            leaves there.
 
     Returns:
         A Sweep.
@@ -174,7 +202,7 @@ def sweep(recorded: ExitRecord, thresholds: Any) -> Sweep:
         [[0, 500], [250, 250], [500, 0]]
     """
     thresholds = _checked(recorded, thresholds)
-    exits, samples = recorded.entropy.shape
+    exits, samples = recorded.score.shape
     # What changes when a sample reaches an exit: the count there by 1, correctness (this exit's in place of that of
     # the exit before), and two times. Sums of whole numbers are exact in float64.
     gains = np.stack(
@@ -186,7 +214,7 @@ def sweep(recorded: ExitRecord, thresholds: Any) -> Sweep:
         ],
         axis=1,
     )
-    order, ranks = _ranks(recorded.entropy[:-1], thresholds)
+    order, ranks = _ranks(recorded.key[:-1], _cuts(recorded, thresholds))
     totals = np.empty((exits, 4, len(thresholds)))
     totals[0] = gains[0].sum(axis=1, keepdims=True)
     for k in range(1, exits):
@@ -203,7 +231,7 @@ def percentiles(recorded: ExitRecord, thresholds: Any, q: Sequence[float] = (50,
 
     Args:
         recorded: An ExitRecord of N samples.
-        thresholds: Array-like (S, E - 1), nats.
+        thresholds: As in `sweep`.
         q: Percentages.
 
     Returns:
@@ -213,14 +241,20 @@ def percentiles(recorded: ExitRecord, thresholds: Any, q: Sequence[float] = (50,
         ValueError: As in `sweep`.
     """
     thresholds = _checked(recorded, thresholds)
-    whole, each = np.cumsum(recorded.whole, axis=0), np.arange(recorded.entropy.shape[1])
-    return np.transpose([np.percentile(whole[leave_at(recorded.entropy, setting), each], q) for setting in thresholds])
+    whole, each = np.cumsum(recorded.whole, axis=0), np.arange(recorded.score.shape[1])
+    key, cuts = recorded.key, _cuts(recorded, thresholds)
+    return np.transpose([np.percentile(whole[leave_at(key, setting), each], q) for setting in cuts])
 
 
 def _checked(recorded: ExitRecord, thresholds: Any) -> np.ndarray:
     """Thresholds as a float array (S, E - 1)."""
+    if isinstance(thresholds, list):  # a long array has numbers alone
+        side = recorded.criterion.side
+        thresholds = [
+            closed(setting, side) if isinstance(setting, (list, tuple)) else setting for setting in thresholds
+        ]
     thresholds = np.asarray(thresholds, float)
-    exits, samples = recorded.entropy.shape
+    exits, samples = recorded.score.shape
     if thresholds.ndim != 2 or thresholds.shape[1] != exits - 1 or not len(thresholds):
         raise ValueError(
             f'thresholds have shape {thresholds.shape}: expected (settings, {exits - 1}), at least one setting'
@@ -232,21 +266,26 @@ def _checked(recorded: ExitRecord, thresholds: Any) -> np.ndarray:
     return thresholds
 
 
-def _ranks(entropy: np.ndarray, thresholds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sorts the samples of K exits, and ranks thresholds among them.
+def _cuts(recorded: ExitRecord, thresholds: np.ndarray) -> np.ndarray:
+    """The numbers (S, E - 1) that the record's keys lie below where samples leave."""
+    return recorded.criterion.cut(thresholds, recorded.score.dtype)
+
+
+def _ranks(key: np.ndarray, cuts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sorts the samples of K exits, and ranks cuts among them.
 
     Args:
-        entropy: (K, N), nats.
-        thresholds: (S, K), nats.
+        key: (K, N), of an ExitRecord.
+        cuts: (S, K), from _cuts.
 
     Returns:
-        Two integer arrays: (K, N), each exit's samples by rising entropy, and (K, S), the number of each exit's
-        entropies that lie below its threshold.
+        Two integer arrays: (K, N), each exit's samples by rising key, and (K, S), the number of each exit's keys that
+        lie below its cut.
     """
-    order = entropy.argsort(axis=1)
-    ranks = np.empty(thresholds.shape[::-1], int)
-    for k, cuts in enumerate(thresholds.T):
-        ranks[k] = count_below(entropy[k], cuts, order[k])
+    order = key.argsort(axis=1)
+    ranks = np.empty(cuts.shape[::-1], int)
+    for k, cut in enumerate(cuts.T):
+        ranks[k] = count_below(key[k], cut, order[k])
     return order, ranks
 
 
