@@ -53,7 +53,7 @@ class ExitRecord(NamedTuple):
 
     @property
     def key(self) -> np.ndarray:
-        """The scores (E, N) with the sign that a sample leaves below a number: see exits.Criterion."""
+        """The scores (E, N) with the sign by which a sample leaves below a number (exits.Criterion)."""
         return self.criterion.key(self.score)
 
 
