@@ -1,13 +1,10 @@
 """B-LeNet and B-AlexNet calibrated on held-out data: thresholds for "at most 0.1 and 0.5 points under the baseline".
 
     python -m branchynet.experiments.calibration --out results/local/calibration
-    python -m branchynet.experiments.calibration --out results/calibration --table docs/calibration.md
 
-The first command trains three seeds of both networks, far shorter than published (TRAININGS), on a part of the training
-data: of every seed 10,000 images, another stratified choice for each, are held out from it. Then it chooses thresholds on
-those images, judges them on the test set, and writes calibration.json. It takes about 30 minutes on 2 cores; where the
-folder holds the weights already, it only chooses and judges again. The second command trains nothing: it puts the table of
-a folder between the markers of a page.
+It trains three seeds of both networks, far shorter than published (TRAININGS), on a part of the training data: for each
+seed, 10,000 images, another stratified choice each time, are held out from it. The weights and calibration.json, which
+says what was trained, go to the folder; what it holds already is not trained again. About half an hour on 2 cores.
 """
 
 from __future__ import annotations
@@ -22,7 +19,6 @@ from branchynet.datasets import splits
 from branchynet.experiments import report, results, runs
 from branchynet.experiments.runs import Preset
 
-import attrs
 from attrs import define, field
 
 NAME = 'calibration.json'
