@@ -11,7 +11,7 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from branchynet import exits
@@ -21,6 +21,7 @@ from branchynet.exits import Array, Setting, check_per_exit
 from branchynet.functions import rows
 from branchynet.links.links import Branch, Net, check_links, check_number
 from branchynet.progress import progress
+from branchynet.shares import Whole
 
 import chainer
 import chainer.functions as F
@@ -222,8 +223,8 @@ class BranchyNet(chainer.Chain):
         """
         x, t = self.checked(x, t)
         with chainer.using_config('train', True):
-            losses, accuracies, total = self._joint(x, t)
-        _step(total, [self.optimizer, *self.optimizers])
+            losses, accuracies, total = self.joint_loss(x, t, Whole(len(x)))
+        step(total, [self.optimizer, *self.optimizers])
         return [float(loss.item()) for loss in losses], [float(accuracy.item()) for accuracy in accuracies]
 
     def train_branch(self, i: int, x: Array, t: Array) -> tuple[float, float]:
@@ -262,7 +263,7 @@ class BranchyNet(chainer.Chain):
         Returns:
             Variable (), the sum of the exits' losses, each times its weight.
         """
-        losses, accuracies, total = self._joint(*self.checked(x, t))
+        losses, accuracies, total = self.joint_loss(*self.checked(x, t), Whole(len(x)))
         report = {'loss': total}
         for k in range(self.numexits()):
             report[f'exit{k}/loss'] = losses[k]
@@ -270,12 +271,22 @@ class BranchyNet(chainer.Chain):
         chainer.report(report, self)
         return total
 
-    def _joint(self, x: Array, t: Array) -> tuple[list[chainer.Variable], list[chainer.Variable], chainer.Variable]:
-        """(loss per exit, accuracy per exit, weighted sum of losses), all Variables."""
+    def joint_loss(
+        self, x: Array, t: Array, share: Whole
+    ) -> tuple[list[chainer.Variable], list[chainer.Variable], chainer.Variable]:
+        """The losses of all exits, in Chainer's present mode; in training mode samples are dropped between exits.
+
+        Args:
+            x: Samples (B, ...), checked and on the net's device.
+            t: Labels (B,).
+            share: The samples' part in the batch.
+
+        Returns:
+            (losses, accuracies, total): lists of a Variable () for every exit; the weighted sum of losses.
+        """
         total: Any = 0
         if self.forwardMain is not None:
-            total, _ = _loss(self.main(x), t)
-        batch = len(t)
+            total = share.weighted(loss_and_accuracy(self.main(x), t)[0])
         losses: list[chainer.Variable] = []
         accuracies: list[chainer.Variable] = []
         for k, model in enumerate(self.models):
@@ -285,12 +296,12 @@ class BranchyNet(chainer.Chain):
                 continue
             x = self.stage(k, x)
             logits = self.exit(k, x if self._reaches_trunk(k) else chainer.as_array(x))
-            loss, accuracy = _loss(logits, t)
+            loss, accuracy = map(share.weighted, loss_and_accuracy(logits, t))
             losses.append(loss)
             accuracies.append(accuracy)
             total += model.weight * loss
             if chainer.config.train and k < self.numexits() - 1:
-                kept = self._kept(k, logits, batch)
+                kept = self._kept(k, logits, share)
                 if kept is not None:
                     x, t = rows(x, kept), t[kept]
         return losses, accuracies, total
@@ -301,17 +312,17 @@ class BranchyNet(chainer.Chain):
             return self.forwardMain is None
         return self.joint
 
-    def _kept(self, k: int, logits: chainer.Variable, batch: int) -> Array | None:
+    def _kept(self, k: int, logits: chainer.Variable, share: Whole) -> Array | None:
         """Indices of the samples that training carries on past exit k; None if these are all samples."""
         rule = self._training_rule()
-        if isinstance(rule, exits.Shares) and rule.count(k, len(logits), batch) <= 0:
+        if isinstance(rule, exits.Shares) and rule.count(k, share.remaining, share.batch) <= 0:
             return None  # no entropy is needed
-        scaled = self._scaled(k, logits.array)
+        scaled = share.of_all(self._scaled(k, logits.array))
         answer = exits.answer(scaled)
-        dropped = rule.leaves(k, scaled, answer, batch)
+        dropped = rule.leaves(k, scaled, answer, share.batch)
         if dropped.any():
             self._learned[k].append(float(answer.entropy[dropped].max()))
-        return self.xp.flatnonzero(~dropped)
+        return share.keep(~dropped)
 
     def _training_rule(self) -> exits.Rule:
         """The rule by which training drops samples."""
@@ -320,6 +331,13 @@ class BranchyNet(chainer.Chain):
         if self.percentTrainExits is not None:
             return exits.Shares(self.percentTrainExits)
         return exits.Shares(self.percentTrainKeeps, stay=True)
+
+    def drops_samples(self, batch: int) -> bool:
+        """Whether training may drop samples of a batch between exits."""
+        rule = self._training_rule()
+        return not isinstance(rule, exits.Shares) or any(
+            rule.count(k, batch, batch) > 0 for k in range(self.numexits() - 1)
+        )
 
     def getLearnedExitsThresholds(self) -> list[float]:
         """The entropies up to which training dropped samples.
@@ -744,8 +762,19 @@ def _checked_t(t: Any, x: Array) -> Array:
     return t
 
 
-def _loss(logits: chainer.Variable, t: Array) -> tuple[chainer.Variable, chainer.Variable]:
-    """Softmax cross entropy and accuracy of logits (B, C); raises ValueError if a label is beyond the classes."""
+def loss_and_accuracy(logits: chainer.Variable, t: Array) -> tuple[chainer.Variable, chainer.Variable]:
+    """Softmax cross entropy and accuracy of logits.
+
+    Args:
+        logits: Variable (B, C).
+        t: Labels (B,).
+
+    Returns:
+        (loss, accuracy), Variables ().
+
+    Raises:
+        ValueError: A label is beyond the classes.
+    """
     check_labels(logits, t)
     return F.softmax_cross_entropy(logits, t), F.accuracy(logits, t)
 
@@ -762,15 +791,23 @@ def check_labels(logits: Any, t: Array) -> None:
 
 def _train_net(net: Net, optimizer: chainer.Optimizer, x: Array, t: Array, starti: int = 0) -> tuple[float, float]:
     with chainer.using_config('train', True):
-        loss, accuracy = _loss(net(x, starti=starti), t)
-    _step(loss, [optimizer])
+        loss, accuracy = loss_and_accuracy(net(x, starti=starti), t)
+    step(loss, [optimizer])
     return float(loss.item()), float(accuracy.item())
 
 
-def _step(loss: chainer.Variable, optimizers: list[Any]) -> None:
+def step(loss: chainer.Variable, optimizers: list[Any], before_update: Callable[[], None] = lambda: None) -> None:
+    """Updates the parameters of optimisers by the gradients of a loss.
+
+    Args:
+        loss: Variable ().
+        optimizers: Optimisers whose parameters the loss depends on.
+        before_update: Called when all gradients are there.
+    """
     for optimizer in optimizers:
         optimizer.target.cleargrads()
     loss.backward()
+    before_update()
     for optimizer in optimizers:
         optimizer.update()
 

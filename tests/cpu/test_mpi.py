@@ -1,11 +1,9 @@
 """ChainerMN's batch normalization over two MPI processes, with the kernels and without."""
 
-import shutil
-import subprocess
 import sys
 import textwrap
 
-import pytest
+import mpi
 
 PROGRAM = """
     import contextlib
@@ -39,19 +37,8 @@ PROGRAM = """
 
 
 def test_multi_node_batch_normalization(tmp_path):
-    pytest.importorskip('mpi4py', reason='mpi4py is not installed')
-    mpiexec = shutil.which('mpiexec', path=f'{sys.prefix}/bin') or shutil.which('mpiexec')
-    if mpiexec is None:
-        pytest.skip('mpiexec is not installed')
     program = tmp_path / 'program.py'
     program.write_text(textwrap.dedent(PROGRAM))
-    options = (
-        ['--allow-run-as-root', '--oversubscribe']
-        if 'Open MPI' in subprocess.run([mpiexec, '--version'], capture_output=True, text=True).stdout
-        else []
-    )
-    done = subprocess.run(
-        [mpiexec, *options, '-n', '2', sys.executable, str(program)], capture_output=True, text=True, timeout=120
-    )
+    done = mpi.run(2, [sys.executable, str(program)])
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('as exact as the whole batch') == 2

@@ -1,0 +1,379 @@
+"""Training by several processes, the *ranks* of an MPI job, through ChainerMN.
+
+All ranks hold the same net and the same data. Each takes its share of every batch; the gradients of the trunk and of
+all exits are averaged in one pass, and every rank makes the same update.
+
+Example:
+    with parallel.job('naive') as ranks:
+        trained = ranks.parallel(net)
+        losses, accuracies = trained.train(x, t)  # of the whole batch, the same on all ranks
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, TypeVar
+
+from branchynet import _chainer  # noqa: F401
+from branchynet.exits import Array
+from branchynet.net import BranchyNet, loss_and_accuracy, step
+from branchynet.shares import Share
+
+import chainer
+import chainer.links as L
+import numpy as np
+from chainer.backends import cuda
+
+T = TypeVar('T')
+
+COMMUNICATORS = ['naive', 'flat', 'pure_nccl']
+BATCH_NORMALIZATIONS = ['local', 'synchronised']
+
+
+class Refused(ValueError):
+    """A user's mistake that all ranks know of."""
+
+
+class Alone:
+    """One process, which trains by itself."""
+
+    rank, size = 0, 1
+    communicator: str | None = None
+    batch_normalization: str | None = None
+
+    def together(self, make: Callable[[], T]) -> T:
+        """Calls a function on every rank.
+
+        Args:
+            make: A function that does not wait for other ranks.
+
+        Returns:
+            Its result on this rank.
+
+        Raises:
+            Refused: It raised OSError or ValueError on some rank; raised on all, with the message of the first.
+        """
+        return make()
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """Calls a function on rank 0 alone.
+
+        Args:
+            make: A function that does not wait for other ranks.
+
+        Returns:
+            On every rank its result, which must be picklable.
+
+        Raises:
+            Refused: It raised OSError or ValueError; raised on all ranks.
+        """
+        return make()
+
+    def check_same(self, values: dict[str, Any]) -> None:
+        """Checks that all ranks have the same values.
+
+        Args:
+            values: JSON-ready values by their names.
+
+        Raises:
+            Refused: Some rank has another value than rank 0.
+        """
+
+    def check_batches(self, net: BranchyNet, count: int, batchsize: int) -> None:
+        """Checks that the ranks can share the batches of a data set.
+
+        Args:
+            net: The net.
+            count: Number of samples.
+            batchsize: Samples of a batch; the last one may have fewer.
+
+        Raises:
+            ValueError: They cannot.
+        """
+
+    def parallel(self, net: BranchyNet) -> Any:
+        """Returns what trains a net: `train`, `train_main` and `check_data` with the arguments of BranchyNet's."""
+        return net
+
+
+class Ranks(Alone):
+    """The ranks that train together.
+
+    Args:
+        comm: ChainerMN's communicator.
+        communicator: Its name.
+        batch_normalization: 'local': every rank normalises by its own share of the batch; 'synchronised': all by the
+            whole batch.
+
+    Attributes:
+        rank: Number of this rank, from 0.
+        size: Number of ranks.
+        comm: As given.
+        communicator: As given.
+        batch_normalization: As given.
+    """
+
+    def __init__(self, comm: Any, communicator: str, batch_normalization: str = 'local') -> None:
+        self.comm = comm
+        self.communicator = communicator
+        self.batch_normalization = batch_normalization
+        self.rank, self.size = comm.rank, comm.size
+        self._mpi = comm.mpi_comm
+
+    def together(self, make: Callable[[], T]) -> T:
+        """See Alone."""
+        result, error = _result_or_error(make)
+        self._raise_first(self._mpi.allgather(error))
+        return result
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """See Alone."""
+        result, error = self._mpi.bcast(_result_or_error(make) if self.rank == 0 else None)
+        self._raise_first([error])
+        return result
+
+    def check_same(self, values: dict[str, Any]) -> None:
+        """See Alone."""
+        first, *others = self._mpi.allgather((socket.gethostname(), values))
+        for rank, (host, found) in enumerate(others, 1):
+            for name, value in first[1].items():
+                if found[name] != value:
+                    raise Refused(
+                        f'rank {rank} on {host} has {name} {found[name]}: expected {value}, which rank 0 on '
+                        f'{first[0]} has'
+                    )
+
+    def check_batches(self, net: BranchyNet, count: int, batchsize: int) -> None:
+        """See Alone."""
+        if batchsize % self.size:
+            raise ValueError(f'batchsize is {batchsize}: expected a multiple of {self.size}, the number of ranks')
+        if self.batch_normalization == 'local':
+            return
+        if count % batchsize % self.size:
+            raise ValueError(
+                f'{count} samples leave {count % batchsize} for the last batch: synchronised batch normalisation '
+                f'needs a multiple of {self.size}, the number of ranks'
+            )
+        if net.drops_samples(batchsize):
+            raise ValueError(
+                'the net drops samples in training, which leaves shares of different sizes: take local batch '
+                'normalisation, or thresholdExits=None and percentTrainKeeps=1'
+            )
+
+    def parallel(self, net: BranchyNet) -> Parallel:
+        """See Alone."""
+        if self.batch_normalization == 'synchronised':
+            synchronise(net, self.comm)
+        return Parallel(net, self.comm)
+
+    def _raise_first(self, errors: list[str | None]) -> None:
+        for rank, error in enumerate(errors):
+            if error is not None:
+                everyones = len(set(errors)) == 1
+                raise Refused(error if everyones else f'rank {rank}: {error}')
+
+
+def _result_or_error(make: Callable[[], Any]) -> tuple[Any, str | None]:
+    """(result, None), or (None, message) where ``make`` raised OSError or ValueError."""
+    try:
+        return make(), None
+    except (OSError, ValueError) as e:
+        return None, str(e)
+
+
+class Parallel:
+    """A net that the ranks train together; its methods take the whole batch on every rank.
+
+    Dropout has noise of its own on every rank. The generator of NumPy is left as it was, so that it stays the same on
+    all ranks.
+
+    Args:
+        net: The net, with the same weights, moments and generators on all ranks.
+        comm: ChainerMN's communicator.
+    """
+
+    def __init__(self, net: BranchyNet, comm: Any) -> None:
+        self._net = net
+        self._comm = comm
+        self.check_data = net.check_data
+        if net.gpu and comm.size > 1:
+            cuda.cupy.random.seed(comm.rank)
+
+    def train(self, x: Array, t: Array) -> tuple[list[float], list[float]]:
+        """Trains all exits jointly, by one step; for arguments and returns see BranchyNet.train."""
+        net, share = self._net, self._share(x)
+        x, t = net.checked(x[share.samples], t[share.samples])
+        with chainer.using_config('train', True), self._own_noise():
+            losses, accuracies, total = net.joint_loss(x, t, share)
+            means = self._step(total, [net.optimizer, *net.optimizers], [*losses, *accuracies])
+        return means[: len(losses)], means[len(losses) :]
+
+    def train_main(self, x: Array, t: Array) -> tuple[float, float]:
+        """Trains main alone, by one step; for arguments and returns see BranchyNet.train_main."""
+        net, share = self._net, self._share(x)
+        x, t = net.checked(x[share.samples], t[share.samples])
+        with chainer.using_config('train', True), self._own_noise():
+            loss, accuracy = map(share.weighted, loss_and_accuracy(net.main(x), t))
+            means = self._step(loss, [net.optimizer], [loss, accuracy])
+        return means[0], means[1]
+
+    def _share(self, x: Array) -> Share:
+        return Share(len(x), self._comm.mpi_comm)
+
+    def _step(
+        self, loss: chainer.Variable, optimizers: list[chainer.Optimizer], report: list[chainer.Variable]
+    ) -> list[float]:
+        """Updates the parameters by gradients averaged over the ranks; returns the averages of ``report``."""
+        values = [value.array for value in report]
+
+        def average() -> None:
+            gradients = [param.grad for param in self._net.params() if param.grad is not None]
+            average_in_one_pass([*gradients, *_statistics(self._net), *values], self._comm)
+
+        step(loss, optimizers, average)
+        return [float(value) for value in values]
+
+    @contextlib.contextmanager
+    def _own_noise(self) -> Iterator[None]:
+        """A context in which NumPy's generator is this rank's own, seeded by its state before and by the step."""
+        if self._comm.size == 1:
+            yield
+            return
+        before: Any = np.random.get_state()
+        _, keys, place, *_ = before
+        np.random.seed([*keys[:8].tolist(), place, self._net.optimizer.t, self._comm.rank])
+        try:
+            yield
+        finally:
+            np.random.set_state(before)
+
+
+def average_in_one_pass(arrays: list[Array], comm: Any) -> None:
+    """Replaces arrays by their means over the ranks, all in one message.
+
+    Args:
+        arrays: Arrays of any shape, the same shapes on all ranks.
+        comm: ChainerMN's communicator.
+    """
+    xp = chainer.backend.get_array_module(*arrays)
+    packed: Any = chainer.Parameter(xp.concatenate([array.ravel() for array in arrays]))
+    packed.grad = packed.array
+    message = chainer.Link()
+    with message.init_scope():
+        message.packed = packed
+    comm.multi_node_mean_grad(message)
+    ends = np.cumsum([array.size for array in arrays])
+    for array, end in zip(arrays, ends.tolist()):
+        array[...] = packed.grad[end - array.size : end].reshape(array.shape)
+
+
+def _statistics(net: BranchyNet) -> list[Array]:
+    """The running statistics of local batch normalisation, which differ among ranks after a step."""
+    local = [link for link in net.links() if isinstance(link, L.BatchNormalization)]
+    return [statistic for link in local for statistic in (link.avg_mean, link.avg_var)]
+
+
+def synchronise(net: BranchyNet, comm: Any) -> None:
+    """Replaces batch normalisation by ChainerMN's, which normalises by the whole batch.
+
+    chainermn.links.create_mnbn_model would make copies; here the parameters stay the same objects, which optimisers
+    and the nets of several exits share.
+
+    Args:
+        net: The net.
+        comm: ChainerMN's communicator.
+    """
+    made: dict[int, chainer.Link] = {}
+    for container in list(net.links()):
+        if isinstance(container, chainer.ChainList):
+            for i, link in enumerate(container):
+                container[i] = _synchronised(link, comm, made)
+        for name, link in list(vars(container).items()):
+            if isinstance(link, L.BatchNormalization):
+                setattr(container, name, _synchronised(link, comm, made))
+
+
+def _synchronised(link: chainer.Link, comm: Any, made: dict[int, chainer.Link]) -> chainer.Link:
+    """The link that takes the place of another: the same one, or what was or is now made of batch normalisation."""
+    from chainermn.links import MultiNodeBatchNormalization
+
+    if not isinstance(link, L.BatchNormalization):
+        return link
+    if id(link) not in made:
+        scales: list[str] = [name for name in ('gamma', 'beta') if getattr(link, name) is not None]
+        mean: Any = link.avg_mean
+        new = MultiNodeBatchNormalization(
+            mean.shape, comm, link.decay, link.eps, mean.dtype, use_gamma='gamma' in scales, use_beta='beta' in scales
+        )
+        new.to_device(link.device)
+        for name in [*scales, 'avg_mean', 'avg_var', 'N']:
+            setattr(new, name, getattr(link, name))
+        made[id(link)] = new
+    return made[id(link)]
+
+
+@contextlib.contextmanager
+def job(communicator: str, batch_normalization: str = 'local') -> Iterator[Ranks]:
+    """A context in which the ranks that mpiexec started work together, and all end where one of them fails.
+
+    Where an exception leaves the context, it is reported on standard error and all ranks end: with status 2 for a
+    mistake that all know of; else the MPI job is aborted, because the other ranks would wait for this one.
+
+    Args:
+        communicator: Name of a communicator of ChainerMN: 'naive', or with GPUs 'flat' or 'pure_nccl'.
+        batch_normalization: 'local' or 'synchronised', see Ranks.
+
+    Yields:
+        The Ranks.
+
+    Raises:
+        OSError: mpi4py, an MPI or what the communicator needs is missing.
+    """
+    comm = _create(communicator)
+    ranks = Ranks(comm, communicator, batch_normalization)
+    try:
+        yield ranks
+    except Refused as e:
+        if ranks.rank == 0:
+            print(f'branchynet: {e}', file=sys.stderr, flush=True)
+        comm.mpi_comm.Barrier()  # mpiexec kills all ranks as soon as one has ended with this status
+        raise SystemExit(2) from e
+    except BaseException as e:
+        _abort(comm, e)
+
+
+def _create(communicator: str) -> Any:
+    """ChainerMN's communicator of a name."""
+    try:
+        from mpi4py import MPI  # noqa: F401
+    except (ImportError, RuntimeError) as e:  # RuntimeError: mpi4py finds no MPI
+        raise OSError(
+            f'--communicator needs mpi4py and an MPI ({_first_line(e)}): run pip install "branchynet[mpi]"'
+        ) from e
+    if communicator != 'naive' and not cuda.available:
+        raise OSError(f'communicator is {communicator}, which needs CuPy and a GPU: take naive on a CPU')
+    import chainermn
+
+    try:
+        return chainermn.create_communicator(communicator)
+    except (ImportError, RuntimeError) as e:
+        raise OSError(f'communicator is {communicator}, which does not work here: {_first_line(e)}') from e
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _abort(comm: Any, error: BaseException) -> NoReturn:
+    """Reports an error and ends all ranks."""
+    if os.environ.get('BRANCHYNET_DEBUG') or not isinstance(error, (OSError, ValueError, KeyboardInterrupt)):
+        traceback.print_exception(type(error), error, error.__traceback__)
+    words = 'interrupted' if isinstance(error, KeyboardInterrupt) else f'{type(error).__name__}: {error}'
+    print(f'branchynet: rank {comm.rank} on {socket.gethostname()}: {words}', file=sys.stderr, flush=True)
+    comm.mpi_comm.Abort(2)
+    raise AssertionError('MPI_Abort returned')

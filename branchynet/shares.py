@@ -1,0 +1,91 @@
+"""The samples that this process trains on: a whole batch, or its share of one where ranks train together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from branchynet import _chainer  # noqa: F401
+
+import numpy as np
+from chainer.backend import get_array_module
+from chainer.backends.cuda import to_cpu
+
+
+class Whole:
+    """A whole batch, whose samples leave one exit after another.
+
+    Args:
+        batch: Number of samples before the first exit.
+
+    Attributes:
+        batch: As given.
+        remaining: Number of samples that are still in the network.
+    """
+
+    def __init__(self, batch: int) -> None:
+        self.batch = self.remaining = batch
+
+    def weighted(self, mean: Any) -> Any:
+        """A mean over this process's samples, times a factor with which its mean over all ranks is the batch's."""
+        return mean
+
+    def of_all(self, rows: Any) -> Any:
+        """The rows (remaining, ...) of the batch's samples, from those of this process's samples."""
+        return rows
+
+    def keep(self, kept: Any) -> Any:
+        """Lets samples leave.
+
+        Args:
+            kept: Booleans (remaining,), over the batch.
+
+        Returns:
+            The indices of the samples to go on with, among those of this process.
+        """
+        self.remaining = int(kept.sum())
+        return get_array_module(kept).flatnonzero(kept)
+
+
+class Share(Whole):
+    """A rank's share of a batch: consecutive samples, as many as the others' or one less or more.
+
+    A rank none of whose samples remain goes on with one that does not count, so that all ranks run the same links.
+
+    Args:
+        batch: Number of samples of the whole batch.
+        mpi: Communicator of mpi4py.
+
+    Attributes:
+        samples: A slice, the rank's samples in the batch.
+    """
+
+    def __init__(self, batch: int, mpi: Any) -> None:
+        super().__init__(batch)
+        self._mpi = mpi
+        self._bounds = np.arange(mpi.size + 1) * batch // mpi.size  # between the ranks' samples that remain
+        first, last = self._own()
+        self.samples = slice(first, last) if first < last else slice(0, 1)
+
+    def _own(self) -> tuple[int, int]:
+        first, last = self._bounds[self._mpi.rank : self._mpi.rank + 2].tolist()
+        return first, last
+
+    def weighted(self, mean: Any) -> Any:
+        """See Whole; the factor is 1 where all ranks have as many samples."""
+        first, last = self._own()
+        return mean * (self._mpi.size * (last - first) / self.remaining)
+
+    def of_all(self, rows: Any) -> Any:
+        """See Whole."""
+        first, last = self._own()
+        parts = self._mpi.allgather(to_cpu(rows[: last - first]))
+        return get_array_module(rows).asarray(np.concatenate(parts))
+
+    def keep(self, kept: Any) -> Any:
+        """See Whole."""
+        xp = get_array_module(kept)
+        first, last = self._own()
+        index = xp.flatnonzero(kept[first:last])
+        self._bounds = np.concatenate([[0], to_cpu(kept).cumsum()])[self._bounds]
+        self.remaining = int(self._bounds[-1])
+        return index if len(index) or not self.remaining else xp.zeros(1, int)

@@ -1,0 +1,64 @@
+"""Ranks that train together come to what one process comes to."""
+
+import json
+import os
+import subprocess
+import sys
+
+import branchynet  # noqa: F401
+
+import mpi
+import numpy as np
+import pytest
+from train_on_ranks import CASES
+
+PROGRAM = [sys.executable, os.path.join(os.path.dirname(__file__), 'train_on_ranks.py')]
+NOISY = {'dropout'}  # every rank has noise of its own
+
+
+def alone(names):
+    """Losses and learned thresholds of one process, by case."""
+    return json.loads(subprocess.check_output([*PROGRAM, ','.join(names)]))
+
+
+def together(ranks, names, batch_normalization='local'):
+    """The same of several ranks."""
+    done = mpi.run(ranks, [*PROGRAM, ','.join(names), batch_normalization])
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def assert_close(found, expected, tolerance):
+    assert len(found) == len(expected)
+    for (losses, learned), (right, right_learned) in zip(found, expected):
+        np.testing.assert_allclose(losses, right, rtol=tolerance)
+        np.testing.assert_allclose(learned, right_learned, rtol=tolerance)
+
+
+@pytest.mark.parametrize('ranks', [1, 2, 3])
+def test_ranks_train_as_one_process(ranks):
+    left_out = {'lenet', 'normalised'} | (NOISY if ranks > 1 else set())
+    names = [name for name, (_, _, batch, _) in CASES.items() if name not in left_out and batch % ranks == 0]
+    expected, found = alone(names), together(ranks, names)
+    for name in names:
+        assert_close(found[name], expected[name], 1e-5)
+
+
+@pytest.mark.parametrize('ranks', [2, 4])
+def test_synchronised_batch_normalisation_is_that_of_the_whole_batch(ranks):
+    assert_close(
+        together(ranks, ['normalised'], 'synchronised')['normalised'], alone(['normalised'])['normalised'], 1e-3
+    )
+
+
+def test_local_batch_normalisation_and_dropout_leave_the_same_net_on_all_ranks():
+    found = together(2, ['normalised', 'dropout'])
+    assert all(np.isfinite(losses).all() for case in found.values() for losses, _ in case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('ranks', [1, 2, 4])
+def test_lenet_on_mnist(ranks):
+    expected, found = alone(['lenet'])['lenet'], together(ranks, ['lenet'])['lenet']
+    assert len(expected) == 20
+    assert_close(found, expected, 1e-5)
