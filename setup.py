@@ -7,9 +7,9 @@ from importlib import metadata
 
 from setuptools import setup
 
-# networks, datasets and experiments are top-level folders of the checkout. Installed they live inside
+# networks, datasets, experiments and benchmarks are top-level folders of the checkout. Installed they live inside
 # the package: a top-level `datasets` in site-packages would shadow another well-known package.
-INSIDE = ['networks', 'datasets', 'experiments']
+INSIDE = ['networks', 'datasets', 'experiments', 'benchmarks']
 
 CHAINER_FIRST = (
     'Chainer must be installed first: it comes as source only, which builds with setuptools below 81. Run: '

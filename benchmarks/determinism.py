@@ -1,11 +1,11 @@
 """What the bits of profile portable cost: its joint training step beside that of profile fast.
 
-    python benchmarks/determinism.py [--networks lenet,alexnet,resnet] [--pairs 7] [--file FILE]
-    python benchmarks/determinism.py --file results/benchmarks/determinism.json --update docs/reproducing.md
-
 Two processes, one of each profile, take turns; a ratio is the median of the pairs' ratios. About 2 minutes on
-2 cores. Also measured: what a checkpoint costs, and how seldom it is therefore written within an epoch.
+2 cores. Also measured: what a checkpoint costs, and how seldom it is therefore written within an epoch. Writes
+determinism.json.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
@@ -14,41 +14,42 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
-import branchynet  # noqa: F401
 from branchynet import checkpoint, cpu, determinism, provenance, schema
+from branchynet.benchmarks import options
+from branchynet.benchmarks.networks import BATCHES, NETWORKS, SHAPES
 from branchynet.experiments import pages, report
 from branchynet.experiments.runs import ResumableTraining
 from branchynet.files import write_atomically
-from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
 from branchynet.training import steps
 
 import numpy as np
 
-NETWORKS = {  # builder, shape of an image, images of a batch, images of an epoch
-    'lenet': (lenet_mnist, (1, 28, 28), 512, 60000),
-    'alexnet': (alex_cifar10, (3, 32, 32), 512, 50000),
-    'resnet': (resnet_cifar10, (3, 32, 32), 64, 50000),
-}
+EPOCH = {'lenet': 60000, 'alexnet': 50000, 'resnet': 50000}  # images
+FILE = 'determinism.json'
 TURN = 0.5  # seconds of steps in a row, at least
-_net, _x, _t = None, None, None  # of a process
+_net: Any = None  # of a process, with its batch
+_x: Any = None
+_t: Any = None
 
 
-def prepare(network):
+def prepare(network: str) -> str | None:
     """Makes a network and its batch; one step warms up. Returns the profile that is in place."""
     global _net, _x, _t
-    builder, shape, count, _ = NETWORKS[network]
+    count = BATCHES[network]
     determinism.seed_generators(0)
-    _net = builder.get_network()
-    _x = np.random.rand(count, *shape).astype(np.float32)
+    _net = NETWORKS[network].get_network()
+    _x = np.random.rand(count, *SHAPES[network]).astype(np.float32)
     _t = np.random.randint(0, 10, count).astype(np.int32)
     cpu.enable()
     _net.train(_x, _t)
     return determinism.profile_in_place()
 
 
-def step():
+def step() -> float:
     """Seconds of a joint step, the mean of a turn."""
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < TURN:
@@ -57,9 +58,9 @@ def step():
     return (time.perf_counter() - start) / count
 
 
-def checkpoint_cost(network):
+def checkpoint_cost(network: str) -> tuple[float, int]:
     """Seconds of a checkpoint within an epoch, the median of five, and its bytes."""
-    count = NETWORKS[network][3]
+    count = EPOCH[network]
     x, t = np.broadcast_to(_x[:1], (count, *_x.shape[1:])), np.zeros(count, np.int32)
     position = next(steps(_net, x, t, len(_x)))
     with tempfile.TemporaryDirectory(dir='.') as folder:
@@ -72,7 +73,7 @@ def checkpoint_cost(network):
         return statistics.median(seconds), os.path.getsize(path)
 
 
-def pool(profile):
+def pool(profile: str) -> ProcessPoolExecutor:
     """A process in which a profile is in place."""
     before = dict(os.environ)
     wanted = determinism.variables(profile)
@@ -89,22 +90,22 @@ def pool(profile):
         os.environ.update(before)
 
 
-def measure(network, pairs):
-    """What was measured of a network: seconds of a step per profile and pair, seconds and bytes of a checkpoint."""
+def time_network(network: str, rounds: int) -> dict[str, Any]:
+    """What was measured of a network: seconds of a step per profile and round, seconds and bytes of a checkpoint."""
     pools = {profile: pool(profile) for profile in determinism.PROFILES}
     for profile, executor in pools.items():
         assert executor.submit(prepare, network).result() == profile
-    seconds = {profile: [] for profile in pools}
-    for _ in range(pairs):
+    seconds: dict[str, list[float]] = {profile: [] for profile in pools}
+    for _ in range(rounds):
         for profile, executor in pools.items():
             seconds[profile].append(executor.submit(step).result())
     saving, size = pools['portable'].submit(checkpoint_cost, network).result()
     for executor in pools.values():
         executor.shutdown()
-    return {'batchsize': NETWORKS[network][2], 'step_s': seconds, 'checkpoint_s': saving, 'checkpoint_bytes': size}
+    return {'batchsize': BATCHES[network], 'step_s': seconds, 'checkpoint_s': saving, 'checkpoint_bytes': size}
 
 
-def table(measured):
+def table(measured: dict[str, Any]) -> str:
     """A benchmark's file as Markdown."""
     rows = [['Network', 'Batch', 'portable (ms)', 'fast (ms)', 'portable / fast', 'Checkpoint', 'Written every']]
     for network, m in measured['networks'].items():
@@ -126,35 +127,32 @@ def table(measured):
     return pages.markdown([pages.Table(rows[0], rows[1:]), pages.Text(note)])
 
 
-def update(page, path):
+def update(page: str, path: str) -> None:
     """Puts the table of a benchmark's file between the markers of a Markdown page."""
     with open(path) as f, open(page, encoding='utf-8') as g:
         text = report.between_markers(g.read(), table(json.load(f)))
     write_atomically(page, text.encode())
 
 
-def main() -> None:
-    """Measures, or updates a page, as the command line says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--networks', type=lambda text: text.split(','), default=list(NETWORKS))
-    parser.add_argument('--pairs', type=int, default=7)
-    parser.add_argument('--file', default=os.path.join('results', 'local', 'determinism.json'))
-    parser.add_argument('--update', metavar='PAGE', help='measure nothing, but put the table of --file into a page')
-    args = parser.parse_args()
-    if args.update:
-        update(args.update, args.file)
-        return
-    unknown = set(args.networks) - set(NETWORKS)
-    if unknown:
-        parser.error(f'network is {min(unknown)}: expected some of {", ".join(NETWORKS)}')
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Measures, prints the table and writes the file."""
     measured = {
         'environment': provenance.environment(),
-        'networks': {network: measure(network, args.pairs) for network in args.networks},
+        'networks': {network: time_network(network, args.rounds) for network in args.networks},
     }
-    os.makedirs(os.path.dirname(os.path.abspath(args.file)), exist_ok=True)
-    schema.write(args.file, measured)
+    schema.write(os.path.join(args.out, FILE), measured)
     print(table(measured))
+    return measured
 
 
-if __name__ == '__main__':
-    main()
+def main(argv: Sequence[str]) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = options.parser('determinism', __doc__, rounds=7)
+    parser.add_argument('--networks', **options.some_of(list(NETWORKS)))
+    parser.add_argument('--update', metavar='PAGE', help='measure nothing, but put the table of --out into a page')
+    args = parser.parse_args(argv)
+    if args.update:
+        update(args.update, os.path.join(args.out, FILE))
+    else:
+        options.print_result(args, measure)
+    return 0

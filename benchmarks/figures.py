@@ -1,11 +1,18 @@
 """Figures of what was measured."""
 
-import matplotlib
+from __future__ import annotations
 
-from benchmarks.measuring import grouped, spread
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from branchynet.benchmarks.measuring import Row, grouped, spread
+
+import matplotlib
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt
+
+Groups = dict[tuple, dict[str, list[float]]]  # values of every contender
 
 LABELS = {
     'branchynet': 'BranchyNet, cpu.fast',
@@ -18,7 +25,7 @@ LABELS = {
 COLOURS = {'branchynet': 'C3', 'chainer': 'C7', 'pytorch': 'C0', 'onnxruntime': 'C2', 'settings': 'C1', 'limit': 'k'}
 
 
-def bars(rows, path):
+def bars(rows: Sequence[Row], path: str) -> None:
     """A panel per task: all contenders at every network and batch, at the most threads."""
     threads = max(row.threads for row in rows)
     groups = grouped(row for row in rows if row.threads == threads)
@@ -30,7 +37,7 @@ def bars(rows, path):
     _save(figure, path)
 
 
-def _bars(ax, groups):
+def _bars(ax: Any, groups: Groups) -> None:
     names = list(dict.fromkeys(name for values in groups.values() for name in values))
     width = 0.8 / len(names)
     for i, name in enumerate(names):
@@ -42,7 +49,7 @@ def _bars(ax, groups):
     ax.set_xticklabels([f'{network}\n{batch}' for network, _, batch, _ in groups], fontsize='small')
 
 
-def scaling(rows, path):
+def scaling(rows: Iterable[Row], path: str) -> None:
     """A row per task whose batch varies, a panel per network: value against batch; one thread is dashed."""
     groups = grouped(row for row in rows if row.task not in ('inference', 'sweep'))
     tasks, networks = (list(dict.fromkeys(key[i] for key in groups)) for i in (1, 0))
@@ -56,7 +63,7 @@ def scaling(rows, path):
     _save(figure, path)
 
 
-def _lines(ax, groups):
+def _lines(ax: Any, groups: Groups) -> None:
     """groups: {(batch, threads): {contender: values}}."""
     for name, threads in dict.fromkeys((name, key[1]) for key, values in groups.items() for name in values):
         points = sorted(
@@ -74,12 +81,12 @@ def _lines(ax, groups):
         ax.fill_between(batches, least, greatest, color=COLOURS[name], alpha=0.2)
 
 
-def _unit(task):
+def _unit(task: str) -> str:
     return 'MB' if task == 'memory' else 'seconds per batch'
 
 
-def _save(figure, path):
-    handles = {}
+def _save(figure: Any, path: str) -> None:
+    handles: dict[str, Any] = {}
     for ax in figure.axes:
         for handle, label in zip(*ax.get_legend_handles_labels()):
             handles.setdefault(label, handle)
@@ -91,7 +98,13 @@ def _save(figure, path):
     plt.close(figure)
 
 
-def shapes(runs, panels, tasks, limit, path):
+def shapes(
+    runs: Mapping[str, Mapping[tuple[str, str], float]],
+    panels: Mapping[str, Sequence[str]],
+    tasks: Sequence[str],
+    limit: float,
+    path: str,
+) -> None:
     """A panel per family of layers: the ratio of this project's duration to stock Chainer's for every layer.
 
     Args:
@@ -131,5 +144,5 @@ def shapes(runs, panels, tasks, limit, path):
     _save(figure, path)
 
 
-def _pairs(items):
+def _pairs(items: Sequence[Any]) -> list[Sequence[Any]]:
     return [items[i : i + 2] for i in range(0, len(items), 2)]

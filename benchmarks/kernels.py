@@ -1,26 +1,28 @@
 """Every kind of layer of the three networks by itself: this project's kernels, stock Chainer and PyTorch.
 
-    python benchmarks/kernels.py [--networks lenet] [--pairs 5] [--threads 2] [--out DIR]
-
-Forward and backward are timed apart, contenders in turn. Writes kernels.csv; run it before and after a change
-of the kernels. 10 minutes on 2 cores for all three networks.
+Forward and backward are timed apart, contenders in turn. Takes 20 minutes on 2 cores for all three networks. Writes
+benchmark.csv and environment.json; run it before and after a change of the kernels.
 """
 
-import argparse
-import os
-import sys
-from functools import partial
+from __future__ import annotations
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # `benchmarks`, for a script in it
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
 import branchynet
+from branchynet import provenance
+from branchynet.benchmarks import measuring, options, peers
+from branchynet.benchmarks.measuring import Row
+from branchynet.benchmarks.networks import BATCHES, NETWORKS, SHAPES
 
 import chainer
 import numpy as np
 import torch
 
-from benchmarks import measuring, peers
-from benchmarks.measuring import Row
-from benchmarks.run import BATCHES, NETWORKS, SHAPES
+CONTENDERS = ['branchynet', 'chainer', 'pytorch']
+Shape = tuple[int, ...]
 
 
 class _Layers(chainer.LinkHook):
@@ -28,16 +30,16 @@ class _Layers(chainer.LinkHook):
 
     name = 'layers'
 
-    def __init__(self):
-        self.found = {}
+    def __init__(self) -> None:
+        self.found: dict[str, tuple[Any, Shape]] = {}
 
-    def forward_preprocess(self, args):
+    def forward_preprocess(self, args: Any) -> None:
         if not list(args.link.children()) and isinstance(args.link, (branchynet.FL, *peers.LINKS)):
             shape = args.args[0].shape[1:]
             self.found.setdefault(describe(args.link, shape), (args.link, shape))
 
 
-def describe(link, shape):
+def describe(link: Any, shape: Shape) -> str:
     """What a layer does to which samples, in short."""
     size = 'x'.join(map(str, shape))
     if isinstance(link, branchynet.FL):
@@ -47,7 +49,7 @@ def describe(link, shape):
     return f'{type(link).__name__} {"x".join(map(str, link.W.shape))} {size}'
 
 
-def layers(network):
+def layers(network: str) -> dict[str, tuple[Any, Shape]]:
     """{name: (link, shape of a sample)} of a network."""
     np.random.seed(0)
     net, hook = NETWORKS[network].get_network(), _Layers()
@@ -59,39 +61,43 @@ def layers(network):
     return hook.found
 
 
-def time_layers(network, batch, pairs):
-    """[(layer, contender, pair, seconds forward, seconds backward)]."""
+def time_layers(network: str, batch: int, rounds: int) -> list[tuple[str, str, int, float, float]]:
+    """[(layer, contender, round, seconds forward, seconds backward)]."""
     return [
         (name, *values)
         for name, (link, shape) in layers(network).items()
-        for values in _time_layer(link, (batch, *shape), pairs)
+        for values in _time_layer(link, (batch, *shape), rounds)
     ]
 
 
-def _time_layer(link, shape, pairs):
+def _time_layer(link: chainer.Link, shape: Shape, rounds: int) -> Iterator[tuple[str, int, float, float]]:
     x = np.random.RandomState(0).randn(*shape).astype(np.float32)
     gy = np.ones_like(link(x).array)
     module = peers.convert(link)
-    outputs = {}
+    outputs: dict[str, Any] = {}
 
-    def ours(name):
+    def ours(name: str) -> None:
         outputs[name] = link(chainer.Variable(x))
 
-    def theirs():
+    def theirs() -> None:
         outputs['pytorch'] = module(torch.from_numpy(x).requires_grad_())
 
-    forward = {'branchynet': partial(ours, 'branchynet'), 'chainer': partial(ours, 'chainer'), 'pytorch': theirs}
-    backward = {name: partial(_backward, outputs, name, gy) for name in forward}
+    forward: dict[str, Callable] = {
+        'branchynet': partial(ours, 'branchynet'),
+        'chainer': partial(ours, 'chainer'),
+        'pytorch': theirs,
+    }
+    backward: dict[str, Callable] = {name: partial(_backward, outputs, name, gy) for name in forward}
     # A round of forward calls, then one of backward calls, which need their graphs.
-    for pair in range(-1, pairs):
+    for turn in range(-1, rounds):
         seconds = [{name: measuring.timed(name, call) for name, call in calls.items()} for calls in (forward, backward)]
         link.cleargrads()
         module.zero_grad()
-        if pair >= 0:
-            yield from ((name, pair, seconds[0][name], seconds[1][name]) for name in forward)
+        if turn >= 0:
+            yield from ((name, turn, seconds[0][name], seconds[1][name]) for name in forward)
 
 
-def _backward(outputs, name, gy):
+def _backward(outputs: dict[str, Any], name: str, gy: np.ndarray) -> None:
     if name == 'pytorch':
         outputs[name].backward(torch.from_numpy(gy))
     else:
@@ -99,29 +105,27 @@ def _backward(outputs, name, gy):
         outputs[name].backward()
 
 
-def main() -> None:
-    """Times every layer, prints the medians and writes kernels.csv."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--networks', default=','.join(NETWORKS))
-    parser.add_argument('--pairs', type=int, default=5)
-    parser.add_argument('--threads', type=int, default=2)
-    parser.add_argument('--out', default=os.path.join('results', 'local', 'benchmarks'))
-    args = parser.parse_args()
-    os.makedirs(args.out, exist_ok=True)
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Times every layer, prints the medians and writes the files."""
     rows = []
-    print(f'{"":9} {"ms":48} {"branchynet":>10} {"chainer":>10} {"pytorch":>10}')
-    for network in args.networks.split(','):
+    for network in args.networks:
         batch = BATCHES[network]
-        for layer, name, pair, *seconds in measuring.in_child(args.threads, time_layers, network, batch, args.pairs):
-            rows += [
-                Row(layer, task, batch, args.threads, name, pair, s)
-                for task, s in zip(['forward', 'backward'], seconds)
-            ]
-    for (layer, task, _, _), values in measuring.grouped(rows).items():
-        medians = [1e3 * measuring.spread(values[name])[0] for name in ('branchynet', 'chainer', 'pytorch')]
-        print(f'{task:9} {layer:48} {" ".join(f"{ms:10.2f}" for ms in medians)}')
-    measuring.write_csv(os.path.join(args.out, 'kernels.csv'), rows)
+        for threads in args.threads:
+            for layer, name, turn, *seconds in measuring.in_child(threads, time_layers, network, batch, args.rounds):
+                rows += [
+                    Row(layer, task, batch, threads, name, turn, s) for task, s in zip(['forward', 'backward'], seconds)
+                ]
+    print(f'{"":9} {"threads":>7} {"ms":48} ' + ' '.join(f'{name:>10}' for name in CONTENDERS))
+    for (layer, task, _, threads), values in measuring.grouped(rows).items():
+        medians = [1e3 * measuring.spread(values[name])[0] for name in CONTENDERS]
+        print(f'{task:9} {threads:7} {layer:48} {" ".join(f"{ms:10.2f}" for ms in medians)}')
+    return measuring.write(args.out, rows, provenance.environment())
 
 
-if __name__ == '__main__':
-    main()
+def main(argv: Sequence[str]) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = options.parser('kernels', __doc__, rounds=5)
+    parser.add_argument('--networks', **options.some_of(list(NETWORKS)))
+    parser.add_argument('--threads', **options.threads())
+    options.print_result(parser.parse_args(argv), measure)
+    return 0

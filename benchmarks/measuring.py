@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import math
 import multiprocessing
 import os
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
-from branchynet import cpu, provenance
+from branchynet import cpu, provenance, schema
 
 import numpy as np
 
@@ -33,7 +34,7 @@ class Row(NamedTuple):
         batch: images.
         threads: of every contender.
         contender: who did it.
-        pair: number of the round; the same round's values were taken one after the other.
+        round: its number; the same round's values were taken one after the other.
         value: seconds per batch, or MB.
     """
 
@@ -42,7 +43,7 @@ class Row(NamedTuple):
     batch: int
     threads: int
     contender: str
-    pair: int
+    round: int
     value: float
 
 
@@ -73,37 +74,47 @@ def timed(contender: str, call: Callable[[], Any], count: int = 1) -> float:
 
 
 def interleaved(
-    calls: dict[str, Callable[[], Any]], pairs: int, turn: float = TURN
+    calls: dict[str, Callable[[], Any]], rounds: int, turn: float = TURN
 ) -> Iterator[tuple[str, int, float]]:
     """Times every call in turn in each round, so that the machine's noise affects all calls alike.
 
     Args:
         calls: A function for each contender's name.
-        pairs: Number of rounds, after two calls to warm up. A short call is repeated until `turn` has passed.
+        rounds: Number of rounds, after two calls to warm up. A short call is repeated until `turn` has passed.
         turn: Seconds.
 
     Yields:
-        (contender, pair, seconds of a call).
+        (contender, round, seconds of a call).
     """
     counts = {}
     for name, call in calls.items():
         timed(name, call)
         counts[name] = max(1, int(turn / timed(name, call)))
-    for pair in range(pairs):
+    for turn_of_all in range(rounds):
         for name, call in calls.items():
-            yield name, pair, timed(name, call, counts[name])
+            yield name, turn_of_all, timed(name, call, counts[name])
 
 
 def peak_memory(name: str, warm_up: Callable[[], Any], call: Callable[[], Any]) -> float:
-    """MB by which call() raises this process's peak memory. Only meaningful in a new process."""
+    """MB by which call() raises this process's memory at its peak. Only meaningful in a new process."""
     with context(name):
         warm_up()
+        _forget_peak()
         before = _peak()
         call()
         return _peak() - before
 
 
+def _forget_peak() -> None:
+    """Starts the peak again, where Linux allows it: a child inherits that of its parent."""
+    with contextlib.suppress(OSError), open('/proc/self/clear_refs', 'w') as f:
+        f.write('5')
+
+
 def _peak() -> float:
+    """MB."""
+    with contextlib.suppress(OSError), open('/proc/self/status') as f:
+        return next(int(line.split()[1]) for line in f if line.startswith('VmHWM:')) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == 'darwin' else peak / 2**10
 
@@ -145,12 +156,16 @@ def describe(environment: dict[str, Any]) -> str:
     )
 
 
-def write_csv(path: str, rows: Iterable[Row]) -> None:
-    """Writes Rows as CSV, with a header."""
-    with open(path, 'w', newline='') as f:
-        writer = csv.writer(f)
-        writer.writerow(Row._fields)
-        writer.writerows(rows)
+def write(out: str, rows: Sequence[Any], environment: dict[Any, Any]) -> dict[str, Any]:
+    """Writes named tuples of one kind as out/benchmark.csv, and the environment as out/environment.json.
+
+    Returns:
+        Both, JSON-ready.
+    """
+    with open(os.path.join(out, 'benchmark.csv'), 'w', newline='') as f:
+        csv.writer(f).writerows([rows[0]._fields, *rows])
+    schema.write(os.path.join(out, 'environment.json'), environment)
+    return {'environment': environment, 'rows': [row._asdict() for row in rows]}
 
 
 # What rows say
@@ -170,5 +185,5 @@ def spread(values: list[float]) -> tuple[float, float, float]:
 
 
 def ratios(values: list[float], base: list[float]) -> tuple[float, float, float]:
-    """Spread of values / base, divided round by round."""
-    return spread([v / b for v, b in zip(values, base)])
+    """Spread of values / base, divided round by round; NaN where the base is 0, as memory may be."""
+    return spread([v / b if b else math.nan for v, b in zip(values, base)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+from typing import Any
 
 import branchynet  # noqa: F401  (before chainer)
 from branchynet import checkpoint, cpu, experiments
@@ -49,9 +50,10 @@ def settle(net: BranchyNet, x: np.ndarray) -> None:
     for norm in norms:
         norm.decay = 0.0
     with cpu.fast(), chainer.using_config('train', True), chainer.no_backprop_mode():
+        h: Any = x
         for k in range(net.numexits()):
-            x = net.stage(k, x)
-            net.exit(k, x)
+            h = net.stage(k, h)
+            net.exit(k, h)
     for norm, decay in zip(norms, decays):
         norm.decay = decay
 

@@ -3,11 +3,16 @@
 Eager PyTorch as its users write it: one trunk, modules in sequence, autograd, torch.optim.Adam.
 """
 
+from __future__ import annotations
+
 import io
 import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any, Callable
 
 import branchynet
 from branchynet.links.resnet import ResBlock
+from branchynet.net import BranchyNet
 
 import chainer
 import chainer.functions as F
@@ -30,7 +35,7 @@ class Peer(nn.Module):
         thresholdExits: entropy (nats) below which a sample leaves at an exit, one for every exit but the last.
     """
 
-    def __init__(self, net):
+    def __init__(self, net: BranchyNet) -> None:
         super().__init__()
         if net.opt != 'Adam' or not net.joint:
             raise ValueError(
@@ -40,35 +45,35 @@ class Peer(nn.Module):
         self.exits = nn.ModuleList(sequence(model[model.endi :]) for model in net.models)
         self.head = sequence(net.main[net.models[-1].endi :])
         self.weights = [model.weight for model in net.models]
-        self.thresholdExits = None
+        self.thresholdExits: Any = None
         self.main_adam = adam([*self.stages.parameters(), *self.head.parameters()], net.optimizer)
         self.exits_adam = adam(self.exits.parameters(), net.optimizers[0])
 
-    def train_joint(self, x, t):
+    def train_joint(self, x: np.ndarray, t: np.ndarray) -> tuple[list[float], list[float]]:
         """One joint step: (losses, accuracies) per exit."""
         self.train()
-        h, t = torch.from_numpy(x), torch.from_numpy(t).long()
+        h, labels = torch.from_numpy(x), torch.from_numpy(t).long()
         losses, accuracies = [], []
         for stage, exit in zip(self.stages, self.exits):
             h = stage(h)
             logits = exit(h)
-            losses.append(T.cross_entropy(logits, t))
-            accuracies.append(_accuracy(logits, t))
+            losses.append(T.cross_entropy(logits, labels))
+            accuracies.append(_accuracy(logits, labels))
         self._step(sum(w * loss for w, loss in zip(self.weights, losses)), [self.main_adam, self.exits_adam])
         return [float(loss.detach()) for loss in losses], accuracies
 
-    def train_main(self, x, t):
+    def train_main(self, x: np.ndarray, t: np.ndarray) -> tuple[float, float]:
         """One step of the baseline: (loss, accuracy)."""
         self.train()
-        h, t = torch.from_numpy(x), torch.from_numpy(t).long()
+        h, labels = torch.from_numpy(x), torch.from_numpy(t).long()
         for stage in self.stages:
             h = stage(h)
         logits = self.head(h)
-        loss = T.cross_entropy(logits, t)
+        loss = T.cross_entropy(logits, labels)
         self._step(loss, [self.main_adam])
-        return float(loss.detach()), _accuracy(logits, t)
+        return float(loss.detach()), _accuracy(logits, labels)
 
-    def _step(self, loss, optimizers):
+    def _step(self, loss: torch.Tensor, optimizers: Iterable[torch.optim.Optimizer]) -> None:
         for optimizer in optimizers:
             optimizer.zero_grad()
         # Chainer's Adam moves main's head by its moments in joint training too, where it has no gradient.
@@ -79,7 +84,7 @@ class Peer(nn.Module):
             optimizer.step()
 
     @torch.inference_mode()
-    def softmax(self, x):
+    def softmax(self, x: np.ndarray) -> list[np.ndarray]:
         """Softmax of every exit for every sample: a list of (B, C)."""
         self.eval()
         h = torch.from_numpy(x)
@@ -90,7 +95,7 @@ class Peer(nn.Module):
         return result
 
     @torch.inference_mode()
-    def classify(self, x):
+    def classify(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Early exit: (label, exit) of every sample; those that left at an exit are not carried on."""
         self.eval()
         h, left = torch.from_numpy(x), torch.arange(len(x))
@@ -109,7 +114,7 @@ class Peer(nn.Module):
             h, left = h[~leaves], left[~leaves]
         return labels.numpy(), exits.numpy()
 
-    def pairs(self):
+    def pairs(self) -> Iterator[tuple[chainer.Parameter, torch.Tensor]]:
         """Every parameter beside the Chainer Parameter that it was copied from."""
         for module in self.modules():
             for name, other in _COPIED.get(type(module), ()):
@@ -118,17 +123,17 @@ class Peer(nn.Module):
                     yield ours, getattr(module, other)
 
 
-def _accuracy(logits, t):
+def _accuracy(logits: torch.Tensor, t: torch.Tensor) -> float:
     return float((logits.argmax(1) == t).float().mean())
 
 
-def adam(params, optimizer):
+def adam(params: Iterable[torch.Tensor], optimizer: Any) -> torch.optim.Adam:
     """torch.optim.Adam with the settings of Chainer's, and its place of epsilon."""
     hyper = optimizer.hyperparam
     result = torch.optim.Adam(params, hyper.alpha, (hyper.beta1, hyper.beta2), fused=True)
     steps = 0
 
-    def set_epsilon(*_):
+    def set_epsilon(*_: Any) -> None:
         # PyTorch corrects the second moment's bias before epsilon is added, Chainer after.
         nonlocal steps
         steps += 1
@@ -141,7 +146,7 @@ def adam(params, optimizer):
 # Links
 
 
-def convert(link):
+def convert(link: chainer.Link) -> nn.Module:
     """The module that computes what a link does, with copies of its weights.
 
     Raises:
@@ -164,7 +169,7 @@ def convert(link):
     return LINKS[type(link)](link)
 
 
-def sequence(links):
+def sequence(links: Iterable[chainer.Link]) -> nn.Sequential:
     """nn.Sequential of the converted links."""
     return nn.Sequential(*(convert(link) for link in links))
 
@@ -178,7 +183,7 @@ _COPIED = {
 }
 
 
-def _copied(module, link):
+def _copied(module: nn.Module, link: chainer.Link) -> nn.Module:
     module.link = link
     for name, other in _COPIED[type(module)]:
         value = getattr(link, name)
@@ -187,7 +192,7 @@ def _copied(module, link):
     return module
 
 
-def _conv(link):
+def _conv(link: Any) -> nn.Module:
     out_size, in_size, *ksize = link.W.shape
     return _copied(
         nn.Conv2d(
@@ -204,24 +209,24 @@ def _conv(link):
     )
 
 
-def _linear(link):
+def _linear(link: Any) -> nn.Module:
     out_size, in_size = link.W.shape
     return nn.Sequential(nn.Flatten(), _copied(nn.Linear(in_size, out_size, link.b is not None), link))
 
 
-def _batch_norm(link):
+def _batch_norm(link: Any) -> nn.Module:
     return _copied(nn.BatchNorm2d(link.gamma.size, link.eps, 1 - link.decay), link)
 
 
 class _ResBlock(nn.Module):
-    def __init__(self, block):
+    def __init__(self, block: ResBlock) -> None:
         super().__init__()
         self.stride = block.stride
         self.extra = block.out_size - block.in_size
         self.conv1, self.bn1 = convert(block.conv1), convert(block.bn1)
         self.conv2, self.bn2 = convert(block.conv2), convert(block.bn2)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = T.relu(self.bn1(self.conv1(x)))
         h = self.bn2(self.conv2(h))
         if self.extra:
@@ -229,7 +234,7 @@ class _ResBlock(nn.Module):
         return T.relu(h + x[:, :, :: self.stride, :: self.stride])
 
 
-LINKS = {
+LINKS: dict[type, Callable[[Any], nn.Module]] = {
     L.Convolution2D: _conv,
     L.Linear: _linear,
     L.BatchNormalization: _batch_norm,
@@ -240,23 +245,23 @@ LINKS = {
 # Functions, with Chainer's arguments and defaults
 
 
-def _max_pool(ksize, stride=None, pad=0, cover_all=True):
+def _max_pool(ksize: int, stride: int | None = None, pad: int = 0, cover_all: bool = True) -> nn.Module:
     return nn.MaxPool2d(ksize, stride, pad, ceil_mode=cover_all)
 
 
-def _average_pool(ksize, stride=None, pad=0):
+def _average_pool(ksize: int, stride: int | None = None, pad: int = 0) -> nn.Module:
     return nn.AvgPool2d(ksize, stride, pad)
 
 
-def _local_response_norm(n=5, k=2, alpha=1e-4, beta=0.75):
+def _local_response_norm(n: int = 5, k: float = 2, alpha: float = 1e-4, beta: float = 0.75) -> nn.Module:
     return nn.LocalResponseNorm(n, alpha * n, beta, k)  # PyTorch divides alpha by n
 
 
-def _dropout(ratio=0.5):
+def _dropout(ratio: float = 0.5) -> nn.Module:
     return nn.Dropout(ratio)
 
 
-_FUNCTIONS = {
+_FUNCTIONS: dict[Any, Callable[..., nn.Module]] = {
     F.relu: nn.ReLU,
     F.max_pooling_2d: _max_pool,
     F.average_pooling_2d: _average_pool,
@@ -268,7 +273,7 @@ _FUNCTIONS = {
 # A net to be compared with
 
 
-def assert_same_outputs(net, peer, x, rtol=1e-4):
+def assert_same_outputs(net: BranchyNet, peer: Peer, x: np.ndarray, rtol: float = 1e-4) -> None:
     """Raises AssertionError unless every exit's softmax for x (B, ...) equals Chainer's."""
     for ours, theirs in zip(net.get_SM(x), peer.softmax(x)):
         np.testing.assert_allclose(theirs, ours, rtol, atol=rtol * ours.max())
@@ -280,11 +285,11 @@ def assert_same_outputs(net, peer, x, rtol=1e-4):
 class _Session(nn.Module):
     """A module as ONNX Runtime runs it, for batches of any size like x (B, ...)."""
 
-    def __init__(self, module, x):
+    def __init__(self, module: nn.Module, x: torch.Tensor) -> None:
         super().__init__()
         import onnxruntime
 
-        model = io.BytesIO()
+        model: Any = io.BytesIO()
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # that this exporter is the old one: it needs no more packages
             torch.onnx.export(
@@ -300,11 +305,11 @@ class _Session(nn.Module):
         options.intra_op_num_threads = torch.get_num_threads()
         self.session = onnxruntime.InferenceSession(model.getvalue(), options, providers=['CPUExecutionProvider'])
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(self.session.run(['y'], {'x': x.numpy()})[0])
 
 
-def to_onnx(peer, x):
+def to_onnx(peer: Peer, x: np.ndarray) -> Peer:
     """Lets ONNX Runtime run a Peer's stages and exits, for softmax and classify; x (B, ...) is an example."""
     peer.eval()
     h = torch.from_numpy(x)

@@ -1,12 +1,9 @@
 """Convolutions, poolings and linear layers of many shapes: this project's kernels beside stock Chainer's.
 
-    python benchmarks/shapes.py [--isa AVX2] [--families "pooling,linear layer"] [--pairs 3] [--threads 2] [--out DIR]
-    python benchmarks/shapes.py --draw DIR ...
-
 The kernels leave the shapes that they compute slowly to stock Chainer (branchynet/cpu/convolution.py says which);
 this sweep shows that none of them is left out. Forward and every gradient are timed apart, both contenders in turn.
-Writes shapes.csv, environment.json and shapes.png, and prints the shapes whose ratio exceeds LIMIT; the exit
-status is 1 if there are any. --draw makes one figure of several folders, a colour for each. 10 minutes on 2 cores.
+Writes benchmark.csv, environment.json and shapes.png, and prints the shapes whose ratio exceeds LIMIT; the exit
+status is 1 if there are any. --draw makes one figure of several folders, a colour for each. 20 minutes on 2 cores.
 """
 
 from __future__ import annotations
@@ -15,21 +12,17 @@ import argparse
 import csv
 import json
 import os
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # `benchmarks`, for a script in it
-import branchynet  # noqa: F401  (before chainer)
 from branchynet import provenance
+from branchynet.benchmarks import measuring, options
+from branchynet.benchmarks.measuring import Row
 
 import chainer
 import chainer.functions as F
 import numpy as np
-
-from benchmarks import measuring
-from benchmarks.measuring import Row
 
 LIMIT = 1.3  # times stock Chainer's duration
 TURN = 0.02  # seconds
@@ -76,7 +69,7 @@ def families() -> dict[str, list[Layer]]:
     kernels = 1, 2, 3, 5, 7, 9, 11, 13, 14, 15, 17, 21, 31
     return {
         **{
-            f'kernel size, {c}→{o} channels': [
+            f'kernel size {c}→{o} channels': [
                 convolution((2, c, 32, 32), o, (k, k), pad=(k // 2, k // 2)) for k in kernels
             ]
             for c, o in ((3, 16), (32, 32))
@@ -204,15 +197,15 @@ def calls(layer: Layer, task: str) -> dict[str, Callable]:
         for name in ('branchynet', 'chainer')
     }
 
-    def forward():
+    def forward() -> None:
         with chainer.no_backprop_mode():
             layer.function(*arrays)
 
     if task == 'forward':
         return dict.fromkeys(variables, forward)
-    outputs = {}
+    outputs: dict[str, tuple[Any, np.ndarray]] = {}
 
-    def backward(name):
+    def backward(name: str) -> None:
         if name not in outputs:  # under the contender's own kernels
             y = layer.function(*variables[name])
             outputs[name] = y, np.ones_like(y.array)
@@ -224,27 +217,27 @@ def calls(layer: Layer, task: str) -> dict[str, Callable]:
     return {name: partial(backward, name) for name in variables}
 
 
-def time_family(name: str, pairs: int) -> list[tuple]:
-    """[(layer, task, batch, contender, pair, seconds)] of a family's layers."""
+def time_family(name: str, rounds: int) -> list[tuple]:
+    """[(layer, task, batch, contender, round, seconds)] of a family's layers."""
     return [
         (layer.name, task, layer.x[0], *value)
         for layer in families()[name]
         for task in TASKS
         if layer.w or task != TASKS[2]
-        for value in time_task(layer, task, pairs)
+        for value in time_task(layer, task, rounds)
     ]
 
 
-def time_task(layer: Layer, task: str, pairs: int) -> list[tuple[str, int, float]]:
-    """[(contender, pair, seconds)]; where the ratio exceeds LIMIT, up to REPEATS times as many rounds as asked for.
+def time_task(layer: Layer, task: str, rounds: int) -> list[tuple[str, int, float]]:
+    """[(contender, round, seconds)]; where the ratio exceeds LIMIT, up to REPEATS times as many rounds as asked for.
 
     Other programs make single rounds longer, seldom all: the shortest of each contender's count.
     """
-    values = []
+    values: list[tuple[str, int, float]] = []
     for repeat in range(REPEATS):
         values += [
-            (name, repeat * pairs + pair, seconds)
-            for name, pair, seconds in measuring.interleaved(calls(layer, task), pairs, TURN)
+            (name, repeat * rounds + turn, seconds)
+            for name, turn, seconds in measuring.interleaved(calls(layer, task), rounds, TURN)
         ]
         shortest = {name: min(seconds for other, _, seconds in values if other == name) for name, _, _ in values}
         if shortest['branchynet'] <= LIMIT * shortest['chainer']:
@@ -258,74 +251,61 @@ def ratios(rows: list[Row]) -> Iterator[tuple[str, str, float]]:
         yield layer, task, min(values['branchynet']) / min(values['chainer'])
 
 
-def main() -> None:
+def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measures, prints and draws."""
-    args = _parse()
-    if args.draw:
-        return _draw(args.draw, os.path.join(args.draw[0], 'shapes.png'))
-    os.makedirs(args.out, exist_ok=True)
     if args.isa:
         os.environ['ONEDNN_MAX_CPU_ISA'] = args.isa
-    with open(os.path.join(args.out, 'environment.json'), 'w') as f:
-        json.dump(measuring.in_child(args.threads, provenance.environment), f, indent=1)
-    rows, slow = [], 0
+    environment = measuring.in_child(args.threads[0], provenance.environment)
+    rows: list[Row] = []
     for family in args.families:
-        new = [
-            Row(layer, task, batch, args.threads, *value)
-            for layer, task, batch, *value in measuring.in_child(args.threads, time_family, family, args.pairs)
-        ]
-        rows += new
-        print(f'{family}: this project / stock Chainer, duration')
-        for layer, task, ratio in ratios(new):
-            slow += ratio > LIMIT
-            print(f'  {layer:45s} {task:14s} {ratio:6.2f}' + f'  more than {LIMIT}' * (ratio > LIMIT), flush=True)
-        measuring.write_csv(os.path.join(args.out, 'shapes.csv'), rows)
-    _draw([args.out], os.path.join(args.out, 'shapes.png'))
-    print(f'Written to {args.out}; {slow} of {len(list(ratios(rows)))} are more than {LIMIT} times as slow')
-    sys.exit(slow > 0)
+        for threads in args.threads:
+            new = [
+                Row(layer, task, batch, threads, *value)
+                for layer, task, batch, *value in measuring.in_child(threads, time_family, family, args.rounds)
+            ]
+            rows += new
+            print(f'{family}, {threads} threads: this project / stock Chainer, duration')
+            for layer, task, ratio in ratios(new):
+                print(f'  {layer:45s} {task:14s} {ratio:6.2f}' + f'  more than {LIMIT}' * (ratio > LIMIT), flush=True)
+            measured = measuring.write(args.out, rows, environment)
+    draw([args.out])
+    found = [ratio for _, _, ratio in ratios(rows)]
+    measured['slow'] = sum(ratio > LIMIT for ratio in found)
+    print(f'{measured["slow"]} of {len(found)} are more than {LIMIT} times as slow')
+    return measured
 
 
-def _draw(folders: list[str], path: str) -> None:
-    from benchmarks import figures
+def draw(folders: Sequence[str]) -> None:
+    """Draws the ratios of several folders into the first, a colour for each folder and number of threads."""
+    from branchynet.benchmarks import figures
 
     runs = {}
     for folder in folders:
-        with open(os.path.join(folder, 'shapes.csv'), newline='') as f:
-            rows = [
-                Row(
-                    r['network'],
-                    r['task'],
-                    int(r['batch']),
-                    int(r['threads']),
-                    r['contender'],
-                    int(r['pair']),
-                    float(r['value']),
-                )
-                for r in csv.DictReader(f)
-            ]
         with open(os.path.join(folder, 'environment.json')) as f:
             isa = json.load(f)['onednn']['isa']
-        runs[f'{isa}, {rows[0].threads} threads'] = {(layer, task): ratio for layer, task, ratio in ratios(rows)}
+        rows = _read(os.path.join(folder, 'benchmark.csv'))
+        for threads in sorted({row.threads for row in rows}):
+            found = ratios([row for row in rows if row.threads == threads])
+            runs[f'{isa}, {threads} threads'] = {(layer, task): ratio for layer, task, ratio in found}
     panels = {family: [layer.name for layer in layers] for family, layers in families().items()}
-    figures.shapes(runs, panels, TASKS, LIMIT, path)
+    figures.shapes(runs, panels, TASKS, LIMIT, os.path.join(folders[0], 'shapes.png'))
 
 
-def _parse() -> argparse.Namespace:
-    def some(text):
-        unknown = set(text.split(',')) - set(families())
-        if unknown:
-            raise argparse.ArgumentTypeError(f'no family {", ".join(unknown)}; there are: {"; ".join(families())}')
-        return text.split(',')
+def _read(path: str) -> list[Row]:
+    kinds = {'batch': int, 'threads': int, 'round': int, 'value': float}
+    with open(path, newline='') as f:
+        return [Row(**{key: kinds.get(key, str)(text) for key, text in row.items()}) for row in csv.DictReader(f)]
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--isa', help="the most that oneDNN may use, as AVX2; the machine's own if not given")
-    parser.add_argument('--families', type=some, default=list(families()), help='; '.join(families()))
-    parser.add_argument('--pairs', type=int, default=3, help='rounds (3)')
-    parser.add_argument('--threads', type=int, default=2)
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = options.parser('shapes', __doc__, rounds=3)
+    parser.add_argument('--families', **options.some_of(list(families())))
+    parser.add_argument('--threads', **options.threads())
+    parser.add_argument('--isa', help="the most that oneDNN may use, as AVX2 (default: the machine's own)")
     parser.add_argument('--draw', nargs='+', metavar='DIR', help='draw these folders into the first, measure nothing')
-    parser.add_argument('--out', default=os.path.join('results', 'local', 'benchmarks', 'shapes'), help='folder')
-    return parser.parse_args()
-
-
-if __name__ == '__main__':
-    main()
+    args = parser.parse_args(argv)
+    if args.draw:
+        draw(args.draw)
+        return 0
+    return int(options.print_result(args, measure)['slow'] > 0)

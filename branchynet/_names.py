@@ -1,4 +1,4 @@
-"""Makes the two import names of networks, datasets and experiments one.
+"""Makes the two import names of networks, datasets, experiments and benchmarks one.
 
 In a checkout they are top-level folders, imported as in the original release (``from networks import lenet_mnist``).
 Installed, they are subpackages of branchynet, because a top-level ``datasets`` would shadow another well-known package.
@@ -17,7 +17,7 @@ import sys
 import types
 from collections.abc import Sequence
 
-FOLDERS = ('networks', 'datasets', 'experiments')
+FOLDERS = ('networks', 'datasets', 'experiments', 'benchmarks')
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 

@@ -588,6 +588,40 @@ def _info(args: Namespace) -> int:
 
 
 @command(
+    'bench',
+    'list the benchmarks, or run one on this machine',
+    argument('name', nargs='?', metavar='NAME', help='of the list; without it, the list'),
+    argument(
+        'options', nargs=argparse.REMAINDER, metavar='...', help="of the benchmark: 'branchynet bench NAME --help'"
+    ),
+    JSON,
+    examples=['branchynet bench', 'branchynet bench early_exit --networks lenet --rounds 5 --json'],
+)
+def _bench(args: Namespace) -> int:
+    from branchynet import benchmarks
+
+    if args.name is None:
+        return _list_benchmarks(benchmarks.BENCHMARKS, args.json)
+    if args.name not in benchmarks.BENCHMARKS:
+        raise ValueError(f'{args.name!r} is no benchmark; there are {", ".join(benchmarks.BENCHMARKS)}')
+    return benchmarks.run(args.name, args.options + ['--json'] * args.json)
+
+
+def _list_benchmarks(benchmarks: dict[str, Any], as_json: bool) -> int:
+    if as_json:
+        print_json({name: {**one._asdict(), 'missing': one.missing()} for name, one in benchmarks.items()})
+        return 0
+    for name, one in benchmarks.items():
+        missing = one.missing()
+        print(
+            f'{name:12} {one.summary}; about {one.minutes} minutes' + f' (needs {", ".join(missing)})' * bool(missing)
+        )
+    if any(one.missing() for one in benchmarks.values()):
+        print("What is missing comes with: pip install 'branchynet[bench]'")
+    return 0
+
+
+@command(
     'completion',
     'print a script that lets a shell complete this command',
     argument('shell', choices=['bash', 'zsh', 'tcsh']),

@@ -25,9 +25,9 @@ status=0
 "$bin/ruff" check . || status=1
 "$bin/ruff" format --check . || status=1
 
-# networks, datasets and experiments are subpackages when installed (setup.py): mypy sees them where they are then.
+# networks, datasets, experiments and benchmarks are subpackages when installed (setup.py): mypy sees them where they are then.
 rm -rf build/mypy
 mkdir -p build/mypy/branchynet
-ln -s "$PWD"/branchynet/* "$PWD"/{networks,datasets,experiments} build/mypy/branchynet/
+ln -s "$PWD"/branchynet/* "$PWD"/{networks,datasets,experiments,benchmarks} build/mypy/branchynet/
 "$bin/mypy" || status=1
 exit $status

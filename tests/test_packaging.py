@@ -47,6 +47,7 @@ def test_only_the_package_is_built(copy, tmp_path):
         'branchynet/networks',
         'branchynet/datasets',
         'branchynet/experiments',
+        'branchynet/benchmarks',
     ]:
         assert folder + '/__init__.py' in built
     for path in (ROOT / 'experiments' / 'published').glob('*.csv'):
@@ -130,7 +131,12 @@ SAME = '; '.join(
         "sys.meta_path[:] = [finder for finder in sys.meta_path if 'editable' not in repr(finder).lower()]",
         *[
             f'import {first}.{module}, {second}.{module}; assert {first}.{module} is {second}.{module}'
-            for name, module in [('networks', 'lenet_mnist'), ('datasets', 'mnist'), ('experiments', 'claims')]
+            for name, module in [
+                ('networks', 'lenet_mnist'),
+                ('datasets', 'mnist'),
+                ('experiments', 'claims'),
+                ('benchmarks', 'networks'),
+            ]
             for first, second in [(name, f'branchynet.{name}')]
         ],
         'from experiments import claims; import branchynet; assert claims is branchynet.experiments.claims',
@@ -221,16 +227,3 @@ def test_help_installs_nothing_and_a_place_that_cannot_be_written_names_the_reme
     )
     assert done.returncode == 2
     assert done.stderr == ('docker/install.sh: /dev/null/venv cannot be made; name another folder in BRANCHYNET_VENV\n')
-
-
-@pytest.mark.parametrize('arguments, status', [(['--help'], 0), (['--only', 'joint'], 1)])
-def test_benchmarks_without_pytorch(arguments, status, tmp_path):
-    (tmp_path / 'torch.py').write_text("raise ModuleNotFoundError('no torch', name='torch')")
-    done = call(
-        [sys.executable, ROOT / 'benchmarks' / 'run.py', *arguments], env={**os.environ, 'PYTHONPATH': str(tmp_path)}
-    )
-    assert done.returncode == status
-    if status:
-        assert done.stderr == 'benchmarks/run.py: PyTorch is not installed: run `pip install torch`\n'
-    else:
-        assert done.stdout.startswith('usage: ') and not done.stderr

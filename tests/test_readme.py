@@ -6,12 +6,10 @@ import re
 import subprocess
 import sys
 
-import branchynet  # noqa: F401
+from branchynet.benchmarks import determinism
 from branchynet.experiments import report, results
 
 import pytest
-
-from benchmarks import determinism
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 pytest.importorskip('torch')
+from branchynet.benchmarks import networks, peers
 from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
-
-from benchmarks import networks, peers
 
 NETWORKS = pytest.mark.parametrize(
     'builder, shape',

@@ -1,0 +1,60 @@
+"""Benchmarks. `branchynet bench` lists them, `branchynet bench NAME --help` says what one takes and writes."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import NamedTuple
+
+from branchynet import _names
+
+_names.unify(__name__)
+
+
+class Benchmark(NamedTuple):
+    """A benchmark: the module of its name has a function ``main(argv)``, which returns the exit status.
+
+    Attributes:
+        summary: What it compares, for a list.
+        minutes: Duration of all of it on 2 idle cores.
+        needs: Modules that the package itself does not need.
+    """
+
+    summary: str
+    minutes: int
+    needs: tuple[str, ...]
+
+    def missing(self) -> list[str]:
+        """The modules that it needs and that are not installed."""
+        return [name for name in self.needs if find_spec(name) is None]
+
+
+BENCHMARKS = {
+    'early_exit': Benchmark('the gain by early exit, and ONNX Runtime beside it', 3, ('onnx', 'onnxruntime')),
+    'compare': Benchmark(
+        'training and inference beside Chainer, PyTorch and ONNX Runtime', 40, ('torch', 'onnxruntime')
+    ),
+    'kernels': Benchmark("every kind of layer of the paper's networks beside Chainer and PyTorch", 20, ('torch',)),
+    'shapes': Benchmark('convolutions, poolings and linear layers of many shapes beside Chainer', 20, ()),
+    'determinism': Benchmark('what the bits of profile portable cost in training', 2, ()),
+}
+
+
+def run(name: str, argv: Sequence[str]) -> int:
+    """Runs a benchmark.
+
+    Args:
+        name: Of BENCHMARKS.
+        argv: Its options.
+
+    Returns:
+        Its exit status.
+
+    Raises:
+        OSError: A module that it needs is not installed.
+    """
+    missing = BENCHMARKS[name].missing()
+    if missing and '--help' not in argv and '-h' not in argv:
+        raise OSError(f"{name} needs {' and '.join(missing)}: run pip install 'branchynet[bench]'")
+    return importlib.import_module(f'branchynet.benchmarks.{name}').main(argv)

@@ -1,0 +1,78 @@
+"""What the command lines of all benchmarks have in common."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, Callable
+
+
+def parser(name: str, description: str, rounds: int) -> argparse.ArgumentParser:
+    """A parser with the options --rounds, --out and --json.
+
+    Args:
+        name: Of the benchmark.
+        description: The docstring of its module.
+        rounds: How often every contender takes its turn, unless --rounds says otherwise.
+    """
+    result = argparse.ArgumentParser(
+        f'branchynet bench {name}', description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument('--rounds', type=int, default=rounds, metavar='N', help='turns of each (default: %(default)s)')
+    result.add_argument(
+        '--out',
+        default=os.path.join('results', 'local', 'benchmarks', name),
+        metavar='DIR',
+        help='folder to write to (default: %(default)s)',
+    )
+    result.add_argument('--json', action='store_true', help='print the result as JSON, and the rest on standard error')
+    return result
+
+
+def some_of(names: Sequence[str]) -> dict[str, Any]:
+    """The arguments of add_argument for an option that takes names, separated by commas; all by default."""
+
+    def parse(text: str) -> list[str]:
+        for name in text.split(','):
+            if name not in names:
+                raise argparse.ArgumentTypeError(f'{name!r}: expected some of {",".join(names)}')
+        return text.split(',')
+
+    return {'type': parse, 'default': list(names), 'metavar': 'NAME,...', 'help': f'some of {",".join(names)}'}
+
+
+def counts(text: str) -> list[int]:
+    """Whole numbers from 1 on, separated by commas."""
+    if not all(part.isdecimal() and int(part) for part in text.split(',')):
+        raise argparse.ArgumentTypeError(f'{text!r}: expected numbers from 1 on, as 1,2')
+    return [int(part) for part in text.split(',')]
+
+
+def threads() -> dict[str, Any]:
+    """The arguments of add_argument for --threads: 1 and 2 by default, where there are two cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    default = sorted({1, min(2, cores)})
+    return {'type': counts, 'default': default, 'metavar': 'N,...', 'help': 'threads of everything (default: 1 and 2)'}
+
+
+def print_result(args: argparse.Namespace, measure: Callable[[argparse.Namespace], dict[str, Any]]) -> dict[str, Any]:
+    """Measures, and prints the result as JSON where --json asks for it.
+
+    Args:
+        args: Of a `parser`.
+        measure: Prints as it measures, writes files into args.out, and returns a JSON-ready dict.
+
+    Returns:
+        What ``measure`` returned.
+    """
+    os.makedirs(args.out, exist_ok=True)
+    with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
+        measured = measure(args)
+        print(f'Written to {args.out}')
+    if args.json:
+        print(json.dumps(measured, indent=1))
+    return measured

@@ -1,0 +1,65 @@
+"""`branchynet bench`: the list, what is missing, and small runs."""
+
+import json
+from importlib.util import find_spec
+
+from branchynet import benchmarks, cli
+
+import pytest
+
+NAMES = list(benchmarks.BENCHMARKS)
+
+
+@pytest.fixture
+def without_torch(monkeypatch):
+    monkeypatch.setattr(benchmarks, 'find_spec', lambda name: None if name == 'torch' else find_spec(name))
+
+
+def test_the_list_says_what_is_missing(capsys, without_torch):
+    assert cli.main(['bench']) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in NAMES)
+    assert '(needs torch)' in said and "pip install 'branchynet[bench]'" in said
+    assert cli.main(['bench', '--json']) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert list(listed) == NAMES and listed['kernels']['missing'] == ['torch'] and listed['shapes']['missing'] == []
+
+
+def test_a_benchmark_that_cannot_run_names_the_extra(capsys, without_torch):
+    assert cli.main(['bench', 'kernels']) == 2
+    assert capsys.readouterr().err == "branchynet: kernels needs torch: run pip install 'branchynet[bench]'\n"
+
+
+def test_an_unknown_benchmark(capsys):
+    assert cli.main(['bench', 'early']) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("branchynet: 'early' is no benchmark; there are early_exit") and error.count('\n') == 1
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_help(name, capsys):
+    for module in benchmarks.BENCHMARKS[name].needs:
+        pytest.importorskip(module)
+    with pytest.raises(SystemExit) as info:
+        cli.main(['bench', name, '--help'])
+    assert info.value.code == 0 and capsys.readouterr().out.startswith(f'usage: branchynet bench {name}')
+
+
+@pytest.mark.parametrize(
+    'words, rows',
+    [
+        pytest.param('early_exit --networks lenet', 2 * 5, marks=pytest.mark.slow),
+        pytest.param('shapes --families channels', 13 * 3 * 2, marks=pytest.mark.slow),
+        pytest.param('kernels --networks lenet', 1, marks=pytest.mark.slow),
+        pytest.param('compare --networks lenet --only joint,inference,memory', 1, marks=pytest.mark.slow),
+    ],
+)
+def test_a_small_run(words, rows, capsys, tmp_path, monkeypatch):
+    name, *options = words.split()
+    for module in benchmarks.BENCHMARKS[name].needs:
+        pytest.importorskip(module)
+    status = cli.main(['bench', name, *options, '--rounds', '2', '--threads', '1', '--out', str(tmp_path), '--json'])
+    assert status in (0, 1) if name == 'shapes' else status == 0  # 1: a shape is slow on this machine
+    measured = json.loads(capsys.readouterr().out)
+    assert measured['environment'] and len(measured['rows']) >= rows
+    assert {'benchmark.csv', 'environment.json'} <= {path.name for path in tmp_path.iterdir()}
