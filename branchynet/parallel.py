@@ -229,11 +229,10 @@ class Parallel:
         self, loss: chainer.Variable, optimizers: list[chainer.Optimizer], report: list[chainer.Variable]
     ) -> list[float]:
         """Updates the parameters by gradients averaged over the ranks; returns the averages of ``report``."""
-        values = [value.array for value in report]
+        values: list[Any] = [value.array for value in report]
 
         def average() -> None:
-            gradients = [param.grad for param in self._net.params() if param.grad is not None]
-            average_in_one_pass([*gradients, *_statistics(self._net), *values], self._comm)
+            average_in_one_pass([*message(self._net), *values], self._comm)
 
         step(loss, optimizers, average)
         return [float(value) for value in values]
@@ -263,19 +262,27 @@ def average_in_one_pass(arrays: list[Array], comm: Any) -> None:
     xp = chainer.backend.get_array_module(*arrays)
     packed: Any = chainer.Parameter(xp.concatenate([array.ravel() for array in arrays]))
     packed.grad = packed.array
-    message = chainer.Link()
-    with message.init_scope():
-        message.packed = packed
-    comm.multi_node_mean_grad(message)
+    link = chainer.Link()
+    with link.init_scope():
+        link.packed = packed
+    comm.multi_node_mean_grad(link)
     ends = np.cumsum([array.size for array in arrays])
     for array, end in zip(arrays, ends.tolist()):
         array[...] = packed.grad[end - array.size : end].reshape(array.shape)
 
 
-def _statistics(net: BranchyNet) -> list[Array]:
-    """The running statistics of local batch normalisation, which differ among ranks after a step."""
+def message(net: BranchyNet) -> list[Array]:
+    """What a step makes different on the ranks: gradients, and the running statistics of local batch normalisation.
+
+    Args:
+        net: The net, after a backward pass.
+
+    Returns:
+        Its own arrays.
+    """
+    gradients = [param.grad for param in net.params() if param.grad is not None]
     local = [link for link in net.links() if isinstance(link, L.BatchNormalization)]
-    return [statistic for link in local for statistic in (link.avg_mean, link.avg_var)]
+    return gradients + [statistic for link in local for statistic in (link.avg_mean, link.avg_var)]
 
 
 def synchronise(net: BranchyNet, comm: Any) -> None:
