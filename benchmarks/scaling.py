@@ -1,22 +1,17 @@
 """Strong and weak scaling of joint training: seconds per step of ranks that train together.
 
-    python benchmarks/scaling.py [--networks lenet,resnet] [--ranks 1,2] [--rounds 5] [--steps 10] [--out DIR]
-
-Takes about five minutes on 2 idle cores; needs `pip install "branchynet[mpi]"`. Every rank has one thread. In each
-round, jobs of every number of ranks take turns, so that the machine's noise affects all alike. The message is timed
-apart from the steps too.
-
-Writes DIR/<network>.json (default: results/benchmarks/scaling):
+Takes about 5 minutes on 2 idle cores. Every rank has one thread. In each round, jobs of every number of ranks take
+turns, so that the machine's noise affects all alike. Writes <network>.json, with the keys
 
     network, environment
-    gradient_bytes    of the message that each step averages: gradients of trunk and exits, running statistics, losses
-    points            a list of
-      scaling           'strong': the batch of a step stays; 'weak': the batch of a rank stays
+    gradient_bytes     of the message that a step averages: gradients of trunk and exits, running statistics
+    points             a list of
+      scaling            'strong': the batch of a step stays; 'weak': the batch of a rank stays
       ranks, global_batch
-      step_seconds      {median, min, rounds}: of a step; `rounds` holds the mean of each round's steps
-      compute_seconds   the same without messages: every rank trains on its share by itself, all at the same time
-      cpu_seconds       processor time of `compute_seconds`, which other work on the machine disturbs less
-      message_seconds   the same of averaging the message alone
+      step_seconds       {median, min, rounds}: of a step; 'rounds' holds every round's mean over its steps
+      compute_seconds    the same without messages: every rank trains on its share by itself, all at the same time
+      cpu_seconds        processor time of compute_seconds, which other work on the machine disturbs less
+      message_seconds    of averaging the message alone
 """
 
 from __future__ import annotations
@@ -24,28 +19,40 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # `benchmarks`, for a script in it
-from branchynet import cpu, parallel, provenance
-from branchynet.files import write_atomically
+from branchynet import cpu, parallel, provenance, schema
+from branchynet.benchmarks import options
+from branchynet.benchmarks.networks import BATCHES, NETWORKS, build, images
 
 import numpy as np
 
-from benchmarks.networks import BATCHES, NETWORKS, build, images
-
-ONE_THREAD = dict.fromkeys(['OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'BRANCHYNET_NUM_THREADS'], '1')
-
+SCALINGS = ['strong', 'weak']
 CLOCKS = ['step_seconds', 'compute_seconds', 'cpu_seconds', 'message_seconds']
+ONE_THREAD = dict.fromkeys(['OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'BRANCHYNET_NUM_THREADS'], '1')
+JOB = 'import sys; from branchynet.benchmarks import scaling; scaling.job(sys.argv[1].split(","), int(sys.argv[2]))'
 
 
-def measure(network: str, scaling: str, steps: int, ranks: parallel.Ranks) -> dict[str, Any]:
-    """One round's point of a network, on every rank of a job."""
+def job(networks: Sequence[str], steps: int) -> None:
+    """Measures one round's points and prints them as JSON; the program of every rank.
+
+    Args:
+        networks: Names in NETWORKS.
+        steps: Steps of a point.
+    """
+    with parallel.job('naive') as ranks:
+        points = [time_point(network, scaling, steps, ranks) for network in networks for scaling in SCALINGS]
+        if ranks.rank == 0:
+            print(json.dumps(points))
+
+
+def time_point(network: str, scaling: str, steps: int, ranks: parallel.Ranks) -> dict[str, Any]:
+    """One point of one round, on every rank of a job."""
     batch = BATCHES[network] * (ranks.size if scaling == 'weak' else 1)
     net, (x, t) = build(network), images(network, batch)
     trained, share = ranks.parallel(net), slice(batch // ranks.size)
@@ -69,7 +76,7 @@ def measure(network: str, scaling: str, steps: int, ranks: parallel.Ranks) -> di
     }
 
 
-def _seconds(call: Any, count: int, ranks: parallel.Ranks) -> float:
+def _seconds(call: Callable[[], Any], count: int, ranks: parallel.Ranks) -> float:
     """Mean seconds of a call that all ranks make together."""
     ranks.comm.mpi_comm.Barrier()
     start = time.perf_counter()
@@ -78,82 +85,59 @@ def _seconds(call: Any, count: int, ranks: parallel.Ranks) -> float:
     return (time.perf_counter() - start) / count
 
 
-def launched(ranks: int, networks: list[str], steps: int) -> list[dict[str, Any]]:
+def launch(ranks: int, networks: Sequence[str], steps: int) -> list[dict[str, Any]]:
     """The points of one round and number of ranks, from a job of its own."""
-    mpiexec = shutil.which('mpiexec', path=os.path.join(sys.prefix, 'bin')) or 'mpiexec'
-    words = [
-        mpiexec,
-        '--bind-to',
-        'none',
-        '--oversubscribe',
-        '-n',
-        str(ranks),
-        sys.executable,
-        os.path.abspath(__file__),
-    ]
-    job = subprocess.run(
-        [*words, '--networks', ','.join(networks), '--steps', str(steps), '--job'],
-        env={**os.environ, **ONE_THREAD},
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    return json.loads(job.stdout)
+    words = [sys.executable, '-c', JOB, ','.join(networks), str(steps)]
+    environment = {**os.environ, **ONE_THREAD}
+    done = subprocess.run(parallel.mpiexec(ranks, words), env=environment, stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout)
 
 
-def summary(values: list[float]) -> dict[str, Any]:
-    """Median, minimum and all values."""
-    return {'median': statistics.median(values), 'min': min(values), 'rounds': values}
-
-
-def summarised(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+def summarised(points: list[dict[str, Any]]) -> dict[str, Any]:
     """A point of the file, from its rounds."""
-    point = {name: rounds[0][name] for name in ('scaling', 'ranks', 'global_batch')}
-    return {**point, **{name: summary([one[name] for one in rounds]) for name in CLOCKS}}
+    point: dict[str, Any] = {name: points[0][name] for name in ('scaling', 'ranks', 'global_batch')}
+    for clock in CLOCKS:
+        rounds = [one[clock] for one in points]
+        point[clock] = {'median': statistics.median(rounds), 'min': min(rounds), 'rounds': rounds}
+    return point
 
 
-def write(out: str, network: str, points: list[dict[str, Any]]) -> None:
-    """Writes the file of a network."""
+def content(network: str, points: list[dict[str, Any]]) -> dict[str, Any]:
+    """The file of a network, from the points of all rounds."""
     found: dict[tuple, list[dict[str, Any]]] = {}
     for point in points:
         if point['network'] == network:
             found.setdefault((point['scaling'], point['ranks']), []).append(point)
-    content = {
+    return {
         'network': network,
         'gradient_bytes': next(iter(found.values()))[0]['gradient_bytes'],
-        'points': [summarised(rounds) for rounds in found.values()],
-        'environment': provenance.environment(out),
+        'points': [summarised(rounds) for _, rounds in sorted(found.items())],
+        'environment': provenance.environment(),
     }
-    os.makedirs(out, exist_ok=True)
-    write_atomically(os.path.join(out, f'{network}.json'), (json.dumps(content, indent=1) + '\n').encode())
 
 
-def main() -> None:
-    """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--networks', type=lambda text: text.split(','), default=['lenet', 'resnet'])
-    parser.add_argument('--ranks', type=lambda text: [int(n) for n in text.split(',')], default=[1, 2])
-    parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--steps', type=int, default=10)
-    parser.add_argument('--out', metavar='DIR', default=os.path.join('results', 'benchmarks', 'scaling'))
-    parser.add_argument('--job', action='store_true', help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    unknown = [network for network in args.networks if network not in NETWORKS]
-    if unknown:
-        parser.error(f'{unknown[0]} is no network: choose from {", ".join(NETWORKS)}')
-    if args.job:
-        with parallel.job('naive') as ranks:
-            points = [measure(n, scaling, args.steps, ranks) for n in args.networks for scaling in ('strong', 'weak')]
-            if ranks.rank == 0:
-                print(json.dumps(points))
-        return
-    points = []
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Measures round by round, and writes the files after every round."""
+    points: list[dict[str, Any]] = []
     for turn in range(args.rounds):
         for ranks in args.ranks:
-            print(f'round {turn + 1} of {args.rounds}, {ranks} ranks', file=sys.stderr)
-            points += launched(ranks, args.networks, args.steps)
+            points += launch(ranks, args.networks, args.steps)
+            for point in points[-len(SCALINGS) * len(args.networks) :]:
+                print(
+                    f'round {turn + 1}: {point["network"]}, {ranks} ranks, {point["scaling"]}: '
+                    f'{1e3 * point["step_seconds"]:.1f} ms a step'
+                )
+        measured = {network: content(network, points) for network in args.networks}
         for network in args.networks:
-            write(args.out, network, points)
+            schema.write(os.path.join(args.out, f'{network}.json'), measured[network])
+    return measured
 
 
-if __name__ == '__main__':
-    main()
+def main(argv: Sequence[str]) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = options.parser('scaling', __doc__, rounds=5)
+    parser.add_argument('--networks', **{**options.some_of(list(NETWORKS)), 'default': ['lenet', 'resnet']})
+    parser.add_argument('--ranks', type=options.counts, default=[1, 2], metavar='N,...', help='(default: 1,2)')
+    parser.add_argument('--steps', type=int, default=10, metavar='N', help='of a point (default: %(default)s)')
+    options.print_result(parser.parse_args(argv), measure)
+    return 0

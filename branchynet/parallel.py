@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
+import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from branchynet import _chainer  # noqa: F401
@@ -32,6 +34,7 @@ from chainer.backends import cuda
 T = TypeVar('T')
 
 COMMUNICATORS = ['naive', 'flat', 'pure_nccl']
+INSTALL = 'pip install "branchynet[mpi]"'
 BATCH_NORMALIZATIONS = ['local', 'synchronised']
 
 
@@ -354,14 +357,31 @@ def job(communicator: str, batch_normalization: str = 'local') -> Iterator[Ranks
         _abort(comm, e)
 
 
+def mpiexec(ranks: int, words: Sequence[str]) -> list[str]:
+    """Returns the command line that runs a command on several ranks of this machine.
+
+    Args:
+        ranks: Number of ranks; there may be more of them than cores.
+        words: The command.
+
+    Raises:
+        OSError: There is no mpiexec.
+    """
+    found = shutil.which('mpiexec', path=os.path.join(sys.prefix, 'bin')) or shutil.which('mpiexec')
+    if found is None:
+        raise OSError(f'mpiexec is missing: run {INSTALL}')
+    version = subprocess.run([found, '--version'], capture_output=True, text=True).stdout
+    root = ['--allow-run-as-root'] if hasattr(os, 'geteuid') and os.geteuid() == 0 else []
+    options = ['--oversubscribe', '--bind-to', 'none', *root] if 'Open MPI' in version else []
+    return [found, *options, '-n', str(ranks), *words]
+
+
 def _create(communicator: str) -> Any:
     """ChainerMN's communicator of a name."""
     try:
         from mpi4py import MPI  # noqa: F401
     except (ImportError, RuntimeError) as e:  # RuntimeError: mpi4py finds no MPI
-        raise OSError(
-            f'--communicator needs mpi4py and an MPI ({_first_line(e)}): run pip install "branchynet[mpi]"'
-        ) from e
+        raise OSError(f'training on several ranks needs mpi4py and an MPI ({_first_line(e)}): run {INSTALL}') from e
     if communicator != 'naive' and not cuda.available:
         raise OSError(f'communicator is {communicator}, which needs CuPy and a GPU: take naive on a CPU')
     import chainermn

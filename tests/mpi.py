@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from typing import Any
+
+import branchynet  # noqa: F401
+from branchynet import parallel
 
 import pytest
 
@@ -15,12 +15,10 @@ import pytest
 def command(ranks: int, words: Sequence[str]) -> list[str]:
     """The command line that runs a command on several ranks; skips the test where there is no MPI."""
     pytest.importorskip('mpi4py', reason='mpi4py is not installed')
-    mpiexec = shutil.which('mpiexec', path=os.path.join(sys.prefix, 'bin')) or shutil.which('mpiexec')
-    if mpiexec is None:
-        pytest.skip('mpiexec is not installed')
-    version = subprocess.run([mpiexec, '--version'], capture_output=True, text=True).stdout
-    options = ['--allow-run-as-root', '--oversubscribe'] if 'Open MPI' in version else []
-    return [mpiexec, *options, '-n', str(ranks), *words]
+    try:
+        return parallel.mpiexec(ranks, words)
+    except OSError as e:
+        pytest.skip(str(e))
 
 
 def run(ranks: int, words: Sequence[str], **options: Any) -> Any:

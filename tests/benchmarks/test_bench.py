@@ -63,3 +63,14 @@ def test_a_small_run(words, rows, capsys, tmp_path, monkeypatch):
     measured = json.loads(capsys.readouterr().out)
     assert measured['environment'] and len(measured['rows']) >= rows
     assert {'benchmark.csv', 'environment.json'} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.slow
+def test_scaling_over_ranks(capsys, tmp_path):
+    pytest.importorskip('mpi4py')
+    words = ['bench', 'scaling', '--networks', 'lenet', '--rounds', '1', '--steps', '1', '--out', str(tmp_path)]
+    assert cli.main(words) == 0
+    measured = json.loads((tmp_path / 'lenet.json').read_text())
+    found = [(point['scaling'], point['ranks'], point['global_batch']) for point in measured['points']]
+    assert found == [('strong', 1, 512), ('strong', 2, 512), ('weak', 1, 512), ('weak', 2, 1024)]
+    assert measured['gradient_bytes'] == 302176
