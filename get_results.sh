@@ -2,8 +2,8 @@
 # Trains, sweeps and compares with the published numbers; installs into .venv if need be.
 #
 #   ./get_results.sh [--preset smoke|quick|reduced|paper] [--only lenet_mnist,...] [--variant code|paper]
-#                    [--seeds N|A-B] [--device auto|cpu|gpu:0] [--profile portable|fast] [--require-clean]
-#                    [--out DIR] [--resume]
+#                    [--seeds N|A-B] [--jobs N] [--device auto|cpu|gpu:0] [--profile portable|fast]
+#                    [--require-clean] [--out DIR] [--resume]
 #   ./get_results.sh --from-results
 #
 # The second trains nothing: it makes every table and figure again from the weights that results/ holds, and ends

@@ -172,10 +172,15 @@ def _seeds(text: str) -> range:
     return range(first, last + 1)
 
 
-def _epochs(text: str) -> int:
-    if not text.isdecimal() or len(text) > 9 or int(text) == 0:
-        raise argparse.ArgumentTypeError(f'{text!r} is no number of epochs: give 1 or more')
-    return int(text)
+def _count_of(what: str) -> Callable[[str], int]:
+    """A type of argument: a number of things."""
+
+    def count(text: str) -> int:
+        if not text.isdecimal() or len(text) > 9 or int(text) == 0:
+            raise argparse.ArgumentTypeError(f'{text!r} is no number of {what}: give 1 or more')
+        return int(text)
+
+    return count
 
 
 def _tolerance(text: str) -> float:
@@ -210,6 +215,13 @@ def _tolerance(text: str) -> float:
         default=range(1),
         metavar='N|A-B',
         help='N seeds, which count from 0, or seeds A to B (default: seed 0)',
+    ),
+    argument(
+        '--jobs',
+        type=_count_of('jobs'),
+        default=1,
+        metavar='N',
+        help='trainings at a time, each with its share of the threads (default: 1); measured one by one',
     ),
     argument('--device', default='auto', help='auto (default), cpu or gpu:N'),
     argument(
@@ -247,7 +259,7 @@ def _reproduce(args: Namespace) -> int:
         return measure.committed('results', os.path.join(args.out, 'from_results'), device)
     preset = args.preset or ('paper' if args.device != 'cpu' and devices.count_gpus() else 'quick')
     only = args.only or {'paper': NAMES, 'reduced': REDUCED}.get(preset, NETWORKS)
-    setup = Setup(preset, args.variant, device, args.out, args.resume)
+    setup = Setup(preset, args.variant, device, args.out, args.resume, args.jobs)
     return reproduce.reproduce(only, args.seeds, setup, all_of_them=bool(args.only))
 
 
@@ -291,7 +303,7 @@ def _measure(args: Namespace) -> int:
     'retrain',
     "train a run's first epochs again and compare the weights (status 1: they differ)",
     argument('dir', metavar='DIR', help='a results folder'),
-    argument('--epochs', type=_epochs, default=1, metavar='N', help='default: 1'),
+    argument('--epochs', type=_count_of('epochs'), default=1, metavar='N', help='default: 1'),
     argument('--seed', type=int, default=0, metavar='K', help='seed of the run (default: 0)'),
     argument('--device', default='auto', help='auto (default), cpu or gpu:N'),
     argument('--profile', choices=['portable', 'fast'], help='bit profile (default: that of the recorded run)'),

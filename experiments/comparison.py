@@ -73,6 +73,22 @@ class Comparison(NamedTuple):
         Returns:
             The record of the training and its measurement.
         """
+        record = self.train(part, seed, data, setup)
+        measurement = self.measure(part, seed, record, data, setup)
+        return results.ComparisonRun(seed=seed, part=part, training=record, measurement=measurement)
+
+    def train(self, part: str, seed: int, data: runs.Data, setup: runs.Setup) -> results.Training:
+        """Trains one part with one seed, and writes the weights to the results folder. The checkpoint stays.
+
+        Args:
+            part: its name.
+            seed: of the random generators.
+            data: cut to the preset.
+            setup: the user's choices.
+
+        Returns:
+            The record of the training.
+        """
         run, preset = (self.name, part, seed), self._preset(part, self.presets[setup.preset])
         get_network = partial(self.parts[part].get_network, variant=setup.variant)
         training = runs.begin(run, get_network, preset, data, setup)
@@ -81,9 +97,7 @@ class Comparison(NamedTuple):
                 training.train(phase)
         record = training.record
         record.weights_sha256 = runs.save_weights(training.net, runs.weights_path(setup.out, *run))
-        return results.ComparisonRun(
-            seed=seed, part=part, training=record, measurement=self.measure(part, seed, record, data, setup)
-        )
+        return record
 
     def measure(
         self, part: str, seed: int, training: results.Training, data: runs.Data, setup: runs.Setup

@@ -75,6 +75,21 @@ class NetworkExperiment(NamedTuple):
         Returns:
             The record of the training and its measurement.
         """
+        record = self.train(part, seed, data, setup)
+        return results.NetworkRun(seed=seed, training=record, measurement=self.measure(part, seed, record, data, setup))
+
+    def train(self, part: str, seed: int, data: runs.Data, setup: runs.Setup) -> results.Training:
+        """Trains one seed, and writes its weights to the results folder. The checkpoint stays.
+
+        Args:
+            part: ''.
+            seed: of the random generators.
+            data: cut to the preset.
+            setup: the user's choices.
+
+        Returns:
+            The record of the training.
+        """
         run, preset = (self.name, part, seed), self.presets[setup.preset]
         training = runs.begin(run, partial(self.get_network, variant=setup.variant), preset, data, setup)
         record = training.record
@@ -88,7 +103,7 @@ class NetworkExperiment(NamedTuple):
                 training.save()
             training.train('joint')
             record.weights_sha256 = runs.save_weights(training.net, runs.weights_path(setup.out, *run))
-        return results.NetworkRun(seed=seed, training=record, measurement=self.measure(part, seed, record, data, setup))
+        return record
 
     def measure(
         self, part: str, seed: int, training: results.Training, data: runs.Data, setup: runs.Setup

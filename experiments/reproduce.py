@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import tempfile
 from typing import Any
 
 from branchynet import checkpoint, devices, files, schema, verify
-from branchynet.experiments import NETWORKS, PRESETS, claims, figures, pages, report, runs
+from branchynet.experiments import NETWORKS, PRESETS, claims, figures, jobs, pages, report, runs
 from branchynet.experiments import results as results_file
 from branchynet.experiments.results import Results
 from branchynet.files import write_atomically
@@ -27,8 +28,8 @@ def reproduce(names: list[str], seeds: range, setup: runs.Setup, all_of_them: bo
         all_of_them: whether an experiment that cannot run is a failure.
 
     Returns:
-        The exit status: 0 all checked claims hold, 1 a claim fell short, 2 nothing can run or, with all_of_them, not
-        everything can.
+        The exit status: 0 all checked claims hold, 1 a claim fell short, 2 nothing can run, a job failed or, with
+        all_of_them, not everything can run.
 
     Raises:
         OSError: another process writes to the folder, or files in it are damaged.
@@ -52,20 +53,26 @@ def _reproduce(
     for experiment, _ in ready:
         runs.check_origin(results_file.path_of(setup.out), results.experiments.get(experiment.name, []), setup)
     minutes = sum(experiment.minutes(experiment.presets[setup.preset], data, setup) for experiment, data in ready)
+    less = ', less the time of what is done' if setup.resume else ''
     print(
         f'Preset {setup.preset} on {devices.device_name(setup.device)}: about '
-        f'{max(1, minutes * len(seeds)):.0f} min{", less the time of what is done" if setup.resume else ""}.',
+        f'{max(1, minutes * len(seeds)):.0f} min{" one run after another" if setup.jobs > 1 else ""}{less}.',
         flush=True,
     )
+    failed = {}
+    if setup.jobs > 1:
+        failed = jobs.train(_jobs(ready, seeds, results), setup)
+        setup = setup._replace(resume=True)  # from where the jobs have ended
     for experiment, data in ready:
-        skipped += _run(experiment, seeds, data, setup, results)
+        skipped += _run(experiment, seeds, data, setup, results, failed)
+    failures = [f'{stem} failed: {reason}' for stem, reason in failed.items()]
     if not results.experiments:
-        print(*skipped, sep='\n', file=sys.stderr)
+        print(*skipped, *failures, sep='\n', file=sys.stderr)
         return 2
     write(results, setup.out)
-    print(f'\n{report.tables(results)}\nWritten to {setup.out}', *skipped, sep='\n')
+    print(f'\n{report.tables(results)}\nWritten to {setup.out}', *skipped, *failures, sep='\n')
     print(f'Preset {setup.preset} {PRESETS[setup.preset]}.')
-    return 2 if skipped and all_of_them else verdict(results)
+    return 2 if failures or (skipped and all_of_them) else verdict(results)
 
 
 def check_writable(out: str) -> None:
@@ -133,24 +140,45 @@ def _kept(setup: runs.Setup, again: list[str]) -> Results:
     return earlier
 
 
-def _run(experiment: Any, seeds: range, data: runs.Data, setup: runs.Setup, results: Results) -> list[str]:
-    """Runs the missing seeds and adds them to the results, also on disk.
+def _jobs(ready: list[tuple[Any, runs.Data]], seeds: range, results: Results) -> list[jobs.Job]:
+    """The trainings that are missing."""
+    return [
+        jobs.Job(experiment, part, seed)
+        for experiment, _ in ready
+        if hasattr(experiment, 'train')
+        for part, seed in _missing(experiment, seeds, results)
+    ]
+
+
+def _missing(experiment: Any, seeds: range, results: Results) -> list[tuple[str, int]]:
+    """Part and seed of the runs that the results lack."""
+    done = {(run.part, run.seed) for run in results.experiments.get(experiment.name, [])}
+    return [(part, seed) for seed, part in itertools.product(seeds, experiment.parts) if (part, seed) not in done]
+
+
+def _run(
+    experiment: Any, seeds: range, data: runs.Data, setup: runs.Setup, results: Results, failed: dict[str, str]
+) -> list[str]:
+    """Runs the missing seeds, but for those that have failed, and adds them to the results, also on disk.
 
     Returns:
         A line with the reason if the experiment cannot run; else nothing.
     """
-    done = results.experiments.get(experiment.name, [])
-    for seed, part in ((seed, part) for seed in seeds for part in experiment.parts):
-        saved = runs.checkpoint_path(setup.out, experiment.name, part, seed)
-        if (part, seed) not in [(run.part, run.seed) for run in done]:
-            print(f'{runs.stem(experiment.name, part, seed)} ...', flush=True)
+    missing = _missing(experiment, seeds, results)
+    for seed, part in itertools.product(seeds, experiment.parts):
+        which = experiment.name, part, seed
+        if runs.stem(*which) in failed:
+            continue
+        if (part, seed) in missing:
+            print(f'{runs.stem(*which)} {"is measured " if setup.jobs > 1 else ""}...', flush=True)
             try:
-                done = in_order(experiment, [*done, experiment.run(part, seed, data, setup)])
+                run = experiment.run(part, seed, data, setup)
             except runs.CannotRun as e:
                 return [f'{experiment.name} is skipped: {e}']
-            results.experiments[experiment.name] = done
+            done = results.experiments.get(experiment.name, [])
+            results.experiments[experiment.name] = in_order(experiment, [*done, run])
             results_file.write(setup.out, results)
-        checkpoint.remove(saved)
+        checkpoint.remove(runs.checkpoint_path(setup.out, *which))
     return []
 
 

@@ -142,6 +142,10 @@ class Training:
     main_weights_sha256: Optional[str] = None
     weights_sha256: str = ''
 
+    def has_all_epochs(self) -> bool:
+        """Whether both trainings have ended."""
+        return (len(self.main.loss), len(self.joint.loss)) == (self.main_epochs, self.joint_epochs)
+
     def check_complete(self) -> None:
         """Checks that all epochs were trained and the weights saved.
 

@@ -56,6 +56,7 @@ class Setup(NamedTuple):
         device: a Chainer device.
         out: the results folder.
         resume: whether to continue from the checkpoints in the folder.
+        jobs: number of runs that train at a time.
     """
 
     preset: str
@@ -63,6 +64,7 @@ class Setup(NamedTuple):
     device: Any
     out: str
     resume: bool
+    jobs: int = 1
 
 
 def cut(data: Data, preset: Preset) -> Data:
@@ -182,9 +184,10 @@ def begin(
         notes, position = checkpoint.load(path, net)
         _check_same(path, {**_settings(record), **_origin(record)}, {**_settings(notes), **_origin(notes)})
         try:
-            record = attrs.evolve(schema.structure(notes, results.Training), environment=record.environment)
+            found = schema.structure(notes, results.Training)
         except ValueError as e:
             raise OSError(f'{path} is not a checkpoint of this version ({e}): leave out --resume to start again') from e
+        record = found if found.has_all_epochs() else attrs.evolve(found, environment=record.environment)
     return ResumableTraining(net, data, record, path, position)
 
 
