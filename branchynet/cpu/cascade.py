@@ -464,11 +464,14 @@ class _Body(NamedTuple):
         emit, x, y, given = self.emit, self.planes[node.inputs[0]], self.planes[node], node.arguments
         if node.kind == 'convolution':
             onto = self.planes[node.inputs[1]] if len(node.inputs) > 1 else None
-            return planar.convolution(emit, x, y, *given['w'], given['stride'], given['pad'], node.relu, onto)
+            w, b = given['w']
+            return planar.convolution(emit, x, y, w, b, given['stride'], given['pad'], node.relu, onto)
         if node.kind == 'linear':
-            return planar.linear(emit, x, y, *given['w'], node.relu)
+            w, b = given['w']
+            return planar.linear(emit, x, y, w, b, node.relu)
         if node.kind == 'scaling':
-            return planar.scaling(emit, x, y, *given['w'], node.relu)
+            scale, shift = given['w']
+            return planar.scaling(emit, x, y, scale, shift, node.relu)
         if node.kind == 'pooling':
             return planar.pooling(emit, x, y, given['maximum'], given['ksize'], given['stride'], given['pad']), []
         if node.kind == 'normalization':

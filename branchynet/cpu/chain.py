@@ -149,7 +149,7 @@ class Chain:
 
     def _exits(self, count: int) -> list[_Exit]:
         """This thread's stages and exits for ``count`` samples."""
-        cache = self._local.__dict__
+        cache: dict[Any, Any] = self._local.__dict__
         key = 'exits', count
         if key not in cache:
             x, exits = np.zeros((count, *self._shape), self._dtype), []
@@ -162,7 +162,7 @@ class Chain:
 
     def _main_program(self, count: int) -> Program:
         """This thread's main for ``count`` samples."""
-        cache = self._local.__dict__
+        cache: dict[Any, Any] = self._local.__dict__
         key = 'main', count
         if key not in cache:
             cache[key] = self._program(self._main_links, np.zeros((count, *self._shape), self._dtype))

@@ -1,6 +1,11 @@
 """Two-dimensional convolution and its gradients, by oneDNN."""
 
+from __future__ import annotations
+
 import functools
+import math
+from ctypes import c_void_p
+from typing import Any, Callable, NamedTuple, Optional
 
 from branchynet import _chainer  # noqa: F401
 from branchynet.cpu import onednn
@@ -16,7 +21,6 @@ from branchynet.cpu.layout import (
     plain,
     rows_of,
     run_primitives,
-    sizes_of,
     takes,
 )
 from branchynet.cpu.onednn import (
@@ -44,25 +48,54 @@ from chainer.utils.conv import get_conv_outsize
 _WORK_OF_BLOCK = 1 << 23  # multiplications and additions that are worth a thread's call
 
 
+class Geometry(NamedTuple):
+    """The shapes of a convolution.
+
+    Attributes:
+        x: shape of the input, (B, C, H, W).
+        w: of the weights, (O, C, KH, KW).
+        y: of the output, (B, O, H', W').
+        stride: pixels from window to window, (vertical, horizontal).
+        pad: rows of zeros above and below, and columns on both sides.
+    """
+
+    x: tuple[int, ...]
+    w: tuple[int, ...]
+    y: tuple[int, ...]
+    stride: tuple[int, int]
+    pad: tuple[int, int]
+
+    def of_block(self, part: slice) -> Geometry:
+        """The same for a block of the images."""
+        count = part.stop - part.start
+        return self._replace(x=(count, *self.x[1:]), y=(count, *self.y[1:]))
+
+    def lying(self) -> Geometry:
+        """The same with H and W exchanged, if images and kernel are one pixel wide: oneDNN is much faster so."""
+        if not self.x[2] > self.x[3] == self.w[3] == self.y[3] == 1 or self.pad[1]:
+            return self
+        x, w, y = ((*shape[:2], shape[3], shape[2]) for shape in (self.x, self.w, self.y))
+        return Geometry(x, w, y, self.stride[::-1], self.pad[::-1])
+
+
 class Convolution:
     """Convolution2DFunction's methods."""
 
-    def forward_cpu(self, inputs, stock):
+    def forward_cpu(self: Any, inputs: tuple, stock: Callable) -> tuple:
         """The method of this name, for arrays that the kernels take."""
         x, w, b = inputs if len(inputs) == 3 else (*inputs, None)
         if not (takes(x, w, b) and _is_simple_convolution(self) and _fits(self, x, w, b)):
             return stock(self, inputs)
-        y_shape = (len(x), len(w), *self._get_out_size(x.shape, w.shape))
-        geometry = (self.sy, self.sx), (self.ph, self.pw)
-        if _is_y_slow(x.shape, w.shape, y_shape, *geometry):
+        geometry = _geometry_of(self, x, w, (len(x), len(w), *self._get_out_size(x.shape, w.shape)))
+        if _is_y_slow(geometry.lying()):
             return stock(self, inputs)
         self._check_input_layouts_all_standard()
         self.retain_inputs((0, 1))
         (x,) = dense(x)
         w, b = plain(w, b)
-        return (convolution(x, w, b, y_shape, *geometry),)
+        return (convolution(x, w, b, geometry),)
 
-    def backward(self, indexes, grad_outputs, stock):
+    def backward(self: Any, indexes: tuple, grad_outputs: tuple, stock: Callable) -> tuple:
         """The method of this name, for arrays that the kernels take."""
         x, w = (v.array for v in self.get_retained_inputs())
         gy = grad_outputs[0].array
@@ -70,26 +103,20 @@ class Convolution:
         is_seen = chainer.config.enable_backprop or chainer.config.debug or chainer.get_function_hooks()
         if is_seen or not (takes(x, w, gy) and _is_simple_convolution(self)):
             return stock(self, indexes, grad_outputs)
-        geometry = (self.sy, self.sx), (self.ph, self.pw)
-        shapes = x.shape, w.shape, gy.shape, *geometry
-        slow = {i for i in indexes if (_is_gw_slow if i else _is_gx_slow)(*shapes)}
+        geometry = _geometry_of(self, x, w, gy.shape)
+        slow = {i for i in indexes if (_is_gw_slow if i else _is_gx_slow)(geometry.lying())}
         gradients = dict(zip(sorted(slow), stock(self, tuple(sorted(slow)), grad_outputs))) if slow else {}
         if len(slow) < len(indexes):
             x, gy = dense(x, gy)
             (w,) = plain(w)
-            ours = convolution_gradients(
-                x,
-                w,
-                gy,
-                *geometry,
-                of_x=0 in indexes and 0 not in slow,
-                of_w=any(i in indexes and i not in slow for i in (1, 2)),
-            )
+            of_x = 0 in indexes and 0 not in slow
+            of_w = any(i in indexes and i not in slow for i in (1, 2))
+            ours = convolution_gradients(x, w, gy, geometry, of_x, of_w)
             gradients.update((i, chainer.Variable(ours[i])) for i in indexes if i not in slow)
         return tuple(gradients[i] for i in indexes)
 
 
-def _is_simple_convolution(function):
+def _is_simple_convolution(function: Any) -> bool:
     return (
         (function.groups, function.dy, function.dx, function.cover_all, function.cudnn_fast) == (1, 1, 1, False, False)
         and min(function.sy, function.sx) > 0
@@ -97,7 +124,7 @@ def _is_simple_convolution(function):
     )
 
 
-def _fits(function, x, w, b):
+def _fits(function: Any, x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray]) -> bool:
     """Whether the shapes are those of a convolution; where not, Chainer says so."""
     return (
         x.shape[1] == w.shape[1]
@@ -109,85 +136,95 @@ def _fits(function, x, w, b):
     )
 
 
-def _convolution_blocks(x, w, y):
+def _geometry_of(function: Any, x: np.ndarray, w: np.ndarray, y_shape: tuple[int, ...]) -> Geometry:
+    return Geometry(x.shape, w.shape, y_shape, (function.sy, function.sx), (function.ph, function.pw))
+
+
+def _blocks_of(geometry: Geometry) -> list[slice]:
     """Blocks of images that fit the cache, and more of them where their work is worth a call."""
-    parts = max(-(-(x.nbytes + y.nbytes) // BYTES_OF_BLOCK), _parts_of_work(w, y))
-    return equal_blocks(len(x), parts)
+    size = 4 * (math.prod(geometry.x) + math.prod(geometry.y))
+    return equal_blocks(geometry.x[0], max(-(-size // BYTES_OF_BLOCK), _parts_of_work(geometry)))
 
 
-def _parts_of_work(w, y):
+def _parts_of_work(geometry: Geometry) -> int:
     """How many calls the multiplications and additions of a convolution are worth, up to PARTS."""
-    return min(PARTS, 2 * w.size * y.size // len(w) // _WORK_OF_BLOCK)
+    return min(PARTS, 2 * math.prod(geometry.w[1:]) * math.prod(geometry.y) // _WORK_OF_BLOCK)
 
 
-def _descriptor_of_y(x_shape, w_shape, y_shape, stride, pad):
+def _descriptor_of_y(geometry: Geometry) -> c_void_p:
+    x, w, y, stride, pad = geometry
     return create_descriptor(
         'convolution_forward',
         onednn.FORWARD_TRAINING,
         onednn.CONVOLUTION_DIRECT,
-        describe(x_shape, NHWC),
-        describe(w_shape, ANY),
-        describe(w_shape[:1], VECTOR),
-        describe(y_shape, NHWC),
-        *geometry_of(x_shape, w_shape[2:], y_shape, stride, pad),
+        describe(x, NHWC),
+        describe(w, ANY),
+        describe(w[:1], VECTOR),
+        describe(y, NHWC),
+        *geometry_of(x, w[2:], y, stride, pad),
     )
 
 
-def _descriptor_of_gx(x_shape, w_shape, y_shape, stride, pad):
+def _descriptor_of_gx(geometry: Geometry) -> c_void_p:
+    x, w, y, stride, pad = geometry
     return create_descriptor(
         'convolution_backward_data',
         onednn.CONVOLUTION_DIRECT,
-        describe(x_shape, NHWC),
-        describe(w_shape, ANY),
-        describe(y_shape, NHWC),
-        *geometry_of(x_shape, w_shape[2:], y_shape, stride, pad),
-        _descriptor_of_y(x_shape, w_shape, y_shape, stride, pad),
+        describe(x, NHWC),
+        describe(w, ANY),
+        describe(y, NHWC),
+        *geometry_of(x, w[2:], y, stride, pad),
+        _descriptor_of_y(geometry),
     )
 
 
-def _descriptor_of_gw(x_shape, w_shape, y_shape, stride, pad):
+def _descriptor_of_gw(geometry: Geometry) -> c_void_p:
+    x, w, y, stride, pad = geometry
     return create_descriptor(
         'convolution_backward_weights',
         onednn.CONVOLUTION_DIRECT,
-        describe(x_shape, NHWC),
-        describe(w_shape, ANY),
-        describe(w_shape[:1], VECTOR),
-        describe(y_shape, NHWC),
-        *geometry_of(x_shape, w_shape[2:], y_shape, stride, pad),
-        _descriptor_of_y(x_shape, w_shape, y_shape, stride, pad),
+        describe(x, NHWC),
+        describe(w, ANY),
+        describe(w[:1], VECTOR),
+        describe(y, NHWC),
+        *geometry_of(x, w[2:], y, stride, pad),
+        _descriptor_of_y(geometry),
     )
 
 
 @cached
-def _convolution(x_shape, x_form, w_shape, y_shape, stride, pad):
+def _convolution(geometry: Geometry, x_form: int) -> onednn.Primitive:
+    x, w, y, _, _ = geometry
     return onednn.Primitive(
-        _descriptor_of_y(x_shape, w_shape, y_shape, stride, pad),
+        _descriptor_of_y(geometry),
         {
-            SRC: describe(x_shape, x_form),
-            WEIGHTS: describe(w_shape, NCHW),
-            BIAS: describe(w_shape[:1], VECTOR),
-            DST: describe(y_shape, NHWC),
+            SRC: describe(x, x_form),
+            WEIGHTS: describe(w, NCHW),
+            BIAS: describe(w[:1], VECTOR),
+            DST: describe(y, NHWC),
         },
     )
 
 
 @cached
-def _convolution_gx(x_shape, x_form, w_shape, y_shape, y_form, stride, pad):
+def _convolution_gx(geometry: Geometry, x_form: int, y_form: int) -> onednn.Primitive:
+    x, w, y, _, _ = geometry
     return onednn.Primitive(
-        _descriptor_of_gx(x_shape, w_shape, y_shape, stride, pad),
-        {DIFF_SRC: describe(x_shape, x_form), WEIGHTS: describe(w_shape, NCHW), DIFF_DST: describe(y_shape, y_form)},
+        _descriptor_of_gx(geometry),
+        {DIFF_SRC: describe(x, x_form), WEIGHTS: describe(w, NCHW), DIFF_DST: describe(y, y_form)},
     )
 
 
 @cached
-def _convolution_gw(x_shape, x_form, w_shape, y_shape, y_form, stride, pad):
+def _convolution_gw(geometry: Geometry, x_form: int, y_form: int) -> onednn.Primitive:
+    x, w, y, _, _ = geometry
     return onednn.Primitive(
-        _descriptor_of_gw(x_shape, w_shape, y_shape, stride, pad),
+        _descriptor_of_gw(geometry),
         {
-            SRC: describe(x_shape, x_form),
-            DIFF_WEIGHTS: describe(w_shape, NCHW),
-            DIFF_BIAS: describe(w_shape[:1], VECTOR),
-            DIFF_DST: describe(y_shape, y_form),
+            SRC: describe(x, x_form),
+            DIFF_WEIGHTS: describe(w, NCHW),
+            DIFF_BIAS: describe(w[:1], VECTOR),
+            DIFF_DST: describe(y, y_form),
         },
     )
 
@@ -199,52 +236,64 @@ _FEWEST_CHANNELS = 5  # oneDNN's gradient of x fills a vector with channels, and
 
 
 @cached
-def _is_y_slow(x_shape, w_shape, y_shape, stride, pad):
-    return _is_fully_connected(w_shape, y_shape) or _is_chosen(
-        ('ref',), _descriptor_of_y, x_shape, w_shape, y_shape, stride, pad
-    )
+def _is_y_slow(geometry: Geometry) -> bool:
+    return _is_fully_connected(geometry) or _is_chosen(('ref',), _descriptor_of_y(geometry))
 
 
 @cached
-def _is_gx_slow(x_shape, w_shape, y_shape, stride, pad):
-    has_gaps = any(k < s for k, s in zip(w_shape[2:], stride))  # pixels that no window reads
+def _is_gx_slow(geometry: Geometry) -> bool:
+    has_gaps = any(k < s for k, s in zip(geometry.w[2:], geometry.stride))  # pixels that no window reads
     return (
         has_gaps
-        or x_shape[1] < _FEWEST_CHANNELS
-        or _is_fully_connected(w_shape, y_shape)
-        or _is_chosen(('ref',), _descriptor_of_gx, x_shape, w_shape, y_shape, stride, pad)
+        or geometry.x[1] < _FEWEST_CHANNELS
+        or _is_fully_connected(geometry)
+        or _is_chosen(('ref',), _descriptor_of_gx(geometry))
     )
 
 
 @cached
-def _is_gw_slow(x_shape, w_shape, y_shape, stride, pad):
-    return _is_fully_connected(w_shape, y_shape) or _is_chosen(
-        ('ref', 'x64:gemm'), _descriptor_of_gw, x_shape, w_shape, y_shape, stride, pad
-    )
+def _is_gw_slow(geometry: Geometry) -> bool:
+    return _is_fully_connected(geometry) or _is_chosen(('ref', 'x64:gemm'), _descriptor_of_gw(geometry))
 
 
-def _is_fully_connected(w_shape, y_shape):
+def _is_fully_connected(geometry: Geometry) -> bool:
     """Whether a kernel larger than a pixel is at one place only: a matrix product, which BLAS does as well."""
-    return y_shape[2:] == (1, 1) and w_shape[2:] != (1, 1)
+    return geometry.y[2:] == (1, 1) and geometry.w[2:] != (1, 1)
 
 
-def _is_chosen(names, descriptor, *shapes):
+def _is_chosen(names: tuple[str, ...], descriptor: c_void_p) -> bool:
     """Whether oneDNN would compute with code of one of these names."""
-    return onednn.implementation(descriptor(*shapes)).startswith(names)
+    return onednn.implementation(descriptor).startswith(names)
 
 
-def convolution(x, w, b, y_shape, stride, pad):
-    """y of the convolution, channels last; b may be None."""
-    y = channels_last(y_shape)
+def _turned(array: np.ndarray) -> np.ndarray:
+    """Images or weights with H and W exchanged."""
+    return array.swapaxes(2, 3)
+
+
+def convolution(x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray], geometry: Geometry) -> np.ndarray:
+    """The output of a convolution.
+
+    Args:
+        x: images (B, C, H, W), C-contiguous or channels last.
+        w: weights (O, C, KH, KW), C-contiguous.
+        b: bias (O,), C-contiguous, or None.
+        geometry: its shapes.
+
+    Returns:
+        y (B, O, H', W'), channels last.
+    """
+    lying = geometry.lying()
+    if lying is not geometry:
+        return _turned(convolution(_turned(x), _turned(w), b, lying))
+    y = channels_last(geometry.y)
     b = np.zeros(len(w), np.float32) if b is None else b
-    parts = _convolution_blocks(x, w, y)
-    primitives = [
-        _convolution(sizes_of(part, x), form_of(x), w.shape, sizes_of(part, y), stride, pad) for part in parts
-    ]
+    parts = _blocks_of(geometry)
+    primitives = [_convolution(geometry.of_block(part), form_of(x)) for part in parts]
     packed = _pack(w, primitives)
     xs, ys, bias = addresses_of(x, parts), addresses_of(y, parts), b.ctypes.data
 
-    def task(i):
+    def task(i: int) -> None:
         weights = packed[primitives[i]].ctypes.data
         primitives[i]({SRC: xs[i], WEIGHTS: weights, BIAS: bias, DST: ys[i]})
 
@@ -252,30 +301,47 @@ def convolution(x, w, b, y_shape, stride, pad):
     return y
 
 
-def _pack(w, primitives):
+def _pack(w: np.ndarray, primitives: list[onednn.Primitive]) -> dict[onednn.Primitive, np.ndarray]:
     """The weights as each primitive wants them."""
     with onednn.single_threaded():
         return {primitive: primitive.pack(w) for primitive in set(primitives)}
 
 
-def convolution_gradients(x, w, gy, stride, pad, of_x, of_w):
-    """Gradients of x, w and b; None for x unless ``of_x``, for w and b unless ``of_w``."""
-    x_tasks, gx, packed = _gradient_of_x(x, w, gy, stride, pad) if of_x else ([], None, None)
-    w_tasks, gw, gb = _gradient_of_w(x, w, gy, stride, pad) if of_w else ([], None, None)
+def convolution_gradients(
+    x: np.ndarray, w: np.ndarray, gy: np.ndarray, geometry: Geometry, of_x: bool, of_w: bool
+) -> tuple[Optional[np.ndarray], ...]:
+    """Gradients of a convolution.
+
+    Args:
+        x: images (B, C, H, W), C-contiguous or channels last.
+        w: weights (O, C, KH, KW), C-contiguous.
+        gy: gradient of y (B, O, H', W'), C-contiguous or channels last.
+        geometry: its shapes.
+        of_x: whether that of x is wanted.
+        of_w: whether those of w and b are wanted.
+
+    Returns:
+        Gradients of x, w and b; None for those that are not wanted.
+    """
+    lying = geometry.lying()
+    if lying is not geometry:
+        gx, gw, gb = convolution_gradients(_turned(x), _turned(w), _turned(gy), lying, of_x, of_w)
+        return None if gx is None else _turned(gx), None if gw is None else _turned(gw), gb
+    x_tasks, gx, packed = _gradient_of_x(x, w, gy, geometry) if of_x else ([], None, None)
+    w_tasks, gws, gbs = _gradient_of_w(x, gy, geometry) if of_w else ([], None, None)
     tasks = w_tasks + x_tasks  # the larger ones first, or a thread would wait for the last of them
     run_primitives(lambda i: tasks[i](), len(tasks))
     del packed  # oneDNN knew its address only
-    return (gx, *(None if parts is None else parts.sum(axis=0) for parts in (gw, gb)))
+    return (gx, *(None if parts is None else parts.sum(axis=0) for parts in (gws, gbs)))
 
 
-def _gradient_of_x(x, w, gy, stride, pad):
+def _gradient_of_x(
+    x: np.ndarray, w: np.ndarray, gy: np.ndarray, geometry: Geometry
+) -> tuple[list[Callable[[], None]], np.ndarray, dict[onednn.Primitive, np.ndarray]]:
     """(tasks, the array that they fill, the weights that they read)."""
     gx = np.empty_like(x)
-    parts = _convolution_blocks(gx, w, gy)
-    primitives = [
-        _convolution_gx(sizes_of(part, gx), form_of(gx), w.shape, sizes_of(part, gy), form_of(gy), stride, pad)
-        for part in parts
-    ]
+    parts = _blocks_of(geometry)
+    primitives = [_convolution_gx(geometry.of_block(part), form_of(gx), form_of(gy)) for part in parts]
     packed = _pack(w, primitives)
     return (
         [
@@ -289,14 +355,16 @@ def _gradient_of_x(x, w, gy, stride, pad):
     )
 
 
-def _gradient_of_w(x, w, gy, stride, pad):
+def _gradient_of_w(
+    x: np.ndarray, gy: np.ndarray, geometry: Geometry
+) -> tuple[list[Callable[[], None]], np.ndarray, np.ndarray]:
     """(tasks, the arrays whose sums over the first axis are the gradients of w and b)."""
-    parts = equal_blocks(len(x), _parts_of_work(w, gy))
-    gw = np.empty((len(parts), *w.shape), np.float32)
-    gb = np.empty((len(parts), len(w)), np.float32)
-    tasks = [
+    parts = equal_blocks(len(x), _parts_of_work(geometry))
+    gw = np.empty((len(parts), *geometry.w), np.float32)
+    gb = np.empty((len(parts), geometry.w[0]), np.float32)
+    tasks: list[Callable[[], None]] = [
         functools.partial(
-            _convolution_gw(sizes_of(part, x), form_of(x), w.shape, sizes_of(part, gy), form_of(gy), stride, pad),
+            _convolution_gw(geometry.of_block(part), form_of(x), form_of(gy)),
             dict(zip((SRC, DIFF_DST, DIFF_WEIGHTS, DIFF_BIAS), addresses)),
         )
         for part, *addresses in zip(parts, addresses_of(x, parts), addresses_of(gy, parts), rows_of(gw), rows_of(gb))

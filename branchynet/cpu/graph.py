@@ -98,7 +98,9 @@ class Graph:
                 raise NotCovered(f'{type(link).__name__} on an image that is too small')
         return node
 
-    def _node(self, kind: str, inputs: Sequence[Node], shape: tuple[int, ...], key: Any = (), **arguments: Any) -> Node:
+    def _node(
+        self, kind: str, inputs: Sequence[Node], shape: tuple[int, int, int], key: Any = (), **arguments: Any
+    ) -> Node:
         key = (
             kind,
             tuple(map(id, inputs)),
@@ -255,8 +257,8 @@ def fuse_relu(outputs: Sequence[Node]) -> None:
 
 def folded(convolution: L.Convolution2D, norm: Optional[L.BatchNormalization]) -> tuple[np.ndarray, np.ndarray]:
     """(w, b) of a convolution and the batch normalisation behind it."""
-    w = convolution.W.array
-    b = np.zeros(len(w), np.float32) if convolution.b is None else convolution.b.array
+    w: Any = convolution.W.array
+    b: Any = np.zeros(len(w), np.float32) if convolution.b is None else convolution.b.array
     if norm is None:
         return w, b
     scale, shift = _scaled(norm, b)

@@ -160,12 +160,12 @@ def _method(owner: Any, name: str, kernel: Callable) -> Callable:
     if isinstance(owner, types.ModuleType):
 
         @functools.wraps(getattr(owner, name))
-        def method(*args, **kwargs):
+        def method(*args: Any, **kwargs: Any) -> Any:
             return kernel(*args, **kwargs, stock=_stock[key])
     else:
 
         @functools.wraps(getattr(owner, name))
-        def method(self, *args, **kwargs):
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
             # A subclass may have changed what this method builds on; chainer.static_graph records calls of Chainer's.
             if type(self) is owner and chainer.config.schedule_func is None:
                 return kernel(self, *args, **kwargs, stock=_stock[key])

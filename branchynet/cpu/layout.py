@@ -5,7 +5,12 @@ with their channels last, as a convolution leaves them: then the next kernel nee
 over long rows. The shape is (B, C, H, W) either way.
 """
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Hashable, Sequence
+from ctypes import Array
+from typing import Any, Callable, Optional, TypeVar
 
 from branchynet.cpu import onednn
 from branchynet.cpu.onednn import NCHW, NHWC, integers
@@ -16,19 +21,21 @@ import numpy as np
 PARTS = 8  # at most, of a batch whose parts' sums are added up, in order
 BYTES_OF_BLOCK = 1 << 20  # a block fits the cache and is worth a thread's call
 
+_Made = TypeVar('_Made')
 
-def is_channels_last(x):
+
+def is_channels_last(x: np.ndarray) -> bool:
     """Whether the images lie in memory as (B, H, W, C), and not as (B, C, H, W) too."""
     return x.ndim == 4 and not x.flags.c_contiguous and x.transpose(0, 2, 3, 1).flags.c_contiguous
 
 
-def channels_last(shape):
+def channels_last(shape: tuple[int, ...]) -> np.ndarray:
     """An uninitialised array of a shape (B, C, H, W) that lies in memory as (B, H, W, C)."""
     b, c, h, w = shape
     return np.empty((b, h, w, c), np.float32).transpose(0, 3, 1, 2)
 
 
-def like(a, model):
+def like(a: np.ndarray, model: np.ndarray) -> np.ndarray:
     """The array in the memory order of another of its shape, copied if need be."""
     if a.strides == model.strides:
         return a
@@ -37,77 +44,87 @@ def like(a, model):
     return copied
 
 
-def form_of(x):
+def form_of(x: np.ndarray) -> int:
     """oneDNN's name for the memory order of images."""
     return NHWC if is_channels_last(x) else NCHW
 
 
-def scratch_like(slot, x):
-    """scratch in the memory order of x."""
+def scratch_like(slot: Hashable, x: np.ndarray) -> np.ndarray:
+    """``threads.scratch`` of the shape of images x, and in their memory order."""
     if is_channels_last(x):
         b, c, h, w = x.shape
         return scratch(slot, (b, h, w, c)).transpose(0, 3, 1, 2)
     return scratch(slot, x.shape)
 
 
-def image_blocks(*arrays):
+def image_blocks(*arrays: np.ndarray) -> list[slice]:
     """Blocks of images whose part of all arrays fits the cache."""
     return blocks(len(arrays[0]), sum(array[:1].nbytes for array in arrays))
 
 
-def parts_of(array):
+def parts_of(array: np.ndarray) -> list[slice]:
     """Blocks of images, each worth a call."""
     return equal_blocks(len(array), min(PARTS, array.nbytes // BYTES_OF_BLOCK))
 
 
-def run_primitives(task, count):
+def run_primitives(task: Callable[[int], object], count: int) -> None:
     """run(task, count), each call of oneDNN by one thread."""
     run(task, count, around=onednn.single_threaded)
 
 
-def addresses_of(array, parts):
+def addresses_of(array: np.ndarray, parts: Sequence[slice]) -> list[int]:
     """Where the parts of an array begin in memory."""
     first, step = array.ctypes.data, array.strides[0]
     return [first + part.start * step for part in parts]
 
 
-def cached(create):
+def cached(create: Callable[..., _Made]) -> Callable[..., _Made]:
     """Keeps primitives by their arguments; oneDNN makes them for as many threads as will run them: one."""
 
     @functools.lru_cache(maxsize=128)  # each takes up to a megabyte of code and scratch
-    def cached(*arguments):
+    def cached(*arguments: Hashable) -> _Made:
         with onednn.single_threaded():
             return create(*arguments)
 
     return cached
 
 
-def sizes_of(part, whole):
+def sizes_of(part: slice, whole: np.ndarray) -> tuple[int, ...]:
     """Shape of a block of an array."""
     return (part.stop - part.start, *whole.shape[1:])
 
 
-def geometry_of(x_shape, kernel, y_shape, stride, pad):
-    """Strides, dilation, padding before and behind, as oneDNN takes them."""
+def geometry_of(
+    x_shape: Sequence[int], kernel: Sequence[int], y_shape: Sequence[int], stride: Sequence[int], pad: Sequence[int]
+) -> tuple[Array, Array, Array, Array]:
+    """Strides, dilation, padding before and behind, as oneDNN takes them.
+
+    Args:
+        x_shape: (B, C, H, W).
+        kernel: (KH, KW).
+        y_shape: (B, O, H', W').
+        stride: (vertical, horizontal).
+        pad: rows above, columns on the left.
+    """
     behind = [(n - 1) * s + k - size - p for n, s, k, size, p in zip(y_shape[2:], stride, kernel, x_shape[2:], pad)]
     return integers(stride), integers((0, 0)), integers(pad), integers(behind)
 
 
-def rows_of(array):
+def rows_of(array: np.ndarray) -> list[int]:
     """Where the elements of the first axis begin in memory."""
     return addresses_of(array, [slice(i, i + 1) for i in range(len(array))])
 
 
-def takes(*arrays):
+def takes(*arrays: Optional[np.ndarray]) -> bool:
     """Whether the kernels take these arrays: float32, on the CPU, with something in them."""
     return all(type(a) is np.ndarray and a.dtype == np.float32 and a.size for a in arrays if a is not None)
 
 
-def dense(*arrays):
+def dense(*arrays: np.ndarray) -> list[np.ndarray]:
     """The arrays without gaps: as they are where their channels lie last, else C-contiguous."""
-    return [a if a is None or is_channels_last(a) else np.asarray(a, order='C') for a in arrays]
+    return [a if is_channels_last(a) else np.asarray(a, order='C') for a in arrays]
 
 
-def plain(*arrays):
-    """The arrays, C-contiguous."""
+def plain(*arrays: Any) -> list:
+    """The arrays, C-contiguous; None stays None."""
     return [a if a is None else np.asarray(a, order='C') for a in arrays]  # ascontiguousarray has no 0 dimensions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Callable, Optional
 
 from branchynet import _chainer  # noqa: F401
@@ -13,15 +14,19 @@ import chainer
 import numpy as np
 
 _LEAST_FEATURES = 10  # a product with fewer rows or columns is done sooner by NumPy than by oneDNN
-_LARGEST_BATCH = 1 << 14  # whose blocks have _ROWS rows: the bits of sums depend on how many there are
-_ROWS, _COLUMNS = 64, 256  # of a block of a matrix product
+_ROWS, _COLUMNS = 64, 256  # of a block of a matrix product: the bits of sums depend on how many there are
+_MOST_BLOCKS = 128  # of columns
+# oneDNN sums these many rows, and their multiples, in one order; of others, its code for AVX2 sums the last three or so
+# in another one. Blocks of _ROWS have that order too, as long as there are no more than _COLUMNS columns.
+_ALIKE = 24
+_LARGEST_BATCH = 512  # that keeps blocks of fewer than _ROWS: training's bits were made with them
 _WORK_OF_BLOCK = 1 << 21  # multiplications and additions that are worth a thread's call
 
 
 class Linear:
     """LinearFunction's method."""
 
-    def forward(self, inputs: tuple, stock: Callable) -> tuple:
+    def forward(self: Any, inputs: tuple, stock: Callable) -> tuple:
         """The method of this name, for arrays that the kernels take."""
         x, w, b = inputs if len(inputs) == 3 else (*inputs, None)
         if not (takes(x, w, b) and x.shape[1] == w.shape[1] and not _is_thin(w)):
@@ -33,7 +38,7 @@ class Linear:
 class LinearGradientOfX:
     """LinearGradData's method."""
 
-    def forward(self, inputs: tuple, stock: Callable) -> tuple:
+    def forward(self: Any, inputs: tuple, stock: Callable) -> tuple:
         """The method of this name, for arrays that the kernels take."""
         w, gy = inputs
         if not takes(w, gy) or _is_thin(w):
@@ -45,7 +50,7 @@ class LinearGradientOfX:
 class LinearGradientOfW:
     """LinearGradWeight's method."""
 
-    def forward(self, inputs: tuple, stock: Callable) -> tuple:
+    def forward(self: Any, inputs: tuple, stock: Callable) -> tuple:
         """The method of this name, for arrays that the kernels take."""
         x, gy = inputs
         if not (takes(x, gy) and self._w_dtype == np.float32) or min(x.shape[1], gy.shape[1]) < _LEAST_FEATURES:
@@ -77,17 +82,8 @@ def linear(x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray]) -> np.ndarray:
         x w' + b, (B, O).
     """
     y = np.empty((len(x), len(w)), np.float32)
-    parts = _blocks_of_batch(len(x), w.size)
-
-    def task(i: int) -> None:
-        onednn.matmul(x[parts[i]], w, y[parts[i]], transpose_b=True)
-
-    if x.size * len(w) <= _WORK_OF_BLOCK:  # not worth another thread
-        with onednn.single_threaded():
-            for i in range(len(parts)):
-                task(i)
-    else:
-        run_primitives(task, len(parts))
+    compute = onednn.product_of_rows(x, w, y, transpose_b=True)
+    _run(compute, _blocks_of_rows(len(x), len(w), w.size), len(x) * w.size)
     if b is not None:
         y += b
     return y
@@ -96,19 +92,47 @@ def linear(x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray]) -> np.ndarray:
 def linear_gx(w: np.ndarray, gy: np.ndarray) -> np.ndarray:
     """Gradient of x, (B, I), from w (O, I) and the gradient of y, (B, O)."""
     gx = np.empty((len(gy), w.shape[1]), np.float32)
-    parts = _blocks_of_batch(len(gy), w.size)
-    run_primitives(lambda i: onednn.matmul(gy[parts[i]], w, gx[parts[i]]), len(parts))
+    parts = _blocks_of_rows(len(gy), w.shape[1], w.size)
+    _run(onednn.product_of_rows(gy, w, gx), parts, len(gy) * w.size)
     return gx
 
 
 def linear_gw(x: np.ndarray, gy: np.ndarray) -> np.ndarray:
     """Gradient of w, (O, I), from x (B, I) and the gradient of y, (B, O)."""
     gw = np.empty((gy.shape[1], x.shape[1]), np.float32)
-    parts = blocks(x.shape[1], 1, _COLUMNS)
-    run_primitives(lambda i: onednn.matmul(gy, x[:, parts[i]], gw[:, parts[i]], transpose_a=True), len(parts))
+    _run(onednn.product_of_columns(gy, x, gw), _blocks_of_columns(x.shape[1]), len(x) * gw.size)
     return gw
 
 
-def _blocks_of_batch(count: int, work: int) -> list[slice]:
-    """Blocks of rows; ``work`` is the number of multiplications and additions for one of them."""
-    return blocks(count, 1, _ROWS if count <= _LARGEST_BATCH else max(_ROWS, _WORK_OF_BLOCK // work))
+def _run(compute: Callable[[slice], None], parts: list[slice], work: int) -> None:
+    """Computes the parts of a product; ``work`` is the number of its multiplications and additions."""
+    if work <= _WORK_OF_BLOCK:  # not worth another thread
+        with onednn.single_threaded():
+            for part in parts:
+                compute(part)
+    else:
+        run_primitives(lambda i: compute(parts[i]), len(parts))
+
+
+@functools.lru_cache(maxsize=1024)
+def _blocks_of_rows(count: int, columns: int, work: int) -> list[slice]:
+    """Blocks of rows of a product; two may overlap, and compute the same.
+
+    Args:
+        count: of all rows.
+        columns: of the product.
+        work: multiplications and additions for one row.
+    """
+    parts = blocks(count, 1, _ROWS)
+    is_large = columns > _COLUMNS or _ROWS * work >= _WORK_OF_BLOCK
+    if is_large or len(parts) <= 2 or (count <= _LARGEST_BATCH and parts[0].stop != _ROWS):
+        return parts
+    step = max(1, _WORK_OF_BLOCK // (_ALIKE * work)) * _ALIKE
+    whole = count - count % _ALIKE
+    parts = [slice(i, min(i + step, whole)) for i in range(0, whole, step)]
+    return parts if whole == count else [*parts, slice(count - _ALIKE, count)]
+
+
+@functools.lru_cache(maxsize=1024)
+def _blocks_of_columns(count: int) -> list[slice]:
+    return blocks(count, 1, max(_COLUMNS, count // _MOST_BLOCKS))

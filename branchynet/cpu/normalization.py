@@ -1,5 +1,10 @@
 """Local response normalisation, by NumPy, and batch normalisation over (B, H, W), by oneDNN."""
 
+from __future__ import annotations
+
+from ctypes import c_float, c_uint, c_void_p
+from typing import Any, Callable
+
 from branchynet.cpu import onednn
 from branchynet.cpu.elementwise import add
 from branchynet.cpu.layout import (
@@ -44,7 +49,7 @@ _FAR = 2  # standard deviations between zero and a mean, where sums in float32 l
 class LocalResponse:
     """LocalResponseNormalization's method."""
 
-    def forward_cpu(self, inputs, stock):
+    def forward_cpu(self: Any, inputs: tuple, stock: Callable) -> tuple:
         """The method of this name, for arrays that the kernels take."""
         (x,) = inputs
         if not (takes(x) and x.ndim == 4 and self.n // 2 < x.shape[1]):
@@ -59,7 +64,7 @@ class LocalResponse:
 class LocalResponseGradient:
     """LocalResponseNormalizationGrad's method."""
 
-    def forward_cpu(self, inputs, stock):
+    def forward_cpu(self: Any, inputs: tuple, stock: Callable) -> tuple:
         """The method of this name, for arrays that the kernels take."""
         x, y, gy = inputs
         if not (takes(x, y, gy, self.scale) and x.ndim == 4 and self.n // 2 < x.shape[1]):
@@ -73,7 +78,21 @@ class LocalResponseGradient:
 class BatchNormalization:
     """GeneralBatchNormalizationImpl's methods, for statistics per channel of images."""
 
-    def forward(self, axis, gamma, x, x_layout, xp, expander, beta, eps, decay, running_mean, running_var, stock):
+    def forward(
+        self: Any,
+        axis: tuple,
+        gamma: Any,
+        x: Any,
+        x_layout: Any,
+        xp: Any,
+        expander: Any,
+        beta: Any,
+        eps: Any,
+        decay: float,
+        running_mean: Any,
+        running_var: Any,
+        stock: Callable,
+    ) -> tuple:
         """The method of this name, for arrays that the kernels take."""
         if not (
             takes(x, gamma, beta)
@@ -94,7 +113,22 @@ class BatchNormalization:
             running_var += (1 - decay) * (m / max(m - 1.0, 1.0)) * var
         return y, x_layout, running_mean, running_var, mean, var, inv_std, None
 
-    def backward(self, axis, gamma, gy, x, x_layout, xp, expander, mean, inv_std, eps, var, forward_data, stock):
+    def backward(
+        self: Any,
+        axis: tuple,
+        gamma: Any,
+        gy: Any,
+        x: Any,
+        x_layout: Any,
+        xp: Any,
+        expander: Any,
+        mean: Any,
+        inv_std: Any,
+        eps: Any,
+        var: Any,
+        forward_data: Any,
+        stock: Callable,
+    ) -> tuple:
         """The method of this name, for arrays that the kernels take."""
         if not (takes(x, gamma, gy) and x.ndim == 4 and tuple(axis) == (0, 2, 3) and gamma.shape == x.shape[1:2]):
             return stock(self, axis, gamma, gy, x, x_layout, xp, expander, mean, inv_std, eps, var, forward_data)
@@ -104,7 +138,7 @@ class BatchNormalization:
         return gx, None, ggamma, gbeta
 
 
-def apply_bn_fwd(xp, x, mean, inv_std, gamma, beta, stock):
+def apply_bn_fwd(xp: Any, x: Any, mean: Any, inv_std: Any, gamma: Any, beta: Any, stock: Callable) -> np.ndarray:
     """batch_normalization's function of this name: the formula with statistics that are given."""
     vectors = mean, inv_std, gamma, beta
     if not (takes(x, *vectors) and x.ndim == 4 and all(v.shape == (1, x.shape[1], 1, 1) for v in vectors)):
@@ -113,19 +147,19 @@ def apply_bn_fwd(xp, x, mean, inv_std, gamma, beta, stock):
     return scale_and_shift(x, (gamma * inv_std).ravel(), beta.ravel(), mean.ravel())
 
 
-# Local response normalisation: y = x s**-beta, s = k + alpha * (sum of x**2 over n channels)
+# Local response normalisation
 
 
-def _window_sum(x, n, out):
-    """Sum over n neighbouring channels, the channel itself in the middle."""
+def _window_sum(x: np.ndarray, n: int, out: np.ndarray) -> None:
+    """Writes into ``out`` the sum over n neighbouring channels, the channel itself in the middle."""
     np.copyto(out, x)
     for i in range(1, n // 2 + 1):
         out[:, i:] += x[:, :-i]
         out[:, :-i] += x[:, i:]
 
 
-def _negative_power(s, beta, out):
-    """s ** -beta; that of the paper's networks, 0.75, by square roots."""
+def _negative_power(s: np.ndarray, beta: float, out: np.ndarray) -> None:
+    """Writes s ** -beta into ``out``; for the beta of the paper's networks, 0.75, by square roots."""
     if beta != 0.75:
         np.power(s, np.float32(-beta), out=out)
         return
@@ -136,12 +170,26 @@ def _negative_power(s, beta, out):
     np.reciprocal(out, out=out)
 
 
-def local_response(x, n, k, alpha, beta):
-    """(y, s, s**-beta)."""
+def local_response(
+    x: np.ndarray, n: int, k: float, alpha: float, beta: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Local response normalisation (Krizhevsky, Sutskever, Hinton, 2012, section 3.3).
+
+    Args:
+        x: images (B, C, H, W), float32, C-contiguous or channels last.
+        n: channels of a window.
+        k: added to the sum of squares.
+        alpha: factor of the sum of squares.
+        beta: exponent.
+
+    Returns:
+        y = x s**-beta, s = k + alpha (sum of x**2 over the window), and s**-beta, all in the shape and memory order
+        of x.
+    """
     y, s, scale = (np.empty_like(x) for _ in range(3))
     parts = image_blocks(x, y, s, scale)
 
-    def task(i):
+    def task(i: int) -> None:
         part = parts[i]
         square = scratch_like('square', x[part])
         np.multiply(x[part], x[part], out=square)
@@ -155,12 +203,32 @@ def local_response(x, n, k, alpha, beta):
     return y, s, scale
 
 
-def local_response_gx(x, y, gy, s, scale, n, alpha, beta):
-    """Gradient of x: gy s**-beta - 2 alpha beta x (sum over n channels of gy y / s)."""
+def local_response_gx(
+    x: np.ndarray,
+    y: np.ndarray,
+    gy: np.ndarray,
+    s: np.ndarray,
+    scale: np.ndarray,
+    n: int,
+    alpha: float,
+    beta: float,
+) -> np.ndarray:
+    """Gradient of x: gy s**-beta - 2 alpha beta x (sum over n channels of gy y / s).
+
+    Args:
+        x: input of local_response; this and the other arrays are of its shape and memory order.
+        y: its output.
+        gy: gradient of y.
+        s: its second result.
+        scale: its third, s**-beta.
+        n: as there.
+        alpha: as there.
+        beta: as there.
+    """
     gx = np.empty_like(x)
     parts = image_blocks(x, y, gy, gx)
 
-    def task(i):
+    def task(i: int) -> None:
         part = parts[i]
         ratio, total = scratch_like('square', x[part]), scratch_like('root', x[part])
         np.multiply(gy[part], y[part], out=ratio)
@@ -179,7 +247,7 @@ def local_response_gx(x, y, gy, s, scale, n, alpha, beta):
 
 
 @cached
-def _batch_normalization(shape, form, eps):
+def _batch_normalization(shape: tuple[int, ...], form: int, eps: float) -> tuple[onednn.Primitive, onednn.Primitive]:
     """(forward, backward) primitives of a whole batch."""
     x, vector = describe(shape, form), describe(shape[1:2], VECTOR)
     flags = onednn.flags(onednn.SCALED | onednn.SHIFTED)
@@ -187,14 +255,16 @@ def _batch_normalization(shape, form, eps):
 
 
 @cached
-def _normalization(shape, form):
+def _normalization(shape: tuple[int, ...], form: int) -> tuple[onednn.Primitive, onednn.Primitive]:
     """(forward, backward) primitives of a block, with statistics that are given."""
     x, vector = describe(shape, form), describe(shape[1:2], VECTOR)
     flags = onednn.flags(onednn.GIVEN_STATISTICS | onednn.SCALED | onednn.SHIFTED)
     return _forward_and_backward(x, vector, flags, onednn.real(0))
 
 
-def _forward_and_backward(x, vector, flags, eps):
+def _forward_and_backward(
+    x: c_void_p, vector: c_void_p, flags: c_uint, eps: c_float
+) -> tuple[onednn.Primitive, onednn.Primitive]:
     statistics = {MEAN: vector, VARIANCE: vector}
     hint = create_descriptor('batch_normalization_forward', onednn.FORWARD_TRAINING, x, x, eps, flags)
     descriptor = create_descriptor('batch_normalization_backward', onednn.BACKWARD, x, x, x, eps, flags, hint)
@@ -208,8 +278,8 @@ def _forward_and_backward(x, vector, flags, eps):
 
 
 @cached
-def _statistics(shape, form):
-    """The primitive of a block's mean, variance, and x less the one and over the root of the other."""
+def _statistics(shape: tuple[int, ...], form: int) -> onednn.Primitive:
+    """The primitive of a block's mean and variance, and of (x - mean) / sqrt(variance)."""
     x, vector = describe(shape, form), describe(shape[1:2], VECTOR)
     descriptor = create_descriptor(
         'batch_normalization_forward', onednn.FORWARD_TRAINING, x, x, onednn.real(0), onednn.flags(0)
@@ -217,8 +287,20 @@ def _statistics(shape, form):
     return onednn.Primitive(descriptor, {SRC: x, DST: x, MEAN: vector, VARIANCE: vector})
 
 
-def batch_normalization(x, gamma, beta, eps):
-    """y, and the mean and (biased) variance of every channel."""
+def batch_normalization(
+    x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, eps: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Batch normalisation (Ioffe, Szegedy, 2015) over all but the channels.
+
+    Args:
+        x: images (B, C, H, W), float32, C-contiguous or channels last.
+        gamma: factor of every channel (C,), float32.
+        beta: shift of every channel (C,), float32.
+        eps: added to the variance.
+
+    Returns:
+        y in the shape and memory order of x, and the mean and the (biased) variance of every channel, (C,).
+    """
     if len(_batch_parts(x)) == 1:
         y, mean, variance = _normalized_at_once(x, gamma, beta, eps)
         if (np.abs(mean) <= _FAR * np.sqrt(variance + np.float32(eps))).all():
@@ -227,11 +309,13 @@ def batch_normalization(x, gamma, beta, eps):
     return scale_and_shift(x, gamma / np.sqrt(variance + np.float32(eps)), beta, mean), mean, variance
 
 
-def _batch_parts(x):
+def _batch_parts(x: np.ndarray) -> list[slice]:
     return equal_blocks(len(x), min(PARTS, x.nbytes // _BYTES_OF_PART))
 
 
-def _normalized_at_once(x, gamma, beta, eps):
+def _normalized_at_once(
+    x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, eps: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """batch_normalization in one call; the mean is the less exact the farther it is from zero."""
     y = np.empty_like(x)
     vectors = np.empty((4, len(gamma)), np.float32)
@@ -242,18 +326,18 @@ def _normalized_at_once(x, gamma, beta, eps):
     return y, vectors[2], vectors[3]
 
 
-def mean_and_variance(x):
-    """Mean and (biased) variance of every channel, float32."""
+def mean_and_variance(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and (biased) variance of every channel of images (B, C, H, W), both (C,) float32."""
     parts, pixels = _batch_parts(x), x[0, 0].size
     means, variances = (np.empty((len(parts), x.shape[1])) for _ in range(2))
     counts = np.array([(part.stop - part.start) * pixels for part in parts])[:, None]
     xs, form = addresses_of(x, parts), form_of(x)
 
-    def task(i):
+    def task(i: int) -> None:
         mean, variance = statistics = np.empty((2, x.shape[1]), np.float32)
         y = scratch_like('difference', x[parts[i]])
         _statistics(y.shape, form)({SRC: xs[i], DST: y.ctypes.data, **dict(zip((MEAN, VARIANCE), rows_of(statistics)))})
-        # A sum of large numbers leaves something out of the mean: what is left as the mean of y.
+        # The float32 mean has a rounding error; the mean of y recovers it.
         deviation = np.sqrt(variance.astype(np.float64))
         rest = np.where(deviation > 0, _sum(y) / counts[i], 0) * deviation
         means[i], variances[i] = mean + rest, np.maximum(variance - rest**2, 0)
@@ -264,7 +348,7 @@ def mean_and_variance(x):
     return mean.astype(np.float32), variance.astype(np.float32)
 
 
-def _sum(x):
+def _sum(x: np.ndarray) -> np.ndarray:
     """(C,) float64: sums over all but the channels."""
     if is_channels_last(x):
         # Long rows first: NumPy adds those fast.
@@ -273,15 +357,22 @@ def _sum(x):
     return x.reshape((*x.shape[:2], -1)).sum(axis=2).sum(axis=0, dtype=np.float64)
 
 
-def scale_and_shift(x, scale, shift, mean):
-    """(x - mean) * scale + shift, (C,) all; in this order, or far from zero little of x would be left."""
+def scale_and_shift(x: np.ndarray, scale: np.ndarray, shift: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """(x - mean) * scale + shift, in this order: far from zero, another order would lose digits of x.
+
+    Args:
+        x: images (B, C, H, W), float32, C-contiguous or channels last.
+        scale: factor of every channel (C,).
+        shift: what is added to every channel (C,).
+        mean: what is subtracted from every channel (C,).
+    """
     y = np.empty_like(x)
     parts = parts_of(x)
     xs, ys, form = addresses_of(x, parts), addresses_of(y, parts), form_of(x)
     vectors = np.array([mean, np.ones_like(mean), scale, shift], np.float32)
     given = dict(zip((MEAN, VARIANCE, SCALE, SHIFT), rows_of(vectors)))
 
-    def task(i):
+    def task(i: int) -> None:
         forward, _ = _normalization(sizes_of(parts[i], x), form)
         forward({SRC: xs[i], DST: ys[i], **given})
 
@@ -289,8 +380,21 @@ def scale_and_shift(x, scale, shift, mean):
     return y
 
 
-def batch_normalization_gradients(x, gamma, gy, mean, inv_std):
-    """Gradients of x, gamma and beta; x and gy in one memory order."""
+def batch_normalization_gradients(
+    x: np.ndarray, gamma: np.ndarray, gy: np.ndarray, mean: np.ndarray, inv_std: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gradients of batch normalisation.
+
+    Args:
+        x: its input (B, C, H, W), float32, C-contiguous or channels last.
+        gamma: its factors (C,).
+        gy: gradient of its output, in the shape and memory order of x.
+        mean: mean of every channel of x, (C,).
+        inv_std: (variance + eps)**-0.5 of every channel, (C,).
+
+    Returns:
+        Gradients of x (B, C, H, W), gamma (C,) and beta (C,).
+    """
     parts, form = _batch_parts(x), form_of(x)
     gx = np.empty_like(x)
     sums = ggammas, gbetas = np.empty((2, len(parts), x.shape[1]), np.float32)
@@ -304,7 +408,7 @@ def batch_normalization_gradients(x, gamma, gy, mean, inv_std):
     ]
     at_once = len(parts) == 1
 
-    def task(i):
+    def task(i: int) -> None:
         shape = sizes_of(parts[i], x)
         _, backward = _batch_normalization(shape, form, 0.0) if at_once else _normalization(shape, form)
         backward({**own[i], **given})

@@ -1,10 +1,14 @@
 """oneDNN's C API, as far as the kernels need it: primitives on float32, each run by the thread that calls it."""
 
+from __future__ import annotations
+
 import ctypes
 import functools
 import importlib.metadata
 import threading
-from ctypes import byref, c_char, c_char_p, c_float, c_int, c_int64, c_size_t, c_uint, c_void_p
+from collections.abc import Callable, Mapping, Sequence
+from ctypes import Array, byref, c_char, c_char_p, c_float, c_int, c_int64, c_size_t, c_uint, c_void_p
+from typing import Any, Optional
 
 from branchynet.cpu.threads import scratch_address
 
@@ -34,6 +38,7 @@ _QUERIES = {
 }
 _IMPLEMENTATION = 8  # a query
 _MAX_DIMS = 12
+_FLOAT_SIZE = 4  # bytes
 
 
 class _Argument(ctypes.Structure):
@@ -43,7 +48,7 @@ class _Argument(ctypes.Structure):
 class _Library:
     """The loaded library, its engine and the attribute that leaves scratch memory to the caller."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         # Calls that work let other threads run meanwhile. Those that only set something keep Python's lock:
         # to take it again would cost more than they do.
         working = ctypes.CDLL(_find())
@@ -77,12 +82,18 @@ class _Library:
         self.call('primitive_attr_create', byref(self.attribute))
         self.call('primitive_attr_set_scratchpad_mode', self.attribute, 1)
 
-    def call(self, name, *arguments):
+    def call(self, name: str, *arguments: Any) -> None:
+        """Calls dnnl_<name>.
+
+        Raises:
+            RuntimeError: it failed.
+        """
         status = getattr(self.dnnl, 'dnnl_' + name)(*arguments)
         if status:
             raise RuntimeError(f'oneDNN: {name} ended with status {status}')
 
-    def stream(self):
+    def stream(self) -> c_void_p:
+        """The calling thread's stream."""
         if not hasattr(self.local, 'stream'):
             self.local.stream = _null('stream')
             self.call('stream_create', byref(self.local.stream), self.engine, 1)
@@ -90,27 +101,29 @@ class _Library:
 
 
 class _Handle(c_void_p):
-    """A pointer to what oneDNN makes, null before; oneDNN has it back when Python is done with it."""
+    """An owning pointer to an object of oneDNN, null at first. The object is destroyed with the pointer."""
 
-    def __del__(self):
+    destroy: Callable[[c_void_p], int]
+
+    def __del__(self) -> None:
         if self:
             self.destroy(self)
 
 
 @functools.cache
-def _handle_type(kind):
+def _handle_type(kind: str) -> type[_Handle]:
     """The type of pointers to a dnnl_<kind>."""
     destroy = getattr(library().dnnl, f'dnnl_{kind}_destroy')
     destroy.argtypes = (c_void_p,)
     return type(kind, (_Handle,), {'destroy': destroy})
 
 
-def _null(kind):
+def _null(kind: str) -> _Handle:
     """A pointer to be set."""
     return _handle_type(kind)()
 
 
-def _find():
+def _find() -> str:
     for file in importlib.metadata.files('onednn-cpu-gomp') or ():
         if file.name == 'libdnnl.so.3':
             return str(file.locate())
@@ -118,7 +131,7 @@ def _find():
 
 
 @functools.cache
-def library():
+def library() -> _Library:
     """The library.
 
     Raises:
@@ -132,12 +145,12 @@ _loading = threading.Lock()
 
 
 @functools.cache
-def _load():
+def _load() -> _Library:
     return _Library()
 
 
-def version():
-    """Its version and the instructions that its kernels use, as 'AVX2'; None where it does not load."""
+def version() -> Optional[dict[str, str]]:
+    """{'version': as '3.2.0', 'isa': the instructions that its kernels use, as 'AVX2'}; None where it does not load."""
     try:
         dnnl = library().dnnl
     except (OSError, ImportError):
@@ -153,29 +166,37 @@ _ISAS = {0x1: 'SSE41', 0x3: 'AVX', 0x7: 'AVX2', 0x27: 'AVX512_CORE', 0x67: 'AVX5
 class single_threaded:
     """Makes OpenMP use one thread for what this thread calls, and puts back what was."""
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         gomp = library().gomp
         self.before = gomp.omp_get_max_threads()
-        gomp.omp_set_num_threads(1)
+        if self.before != 1:
+            gomp.omp_set_num_threads(1)
 
-    def __exit__(self, *error):
-        library().gomp.omp_set_num_threads(self.before)
+    def __exit__(self, *error: object) -> None:
+        if self.before != 1:
+            library().gomp.omp_set_num_threads(self.before)
 
 
-def integers(values):
+def integers(values: Sequence[int]) -> Array:
     """A dnnl_dims_t."""
     return (c_int64 * _MAX_DIMS)(*values)
 
 
-def describe(shape, form):
-    """A memory descriptor of a float32 array."""
+def describe(shape: Sequence[int], form: int) -> c_void_p:
+    """A memory descriptor of a float32 array; ``form`` is one of the formats above."""
     descriptor = _null('memory_desc')
     library().call('memory_desc_create_with_tag', byref(descriptor), len(shape), integers(shape), _FLOAT32, form)
     return descriptor
 
 
-def create_descriptor(name, *arguments, attribute=None):
-    """A primitive descriptor, by the C function that makes it."""
+def create_descriptor(name: str, *arguments: Any, attribute: Optional[c_void_p] = None) -> c_void_p:
+    """A primitive descriptor.
+
+    Args:
+        name: of the C function dnnl_<name>_primitive_desc_create.
+        arguments: its own, after the engine.
+        attribute: what ``attribute`` made; None: nothing follows.
+    """
     descriptor = _null('primitive_desc')
     library().call(
         name + '_primitive_desc_create',
@@ -187,15 +208,21 @@ def create_descriptor(name, *arguments, attribute=None):
     return descriptor
 
 
-def implementation(descriptor):
+def implementation(descriptor: c_void_p) -> str:
     """oneDNN's name for the code that a primitive descriptor has chosen, as 'jit:avx2' or 'ref:any'."""
     name = c_char_p()
     library().call('primitive_desc_query', descriptor, _IMPLEMENTATION, 0, byref(name))
+    assert name.value is not None
     return name.value.decode()
 
 
-def attribute(add=False, relu=False):
-    """An attribute: the result is added to what the output holds, and ReLU follows."""
+def attribute(add: bool = False, relu: bool = False) -> c_void_p:
+    """An attribute of a primitive.
+
+    Args:
+        add: whether the result is added to what the output holds.
+        relu: whether ReLU follows.
+    """
     created, after = _null('primitive_attr'), _null('post_ops')
     call = library().call
     call('primitive_attr_create', byref(created))
@@ -209,12 +236,12 @@ def attribute(add=False, relu=False):
     return created
 
 
-def size(form):
-    """Bytes of an array in a layout."""
+def size(form: c_void_p) -> int:
+    """Bytes of an array in a layout, which is a memory descriptor."""
     return library().dnnl.dnnl_memory_desc_get_size(form)
 
 
-def equal(form, other):
+def equal(form: c_void_p, other: c_void_p) -> bool:
     """Whether two layouts are the same."""
     return bool(library().dnnl.dnnl_memory_desc_equal(form, other))
 
@@ -232,12 +259,13 @@ class Primitive:
             but for weights, which ``pack`` reorders once for many blocks.
     """
 
-    def __init__(self, descriptor, formats):
+    def __init__(self, descriptor: c_void_p, formats: Mapping[int, Optional[c_void_p]]) -> None:
         self._library = library()
-        self._formats = {}
-        self._reorders = {}
+        self._formats: dict[int, c_void_p] = {}
+        self._reorders: dict[int, Reorder] = {}
         for kind, given in formats.items():
             wanted = self._query(descriptor, kind) or given
+            assert wanted is not None
             self._formats[kind] = wanted
             if given is not None and not equal(given, wanted):
                 self._reorders[kind] = Reorder(wanted, given) if kind in _OUTPUTS else Reorder(given, wanted)
@@ -245,24 +273,24 @@ class Primitive:
         self.sizes = {kind: size(form) for kind, form in self._formats.items()}
         scratchpad = self._query(descriptor, _SCRATCHPAD)
         self._scratchpad = size(scratchpad) if scratchpad else 0
-        if self._scratchpad:
+        if scratchpad and self._scratchpad:
             self._formats[_SCRATCHPAD] = scratchpad
         self._handle = _null('primitive')
         self._library.call('primitive_create', byref(self._handle), descriptor)
         self._local = threading.local()
         self._descriptor = descriptor  # the formats belong to it
 
-    def _query(self, descriptor, kind):
+    def _query(self, descriptor: c_void_p, kind: int) -> Optional[c_void_p]:
         found = None
         if kind in _QUERIES:
             found = self._library.dnnl.dnnl_primitive_desc_query_md(descriptor, _QUERIES[kind], 0)
         return c_void_p(found) if found else None
 
-    def format(self, kind):
+    def format(self, kind: int) -> c_void_p:
         """The layout that the primitive wants for an argument."""
         return self._formats[kind]
 
-    def pack(self, weights):
+    def pack(self, weights: np.ndarray) -> np.ndarray:
         """The weights as the primitive wants them, perhaps the array itself."""
         if self._pack is None:
             return weights
@@ -270,8 +298,8 @@ class Primitive:
         self._pack.run({SRC: weights.ctypes.data, DST: packed.ctypes.data})
         return packed
 
-    def __call__(self, addresses):
-        """Runs on the addresses of all arguments, in the calling thread."""
+    def __call__(self, addresses: Mapping[int, int]) -> None:
+        """Runs in the calling thread, on the addresses of all arguments in the layouts that the caller gave."""
         inner = dict(addresses)
         for kind, reorder in self._reorders.items():
             inner[kind] = scratch_address(kind, self.sizes[kind])
@@ -282,8 +310,8 @@ class Primitive:
             if kind in _OUTPUTS:
                 reorder.run({SRC: inner[kind], DST: addresses[kind]})
 
-    def run(self, addresses):
-        """Runs on addresses of arguments in the primitive's own layouts."""
+    def run(self, addresses: Mapping[int, int]) -> None:
+        """Runs in the calling thread, on the addresses of arguments in the primitive's own layouts."""
         local, library = self._local, self._library
         if not hasattr(local, 'arguments'):
             local.memories, local.arguments = self._make_arguments({})
@@ -295,7 +323,7 @@ class Primitive:
         if library.execute(self._handle, library.stream(), len(memories), local.arguments):
             raise RuntimeError('oneDNN: primitive_execute failed')
 
-    def bound(self, arrays):
+    def bound(self, arrays: Mapping[int, np.ndarray]) -> Callable[[], int]:
         """A function of no arguments that runs on these arrays, in the primitive's own layouts, and returns a status.
 
         The caller keeps the arrays; one thread at a time calls it.
@@ -308,12 +336,12 @@ class Primitive:
         stream = _null('stream')
         self._library.call('stream_create', byref(stream), self._library.engine, 1)
         execute = functools.partial(self._library.execute, self._handle, stream, len(arguments), arguments)
-        execute.keeps = self, memory, memories
+        execute.keeps = self, memory, memories  # type: ignore[attr-defined]
         return execute
 
-    def _make_arguments(self, addresses):
+    def _make_arguments(self, addresses: Mapping[int, int]) -> tuple[dict[int, c_void_p], Array]:
         """(memory object of every argument, the array that oneDNN takes)."""
-        memories = {}
+        memories: dict[int, c_void_p] = {}
         arguments = (_Argument * len(self._formats))()
         for i, (kind, form) in enumerate(self._formats.items()):
             memories[kind] = _null('memory')
@@ -330,7 +358,7 @@ _OUTPUTS = {DST, DIFF_SRC, DIFF_WEIGHTS, DIFF_BIAS}
 class Reorder(Primitive):
     """Copies an array from one layout to another."""
 
-    def __init__(self, source, target):
+    def __init__(self, source: c_void_p, target: c_void_p) -> None:
         descriptor = _null('primitive_desc')
         engine = library().engine
         library().call(
@@ -339,29 +367,54 @@ class Reorder(Primitive):
         super().__init__(descriptor, {SRC: None, DST: None})
 
 
-def _row_length(a):
+def _row_length(a: np.ndarray) -> int:
     """Elements from row to row; NumPy has any stride, even 0, where there is one row."""
-    return a.strides[0] // 4 if len(a) > 1 else a.shape[1]
+    return a.strides[0] // _FLOAT_SIZE if len(a) > 1 else a.shape[1]
 
 
-def matmul(a, b, out, transpose_a=False, transpose_b=False):
-    """out (M, N) = a (M, K) b (K, N); matrices whose rows are contiguous, in this thread."""
-    m, n = out.shape
-    k = a.shape[0] if transpose_a else a.shape[1]
-    status = library().sgemm(
-        b'T' if transpose_a else b'N',
-        b'T' if transpose_b else b'N',
-        m,
-        n,
-        k,
-        1,
-        a.ctypes.data,
-        _row_length(a),
-        b.ctypes.data,
-        _row_length(b),
-        0,
-        out.ctypes.data,
-        _row_length(out),
-    )
+def product_of_rows(
+    a: np.ndarray, b: np.ndarray, out: np.ndarray, transpose_b: bool = False
+) -> Callable[[slice], None]:
+    """A matrix product that is computed in blocks of rows, each in the thread that calls.
+
+    Args:
+        a: (M, K), float32 as all three, their rows contiguous. The caller keeps the arrays.
+        b: (K, N), or (N, K) if ``transpose_b``.
+        out: (M, N), where the product a b goes.
+        transpose_b: whether b lies transposed.
+
+    Returns:
+        A function of a slice, which computes those rows of ``out``.
+    """
+    n, k = out.shape[1], a.shape[1]
+    form = b'T' if transpose_b else b'N'
+    sgemm = library().sgemm
+    a_address, b_address, out_address = a.ctypes.data, b.ctypes.data, out.ctypes.data
+    a_row, b_row, out_row = _row_length(a), _row_length(b), _row_length(out)
+
+    def compute(rows: slice) -> None:
+        start, count = rows.start * _FLOAT_SIZE, rows.stop - rows.start
+        a_block, out_block = a_address + start * a_row, out_address + start * out_row
+        _check(sgemm(b'N', form, count, n, k, 1, a_block, a_row, b_address, b_row, 0, out_block, out_row))
+
+    return compute
+
+
+def product_of_columns(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> Callable[[slice], None]:
+    """As product_of_rows, for out (M, N) = a' b with a (K, M) and b (K, N), in blocks of columns of ``out``."""
+    k, m = a.shape
+    sgemm = library().sgemm
+    a_address, b_address, out_address = a.ctypes.data, b.ctypes.data, out.ctypes.data
+    a_row, b_row, out_row = _row_length(a), _row_length(b), _row_length(out)
+
+    def compute(columns: slice) -> None:
+        start, count = columns.start * _FLOAT_SIZE, columns.stop - columns.start
+        b_block, out_block = b_address + start, out_address + start
+        _check(sgemm(b'T', b'N', m, count, k, 1, a_address, a_row, b_block, b_row, 0, out_block, out_row))
+
+    return compute
+
+
+def _check(status: int) -> None:
     if status:
         raise RuntimeError(f'oneDNN: sgemm ended with status {status}')

@@ -74,13 +74,13 @@ class _Groups(NamedTuple):
 
     first: int
     each: int
-    count: int
+    number: int
 
 
 def _groups(channels: int, most: int) -> list[_Groups]:
     groups: list[_Groups] = []
     for size in sorted(set(_shares(channels, most)), reverse=True):
-        first = sum(g.each * g.count for g in groups)
+        first = sum(g.each * g.number for g in groups)
         groups.append(_Groups(first, size, _shares(channels, most).count(size)))
     return groups
 
@@ -166,7 +166,7 @@ class _Convolution(NamedTuple):
             [
                 w[first : first + g.each].transpose(1, 2, 3, 0).ravel()
                 for g in self.groups
-                for first in range(g.first, g.first + g.each * g.count, g.each)
+                for first in range(g.first, g.first + g.each * g.number, g.each)
             ]
         )
 
@@ -180,7 +180,7 @@ class _Convolution(NamedTuple):
         if self.onto:
             added = emit.add(added, self.onto.start)
         for groups in self.groups:
-            emit.loop(groups.count, functools.partial(self._group, groups, x, y, weights, biases, added))
+            emit.loop(groups.number, functools.partial(self._group, groups, x, y, weights, biases, added))
 
     def _group(
         self,
@@ -285,8 +285,8 @@ class _Convolution(NamedTuple):
         if height * width > 9:
             return emit.loop(height, row, sums)
         for i in range(height):
-            sums = row(integer(i), *sums)
-        return sums
+            sums = tuple(row(integer(i), *sums))
+        return list(sums)
 
     def _row(
         self, each: int, tile: list[tuple[int, int]], pixels: ir.Value, taps: ir.Value, sums: Sequence[ir.Value]

@@ -1,5 +1,10 @@
 """Two-dimensional maximum and average pooling, by oneDNN."""
 
+from __future__ import annotations
+
+from ctypes import c_void_p
+from typing import Any, Callable, NamedTuple, Optional
+
 from branchynet.cpu import onednn
 from branchynet.cpu.layout import (
     addresses_of,
@@ -23,33 +28,60 @@ _LARGEST_WINDOW = 255  # of a maximum pooling: its indexes are uint8
 _FEWEST_CHANNELS = 5  # oneDNN fills a vector with channels; stock Chainer is faster below (benchmarks/shapes.py)
 
 
+class Windows(NamedTuple):
+    """Where a pooling looks; each (vertical, horizontal), in pixels.
+
+    Attributes:
+        kernel: size of a window.
+        stride: from window to window.
+        pad: on each side.
+    """
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    pad: tuple[int, int]
+
+    def y_shape(self, x_shape: tuple[int, ...], cover_all: bool = False) -> tuple[int, ...]:
+        """Shape of the output, (B, C, H', W'); ``cover_all`` as in Chainer."""
+        return x_shape[:2] + tuple(
+            get_conv_outsize(size, k, s, p, cover_all) for size, k, s, p in zip(x_shape[2:], *self)
+        )
+
+    def have_pixels(self, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> bool:
+        """Whether every window has pixels in it: Chainer's maximum of padding alone is -inf, oneDNN's is not."""
+        return min(y_shape) > 0 and all(
+            0 <= p < k and (n - 1) * s - p < size for size, n, k, s, p in zip(x_shape[2:], y_shape[2:], *self)
+        )
+
+    def are_padded(self, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> bool:
+        """Whether any window reaches beyond the image."""
+        return any(p or (n - 1) * s + k - p > size for size, n, k, s, p in zip(x_shape[2:], y_shape[2:], *self))
+
+
 class MaxPooling:
     """MaxPoolingND's method; its indexes are Chainer's, for Chainer's gradients of gradients and for users."""
 
-    def forward_cpu(self, inputs, stock):
+    def forward_cpu(self: Any, inputs: tuple, stock: Callable) -> tuple:
         """The method of this name, for arrays that the kernels take."""
         (x,) = inputs
         if not (takes(x) and self.ndim == 2 and np.prod(self.ksize) <= _LARGEST_WINDOW):
             return stock(self, inputs)
-        y_shape = x.shape[:2] + tuple(
-            get_conv_outsize(size, k, s, p, self.cover_all)
-            for size, k, s, p in zip(x.shape[2:], self.ksize, self.stride, self.pad)
-        )
-        geometry = self.ksize, self.stride, self.pad
-        if min(y_shape) <= 0 or not covers(x.shape, y_shape, *geometry):
+        windows = Windows(self.ksize, self.stride, self.pad)
+        y_shape = windows.y_shape(x.shape, self.cover_all)
+        if not windows.have_pixels(x.shape, y_shape):
             return stock(self, inputs)
         (x,) = dense(x)
-        if _is_slow(onednn.POOLING_MAX, x.shape, form_of(x), y_shape, *geometry):
+        if _is_slow(onednn.POOLING_MAX, x.shape, form_of(x), y_shape, windows):
             return stock(self, inputs)
         self._in_shape, self._in_dtype = x.shape, x.dtype
-        y, small_indexes = max_pooling(x, y_shape, *geometry)
+        y, small_indexes = max_pooling(x, y_shape, windows)
         if small_indexes is None:
             return stock(self, inputs)
         self._small_indexes = small_indexes
         return (y,)
 
 
-def indexes_on_demand(function, name):
+def indexes_on_demand(function: Any, name: str) -> np.ndarray:
     """MaxPoolingND's ``__getattr__``: ``indexes`` in Chainer's dtype, which training does not ask for."""
     if name == 'indexes' and '_small_indexes' in vars(function):
         function.indexes = function._small_indexes.astype(np.intp)
@@ -60,62 +92,57 @@ def indexes_on_demand(function, name):
 class MaxPoolingGradient:
     """MaxPoolingNDGrad's method."""
 
-    def forward_cpu(self, inputs, stock):
+    def forward_cpu(self: Any, inputs: tuple, stock: Callable) -> tuple:
         """The method of this name, for arrays that the kernels take."""
         (gy,) = inputs
         function = self.func
         if not (takes(gy) and hasattr(function, '_small_indexes')):
             return stock(self, inputs)
         (gy,) = dense(gy)
-        return (
-            max_pooling_gx(
-                gy, function._small_indexes, function.ksize, function.stride, function.pad, function._in_shape
-            ),
-        )
+        windows = Windows(function.ksize, function.stride, function.pad)
+        return (max_pooling_gx(gy, function._small_indexes, windows, function._in_shape),)
 
 
 class AveragePooling:
     """AveragePooling2D's method."""
 
-    def forward_cpu(self, inputs, stock):
+    def forward_cpu(self: Any, inputs: tuple, stock: Callable) -> tuple:
         """The method of this name, for arrays that the kernels take."""
         (x,) = inputs
         if not takes(x):
             return stock(self, inputs)
-        y_shape = x.shape[:2] + tuple(
-            get_conv_outsize(size, k, s, p)
-            for size, k, s, p in zip(x.shape[2:], (self.kh, self.kw), (self.sy, self.sx), (self.ph, self.pw))
-        )
-        geometry = _windows(self)
-        if min(y_shape) <= 0 or not covers(x.shape, y_shape, *geometry):
+        windows = _windows_of(self)
+        y_shape = windows.y_shape(x.shape)
+        if not windows.have_pixels(x.shape, y_shape):
             return stock(self, inputs)
         (x,) = dense(x)
-        if _is_slow(onednn.POOLING_AVERAGE_INCLUDE_PADDING, x.shape, form_of(x), y_shape, *geometry):
+        if _is_slow(onednn.POOLING_AVERAGE_INCLUDE_PADDING, x.shape, form_of(x), y_shape, windows):
             return stock(self, inputs)
         self._in_shape, self._in_dtype = x.shape, x.dtype
-        return (average_pooling(x, y_shape, *geometry),)
+        return (average_pooling(x, y_shape, windows),)
 
 
 class AveragePoolingGradient:
     """AveragePooling2DGrad's method."""
 
-    def forward_cpu(self, inputs, stock):
+    def forward_cpu(self: Any, inputs: tuple, stock: Callable) -> tuple:
         """The method of this name, for arrays that the kernels take."""
         (gy,) = inputs
-        geometry = _windows(self)
-        if not (takes(gy) and gy.shape[1] >= _FEWEST_CHANNELS and covers(self._in_shape, gy.shape, *geometry)):
+        windows = _windows_of(self)
+        if not (takes(gy) and gy.shape[1] >= _FEWEST_CHANNELS and windows.have_pixels(self._in_shape, gy.shape)):
             return stock(self, inputs)
         (gy,) = dense(gy)
-        return (average_pooling_gx(gy, *geometry, self._in_shape),)
+        return (average_pooling_gx(gy, windows, self._in_shape),)
 
 
-def _windows(function):
-    """Kernel, stride and padding of a pooling."""
-    return (function.kh, function.kw), (function.sy, function.sx), (function.ph, function.pw)
+def _windows_of(function: Any) -> Windows:
+    return Windows((function.kh, function.kw), (function.sy, function.sx), (function.ph, function.pw))
 
 
-def _descriptor_of_y(algorithm, x_shape, form, y_shape, kernel, stride, pad):
-    strides, dilation, before, behind = geometry_of(x_shape, kernel, y_shape, stride, pad)
+def _descriptor_of_y(
+    algorithm: int, x_shape: tuple[int, ...], form: int, y_shape: tuple[int, ...], windows: Windows
+) -> c_void_p:
+    strides, dilation, before, behind = geometry_of(x_shape, windows.kernel, y_shape, windows.stride, windows.pad)
     return create_descriptor(
         'pooling_forward',
         onednn.FORWARD_TRAINING,
@@ -123,7 +150,7 @@ def _descriptor_of_y(algorithm, x_shape, form, y_shape, kernel, stride, pad):
         describe(x_shape, form),
         describe(y_shape, form),
         strides,
-        integers(kernel),
+        integers(windows.kernel),
         dilation,
         before,
         behind,
@@ -131,108 +158,119 @@ def _descriptor_of_y(algorithm, x_shape, form, y_shape, kernel, stride, pad):
 
 
 @cached
-def _pooling(algorithm, x_shape, form, y_shape, y_form, kernel, stride, pad):
+def _pooling(
+    algorithm: int, x_shape: tuple[int, ...], form: int, y_shape: tuple[int, ...], y_form: int, windows: Windows
+) -> tuple[onednn.Primitive, onednn.Primitive]:
     """(forward, backward) primitives; y_form: of y's gradient, all else is in ``form``."""
-    strides, dilation, before, behind = geometry_of(x_shape, kernel, y_shape, stride, pad)
-    formats = describe(x_shape, form), describe(y_shape, form)
-    hint = _descriptor_of_y(algorithm, x_shape, form, y_shape, kernel, stride, pad)
+    strides, dilation, before, behind = geometry_of(x_shape, windows.kernel, y_shape, windows.stride, windows.pad)
+    x, y = describe(x_shape, form), describe(y_shape, form)
+    hint = _descriptor_of_y(algorithm, x_shape, form, y_shape, windows)
     workspace = {WORKSPACE: None} if algorithm == onednn.POOLING_MAX else {}
-    forward = onednn.Primitive(hint, {SRC: formats[0], DST: formats[1], **workspace})
+    forward = onednn.Primitive(hint, {SRC: x, DST: y, **workspace})
     descriptor = create_descriptor(
-        'pooling_backward', algorithm, *formats, strides, integers(kernel), dilation, before, behind, hint
+        'pooling_backward', algorithm, x, y, strides, integers(windows.kernel), dilation, before, behind, hint
     )
-    return forward, onednn.Primitive(
-        descriptor, {DIFF_SRC: formats[0], DIFF_DST: describe(y_shape, y_form), **workspace}
-    )
+    return forward, onednn.Primitive(descriptor, {DIFF_SRC: x, DIFF_DST: describe(y_shape, y_form), **workspace})
 
 
 @cached
-def _is_slow(algorithm, x_shape, form, y_shape, kernel, stride, pad):
+def _is_slow(algorithm: int, x_shape: tuple[int, ...], form: int, y_shape: tuple[int, ...], windows: Windows) -> bool:
     """Whether stock Chainer is faster: oneDNN would use no vectors, or leave most of them empty."""
-    descriptor = _descriptor_of_y(algorithm, x_shape, form, y_shape, kernel, stride, pad)
+    descriptor = _descriptor_of_y(algorithm, x_shape, form, y_shape, windows)
     is_plain = onednn.implementation(descriptor).startswith(('simple', 'ref'))
-    return x_shape[1] < _FEWEST_CHANNELS or (is_plain and kernel != (1, 1))
+    return x_shape[1] < _FEWEST_CHANNELS or (is_plain and windows.kernel != (1, 1))
 
 
-def covers(x_shape, y_shape, kernel, stride, pad):
-    """Whether every window has pixels in it: Chainer's maximum of padding alone is -inf, oneDNN's is not."""
-    return all(
-        0 <= p < k and (n - 1) * s - p < size for size, n, k, s, p in zip(x_shape[2:], y_shape[2:], kernel, stride, pad)
-    )
+def max_pooling(x: np.ndarray, y_shape: tuple[int, ...], windows: Windows) -> tuple[np.ndarray, Optional[np.ndarray]]:
+    """Maximum pooling.
 
+    Args:
+        x: images (B, C, H, W), float32, C-contiguous or channels last.
+        y_shape: shape of y, (B, C, H', W').
+        windows: which all have pixels.
 
-def max_pooling(x, y_shape, kernel, stride, pad):
-    """y, and uint8 of y's shape: where in its window each maximum is, row by row.
-
-    The latter is None where x has infinities or NaN, which are not for oneDNN, or where the maximum of a window that
-    reaches into the padding may be the lowest number, which oneDNN takes the padding for.
+    Returns:
+        y, and uint8 of y's shape: where in its window each maximum is, row by row. The latter is None where x has
+        infinities or NaN, which are not for oneDNN, or where the maximum of a window that reaches into the padding may
+        be the lowest number, which oneDNN takes the padding for.
     """
     y = _pooled(x, y_shape)
     indexes = np.empty_like(y, np.uint8)
     parts = image_blocks(x, y)
     ordinary = [True] * len(parts)
-    is_padded = any(
-        p or (n - 1) * s + k - p > size for n, s, k, p, size in zip(y_shape[2:], stride, kernel, pad, x.shape[2:])
-    )
+    are_padded = windows.are_padded(x.shape, y_shape)
     xs, ys, workspaces = (addresses_of(array, parts) for array in (x, y, indexes))
 
-    def task(i):
+    def task(i: int) -> None:
         part = parts[i]
         # oneDNN passes over NaN, and its maximum of nothing is the lowest number instead of -inf. Any of them
         # makes the sum NaN or infinite (so do numbers near the largest, at no cost but time).
         with np.errstate(over='ignore', invalid='ignore'):
             ordinary[i] = bool(np.isfinite(x[part].sum()))
-        forward, _ = _pooling_of(onednn.POOLING_MAX, x[part], y[part], kernel, stride, pad)
+        forward, _ = _pooling_of(onednn.POOLING_MAX, x[part], y[part], windows)
         forward({SRC: xs[i], DST: ys[i], WORKSPACE: workspaces[i]})
-        if is_padded and y[part].min() <= _LOWEST:
+        if are_padded and y[part].min() <= _LOWEST:
             ordinary[i] = False
 
     run_primitives(task, len(parts))
     return y, indexes if all(ordinary) else None
 
 
-def max_pooling_gx(gy, indexes, kernel, stride, pad, x_shape):
-    """Gradient of x, from max_pooling's indexes."""
-    return _pooling_gx(onednn.POOLING_MAX, gy, _pooled(indexes, x_shape), kernel, stride, pad, indexes)
+def max_pooling_gx(gy: np.ndarray, indexes: np.ndarray, windows: Windows, x_shape: tuple[int, ...]) -> np.ndarray:
+    """Gradient of x, (B, C, H, W), from that of y and max_pooling's indexes, both (B, C, H', W')."""
+    return _pooling_gx(onednn.POOLING_MAX, gy, _pooled(indexes, x_shape), windows, indexes)
 
 
-def average_pooling(x, y_shape, kernel, stride, pad):
-    """y: the mean of every window, in which padding counts as zeros."""
+def average_pooling(x: np.ndarray, y_shape: tuple[int, ...], windows: Windows) -> np.ndarray:
+    """Average pooling.
+
+    Args:
+        x: images (B, C, H, W), float32, C-contiguous or channels last.
+        y_shape: shape of y, (B, C, H', W').
+        windows: which all have pixels.
+
+    Returns:
+        y: the mean of every window, in which padding counts as zeros.
+    """
     y = _pooled(x, y_shape)
     parts = image_blocks(x, y)
     xs, ys = addresses_of(x, parts), addresses_of(y, parts)
 
-    def task(i):
-        forward, _ = _pooling_of(onednn.POOLING_AVERAGE_INCLUDE_PADDING, x[parts[i]], y[parts[i]], kernel, stride, pad)
+    def task(i: int) -> None:
+        forward, _ = _pooling_of(onednn.POOLING_AVERAGE_INCLUDE_PADDING, x[parts[i]], y[parts[i]], windows)
         forward({SRC: xs[i], DST: ys[i]})
 
     run_primitives(task, len(parts))
     return y
 
 
-def average_pooling_gx(gy, kernel, stride, pad, x_shape):
-    """Gradient of x."""
-    return _pooling_gx(onednn.POOLING_AVERAGE_INCLUDE_PADDING, gy, channels_last(x_shape), kernel, stride, pad, None)
+def average_pooling_gx(gy: np.ndarray, windows: Windows, x_shape: tuple[int, ...]) -> np.ndarray:
+    """Gradient of x, (B, C, H, W), from that of y, (B, C, H', W')."""
+    return _pooling_gx(onednn.POOLING_AVERAGE_INCLUDE_PADDING, gy, channels_last(x_shape), windows, None)
 
 
-def _pooling_gx(algorithm, gy, gx, kernel, stride, pad, indexes):
+def _pooling_gx(
+    algorithm: int, gy: np.ndarray, gx: np.ndarray, windows: Windows, indexes: Optional[np.ndarray]
+) -> np.ndarray:
     """Fills gx and returns it; the indexes, if any, are in its memory order."""
     parts = image_blocks(gx, gy)
     arrays = {DIFF_SRC: gx, DIFF_DST: gy, **({} if indexes is None else {WORKSPACE: indexes})}
     addresses = {kind: addresses_of(array, parts) for kind, array in arrays.items()}
 
-    def task(i):
-        _, backward = _pooling_of(algorithm, gx[parts[i]], gy[parts[i]], kernel, stride, pad)
+    def task(i: int) -> None:
+        _, backward = _pooling_of(algorithm, gx[parts[i]], gy[parts[i]], windows)
         backward({kind: starts[i] for kind, starts in addresses.items()})
 
     run_primitives(task, len(parts))
     return gx
 
 
-def _pooling_of(algorithm, x, y, kernel, stride, pad):
-    return _pooling(algorithm, x.shape, form_of(x), y.shape, form_of(y), kernel, stride, pad)
+def _pooling_of(
+    algorithm: int, x: np.ndarray, y: np.ndarray, windows: Windows
+) -> tuple[onednn.Primitive, onednn.Primitive]:
+    return _pooling(algorithm, x.shape, form_of(x), y.shape, form_of(y), windows)
 
 
-def _pooled(x, y_shape):
+def _pooled(x: np.ndarray, y_shape: tuple[int, ...]) -> np.ndarray:
     """An uninitialised float32 array of y's shape, in the memory order of x."""
     return channels_last(y_shape) if is_channels_last(x) else np.empty(y_shape, np.float32)

@@ -9,7 +9,7 @@ from typing import Any, Callable, Optional
 
 from branchynet.cpu import onednn
 from branchynet.cpu.onednn import ANY, BIAS, DST, MATRIX, NCHW, SRC, VECTOR, WEIGHTS, describe, integers
-from branchynet.cpu.pooling import covers
+from branchynet.cpu.pooling import Windows
 from branchynet.links.links import FL, SL, shortcut
 from branchynet.links.resnet import ResBlock
 
@@ -177,7 +177,8 @@ class Program:
             self._value = _Value((len(x), x[0].size), x.reshape(len(x), -1))
         value = self._value
         w = np.ascontiguousarray(link.W.array)
-        b = np.zeros(len(w), np.float32) if link.b is None else link.b.array.copy()
+        b: Any = np.zeros(len(w), np.float32) if link.b is None else link.b.array
+        b = b.copy()
         w = w.reshape((len(w), *value.shape[1:]))
         y_shape = (value.shape[0], len(w))
         descriptor = onednn.create_descriptor(
@@ -254,7 +255,7 @@ class Program:
         y_shape = value.shape[:2] + tuple(
             get_conv_outsize(size, k, s, p, cover_all) for size, k, s, p in zip(value.shape[2:], ksize, stride, pad)
         )
-        if not covers(value.shape, y_shape, ksize, stride, pad):
+        if not Windows(ksize, stride, pad).have_pixels(value.shape, y_shape):
             self._apply(otherwise)
             return
         behind = [
@@ -347,7 +348,7 @@ class _Value:
         return self.array.dtype == np.float32
 
 
-_FUNCTIONS = {
+_FUNCTIONS: dict[Any, Callable[..., None]] = {
     F.relu: Program._relu,
     F.max_pooling_2d: Program._max_pooling,
     F.average_pooling_2d: Program._average_pooling,
@@ -357,16 +358,16 @@ _FUNCTIONS = {
 _DIMENSIONS = {F.relu: (2, 4), F.max_pooling_2d: (4,), F.average_pooling_2d: (4,), F.dropout: range(1, 9)}
 
 
-def _unwrapped(link: Optional[chainer.Link]) -> Sequence[chainer.Link]:
+def _unwrapped(link: Any) -> Sequence[chainer.Link]:
     """The links that run in testing mode."""
     if not _is_exactly(link, SL):
         return [link]
     return [] if link.fnTest is None else _unwrapped(link.fnTest)
 
 
-def _is_exactly(link: Any, kind: type) -> bool:
+def _is_exactly(link: Any, kind: type[chainer.Link]) -> bool:
     """Whether a link is of this very class, with the class's own forward and no hooks."""
-    return type(link) is kind and not link._local_link_hooks and 'forward' not in vars(link)
+    return type(link) is kind and not link.local_link_hooks and 'forward' not in vars(link)
 
 
 def _name(function: Any) -> str:
@@ -397,11 +398,11 @@ def _is_plain_block(link: Any) -> bool:
 def _folded(convolution: L.Convolution2D, norm: Optional[L.BatchNormalization]) -> tuple[np.ndarray, np.ndarray]:
     """(w, b) of a convolution and the batch normalisation behind it."""
     w = np.ascontiguousarray(convolution.W.array)
-    b = np.zeros(len(w), np.float32) if convolution.b is None else convolution.b.array
+    b: Any = np.zeros(len(w), np.float32) if convolution.b is None else convolution.b.array
     if norm is None:
         return w, b.copy()
-    gamma = 1 if norm.gamma is None else norm.gamma.array
-    beta = 0 if norm.beta is None else norm.beta.array
+    gamma: Any = 1 if norm.gamma is None else norm.gamma.array
+    beta: Any = 0 if norm.beta is None else norm.beta.array
     scale = (gamma / np.sqrt(norm.avg_var + norm.eps)).astype(np.float32)
     return w * scale[:, None, None, None], ((b - norm.avg_mean) * scale + beta).astype(np.float32)
 

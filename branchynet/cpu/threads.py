@@ -1,20 +1,25 @@
 """The threads that share blocks of work, and their scratch memory."""
 
+from __future__ import annotations
+
 import contextlib
 import math
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Hashable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import Callable, Optional
 
 import numpy as np
 
 _ALIGNMENT = 64  # bytes, a cache line
 _local = threading.local()
-_pool = None
-_count = None
+_pool: Optional[ThreadPoolExecutor] = None
+_count: Optional[int] = None
 
 
-def num_threads():
+def num_threads() -> int:
     """How many threads share the work: what was set, else BRANCHYNET_NUM_THREADS, else the usable cores."""
     if _count is not None:
         return _count
@@ -24,8 +29,11 @@ def num_threads():
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
-def set_num_threads(count):
-    """Sets how many threads share the work; None: as many as there are usable cores.
+def set_num_threads(count: Optional[int]) -> None:
+    """Sets how many threads share the work.
+
+    Args:
+        count: 1 or more; None: BRANCHYNET_NUM_THREADS, else as many as there are usable cores.
 
     Raises:
         ValueError: fewer than 1.
@@ -35,13 +43,17 @@ def set_num_threads(count):
     _forget_pool()
 
 
-def _checked(count):
+def _checked(count: int | str) -> int:
     if not str(count).isdecimal() or int(count) < 1:
         raise ValueError(f'number of threads is {count}: expected 1 or more')
     return int(count)
 
 
-def run(task, count, around=contextlib.nullcontext):
+def run(
+    task: Callable[[int], object],
+    count: int,
+    around: Callable[[], AbstractContextManager] = contextlib.nullcontext,
+) -> None:
     """Calls ``task(i)`` for i in range(count), shared among the threads; returns when all are done.
 
     Args:
@@ -50,7 +62,7 @@ def run(task, count, around=contextlib.nullcontext):
         around: Makes the context in which a thread does its share.
 
     Raises:
-        What a task raised (the first of them), once no thread works on them any more.
+        BaseException: what the first task to fail raised, once no thread works on any task.
     """
     workers = min(num_threads(), count) if count > 1 else 1
     if workers <= 1 or getattr(_local, 'works', False):
@@ -59,7 +71,7 @@ def run(task, count, around=contextlib.nullcontext):
                 task(i)
         return
     remaining = iter(range(count))  # next() is atomic
-    futures = []
+    futures: list[Future] = []
     try:
         try:
             for _ in range(workers - 1):
@@ -77,7 +89,9 @@ def run(task, count, around=contextlib.nullcontext):
         raise
 
 
-def _work(task, remaining, around):
+def _work(
+    task: Callable[[int], object], remaining: Iterator[int], around: Callable[[], AbstractContextManager]
+) -> None:
     _local.works = True
     try:
         with around():
@@ -87,21 +101,21 @@ def _work(task, remaining, around):
         _local.works = False
 
 
-def _get_pool():
+def _get_pool() -> ThreadPoolExecutor:
     global _pool
     if _pool is None:
         _pool = ThreadPoolExecutor(num_threads(), 'branchynet')
     return _pool
 
 
-def _forget_pool():
+def _forget_pool() -> None:
     global _pool
     if _pool is not None:
         _pool.shutdown()
     _pool = None
 
 
-def _after_fork():
+def _after_fork() -> None:
     # A forked child has none of its parent's threads.
     global _pool, _local
     _pool, _local = None, threading.local()
@@ -111,18 +125,18 @@ if hasattr(os, 'register_at_fork'):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def scratch(slot, shape):
+def scratch(slot: Hashable, shape: tuple[int, ...]) -> np.ndarray:
     """An uninitialised float32 array that this thread reuses: whoever asks for the slot next overwrites it."""
     size = math.prod(shape) * 4
     return _buffer(slot, size)[0][:size].view(np.float32).reshape(shape)
 
 
-def scratch_address(slot, size):
-    """The same as an address of so many bytes."""
+def scratch_address(slot: Hashable, size: int) -> int:
+    """The address of ``size`` bytes that this thread reuses, as ``scratch`` does."""
     return _buffer(slot, size)[1]
 
 
-def _buffer(slot, size):
+def _buffer(slot: Hashable, size: int) -> tuple[np.ndarray, int]:
     """(bytes, their address), at least as many as asked for."""
     try:
         buffers = _local.buffers
@@ -135,14 +149,23 @@ def _buffer(slot, size):
     return buffers[slot]
 
 
-def blocks(count, size_of_one, most=1 << 20):
-    """Slices of ``count`` items in equal parts of ``most`` bytes or less, at least one item each."""
+def blocks(count: int, size_of_one: int, most: int = 1 << 20) -> list[slice]:
+    """Divides items into blocks of about equal size.
+
+    Args:
+        count: of all items.
+        size_of_one: bytes of an item.
+        most: bytes of a block; an item that is larger is a block by itself.
+
+    Returns:
+        Slices of ``range(count)``, in order.
+    """
     parts = -(-count * size_of_one // most)
     return equal_blocks(count, parts)
 
 
-def equal_blocks(count, parts):
-    """Slices of ``count`` items in about as many parts, an even number where there is more than one."""
+def equal_blocks(count: int, parts: int) -> list[slice]:
+    """Divides ``count`` items into about ``parts`` slices, made an even number where it is more than one."""
     parts += parts % 2 if parts > 1 else 0
     step = max(1, -(-count // max(1, parts)))
     return [slice(i, min(i + step, count)) for i in range(0, count, step)]

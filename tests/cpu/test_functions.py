@@ -951,7 +951,7 @@ def test_primitives_are_given_back(monkeypatch):
     given_back = []
     with cpu.fast():
         primitive = convolution._convolution.__wrapped__(
-            (1, 2, 5, 5), onednn.NCHW, (3, 2, 2, 2), (1, 3, 4, 4), (1, 1), (0, 0)
+            convolution.Geometry((1, 2, 5, 5), (3, 2, 2, 2), (1, 3, 4, 4), (1, 1), (0, 0)), onednn.NCHW
         )
     handle = primitive._handle
     destroy = handle.destroy

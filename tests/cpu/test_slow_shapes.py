@@ -1,14 +1,20 @@
 """Shapes that oneDNN computes more slowly than stock Chainer are left to it, and no others."""
 
+import os
+import subprocess
+import sys
+
 import branchynet  # noqa: F401  (before chainer)
 from branchynet import cpu
-from branchynet.cpu import onednn
+from branchynet.cpu import convolution, linear, onednn
 from networks import alex_cifar10, lenet_mnist, resnet_cifar10
 
 import chainer
 import chainer.functions as F
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.cpu.test_functions import array, check
 
@@ -79,6 +85,20 @@ def test_slow_convolutions_are_stock(of_stock, arrays, stride, forward, of_x, of
     check(convolution, *arrays, array(len(arrays[1]), seed=2))
 
 
+def test_an_upright_sequence_lies_down(monkeypatch):
+    """Images and kernels of one column are computed as rows."""
+    geometries = []
+    describe = convolution._descriptor_of_y
+    monkeypatch.setattr(
+        convolution, '_descriptor_of_y', lambda geometry: geometries.append(geometry) or describe(geometry)
+    )
+    x, w, b = array(2, 6, 40, 1), array(7, 6, 5, 1, seed=1), array(7, seed=2)
+    for stride, pad in ((1, 0), ((3, 1), (2, 0)), (2, 1)):
+        geometries.clear()
+        check(lambda *arrays: F.convolution_2d(*arrays, stride=stride, pad=pad), x, w, b)
+        assert geometries and {geometry.x[2:] for geometry in geometries} == {(40, 1) if pad == 1 else (1, 40)}
+
+
 @pytest.mark.parametrize('pooling', [F.max_pooling_2d, F.average_pooling_2d])
 def test_pooling_of_few_channels_is_stock(of_stock, pooling):
     forward, backward = gradients(of_stock, lambda x: pooling(x, 2), array(2, 4, 8, 8))
@@ -88,22 +108,63 @@ def test_pooling_of_few_channels_is_stock(of_stock, pooling):
 @pytest.mark.parametrize('inputs,outputs', [(9, 20), (20, 9), (1, 1)])
 def test_thin_products_are_stock(monkeypatch, inputs, outputs):
     def fail(*args, **kwargs):
-        raise AssertionError('matmul')
+        raise AssertionError('product_of_rows')
 
     def layer(x, w, b):
         return F.linear(x, w, b)
 
     arrays = array(30, inputs), array(outputs, inputs, seed=1), array(outputs, seed=2)
     check(layer, *arrays)
-    monkeypatch.setattr(onednn, 'matmul', fail)
+    monkeypatch.setattr(onednn, 'product_of_rows', fail)
     gradients(set(), layer, *arrays)
-    with pytest.raises(AssertionError, match='matmul'):
+    with pytest.raises(AssertionError, match='product_of_rows'):
         gradients(set(), layer, array(30, 10), array(10, 10), array(10))
 
 
-@pytest.mark.parametrize('rows', [1 << 14, (1 << 14) + 1])
+@pytest.mark.parametrize('rows', [513, 600, 1024, 20000])
 def test_large_batches_of_a_linear_layer(rows):
     check(F.linear, array(rows, 10), array(11, 10, seed=1), array(11, seed=2))
+
+
+@given(st.integers(1, 30000), st.integers(10, 600), st.integers(10, 100000))
+def test_blocks_of_rows_cover_the_batch(count, columns, work):
+    parts = linear._blocks_of_rows(count, columns, work)
+    assert parts[0].start == 0 and parts[-1].stop == count
+    for part, following in zip(parts, parts[1:]):
+        assert part.start < following.start <= part.stop < following.stop
+        if following.start < part.stop:  # two threads may write the same rows at once: they must write the same bits
+            assert (part.stop - part.start) % linear._ALIKE == 0 == (following.stop - following.start) % linear._ALIKE
+
+
+@pytest.mark.parametrize('isa', ['', 'AVX2'])
+def test_large_blocks_of_rows_have_the_bits_of_small_ones(isa):
+    """The published networks' layers, in batches of their trainings: their bits are those of blocks of 64 rows."""
+    program = """if True:
+        import branchynet, numpy as np
+        from branchynet.cpu import convolution, linear, onednn
+        from branchynet.cpu.threads import blocks
+
+        large = 0
+        for rows in 16, 96, 128, 336, 512:
+            for inputs, outputs in (84, 10), (720, 84), (640, 10), (256, 128), (128, 10), (1024, 256), (576, 10):
+                x, w, gy = (
+                    np.random.rand(*shape).astype('f')
+                    for shape in ((rows, inputs), (outputs, inputs), (rows, outputs))
+                )
+                for y, a, b, transposed in (
+                    (linear.linear(x, w, None), x, w, True), (linear.linear_gx(w, gy), gy, w, False)
+                ):
+                    small = np.empty_like(y)
+                    with onednn.single_threaded():
+                        for part in blocks(rows, 1, 64):
+                            onednn.product_of_rows(a, b, small, transposed)(part)
+                    assert np.array_equal(y, small), (rows, inputs, outputs)
+                large += linear._blocks_of_rows(rows, outputs, w.size) != blocks(rows, 1, 64)
+        assert large
+    """
+    environment = {**os.environ, 'ONEDNN_MAX_CPU_ISA': isa} if isa else None
+    done = subprocess.run([sys.executable, '-c', program], env=environment, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
 
 
 @pytest.mark.parametrize(
