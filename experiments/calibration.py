@@ -26,7 +26,7 @@ HELD_OUT = 10000  # images
 SEEDS = 3
 TRAININGS = {
     'lenet_mnist': Preset(main_epochs=5, joint_epochs=10, batchsize=128),
-    'alex_cifar10': Preset(main_epochs=2, joint_epochs=4, batchsize=64, train_samples=20000),
+    'alex_cifar10': Preset(main_epochs=2, joint_epochs=3, batchsize=64, train_samples=16000),
 }
 
 
@@ -62,19 +62,20 @@ class Calibrations:
     runs: list[Run] = field(factory=list)
 
 
-def train(out: str, device: Any) -> Calibrations:
+def train(out: str, networks: list[str], device: Any) -> Calibrations:
     """Trains what a folder lacks.
 
     Args:
         out: The folder, which holds weights and calibration.json.
+        networks: Some of TRAININGS.
         device: A Chainer device.
 
     Returns:
-        The runs of the folder, in the order of TRAININGS.
+        All runs of the folder.
     """
     path = os.path.join(out, NAME)
     found = read(out) if os.path.exists(path) else Calibrations()
-    for network in TRAININGS:
+    for network in networks:
         for seed in range(SEEDS):
             if not any((run.network, run.seed) == (network, seed) for run in found.runs):
                 found.runs.append(_trained(network, seed, out, device))
@@ -120,10 +121,11 @@ def main() -> None:
     """Runs the command that the docstring of this file shows."""
     parser = argparse.ArgumentParser(prog='python -m branchynet.experiments.calibration')
     parser.add_argument('--out', required=True, metavar='DIR', help='folder of weights and calibration.json')
+    parser.add_argument('--only', choices=list(TRAININGS), help='network to train (default: all)')
     args = parser.parse_args()
     determinism.fix('portable')
     with files.lock(args.out):
-        train(args.out, devices.find_device('cpu'))
+        train(args.out, [args.only] if args.only else list(TRAININGS), devices.find_device('cpu'))
 
 
 if __name__ == '__main__':

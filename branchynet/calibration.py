@@ -1,0 +1,625 @@
+"""Thresholds for a target, and probabilities that mean what they say, both from held-out data.
+
+The held-out samples must be some that no training saw: a network is surer of samples that it was trained on, and right
+more often. Thresholds that were chosen on them are judged on others, the test set.
+
+    recorded = sweep.record(net, x_held, t_held)
+    thresholds = calibration.choose(recorded, Target(accuracy_loss=0.5), baseline_correct)
+    calibration.judge(sweep.record(net, x_test, t_test), thresholds, baseline_correct_on_test)
+
+``choose`` knows every setting that the record tells apart: for one and for two thresholds its answer is exact. With a
+guarantee (Learn then Test: Angelopoulos, Bates, Candès, Jordan, Lei, 2021) it answers with a setting whose loss of
+accuracy, over all samples of the kind that were held out, is below the target with the given probability.
+
+Everywhere here the loss of accuracy is in points (hundredths), and positive where early exit is right less often than
+the baseline on the same samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
+from numbers import Real
+from typing import Any, NamedTuple, Optional
+
+from branchynet import _chainer  # noqa: F401
+from branchynet.batching import batches
+from branchynet.exits import check_per_exit, leave_at
+from branchynet.sweep import ExitRecord, pareto
+
+import numpy as np
+from attrs import define
+from chainer.backends.cuda import to_cpu
+
+LEVEL = 0.95  # of intervals
+CLOCKS = 'whole', 'released'
+
+
+class Target(NamedTuple):
+    """What a setting of thresholds must fulfil; at least one field is set.
+
+    With an accuracy target the cheapest such setting is the answer, otherwise the most accurate. It is the cheapest by
+    multiply-adds if only these are limited, otherwise by seconds.
+
+    Attributes:
+        accuracy_loss: At most so many points under the baseline.
+        seconds: At most so many seconds a sample, composed from the record's times.
+        macs: At most this share of the baseline's multiply-adds.
+        leave: At least this share of all samples leaves at ``exit``.
+        exit: From 0.
+        clock: 'whole' or 'released' (timing.py).
+    """
+
+    accuracy_loss: Optional[float] = None
+    seconds: Optional[float] = None
+    macs: Optional[float] = None
+    leave: Optional[float] = None
+    exit: int = 0
+    clock: str = 'whole'
+
+
+class Macs(NamedTuple):
+    """Multiply-adds for one sample, as cost.cost counts them.
+
+    Attributes:
+        main: Of the baseline.
+        exits: Of all that runs for a sample that leaves at each exit.
+    """
+
+    main: int
+    exits: Sequence[int]
+
+
+@define(kw_only=True)
+class Judgement:
+    """What a setting does on N samples, beside the baseline.
+
+    Attributes:
+        samples: N.
+        accuracy_percent: Of early exit.
+        baseline_percent: Accuracy of the baseline.
+        loss_points: The second minus the first.
+        loss_interval_points: The 95 % interval of the loss over all such samples, as `loss_bound` gives its ends.
+        exit_percent: Samples that leave at each exit.
+        released_ms: Mean time of a sample on the released clock, composed.
+        whole_ms: The same on the whole clock.
+        macs_percent: Of the baseline's multiply-adds; None where these were not given.
+    """
+
+    samples: int
+    accuracy_percent: float
+    baseline_percent: float
+    loss_points: float
+    loss_interval_points: list[float]
+    exit_percent: list[float]
+    released_ms: float
+    whole_ms: float
+    macs_percent: Optional[float] = None
+
+
+class Infeasible(ValueError):
+    """No setting fulfils the target; the message names the nearest target that one fulfils."""
+
+
+# Temperatures
+
+
+def fit_temperatures(logits: Any, t: Any) -> list[float]:
+    """The temperature of every exit under which its probabilities fit the labels best.
+
+    It minimises the mean negative log likelihood of softmax(logits / T) over T from 1/20 to 20 (Guo, Pleiss, Sun,
+    Weinberger, 2017, section 4.2).
+
+    Args:
+        logits: (E, N, C), of held-out samples, from `logits_of` a net without temperatures.
+        t: Labels, int (N,).
+
+    Returns:
+        A float for every exit, for ``net.temperatures``.
+
+    Raises:
+        ValueError: There are no samples, or all have one label; or logits are NaN, or do not fit the labels.
+    """
+    from scipy import optimize, special
+
+    logits, t = np.asarray(logits, float), np.asarray(t)
+    if logits.ndim != 3 or t.shape != logits.shape[1:2]:
+        raise ValueError(f'logits have shape {logits.shape} and t {t.shape}: expected (exits, N, classes) and (N,)')
+    check_labels(t)
+    if np.isnan(logits).any():
+        raise ValueError('logits hold NaN: the weights hold NaN, or are so large that numbers overflow')
+    if not 0 <= t.min() <= t.max() < logits.shape[2]:
+        raise ValueError(f't holds labels from {t.min()} to {t.max()}: expected 0 to {logits.shape[2] - 1}')
+
+    def fitted(z: np.ndarray) -> float:
+        right = z[np.arange(len(t)), t]
+
+        def loss(log_temperature: float) -> float:
+            scale = math.exp(-log_temperature)
+            return float(np.mean(special.logsumexp(z * scale, axis=1) - right * scale))
+
+        bound = math.log(20)
+        found = optimize.minimize_scalar(loss, bounds=(-bound, bound), method='bounded', options={'xatol': 1e-6})
+        return float(math.exp(found.x))
+
+    return [fitted(z) for z in logits]
+
+
+def logits_of(net: Any, x: Any, batchsize: int = 32) -> np.ndarray:
+    """The logits (E, N, C) of all exits for x (N, ...), by a BranchyNet or a Compiled."""
+    looks = [net.look(x[part]) for part in batches(len(x), batchsize)]
+    return np.stack([np.concatenate([to_cpu(look.logits) for look in of_exit]) for of_exit in zip(*looks)])
+
+
+def expected_calibration_error(prob: Any, t: Any, bins: int = 15) -> float:
+    """How far an exit's highest probabilities lie from its accuracy.
+
+    ECE = sum over the bins of |B| / N * |accuracy(B) - mean probability(B)|, where a bin B holds the samples whose
+    highest probability lies in (m / bins, (m + 1) / bins] (Guo et al., 2017, equation 3).
+
+    Args:
+        prob: Softmax (N, C).
+        t: Labels, int (N,).
+        bins: Of equal width.
+
+    Returns:
+        A float in [0, 1].
+    """
+    prob = np.asarray(prob, float)
+    sure, right = prob.max(axis=1), prob.argmax(axis=1) == t
+    place = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
+    return float(np.abs(np.bincount(place, right - sure, bins)).sum() / len(sure))
+
+
+# Choosing
+
+
+def choose(
+    recorded: ExitRecord,
+    target: Target,
+    baseline: Any = None,
+    macs: Macs | None = None,
+    guarantee: float | None = None,
+    seed: int = 0,
+) -> list[float | None]:
+    """The thresholds that fulfil a target on held-out samples; see Target for what is optimised.
+
+    For one and two thresholds all settings are compared that the record tells apart, in O(N log N) and O(N^2). For
+    more, those before the last come from a grid of quantiles, of about GRID combinations, and with each of them every
+    rank of the last is compared.
+
+    With a guarantee, a third of the samples, chosen at random, gives a path: its Pareto front of accuracy and cost,
+    from the most accurate setting to the cheapest. The other samples test the settings in this order, each by
+    `p_value`, up to the first that fails (fixed-sequence testing on split data, in Learn then Test). The answer is the
+    last setting that passed and fulfils the other targets on all samples. If the held-out samples are a random choice
+    from all that are ever classified, the loss of accuracy on the latter is below the target, with at least the
+    probability of the guarantee.
+
+    Args:
+        recorded: An ExitRecord of N held-out samples.
+        target: What the setting must fulfil.
+        baseline: Whether the baseline is right, bool (N,); None: the final exit is the baseline.
+        macs: Of the network; needed for a target of multiply-adds.
+        guarantee: None, or a probability such as 0.95, for a target of accuracy.
+        seed: Of the choice of the third.
+
+    Returns:
+        A threshold for every exit but the last, on the scale of the record's criterion; None: no sample leaves there.
+
+    Raises:
+        Infeasible: No setting fulfils the target. The message names the nearest target that one fulfils.
+        TypeError: The target holds something else than numbers.
+        ValueError: The target is impossible, or the record is empty or does not fit the other arguments.
+    """
+    baseline = _checked_baseline(recorded, baseline)
+    _check_target(recorded, target, macs)
+    if guarantee is not None:
+        return _guaranteed(recorded, target, baseline, macs, guarantee, seed)
+    space, bounds = _Space(recorded, target, macs), _bounds(recorded, target, baseline, macs)
+    found = space.best(bounds, _objective(target))
+    if found is None:
+        raise Infeasible(_nearest(space, bounds, target, baseline, macs))
+    return found[1]
+
+
+GRID = 1000
+
+
+class _Totals(NamedTuple):
+    """Sums over all samples, less of each being better: of settings, arrays (S,); as bounds, numbers.
+
+    Attributes:
+        wrong: Samples that are classified wrongly.
+        seconds: Of all samples, on the target's clock.
+        macs: Multiply-adds of all samples.
+        staying: Samples that do not leave at the target's exit.
+    """
+
+    wrong: Any
+    seconds: Any
+    macs: Any
+    staying: Any
+
+
+_KINDS = {
+    'accuracy_loss': 'wrong',
+    'seconds': 'seconds',
+    'macs': 'macs',
+    'leave': 'staying',
+}  # fields of Target, _Totals
+
+
+def _objective(target: Target) -> list[str]:
+    """The fields of _Totals that are made small, the first before the second."""
+    cost = 'macs' if target.macs is not None and target.seconds is None else 'seconds'
+    return [cost, 'wrong'] if target.accuracy_loss is not None else ['wrong', cost]
+
+
+def _bounds(recorded: ExitRecord, target: Target, baseline: np.ndarray, macs: Macs | None) -> _Totals:
+    """The highest totals that fulfil the target; infinite where it says nothing."""
+    samples, bounds = len(baseline), dict.fromkeys(_Totals._fields, math.inf)
+    if target.accuracy_loss is not None:
+        bounds['wrong'] = math.floor((~baseline).sum() + target.accuracy_loss / 100 * samples + _ROUNDING)
+    if target.seconds is not None:
+        bounds['seconds'] = target.seconds * samples * (1 + _ROUNDING)
+    if target.macs is not None and macs is not None:
+        bounds['macs'] = target.macs * macs.main * samples * (1 + _ROUNDING)
+    if target.leave is not None:
+        bounds['staying'] = math.floor((1 - target.leave) * samples + _ROUNDING)
+    return _Totals(**bounds)
+
+
+_ROUNDING = 1e-9  # a target that was computed from a record is fulfilled by that record
+
+
+class _Space:
+    """Every setting that a record tells apart, in blocks of settings that share all thresholds but the last."""
+
+    def __init__(self, recorded: ExitRecord, target: Target, macs: Macs | None) -> None:
+        exits, samples = recorded.score.shape
+        self._criterion = recorded.criterion
+        order = recorded.key[-2].argsort(kind='stable')
+        self._key = recorded.key[:-1, order]  # (E - 1, N)
+        seconds = np.cumsum(getattr(recorded, target.clock), axis=0)
+        exit_macs = np.zeros(exits) if macs is None else np.array(macs.exits, float)
+        # (E, 4, N): what a sample adds to the _Totals if it leaves at an exit.
+        self._added = np.array(
+            [
+                [
+                    ~recorded.correct[k, order],
+                    seconds[k, order],
+                    np.full(samples, exit_macs[k]),
+                    np.full(samples, k != target.exit),
+                ]
+                for k in range(exits)
+            ],
+            float,
+        )
+
+    def blocks(self) -> Iterator[tuple[_Totals, Callable[[int], list[float | None]]]]:
+        """Yields the totals of settings, and a function that gives the thresholds of the i-th of them."""
+        for cuts in product(*(self._cuts(key) for key in self._key[:-1])):
+            yield self._block(list(cuts))
+
+    def _cuts(self, key: np.ndarray) -> list[tuple[Any, float | None]]:
+        """For a threshold that is not the last one: numbers that keys lie below, and the thresholds they stand for."""
+        key = np.sort(key)
+        ranks = _ranks(key)
+        others = len(self._key) - 1
+        if others > 1:
+            count = max(2, round(GRID ** (1 / others)))
+            ranks = np.unique(ranks[np.linspace(0, len(ranks) - 1, count).round().astype(int)])
+        thresholds = [self._criterion.threshold(key, rank) for rank in ranks]
+        return [(self._criterion.cut(threshold, key.dtype), threshold) for threshold in thresholds]
+
+    def _block(self, cuts: list[tuple[Any, float | None]]) -> tuple[_Totals, Callable[[int], list[float | None]]]:
+        stays, total = np.ones(self._key.shape[1], bool), np.zeros(4)
+        for key, (cut, _), added in zip(self._key, cuts, self._added):
+            total += added @ (stays & (key < cut))
+            stays &= ~(key < cut)
+        here, later = self._added[-2:]
+        changes = (here - later)[:, stays]  # from all who stay leaving at the last exit to all leaving one before it
+        totals = np.zeros((4, changes.shape[1] + 1))
+        np.cumsum(changes, axis=1, out=totals[:, 1:])
+        totals += (total + later @ stays)[:, None]
+        key = self._key[-1, stays]
+        ranks = _ranks(key)
+
+        def thresholds(i: int) -> list[float | None]:
+            return [threshold for _, threshold in cuts] + [self._criterion.threshold(key, ranks[i])]
+
+        return _Totals(*totals[:, ranks]), thresholds
+
+    def best(self, bounds: _Totals, objective: Sequence[str]) -> tuple[_Totals, list[float | None]] | None:
+        """The totals and thresholds of the best setting within bounds; None where no setting is."""
+        best: tuple[_Totals, list[float | None]] | None = None
+        for totals, thresholds in self.blocks():
+            within = np.flatnonzero(np.all([total <= bound for total, bound in zip(totals, bounds)], axis=0))
+            if len(within):
+                i = within[np.lexsort([getattr(totals, name)[within] for name in reversed(objective)])[0]]
+                found = _Totals(*(float(total[i]) for total in totals))
+                if best is None or _by(found, objective) < _by(best[0], objective):
+                    best = found, thresholds(i)
+        return best
+
+    def front(self, cost: str) -> list[list[float | None]]:
+        """The thresholds of the settings on the Pareto front of accuracy and a cost, the most accurate first."""
+        points: list[tuple[float, float, list[float | None]]] = []
+        for totals, thresholds in self.blocks():
+            costs = getattr(totals, cost)
+            points += [(-totals.wrong[i], costs[i], thresholds(i)) for i in pareto(-totals.wrong, costs)]
+        right, costs, found = zip(*points)
+        return [found[i] for i in pareto(right, costs)[::-1]]
+
+
+def _by(totals: _Totals, objective: Sequence[str]) -> list[float]:
+    return [getattr(totals, name) for name in objective]
+
+
+def _ranks(key: np.ndarray) -> np.ndarray:
+    """How many samples a threshold can let leave, given their sorted keys (N,); equal keys leave together."""
+    count = np.searchsorted(key, math.inf)  # infinite keys and NaN never leave
+    return np.concatenate([[0], 1 + np.flatnonzero(np.diff(key[:count])), [count] * bool(count)]).astype(int)
+
+
+def _nearest(space: _Space, bounds: _Totals, target: Target, baseline: np.ndarray, macs: Macs | None) -> str:
+    """The message of Infeasible: for every part of the target, the nearest that can be fulfilled with the other parts.
+
+    Where the other parts cannot be fulfilled either, it is the nearest that can be fulfilled alone.
+    """
+    wanted = [name for name in _KINDS if getattr(target, name) is not None]
+    words = ' and '.join(f'{name} {getattr(target, name):g}' for name in wanted)
+    for others, alone in (bounds, ''), (_Totals(*[math.inf] * 4), ' alone'):
+        found = {name: space.best(others._replace(**{_KINDS[name]: math.inf}), [_KINDS[name]]) for name in wanted}
+        nearest = [
+            f'{name} {_as_target(name, getattr(best[0], _KINDS[name]), baseline, macs)}{alone}'
+            for name, best in found.items()
+            if best is not None
+        ]
+        if nearest:
+            break
+    return f'no setting of thresholds fulfils {words}: the nearest that can be fulfilled is {" or ".join(nearest)}'
+
+
+def _as_target(name: str, total: float, baseline: np.ndarray, macs: Macs | None) -> str:
+    """A total as a number of Target, of four digits, rounded so that the total fulfils it."""
+    mean = total / len(baseline)
+    if name == 'accuracy_loss':
+        return _rounded_up(100 * (mean - float((~baseline).mean())))
+    if name == 'leave':
+        return _rounded_up(mean - 1).lstrip('-')  # rounded down
+    return _rounded_up(mean / macs.main if name == 'macs' and macs is not None else mean)
+
+
+def _rounded_up(value: float) -> str:
+    if abs(value) < 1e-12:
+        return '0'
+    unit = 10.0 ** (math.floor(math.log10(abs(value))) - 3)
+    return f'{math.ceil(value / unit - 1e-6) * unit:.4g}'
+
+
+# The guarantee
+
+
+def _guaranteed(
+    recorded: ExitRecord, target: Target, baseline: np.ndarray, macs: Macs | None, guarantee: float, seed: int
+) -> list[float | None]:
+    """choose, with a guarantee."""
+    if target.accuracy_loss is None or not 0 < guarantee < 1:
+        raise ValueError(f'guarantee is {guarantee}: expected a number between 0 and 1, for a target of accuracy_loss')
+    if len(baseline) < 3:
+        raise ValueError(
+            f'the record holds {len(baseline)} samples: a guarantee needs three at least, and far more to tell'
+        )
+    bounds = _bounds(recorded, target, baseline, macs)._replace(wrong=math.inf)
+    shuffled = np.random.RandomState(seed).permutation(len(baseline))
+    for_path, for_tests = np.split(shuffled, [len(shuffled) // 3])
+    chosen, passed = None, 0
+    for thresholds in _Space(_part(recorded, for_path), target, macs).front(_objective(target)[0]):
+        lost, gained = _lost_and_gained(_part(recorded, for_tests), thresholds, baseline[for_tests])
+        if p_value(lost, gained, len(for_tests), target.accuracy_loss / 100) > 1 - guarantee:
+            break
+        passed += 1
+        if _fulfils(recorded, thresholds, bounds, target, macs):
+            chosen = thresholds
+    if chosen is not None:
+        return chosen
+    if passed:
+        raise Infeasible(
+            f'none of the {passed} settings whose loss of accuracy is guaranteed fulfils the other targets: loosen one'
+        )
+    bound = 100 * loss_bound(lost, gained, len(for_tests), 1 - guarantee)
+    raise Infeasible(
+        f'{len(for_tests)} samples cannot guarantee accuracy_loss {target.accuracy_loss:g} for any setting: the '
+        f'nearest that they can guarantee is accuracy_loss {_rounded_up(bound)}; more held-out samples lower it'
+    )
+
+
+def _part(recorded: ExitRecord, index: np.ndarray) -> ExitRecord:
+    """The record of some of the samples."""
+    return recorded._replace(
+        **{name: getattr(recorded, name)[:, index] for name in ('score', 'correct', 'released', 'whole')}
+    )
+
+
+def _fulfils(
+    recorded: ExitRecord, thresholds: list[float | None], bounds: _Totals, target: Target, macs: Macs | None
+) -> bool:
+    """Whether a setting's totals are within bounds of seconds, multiply-adds and staying samples."""
+    exits, each = _exits(recorded, thresholds), np.arange(recorded.score.shape[1])
+    seconds = np.cumsum(getattr(recorded, target.clock), axis=0)[exits, each].sum()
+    total_macs = 0 if macs is None else np.take(macs.exits, exits).sum()
+    return seconds <= bounds.seconds and total_macs <= bounds.macs and (exits != target.exit).sum() <= bounds.staying
+
+
+def p_value(lost: int, gained: int, samples: int, loss: float) -> float:
+    """P-value of the hypothesis that early exit is right less often than the baseline, by ``loss`` or more.
+
+    Of N samples, C are right by early exit alone and B by the baseline alone, with probabilities q and q + loss or
+    more. If q were known, P(B - C <= lost - gained), a sum of binomial terms, would be an exact p-value. It falls where
+    the probability of B rises, and rises with that of C. So over the interval of Clopper and Pearson for q, cut into
+    cells, its highest value is at most that of some cell's highest q beside q + loss from the cell's lowest. The
+    probability that q lies outside the interval, 1/1000, is added (Berger and Boos, 1994). So P(p_value <= a) <= a for
+    every a, N and q.
+
+    Args:
+        lost: Samples that only the baseline classifies correctly.
+        gained: Samples that only early exit classifies correctly.
+        samples: N.
+        loss: A share of the samples (a hundredth of points), from -1 to 1.
+
+    Returns:
+        A float in (0, 1].
+    """
+    from scipy import stats
+
+    outside = 1e-3
+    interval = stats.binomtest(gained, samples).proportion_ci(1 - outside, method='exact')
+    highest_q = (1 - loss) / 2  # q and q + loss are 1 at most together
+    if highest_q < interval.low:
+        return outside
+    edges = np.linspace(interval.low, min(interval.high, highest_q), 41)
+    only_early, only_base = edges[1:], np.maximum(edges[:-1] + loss, 0)
+    # All values of C but for some of probability `tails` at most, which count in full.
+    tails = 1e-9
+    lowest, highest = stats.binom.ppf(tails / 2, samples, edges[0]), stats.binom.isf(tails / 2, samples, edges[-1])
+    count = np.arange(max(lowest, 0), highest + 1)[:, None]
+    share = np.divide(only_base, 1 - only_early, out=np.ones_like(only_base), where=only_early < 1)
+    below = stats.binom.cdf(lost - gained + count, samples - count, share)
+    highest_p = (stats.binom.pmf(count, samples, only_early) * below).sum(axis=0).max()
+    return float(min(1.0, highest_p + outside + tails))
+
+
+def loss_bound(lost: int, gained: int, samples: int, error: float) -> float:
+    """A number that the loss of accuracy lies below, but for a probability of ``error``: p_value, inverted.
+
+    Args:
+        lost: As in p_value.
+        gained: As in p_value.
+        samples: As in p_value.
+        error: Above 0.001.
+
+    Returns:
+        A share of the samples.
+    """
+    from scipy import optimize
+
+    def excess(loss: float) -> float:
+        return p_value(lost, gained, samples, loss) - error
+
+    if excess(1) > 0:
+        return 1.0
+    return float(optimize.brentq(excess, -1, 1, xtol=1e-7)) if excess(-1) > 0 else -1.0
+
+
+# Judging
+
+
+def judge(
+    recorded: ExitRecord, thresholds: Sequence[float | None], baseline: Any = None, macs: Macs | None = None
+) -> Judgement:
+    """What a setting does on the samples of a record, such as those of a test set.
+
+    Args:
+        recorded: An ExitRecord of N samples.
+        thresholds: One for every exit but the last, as `choose` returns them.
+        baseline: As in `choose`.
+        macs: Of the network, to count them.
+
+    Returns:
+        A Judgement.
+
+    Raises:
+        ValueError: The record is empty, or does not fit the other arguments.
+    """
+    baseline = _checked_baseline(recorded, baseline)
+    exits, each = _exits(recorded, thresholds), np.arange(len(baseline))
+    lost, gained = _lost_and_gained(recorded, thresholds, baseline)
+    ends = [-loss_bound(gained, lost, len(each), (1 - LEVEL) / 2), loss_bound(lost, gained, len(each), (1 - LEVEL) / 2)]
+    released, whole = (np.cumsum(times, axis=0)[exits, each].mean() for times in (recorded.released, recorded.whole))
+    return Judgement(
+        samples=len(each),
+        accuracy_percent=100 * float(recorded.correct[exits, each].mean()),
+        baseline_percent=100 * float(baseline.mean()),
+        loss_points=100 * (lost - gained) / len(each),
+        loss_interval_points=[100 * end for end in ends],
+        exit_percent=(100 * np.bincount(exits, minlength=len(recorded.score)) / len(each)).tolist(),
+        released_ms=1000 * float(released),
+        whole_ms=1000 * float(whole),
+        macs_percent=None if macs is None else 100 * float(np.take(macs.exits, exits).mean()) / macs.main,
+    )
+
+
+def _exits(recorded: ExitRecord, thresholds: Sequence[float | None]) -> np.ndarray:
+    """The exit (N,) where each sample leaves."""
+    check_per_exit('thresholds', list(thresholds), len(recorded.score) - 1)
+    cuts = [recorded.criterion.cut(threshold, recorded.score.dtype) for threshold in thresholds]
+    return leave_at(recorded.key, cuts)
+
+
+def _lost_and_gained(recorded: ExitRecord, thresholds: Sequence[float | None], baseline: np.ndarray) -> tuple[int, int]:
+    """Samples that only the baseline, and that only early exit classifies correctly."""
+    correct = recorded.correct[_exits(recorded, thresholds), np.arange(len(baseline))]
+    return int((baseline & ~correct).sum()), int((correct & ~baseline).sum())
+
+
+# Checks
+
+
+def check_labels(t: np.ndarray) -> None:
+    """Checks the labels (N,) of held-out samples.
+
+    Raises:
+        ValueError: There are none, or all are the same.
+    """
+    if len(t) == 0:
+        raise ValueError('no samples are held out: expected some of every class')
+    if (t == t[0]).all():
+        raise ValueError(f'all {len(t)} held-out samples have the label {t[0]}: expected some of every class')
+
+
+def _checked_baseline(recorded: ExitRecord, baseline: Any) -> np.ndarray:
+    exits, samples = recorded.score.shape
+    if samples == 0:
+        raise ValueError('the exit record is empty: expected the record of held-out samples')
+    if exits < 2:
+        raise ValueError('the record has a single exit, where all samples leave: there is no threshold to choose')
+    if baseline is None:
+        return recorded.correct[-1]
+    baseline = np.asarray(baseline)
+    if baseline.shape != (samples,) or baseline.dtype != bool:
+        raise ValueError(
+            f'baseline has shape {baseline.shape} and dtype {baseline.dtype}: expected bool of shape ({samples},)'
+        )
+    return baseline
+
+
+def _check_target(recorded: ExitRecord, target: Target, macs: Macs | None) -> None:
+    exits = len(recorded.score)
+    wanted = {name: getattr(target, name) for name in _KINDS if getattr(target, name) is not None}
+    if not wanted:
+        raise ValueError(f'the target is empty: expected {", ".join(_KINDS)} or several of them')
+    for name, value in wanted.items():
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise TypeError(f'{name} is {value!r}: expected a number')
+        low, high, expected = _RANGES[name]
+        if not low <= float(value) <= high:  # NaN too
+            raise ValueError(f'{name} is {value}: expected {expected}')
+    if target.clock not in CLOCKS:
+        raise ValueError(f'clock is {target.clock!r}: expected {" or ".join(CLOCKS)}')
+    if target.exit not in range(exits - 1):
+        raise ValueError(f'exit is {target.exit}: expected 0 to {exits - 2}')
+    if macs is not None and len(macs.exits) != exits:
+        raise ValueError(f'macs has {len(macs.exits)} exits: expected {exits}')
+    if 'macs' in wanted and macs is None:
+        raise ValueError('macs is a target, and the multiply-adds of the network are missing: give them as macs=')
+
+
+_POSITIVE = 5e-324, 1.7e308, 'a number above 0'
+_RANGES = {
+    'accuracy_loss': (-100, 100, 'points from -100 to 100'),
+    'seconds': _POSITIVE,
+    'macs': _POSITIVE,
+    'leave': (0, 1, 'a share from 0 to 1'),
+}
