@@ -44,6 +44,7 @@ if chainer_would_fail():
 setup(
     packages=[
         'branchynet',
+        'branchynet.chains',
         'branchynet.cpu',
         'branchynet.legacy',
         'branchynet.links',

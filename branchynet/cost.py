@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from branchynet import _chainer  # noqa: F401
@@ -23,7 +23,7 @@ class Cost(NamedTuple):
     """The cost of a part of a network.
 
     Attributes:
-        params: Trainable numbers as they are stored, with biases and those of batch normalisation.
+        params: Trainable numbers of the parameters that it uses, with biases and those of batch normalisation.
         macs: Multiply-adds of convolutions and linear layers for one sample.
     """
 
@@ -80,32 +80,35 @@ def cost(net: BranchyNet, shape: Sequence[int]) -> NetCost:
             raise ValueError(f'parameter {path} has no shape yet: call the net on a batch first')
     x, _ = net.checked(np.zeros((1, *shape), next((p.dtype for p in net.params()), np.float32)))
     with chainer.using_config('train', False), chainer.force_backprop_mode():
-        return NetCost(_exits(net, x), Cost(_params(net.main), _macs(net.main(chainer.Variable(x)))))
+        return NetCost(_exits(net, x), _cost(net.main(chainer.Variable(x))))
 
 
 def _exits(net: BranchyNet, x: Any) -> list[ExitCost]:
     """An ExitCost for every exit, counted on x (1, ...)."""
-    ran: list[chainer.Link] = []
-    macs, costs = 0, []
-    for k, model in enumerate(net.models):
-        h = net.stage(k, chainer.Variable(x))  # a new Variable: its graph begins at this stage
+    stage_of_pass, graphs, costs, macs = net.one_pass(), [], [], 0
+    for k in range(net.numexits()):
+        h = stage_of_pass(k, chainer.Variable(x))  # a new Variable: its graph begins at this stage
         x = h.array
-        trunk, own = model[model.starti : model.endi], model[model.endi :]
-        stage = Cost(_params(trunk), _macs(h))
-        branch = Cost(_params(own), _macs(net.exit(k, chainer.Variable(x))))
-        ran += trunk + own
+        logits = net.exit(k, chainer.Variable(x))
+        graphs += [h, logits]
+        stage, branch = _cost(h), _cost(logits)
         macs += stage.macs + branch.macs
-        costs.append(ExitCost(stage, branch, Cost(_params(ran), macs)))
+        costs.append(ExitCost(stage, branch, Cost(_params(graphs), macs)))
     return costs
 
 
-def _params(links: Iterable[chainer.Link]) -> int:
-    """Numbers in the links' parameters; a parameter that links share counts once."""
-    return sum({id(param): param.size for link in links for param in link.params()}.values())
-
-
-def _macs(y: chainer.Variable) -> int:
-    """Multiply-adds of the counted functions in the graph behind the Variable y (1, ...)."""
+def _cost(y: chainer.Variable) -> Cost:
+    """Cost of the graph behind the Variable y (1, ...)."""
     functions: list[Any] = [node for node in build_computational_graph([y]).nodes if isinstance(node, COUNTED)]
     # inputs[1] holds the weights, its first axis the filters.
-    return sum(math.prod(f.outputs[0]().shape) * math.prod(f.inputs[1].shape[1:]) for f in functions)
+    macs = sum(math.prod(f.outputs[0]().shape) * math.prod(f.inputs[1].shape[1:]) for f in functions)
+    return Cost(_params([y]), macs)
+
+
+def _params(outputs: Sequence[chainer.Variable]) -> int:
+    """Numbers in the parameters from which outputs are computed; a parameter that they share counts once."""
+    nodes = [
+        node for node in build_computational_graph(outputs).nodes if isinstance(node, chainer.variable.VariableNode)
+    ]
+    variables = {id(node): node.get_variable_or_none() for node in nodes}
+    return sum(v.size for v in variables.values() if isinstance(v, chainer.Parameter))

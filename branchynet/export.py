@@ -22,8 +22,8 @@ from branchynet import _chainer  # noqa: F401
 from branchynet.exits import below, check_per_exit, closed, rounded
 from branchynet.files import write_atomically
 from branchynet.inference import Classification, ends_linearly, fold_temperatures
-from branchynet.links.links import FL
-from branchynet.net import BranchyNet, check_labels
+from branchynet.links.links import FL, Net
+from branchynet.net import BranchyNet, Stage, check_labels
 from branchynet.provenance import commit, sha256_of_net
 
 import chainer
@@ -390,11 +390,13 @@ def _cascade(net: BranchyNet, x: np.ndarray, thresholds: list[float]) -> GraphPr
     if thresholds:
         inputs.append(helper.make_tensor_value_info('thresholds', TensorProto.FLOAT, [len(thresholds)]))
         graph.initializers.append(numpy_helper.from_array(rounded(thresholds, np.float32), 'thresholds'))
-    classes = _add_from(graph, net, 0, Value('x', x))
+    classes = _add_from(graph, net, 0, Value('x', x), net.one_pass())
     return helper.make_graph(graph.nodes, 'BranchyNet', inputs, _outputs('', classes), graph.initializers)
 
 
-def _add_from(graph: Graph, net: BranchyNet, k: int, x: Value, index: Optional[str] = None, suffix: str = '') -> int:
+def _add_from(
+    graph: Graph, net: BranchyNet, k: int, x: Value, stage: Stage, index: Optional[str] = None, suffix: str = ''
+) -> int:
     """Adds all that runs from stage k on for a sample that has not left before; returns the number of classes.
 
     Args:
@@ -402,13 +404,14 @@ def _add_from(graph: Graph, net: BranchyNet, k: int, x: Value, index: Optional[s
         net: the network.
         k: the stage, from 0.
         x: the stage's input.
+        stage: the net's one_pass(), of which stage k is the next.
         index: holds k (1,); None: a constant does.
         suffix: of the names of the outputs.
     """
     from onnx import helper
 
     last = net.numexits() - 1
-    features, logits = _add_stage(graph, net, k, x)
+    features, logits = _add_stage(graph, net, k, x, stage)
     classes = logits.array.shape[1]
     prob, entropy = _add_softmax(graph, logits)
     if k == last:
@@ -419,7 +422,7 @@ def _add_from(graph: Graph, net: BranchyNet, k: int, x: Value, index: Optional[s
     leaves, stays = graph.subgraph(), graph.subgraph()
     _add_leaving(leaves, prob, entropy, f'_at_{k}')
     leaves.new_node('Constant', value_ints=[k], output=f'exit_at_{k}')
-    _add_from(stays, net, k + 1, features, _add_next(stays, k, last, entropy, threshold), f'_after_{k}')
+    _add_from(stays, net, k + 1, features, stage, _add_next(stays, k, last, entropy, threshold), f'_after_{k}')
     branches = {
         name: helper.make_graph(branch.nodes, title, [], _outputs(ending, classes), branch.initializers)
         for name, branch, title, ending in [
@@ -473,22 +476,22 @@ def _outputs(suffix: str, classes: int) -> list:
 
 def _stages(net: BranchyNet, x: np.ndarray) -> list[GraphProto]:
     """The graphs of every stage and its exit, for any batch."""
-    graphs = []
+    graphs, stage = [], net.one_pass()
     for k in range(net.numexits()):
-        graph, features = _stage(net, k, x)
+        graph, features = _stage(net, k, x, stage)
         graphs.append(graph)
         x = features
     return graphs
 
 
-def _stage(net: BranchyNet, k: int, x: np.ndarray) -> tuple[GraphProto, np.ndarray]:
-    """(graph, features) of stage k for x."""
+def _stage(net: BranchyNet, k: int, x: np.ndarray, stage: Stage) -> tuple[GraphProto, np.ndarray]:
+    """(graph, features) of stage k for x, the next stage of a pass."""
     from branchynet.onnx_graph import Graph, Value
 
     from onnx import TensorProto, helper
 
     graph = Graph(_weight_names(net))
-    features, logits = _add_stage(graph, net, k, Value('x', x))
+    features, logits = _add_stage(graph, net, k, Value('x', x), stage)
     _add_leaving(graph, *_add_softmax(graph, logits), '')
     types = {
         'label': (TensorProto.INT64, ()),
@@ -503,10 +506,15 @@ def _stage(net: BranchyNet, k: int, x: np.ndarray) -> tuple[GraphProto, np.ndarr
     return helper.make_graph(graph.nodes, f'stage {k}', inputs, outputs, graph.initializers), features.array
 
 
-def _add_stage(graph: Graph, net: BranchyNet, k: int, x: Value) -> tuple[Value, Value]:
-    """Adds stage k of the trunk and exit k; returns (features, logits)."""
+def _add_stage(graph: Graph, net: BranchyNet, k: int, x: Value, stage: Stage) -> tuple[Value, Value]:
+    """Adds stage k of the trunk, the next of a pass, and exit k; returns (features, logits)."""
+    from branchynet.onnx_graph import add_link
+
     model = net.models[k]
-    features = _add_links(graph, model, range(model.starti, model.endi), x, f'stage {k}')
+    if isinstance(net.main, Net):
+        features = _add_links(graph, model, range(model.starti, model.endi), x, f'stage {k}')
+    else:
+        features = add_link(graph, functools.partial(stage, k), x, f"stage {k} of the chain's forward")
     logits = _add_links(graph, model, range(model.endi, len(model)), features, f'exit {k}')
     if logits.array.ndim != 2:
         raise ValueError(f'exit {k} gives arrays of shape {logits.array.shape[1:]} per sample: expected (classes,)')

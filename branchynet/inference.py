@@ -113,6 +113,11 @@ def is_compilable(net: BranchyNet) -> bool:
 
 def _obstacle(net: BranchyNet) -> Optional[str]:
     """The reason why a net cannot be compiled, and the remedy; None if it can be."""
+    if not isinstance(net.main, Net):
+        chain = type(net.main.chain).__name__
+        return (
+            f'its trunk is the forward of a {chain}, which cannot be taken apart: run it within branchynet.cpu.fast()'
+        )
     if net.gpu:
         return 'its parameters are on a GPU: call net.to_cpu() first'
     head = {id(param) for param in _main_head(net)}

@@ -11,8 +11,8 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Union
 
 from branchynet import exits
 from branchynet.batching import batches, check_pairs
@@ -66,6 +66,10 @@ class Look(NamedTuple):
     logits: Array
 
 
+Stage = Callable[[int, Array], chainer.Variable]  # BranchyNet.stage, within one pass
+Part = Union[str, int]  # 'trunk', or the number of an exit
+
+
 @contextlib.contextmanager
 def inference_mode() -> Iterator[None]:
     """A context in which Chainer is in testing mode and builds no graphs."""
@@ -106,6 +110,7 @@ class BranchyNet(chainer.Chain):
         forwardMain: None; with any other value, main's loss replaces the last exit's in training the trunk.
         temperatures: None, or a number above 0 for every exit, the last one included. Softmax and entropy are those
             of the logits divided by it (`calibration.fit_temperatures`); the losses do not change.
+        frozen: What `freeze` has frozen: 'trunk' and numbers of exits.
 
     Raises:
         TypeError: The network holds something that is not a link, or a setting is not a number.
@@ -133,6 +138,8 @@ class BranchyNet(chainer.Chain):
         >>> sum(counts)
         150
     """
+
+    frozen: frozenset[Part] = frozenset()
 
     def __init__(
         self,
@@ -183,12 +190,72 @@ class BranchyNet(chainer.Chain):
         if verbose:
             self.print_models()
 
+    @staticmethod
+    def from_chain(
+        chain: chainer.Link,
+        exits: Mapping[str, Any],
+        final: str | Any | None = None,
+        x: Array | None = None,
+        **settings: Any,
+    ) -> BranchyNet:
+        """Gives any Chain exits behind named layers; its own output is the last exit.
+
+        The chain becomes the trunk, as it is: its forward is paused behind an exit's layer, and goes on with the
+        samples that stay. When all have left, no further layer runs. Nothing is added to the chain or its layers.
+
+        The first batch is also read: a small part of it goes through the chain in testing mode, which shows whether
+        the exits can stand where they are. Each exit's layer must be called once, as a link, and its output be all
+        that the layers behind it use. An exit belongs to one layer of the chain; exits of branches are not supported.
+
+        A chainer.Sequential becomes an ordinary BranchyNet, which can be compiled and exported link by link.
+
+        Args:
+            chain: A link whose forward takes an array (B, ...). It is not copied.
+            exits: For each exit, in the order in which forward calls their layers: the path of a layer, as in
+                ``chain.namedlinks()`` ('/res3/a', or 'res3/a'), and the exit's own links, from the layer's output to
+                logits (B, C): a list of links and functions, one of them, or a Branch, which also has a weight.
+                branchynet.heads makes such lists.
+            final: Where the last exit's logits are. None: the chain's output, or the only entry of an output that is
+                a dict; where this is a softmax, its input. A path: the output of this layer, behind which forward is
+                not run. Links, as for an exit: they run on the chain's output, as part of the trunk.
+            x: Samples (B, ...), to read the chain now and not at the first batch.
+            **settings: As of BranchyNet: thresholdExits and others.
+
+        Returns:
+            A BranchyNet. Its trunk, ``main``, ends with the last exit's logits; ``main.chain`` is the chain.
+
+        Raises:
+            TypeError: The chain or an exit is not made of links.
+            ValueError: There is no such layer, an exit cannot stand there, or it cannot take the layer's output; what
+                only reading shows is raised by the first call with a batch.
+
+        Example:
+            >>> import chainer, chainer.functions as F, chainer.links as L
+            >>> from branchynet import BranchyNet
+            >>> class Network(chainer.Chain):
+            ...     def __init__(self):
+            ...         super().__init__()
+            ...         with self.init_scope():
+            ...             self.first, self.second = L.Linear(4, 8), L.Linear(8, 3)
+            ...
+            ...     def forward(self, x):
+            ...         return self.second(F.relu(self.first(x)))
+            >>> x = np.random.rand(10, 4).astype(np.float32)
+            >>> net = BranchyNet.from_chain(Network(), exits={'first': [F.relu, L.Linear(8, 3)]}, x=x)
+            >>> net.numexits(), net.run(x).shape
+            (2, (10, 3))
+        """
+        from branchynet.chains import from_chain  # which is built on this module
+
+        return from_chain(chain, exits, final, x, settings)
+
     def _setup_optimizers(self) -> None:
         self.optimizer = self._make_optimizer(self.main, self.alpha, self.momentum)
         # As released, the exits' own links have Chainer's default alpha and a momentum of 0.9, whatever was given.
         self.optimizers = [
             self._make_optimizer(chainer.ChainList(*model[model.endi :]), 0.001, 0.9) for model in self.models
         ]
+        self._hold_frozen()
 
     def _make_optimizer(self, target: chainer.Link, alpha: float, momentum: float) -> chainer.Optimizer:
         if self.opt == 'Adam':
@@ -208,7 +275,11 @@ class BranchyNet(chainer.Chain):
 
         Returns:
             (loss, accuracy): softmax cross entropy, and the share of samples that are classified correctly.
+
+        Raises:
+            ValueError: The trunk is frozen.
         """
+        self.check_thawed('trunk')
         return _train_net(self.main, self.optimizer, *self.checked(x, t))
 
     def train(self, x: Array, t: Array) -> tuple[list[float], list[float]]:
@@ -239,15 +310,18 @@ class BranchyNet(chainer.Chain):
             (loss, accuracy), as train_main.
 
         Raises:
-            ValueError: There is no exit i.
+            ValueError: There is no exit i, or it is frozen.
         """
         if not 0 <= i < self.numexits():
             raise ValueError(f'exit is {i}: expected 0 to {self.numexits() - 1}')
+        self.check_thawed(i)
         x, t = self.checked(x, t)
-        model = self.models[i]
+        stage, h = self.one_pass(), x
         with chainer.using_config('train', True), chainer.no_backprop_mode():
-            h = chainer.as_array(model(x, endi=model.endi))
-        return _train_net(model, self.optimizers[i], h, t, starti=model.endi)
+            for k in range(i + 1):
+                h = stage(k, h)
+        model = self.models[i]
+        return _train_net(model, self.optimizers[i], chainer.as_array(h), t, starti=model.endi)
 
     def forward(self, x: Array, t: Array) -> chainer.Variable:
         """The joint loss, for Chainer's updaters and evaluators.
@@ -285,8 +359,11 @@ class BranchyNet(chainer.Chain):
             (losses, accuracies, total): lists of a Variable () for every exit; the weighted sum of losses.
         """
         total: Any = 0
+        self._hold_frozen()  # the user may have set up an optimiser since
         if self.forwardMain is not None:
+            self.check_thawed('trunk')
             total = share.weighted(loss_and_accuracy(self.main(x), t)[0])
+        stage = self.one_pass()
         losses: list[chainer.Variable] = []
         accuracies: list[chainer.Variable] = []
         for k, model in enumerate(self.models):
@@ -294,7 +371,7 @@ class BranchyNet(chainer.Chain):
                 losses.append(chainer.Variable(self.xp.zeros((), x.dtype)))
                 accuracies.append(losses[-1])
                 continue
-            x = self.stage(k, x)
+            x = stage(k, x)
             logits = self.exit(k, x if self._reaches_trunk(k) else chainer.as_array(x))
             loss, accuracy = map(share.weighted, loss_and_accuracy(logits, t))
             losses.append(loss)
@@ -433,10 +510,10 @@ class BranchyNet(chainer.Chain):
         Yields:
             A Leaving for every exit, up to the one at which the last samples leave.
         """
-        index, batch = self.xp.arange(len(x)), len(x)
+        stage, index, batch = self.one_pass(), self.xp.arange(len(x)), len(x)
         for k in range(self.numexits()):
             start = time.perf_counter()
-            x = chainer.as_array(self.stage(k, x))
+            x = chainer.as_array(stage(k, x))
             seconds = time.perf_counter() - start
             logits = self._scaled(k, chainer.as_array(self.exit(k, x)))
             answer = exits.answer(logits)
@@ -465,11 +542,11 @@ class BranchyNet(chainer.Chain):
             A Look for every exit.
         """
         x, _ = self.checked(x)
-        result = []
+        stage, result = self.one_pass(), []
         with inference_mode():
             for k in range(self.numexits()):
                 start = now(self)
-                x = self.stage(k, x)
+                x = stage(k, x)
                 trunk = now(self)
                 logits = self._scaled(k, self.exit(k, x).array)
                 prob, entropy = exits.answer(logits)
@@ -495,10 +572,10 @@ class BranchyNet(chainer.Chain):
         result = []
         for part in progress(batches(len(x), batchsize), 'entropies'):
             h, _ = self.checked(x[part])
+            stage, batch = self.one_pass(), []
             with chainer.using_config('train', True), chainer.no_backprop_mode():
-                batch = []
                 for k in range(self.numexits() - 1):
-                    h = self.stage(k, h)
+                    h = stage(k, h)
                     batch.append(to_cpu(exits.answer(self._scaled(k, self.exit(k, h).array)).entropy))
             result.append(batch)
         return [np.concatenate(parts) for parts in zip(*result)]
@@ -555,8 +632,18 @@ class BranchyNet(chainer.Chain):
         """Number of exits, including the final one."""
         return len(self.models)
 
+    def one_pass(self) -> Stage:
+        """`stage` for one batch, to be called for one exit after the other, from exit 0.
+
+        Between two calls, samples may be taken out of the features. Nets of `from_chain` keep the state of a pass in
+        the result, which is for one batch and one thread.
+        """
+        return self.stage
+
     def stage(self, k: int, x: Array) -> chainer.Variable:
         """Runs the trunk from exit k - 1 (for k = 0: from the input) to exit k.
+
+        Code that should take nets of `from_chain` too calls `one_pass` instead.
 
         Args:
             k: The exit, from 0.
@@ -566,12 +653,14 @@ class BranchyNet(chainer.Chain):
             The trunk's features at exit k, a Variable (B, ...).
         """
         model = self.models[k]
-        return model(x, starti=model.starti, endi=model.endi)
+        with self._mode('trunk'):
+            return model(x, starti=model.starti, endi=model.endi)
 
     def exit(self, k: int, h: Array) -> chainer.Variable:
         """Logits, a Variable (B, C), of exit k for the trunk's features h (B, ...) there."""
         model = self.models[k]
-        return model(h, starti=model.endi)
+        with self._mode(k):
+            return model(h, starti=model.endi)
 
     def _scaled(self, k: int, logits: Array) -> Array:
         """Logits (B, C) of exit k divided by its temperature (Guo et al. 2017, section 4.2), in their dtype."""
@@ -580,7 +669,7 @@ class BranchyNet(chainer.Chain):
     def print_models(self) -> None:
         """Prints main and the model of every exit, link by link."""
         for name, net in [('main', self.main)] + [(f'exit {k}', model) for k, model in enumerate(self.models)]:
-            print(f'{name}: {" ".join(type(link).__name__ for link in net)}')
+            print(f'{name}: {" ".join(type(link).__name__ for link in net.children())}')
 
     def training(self) -> None:
         """Puts Chainer (``chainer.config.train``) into training mode, for direct calls of nets and links."""
@@ -589,6 +678,78 @@ class BranchyNet(chainer.Chain):
     def testing(self) -> None:
         """Puts Chainer (``chainer.config.train``) into testing mode, for direct calls of nets and links."""
         chainer.config.train = False
+
+    # Parts that training leaves as they are
+
+    def freeze(self, *parts: Part) -> None:
+        """Keeps parts of the net as they are in training.
+
+        A frozen part runs in testing mode, so that its batch normalisation keeps and uses its running statistics, and
+        no optimiser changes its parameters. Behind a frozen trunk there is no backward pass; a frozen exit still hands
+        its gradient to the trunk. To train one exit alone, see `train_branch`.
+
+        Args:
+            *parts: 'trunk', 'exits' or numbers of exits, from 0.
+
+        Raises:
+            ValueError: There is no such part.
+        """
+        self.frozen = self.frozen | self._parts(parts)
+        self._hold_frozen()
+
+    def thaw(self, *parts: Part) -> None:
+        """Lets training change frozen parts again.
+
+        Args:
+            *parts: As in `freeze`; without any, all that is frozen.
+
+        Raises:
+            ValueError: There is no such part.
+        """
+        thawed = self.frozen & self._parts(parts) if parts else self.frozen
+        self.frozen = self.frozen - thawed
+        for part in thawed:
+            for link in self._links_of(part):
+                link.enable_update()
+
+    def _parts(self, names: tuple[Part, ...]) -> frozenset[Part]:
+        """The parts that freeze and thaw are given."""
+        parts: set[Part] = set()
+        for name in names:
+            if name == 'exits':
+                parts.update(range(self.numexits()))
+            elif name == 'trunk' or (isinstance(name, int) and 0 <= name < self.numexits()):
+                parts.add(name)
+            else:
+                raise ValueError(
+                    f"the part to freeze or thaw is {name!r}: expected 'trunk', 'exits' or an exit from 0 to "
+                    f'{self.numexits() - 1}'
+                )
+        return frozenset(parts)
+
+    def _links_of(self, part: Part) -> list[chainer.Link]:
+        """The links of a part."""
+        if part == 'trunk':
+            return self.models[-1][: self.models[-1].endi]
+        return self.models[part][self.models[part].endi :]
+
+    def _hold_frozen(self) -> None:
+        """Keeps the optimisers that are set up now from changing what is frozen."""
+        for part in self.frozen:
+            for link in self._links_of(part):
+                link.disable_update()
+
+    def check_thawed(self, part: Part) -> None:
+        """Raises ValueError if a part, 'trunk' or the number of an exit, is frozen."""
+        if part in self.frozen:
+            name = part if part == 'trunk' else f'exit {part}'
+            raise ValueError(f'{name} is frozen and cannot be trained: call net.thaw({part!r}) first')
+
+    def _mode(self, part: Part) -> contextlib.AbstractContextManager[None]:
+        """The context in which a part runs: where it is frozen, another mode than Chainer's at the moment."""
+        if part not in self.frozen:
+            return contextlib.nullcontext()
+        return inference_mode() if part == 'trunk' else chainer.using_config('train', False)
 
     @property
     def gpu(self) -> bool:
@@ -701,7 +862,8 @@ class BranchyNet(chainer.Chain):
         """
         t = _checked_t(t, self._checked_x(x))
         with inference_mode():
-            check_labels(self.exit(0, self.stage(0, self.checked(sample)[0])), t)
+            sample, _ = self.checked(sample)
+            check_labels(self.exit(0, self.one_pass()(0, sample)), t)
 
     def _checked_x(self, x: Array) -> Array:
         x = _checked_array('x', x)
@@ -789,9 +951,10 @@ def check_labels(logits: Any, t: Array) -> None:
         raise ValueError(f't holds the label {t.max()}: expected less than {logits.shape[1]}, the number of classes')
 
 
-def _train_net(net: Net, optimizer: chainer.Optimizer, x: Array, t: Array, starti: int = 0) -> tuple[float, float]:
+def _train_net(net: Net, optimizer: chainer.Optimizer, x: Array, t: Array, **part: int) -> tuple[float, float]:
+    """One step of a net, or of the part of it that `Net.forward` runs with starti."""
     with chainer.using_config('train', True):
-        loss, accuracy = loss_and_accuracy(net(x, starti=starti), t)
+        loss, accuracy = loss_and_accuracy(net(x, **part), t)
     step(loss, [optimizer])
     return float(loss.item()), float(accuracy.item())
 

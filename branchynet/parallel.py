@@ -219,6 +219,7 @@ class Parallel:
     def train_main(self, x: Array, t: Array) -> tuple[float, float]:
         """Trains main alone, by one step; for arguments and returns see BranchyNet.train_main."""
         net, share = self._net, self._share(x)
+        net.check_thawed('trunk')
         x, t = net.checked(x[share.samples], t[share.samples])
         with chainer.using_config('train', True), self._own_noise():
             loss, accuracy = map(share.weighted, loss_and_accuracy(net.main(x), t))

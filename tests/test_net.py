@@ -254,6 +254,105 @@ def test_the_copy_of_main_learns_alone():
     assert net.test_main_copy(X, T)[0] == net.test_main(X, T)[0]
 
 
+# Freezing
+
+
+def norm_net(seed=0):
+    """Two exits; the trunk and both exits have batch normalisation."""
+    np.random.seed(seed)
+    return branchynet.BranchyNet(
+        [
+            L.Linear(4, 8),
+            L.BatchNormalization(8),
+            branchynet.Branch([L.BatchNormalization(8), L.Linear(8, 3)]),
+            L.Linear(8, 8),
+            branchynet.Branch([L.BatchNormalization(8), L.Linear(8, 3)]),
+        ]
+    )
+
+
+def changed(net, action):
+    """Paths of the links whose parameters or running means an action changes."""
+
+    def numbers():
+        means = {f'{path}/mean': link.avg_mean.copy() for path, link in net.namedlinks() if hasattr(link, 'avg_mean')}
+        return {**weights(net), **means}
+
+    before = numbers()
+    action()
+    return {path.rsplit('/', 1)[0] for path, array in numbers().items() if not np.array_equal(array, before[path])}
+
+
+TRUNK = {'/main/0', '/main/1', '/main/2'}
+EXITS = {'/models/0/2', '/models/0/3'}, {'/models/1/3', '/models/1/4'}
+
+
+@pytest.mark.parametrize(
+    'parts, expected',
+    [
+        ([], TRUNK | EXITS[0] | EXITS[1]),
+        (['trunk'], EXITS[0] | EXITS[1]),
+        (['exits'], TRUNK),
+        ([0], TRUNK | EXITS[1]),
+        ([1, 'trunk'], EXITS[0]),
+    ],
+)
+@pytest.mark.parametrize('own', [False, True])  # the net's optimisers, or one of the user's
+def test_frozen_parts_do_not_change(parts, expected, own):
+    net = norm_net()
+    net.train_main(X, T)
+    net.train(X, T)  # moments, by which zero gradients would move parameters
+    net.freeze(*parts)
+    if own:
+        optimizer = chainer.optimizers.MomentumSGD(0.1).setup(net)
+        optimizer.add_hook(chainer.optimizer_hooks.WeightDecay(0.1))
+
+    def step():
+        return optimizer.update(net, X, T) if own else net.train(X, T)
+
+    assert changed(net, step) - {'/main/3', '/main/4'} == expected
+    net.thaw()
+    assert changed(net, step) >= TRUNK | EXITS[0] | EXITS[1]
+
+
+def test_a_frozen_exit_hands_its_gradient_to_the_trunk():
+    net = norm_net()
+    net.models[1].weight = 0.0
+    net.freeze('exits')
+    assert {'/main/0', '/main/1'} <= changed(net, lambda: net.train(X, T))
+    losses = [net.train(X, T)[0][0] for _ in range(100)]
+    assert losses[-1] < losses[0]
+
+
+def test_behind_a_frozen_trunk_there_is_no_graph():
+    net = small_net(dropout=True)
+    net.freeze('trunk')
+    assert net.stage(0, X).creator is None
+    net.train(X, T)
+    assert all(param.grad is None or not param.grad.any() for param in trunk(net))
+    net.forwardMain = True
+    for call in (net.train_main, net.train):
+        with pytest.raises(ValueError, match=r"trunk is frozen and cannot be trained: call net.thaw\('trunk'\) first"):
+            call(X, T)
+
+
+def test_freezing_is_kept_by_copies_and_undone_in_parts():
+    net = norm_net()
+    net.freeze('trunk', 1)
+    for other in (copy.deepcopy(net), net.copy(), net.copy('init'), pickle.loads(pickle.dumps(net))):
+        assert other.frozen == {'trunk', 1}
+        assert changed(other, lambda n=other: n.train(X, T)) == EXITS[0]
+    net.thaw('trunk')
+    with pytest.raises(ValueError, match=r'exit 1 is frozen and cannot be trained: call net.thaw\(1\) first'):
+        net.train_branch(1, X, T)
+    net.thaw(0, 1)
+    assert net.frozen == frozenset()
+    for part in ('trunks', 2, -1, None):
+        for method in (net.freeze, net.thaw):
+            with pytest.raises(ValueError, match="expected 'trunk', 'exits' or an exit from 0 to 1"):
+                method(part)
+
+
 # Inference
 
 

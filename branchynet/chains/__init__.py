@@ -1,0 +1,198 @@
+"""Exits at named layers of any Chain: what BranchyNet.from_chain makes."""
+
+from __future__ import annotations
+
+import difflib
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from branchynet.chains.reading import read
+from branchynet.chains.trunk import Trunk
+from branchynet.exits import Array
+from branchynet.links.links import FL, Branch
+from branchynet.net import BranchyNet, Part, Stage
+
+import chainer
+import chainer.functions as F
+
+
+def from_chain(
+    chain: chainer.Link, exits: Mapping[str, Any], final: Any, x: Array | None, settings: dict[str, Any]
+) -> BranchyNet:
+    """BranchyNet.from_chain, which describes the arguments."""
+    if not isinstance(chain, chainer.Link):
+        raise TypeError(f'chain is a {type(chain).__name__}: expected a chainer.Chain or another link')
+    if not isinstance(exits, Mapping) or not exits:
+        raise TypeError(f'exits are {exits!r}: expected a dict of links by the path of a layer, at least one')
+    branches: dict[str, Branch] = {}
+    for name, links in exits.items():
+        path = _path(chain, name)
+        if path in branches:
+            raise ValueError(f'the layer {path} has two exits: expected one')
+        branches[path] = _branch(f'the exit at {path}', links)
+    logits = _path(chain, final) if isinstance(final, str) else None
+    last = Branch([]) if final is None or logits else _branch('final', final)
+    _check_own_links(chain, {**{f'the exit at {path}': branch for path, branch in branches.items()}, 'final': last})
+    network = _as_list(chain, branches, logits, last) if type(chain) is chainer.Sequential else None
+    net = ChainNet(chain, branches, logits, last, **settings) if network is None else BranchyNet(network, **settings)
+    if x is not None:
+        net.get_SM(x)
+    return net
+
+
+class ChainNet(BranchyNet):
+    """A BranchyNet whose trunk is a whole chain, with exits behind some of its layers.
+
+    Args:
+        chain: The chain.
+        branches: The Branch of each exit, by the path of its layer, in the order of the layers' calls.
+        logits: As of Trunk.
+        last: Links that run on the chain's output, and the weight of the last exit.
+        **settings: As of BranchyNet.
+
+    Attributes:
+        main: The Trunk, which gives the last exit's logits.
+        models: A Net of the own links of every exit; that of the last one is empty.
+    """
+
+    def __init__(
+        self, chain: chainer.Link, branches: Mapping[str, Branch], logits: str | None, last: Branch, **settings: Any
+    ) -> None:
+        super().__init__([*branches.values(), Branch([], last.weight)], **{**settings, 'verbose': False})
+        del self.main  # of a network of branches alone
+        with self.init_scope():
+            self.main = Trunk(chain, list(branches), logits, list(last))
+        self._setup_optimizers()
+        self.verbose = settings.get('verbose', False)
+        if self.verbose:
+            self.print_models()
+
+    def checked(self, x: Array, t: Array | None = None) -> tuple[Array, Array | None]:
+        """As of BranchyNet; the first batch is also read (see from_chain)."""
+        x, t = super().checked(x, t)
+        if not self.main.is_read:
+            with _reading:
+                if not self.main.is_read:
+                    read(self, x)
+        return x, t
+
+    def one_pass(self) -> Stage:
+        """As of BranchyNet. Where samples are left, the pass ends when the result is deleted."""
+        return self.main.one_pass(self.main.layers, self._mode('trunk'))
+
+    def stage(self, k: int, x: Array) -> chainer.Variable:
+        """As of BranchyNet, for the first stage alone.
+
+        Raises:
+            ValueError: k is not 0: the other stages belong to a pass.
+        """
+        if k != 0:
+            raise ValueError(
+                f'stage {k} cannot run alone: call stage = net.one_pass(), then stage(0, x), stage(1, h), ...'
+            )
+        return self.one_pass()(0, x)
+
+    def train_branch(self, i: int, x: Array, t: Array) -> tuple[float, float]:
+        """As of BranchyNet.
+
+        Raises:
+            ValueError: As of BranchyNet; also for the last exit, which has no links of its own.
+        """
+        if i == self.numexits() - 1:
+            raise ValueError(f'exit {i} is the end of the chain and has no links of its own: call train_main')
+        return super().train_branch(i, x, t)
+
+    def copy(self, mode: str = 'share') -> BranchyNet:
+        """As of BranchyNet."""
+        if mode == 'copy':
+            return super().copy(mode)
+        new = chainer.Chain.copy(self, mode)
+        new._setup_optimizers()
+        new.clearLearnedExitsThresholds()
+        return new
+
+    def _links_of(self, part: Part) -> list[chainer.Link]:
+        return [self.main] if part == 'trunk' else super()._links_of(part)
+
+
+_reading = threading.Lock()
+
+
+# The arguments of from_chain
+
+
+def _path(chain: chainer.Link, name: Any) -> str:
+    """The path of a layer, as of namedlinks."""
+    paths = [path for path, _ in chain.namedlinks(skipself=True)]
+    path = '/' + str(name).strip('/')
+    if path not in paths:
+        near = difflib.get_close_matches(path, paths, 3, 0.4) or paths[:3]
+        raise ValueError(
+            f'the chain has no layer {name!r}: expected a path of chain.namedlinks(), such as {", ".join(near)}'
+        )
+    return path
+
+
+def _branch(name: str, links: Any) -> Branch:
+    """The Branch that a user gives as links and functions, or one of them."""
+    if isinstance(links, Branch):
+        return links
+    return Branch(list(_links(name, links)))
+
+
+def _links(name: str, links: Any) -> Iterator[chainer.Link]:
+    if isinstance(links, (list, tuple)) or type(links) is chainer.Sequential:
+        for link in links:
+            yield from _links(name, link)
+    elif isinstance(links, chainer.Link):
+        yield links
+    elif callable(links):
+        yield FL(links)
+    else:
+        raise TypeError(f'{name} has {links!r}: expected links and functions')
+
+
+def _check_own_links(chain: chainer.Link, branches: Mapping[str, Branch]) -> None:
+    """Raises ValueError if a link belongs to two branches, or to the chain too."""
+    owners = {id(link): 'the chain' for link in chain.links()}
+    for name, branch in branches.items():
+        for link in branch.links(skipself=True):
+            owner = owners.setdefault(id(link), name)
+            if owner != name:
+                raise ValueError(f'{owner} and {name} share a {type(link).__name__}: expected links of its own')
+
+
+def _as_list(
+    chain: chainer.Sequential, branches: Mapping[str, Branch], logits: str | None, last: Branch
+) -> list[chainer.Link] | None:
+    """The list for an ordinary BranchyNet; None where an exit or the logits lie within a link of the sequence."""
+    links: list[chainer.Link] = []
+    ends = dict(_flatten(chain, '', links))
+    if not ends.keys() >= {*branches, *([logits] if logits else [])}:
+        return None
+    places = [ends[path] for path in branches]
+    if places != sorted(places):
+        order = ', '.join(sorted(branches, key=ends.__getitem__))
+        raise ValueError(f'the layers stand in the order {order}: give the exits in this order')
+    if logits:
+        del links[ends[logits] :]
+    elif not len(last) and isinstance(links[-1], FL) and links[-1].fn is F.softmax:
+        del links[-1]
+    if places[-1] >= len(links):
+        raise ValueError(f'the exit at {list(branches)[-1]} stands where the last exit is: expected a layer before it')
+    for path, branch in reversed(list(branches.items())):
+        links.insert(ends[path], branch)
+    return [*links, *last, Branch([], last.weight)]
+
+
+def _flatten(sequence: chainer.Sequential, prefix: str, links: list[chainer.Link]) -> Iterator[tuple[str, int]]:
+    """Appends all links and functions of a Sequential; yields the paths of links, and how many then come before."""
+    paths = {id(child): f'{prefix}/{i}' for i, child in enumerate(sequence.children())}
+    for element in sequence:
+        if type(element) is chainer.Sequential:
+            yield from _flatten(element, paths[id(element)], links)
+        else:
+            links.append(element if isinstance(element, chainer.Link) else FL(element))
+        if id(element) in paths:
+            yield paths[id(element)], len(links)

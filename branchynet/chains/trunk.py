@@ -1,0 +1,93 @@
+"""A chain as the trunk of a BranchyNet."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from branchynet.chains.passes import Pass
+
+import chainer
+
+
+class Trunk(chainer.Chain):
+    """A chain up to the logits of the last exit.
+
+    Args:
+        chain: The chain.
+        layers: See the attribute.
+        logits: See the attribute.
+        end: Links that run on the chain's output.
+
+    Attributes:
+        layers: Paths of the layers with exits, in the order of their calls.
+        logits: Path of the layer whose output are the logits, behind which forward is not run. None: the output of
+            the last link of ``end`` or, where there is none, of the chain.
+        is_read: Whether the chain was read, which also sets ``logits`` where the chain's output is a softmax.
+    """
+
+    def __init__(self, chain: chainer.Link, layers: list[str], logits: str | None, end: list[chainer.Link]) -> None:
+        super().__init__()
+        self.layers = layers
+        self.logits = logits
+        self.is_read = False
+        with self.init_scope():
+            self.chain = chain
+            self.end = chainer.ChainList(*end)
+
+    def forward(self, x: Any) -> chainer.Variable:
+        """Logits (B, C) for x (B, ...).
+
+        Raises:
+            ValueError: The chain was not read.
+        """
+        return self.one_pass([], contextlib.nullcontext())(0, x)
+
+    def one_pass(self, layers: Sequence[str], mode: contextlib.AbstractContextManager[None]) -> Pass:
+        """A pass that pauses behind some layers, and ends with the logits.
+
+        Args:
+            layers: Paths, in the order of the layers' calls.
+            mode: The context in which the chain runs.
+
+        Raises:
+            ValueError: The chain was not read.
+        """
+        if not self.is_read:
+            raise ValueError('the chain was not read yet: run a batch first, for example net.get_SM(x)')
+
+        def run(x: Any) -> Any:
+            with mode:
+                return self.end_of(self.chain(x))
+
+        stops = layers if self.logits is None else [*layers, self.logits]
+        return Pass(run, {id(find(self.chain, path)): path for path in stops})
+
+    def end_of(self, y: Any) -> Any:
+        """The logits, from the chain's output."""
+        y = only(y)
+        for link in self.end:
+            y = link(y)
+        return y
+
+
+def find(chain: chainer.Link, path: str) -> chainer.Link:
+    """The layer at a path of namedlinks."""
+    link: Any = chain
+    for name in path[1:].split('/'):
+        link = link[name] if isinstance(link, chainer.Chain) else list(link.children())[int(name)]
+    return link
+
+
+def only(y: Any) -> Any:
+    """A chain's output; of a dict, its only entry."""
+    if not isinstance(y, Mapping):
+        return y
+    if len(y) != 1:
+        raise ValueError(
+            f'the chain gives a dict of {len(y)} arrays ({", ".join(map(str, y))}): say by final= which layer gives '
+            'the logits'
+        )
+    (entry,) = y.values()
+    return entry
