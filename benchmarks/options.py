@@ -11,18 +11,22 @@ from collections.abc import Sequence
 from typing import Any, Callable
 
 
-def parser(name: str, description: str, rounds: int) -> argparse.ArgumentParser:
+def parser(name: str, description: str, rounds: int | None = None) -> argparse.ArgumentParser:
     """A parser with the options --rounds, --out and --json.
 
     Args:
         name: Of the benchmark.
         description: The docstring of its module.
-        rounds: How often every contender takes its turn, unless --rounds says otherwise.
+        rounds: How often every contender takes its turn, unless --rounds says otherwise; None: there are no rounds and
+            no such option.
     """
     result = argparse.ArgumentParser(
         f'branchynet bench {name}', description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    result.add_argument('--rounds', type=int, default=rounds, metavar='N', help='turns of each (default: %(default)s)')
+    if rounds is not None:
+        result.add_argument(
+            '--rounds', type=int, default=rounds, metavar='N', help='turns of each (default: %(default)s)'
+        )
     result.add_argument(
         '--out',
         default=os.path.join('results', 'local', 'benchmarks', name),
