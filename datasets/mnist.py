@@ -1,4 +1,7 @@
-"""MNIST (LeCun, Cortes, Burges): 60,000 training and 10,000 test images of digits, which are part of the package."""
+"""MNIST (LeCun, Cortes, Burges): 60,000 training and 10,000 test images of digits.
+
+Files in ``mnist`` of the data folder are read first; where one is missing there, the package's own is.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ FILES: dict[str, tuple[str, tuple[int, ...]]] = {
     ),
     't10k-labels-idx1-ubyte.gz': ('ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2', (10000,)),
 }
-FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data', 'mnist')
+FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data', 'mnist')  # of the package's own files
 
 
 def get_data() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -39,17 +42,17 @@ def get_data() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         ======= ================== ======= ========
 
     Raises:
-        OSError: A file of the package is damaged or missing.
+        OSError: A file is damaged or missing.
     """
     x_train, y_train, x_test, y_test = [_read(name) for name in FILES]
     return _scaled(x_train), y_train.astype(np.int32), _scaled(x_test), y_test.astype(np.int32)
 
 
 def download() -> None:
-    """Checks the package's files: there is nothing to download.
+    """Checks the files: there is nothing to download.
 
     Raises:
-        OSError: A file of the package is damaged or missing.
+        OSError: A file is damaged or missing.
     """
     for name in FILES:
         _content(name)
@@ -70,12 +73,13 @@ def inspect() -> Iterator[tuple[str, OSError | None]]:
 
 
 def path(name: str) -> str:
-    """Returns the path of a file of the package.
+    """Returns the path of a file: in the data folder, or of the package's own if there is none.
 
     Args:
         name: A name of FILES.
     """
-    return os.path.join(FOLDER, name)
+    own = os.path.join(folder.root(), 'mnist', name)
+    return own if os.path.exists(own) else os.path.join(FOLDER, name)
 
 
 def _read(name: str) -> np.ndarray:
@@ -86,10 +90,15 @@ def _read(name: str) -> np.ndarray:
 
 
 def _content(name: str) -> bytes:
+    file = path(name)
     try:
-        return folder.read_gzip(path(name), FILES[name][0])
+        return folder.read_gzip(file, FILES[name][0])
     except OSError as e:
-        raise type(e)(f'{e}; restore the file with "git checkout", or install the package again') from e
+        if os.path.dirname(file) == FOLDER:
+            remedy = 'restore the file with "git checkout", or install the package again'
+        else:
+            remedy = 'remove the file, and the one that comes with the package is read'
+        raise type(e)(f'{e}; {remedy}') from e
 
 
 def _scaled(images: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 import gzip
 import os
+import shutil
 import subprocess
 import sys
 
@@ -84,7 +85,8 @@ def test_a_data_folder_that_is_a_file(monkeypatch, tmp_path, capsys, command):
         None,
     ],
 )
-def test_a_damaged_or_missing_file_is_named_and_kept(monkeypatch, tmp_path, damage):
+def test_a_damaged_or_missing_file_of_the_package_is_named_and_kept(monkeypatch, tmp_path, damage):
+    monkeypatch.setenv('BRANCHYNET_DATA', str(tmp_path / 'data'))
     for name in mnist.FILES:
         with open(mnist.path(name), 'rb') as f:
             (tmp_path / name).write_bytes(f.read())
@@ -102,6 +104,23 @@ def test_a_damaged_or_missing_file_is_named_and_kept(monkeypatch, tmp_path, dama
         assert message.endswith('install the package again')
     assert [error is None for _, error in mnist.inspect()] == [True, True, False, True]
     assert path.read_bytes() == damaged if damage else not path.exists()
+
+
+def test_the_data_folder_comes_before_the_package(monkeypatch, tmp_path):
+    expected, name = mnist.get_data(), 't10k-labels-idx1-ubyte.gz'
+    monkeypatch.setenv('BRANCHYNET_DATA', str(tmp_path))
+    assert os.path.dirname(mnist.path(name)) == mnist.FOLDER
+    own = tmp_path / 'mnist' / name
+    own.parent.mkdir()
+    shutil.copy(mnist.path(name), own)
+    assert mnist.path(name) == str(own)
+    assert f'{own} is whole' in [line for line, _ in mnist.inspect()]
+    for found, array in zip(mnist.get_data(), expected):
+        assert np.array_equal(found, array)
+    own.write_bytes(gzip.compress(b'another content'))  # not passed over: whoever put it there wants it read
+    with pytest.raises(OSError, match='remove the file') as info:
+        mnist.get_data()
+    assert str(own) in str(info.value)
 
 
 @settings(deadline=None)  # scikit-learn is imported by the first
