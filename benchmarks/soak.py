@@ -242,7 +242,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     measured = soak(task(args.weights), args.seconds)
     schema.write(os.path.join(args.out, 'soak.json'), measured)
     for size, latency in measured['latency'].items():
-        print(f'{size} images: ' + ', '.join(f'{name} {value:.4g}' for name, value in latency.items()))
+        percentiles = [f'{name[1:-3]} % {value:.3g} ms' for name, value in latency.items() if name != 'count']
+        print(f'{size} images: {latency["count"]} calls; ' + ', '.join(percentiles))
     growths = ', '.join(f'{process["growth_percent"]:.1f} %' for process in measured['memory'])
     print(f'Memory grew by {growths}; answers that differ: {measured["different"]}')
     return measured
