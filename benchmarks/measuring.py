@@ -64,17 +64,22 @@ def in_child(threads: int, function: Callable, *args: Any) -> Any:
         os.environ.update(before)
 
 
-def timed(contender: str, call: Callable[[], Any], count: int = 1) -> float:
-    """Seconds of call(), the mean of `count` in a row."""
+def timed(
+    contender: str, call: Callable[[], Any], count: int = 1, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Seconds of call() on a clock, the mean of `count` in a row."""
     with context(contender):
-        start = time.perf_counter()
+        start = clock()
         for _ in range(count):
             call()
-        return (time.perf_counter() - start) / count
+        return (clock() - start) / count
 
 
 def interleaved(
-    calls: dict[str, Callable[[], Any]], rounds: int, turn: float = TURN
+    calls: dict[str, Callable[[], Any]],
+    rounds: int,
+    turn: float = TURN,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[tuple[str, int, float]]:
     """Times every call in turn in each round, so that the machine's noise affects all calls alike.
 
@@ -82,6 +87,7 @@ def interleaved(
         calls: A function for each contender's name.
         rounds: Number of rounds, after two calls to warm up. A short call is repeated until `turn` has passed.
         turn: Seconds.
+        clock: Returns seconds. `time.thread_time` counts neither other programs nor the call's other threads.
 
     Yields:
         (contender, round, seconds of a call).
@@ -92,7 +98,7 @@ def interleaved(
         counts[name] = max(1, int(turn / timed(name, call)))
     for turn_of_all in range(rounds):
         for name, call in calls.items():
-            yield name, turn_of_all, timed(name, call, counts[name])
+            yield name, turn_of_all, timed(name, call, counts[name], clock)
 
 
 def peak_memory(name: str, warm_up: Callable[[], Any], call: Callable[[], Any]) -> float:

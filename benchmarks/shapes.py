@@ -1,7 +1,8 @@
 """Convolutions, poolings and linear layers of many shapes: this project's kernels beside stock Chainer's.
 
 The kernels leave the shapes that they compute slowly to stock Chainer (branchynet/cpu/convolution.py says which);
-this sweep shows that none of them is left out. Forward and every gradient are timed apart, both contenders in turn.
+this sweep shows that none of them is left out. Forward and every gradient are timed apart, both contenders in turn;
+with one thread by the thread's own clock, on which other programs hardly count.
 Writes benchmark.csv, environment.json and shapes.png, and prints the shapes whose ratio exceeds LIMIT; the exit
 status is 1 if there are any. --draw makes one figure of several folders, a colour for each. 20 minutes on 2 cores.
 """
@@ -12,11 +13,12 @@ import argparse
 import csv
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Callable, NamedTuple, Optional
 
-from branchynet import provenance
+from branchynet import determinism, provenance
 from branchynet.benchmarks import measuring, options
 from branchynet.benchmarks.measuring import Row
 
@@ -217,18 +219,18 @@ def calls(layer: Layer, task: str) -> dict[str, Callable]:
     return {name: partial(backward, name) for name in variables}
 
 
-def time_family(name: str, rounds: int) -> list[tuple]:
+def time_family(name: str, rounds: int, clock: Callable[[], float]) -> list[tuple]:
     """[(layer, task, batch, contender, round, seconds)] of a family's layers."""
     return [
         (layer.name, task, layer.x[0], *value)
         for layer in families()[name]
         for task in TASKS
         if layer.w or task != TASKS[2]
-        for value in time_task(layer, task, rounds)
+        for value in time_task(layer, task, rounds, clock)
     ]
 
 
-def time_task(layer: Layer, task: str, rounds: int) -> list[tuple[str, int, float]]:
+def time_task(layer: Layer, task: str, rounds: int, clock: Callable[[], float]) -> list[tuple[str, int, float]]:
     """[(contender, round, seconds)]; where the ratio exceeds LIMIT, up to REPEATS times as many rounds as asked for.
 
     Other programs make single rounds longer, seldom all: the shortest of each contender's count.
@@ -237,7 +239,7 @@ def time_task(layer: Layer, task: str, rounds: int) -> list[tuple[str, int, floa
     for repeat in range(REPEATS):
         values += [
             (name, repeat * rounds + turn, seconds)
-            for name, turn, seconds in measuring.interleaved(calls(layer, task), rounds, TURN)
+            for name, turn, seconds in measuring.interleaved(calls(layer, task), rounds, TURN, clock)
         ]
         shortest = {name: min(seconds for other, _, seconds in values if other == name) for name, _, _ in values}
         if shortest['branchynet'] <= LIMIT * shortest['chainer']:
@@ -253,15 +255,16 @@ def ratios(rows: list[Row]) -> Iterator[tuple[str, str, float]]:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measures, prints and draws."""
-    if args.isa:
-        os.environ['ONEDNN_MAX_CPU_ISA'] = args.isa
+    if args.profile:
+        os.environ.update({name: value for name, value in determinism.variables(args.profile).items() if value})
     environment = measuring.in_child(args.threads[0], provenance.environment)
     rows: list[Row] = []
     for family in args.families:
         for threads in args.threads:
+            clock = time.thread_time if threads == 1 else time.perf_counter
             new = [
                 Row(layer, task, batch, threads, *value)
-                for layer, task, batch, *value in measuring.in_child(threads, time_family, family, args.rounds)
+                for layer, task, batch, *value in measuring.in_child(threads, time_family, family, args.rounds, clock)
             ]
             rows += new
             print(f'{family}, {threads} threads: this project / stock Chainer, duration')
@@ -302,7 +305,9 @@ def main(argv: Sequence[str]) -> int:
     parser = options.parser('shapes', __doc__, rounds=3)
     parser.add_argument('--families', **options.some_of(list(families())))
     parser.add_argument('--threads', **options.threads())
-    parser.add_argument('--isa', help="the most that oneDNN may use, as AVX2 (default: the machine's own)")
+    parser.add_argument(
+        '--profile', choices=determinism.PROFILES, help='portable: as on a processor with AVX2 (default: none)'
+    )
     parser.add_argument('--draw', nargs='+', metavar='DIR', help='draw these folders into the first, measure nothing')
     args = parser.parse_args(argv)
     if args.draw:

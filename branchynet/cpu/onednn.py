@@ -160,7 +160,17 @@ def version() -> Optional[dict[str, str]]:
     return {'version': '.'.join(map(str, dnnl.dnnl_version().contents)), 'isa': _ISAS.get(isa, hex(isa))}
 
 
-_ISAS = {0x1: 'SSE41', 0x3: 'AVX', 0x7: 'AVX2', 0x27: 'AVX512_CORE', 0x67: 'AVX512_CORE_VNNI', 0xE7: 'AVX512_CORE_BF16'}
+_ISAS = {
+    0x1: 'SSE41',
+    0x3: 'AVX',
+    0x7: 'AVX2',
+    0xF: 'AVX2_VNNI',
+    0x27: 'AVX512_CORE',
+    0x67: 'AVX512_CORE_VNNI',
+    0xE7: 'AVX512_CORE_BF16',
+    0x1EF: 'AVX512_CORE_FP16',
+    0xFEF: 'AVX512_CORE_AMX',
+}
 
 
 class single_threaded:
