@@ -30,6 +30,12 @@ def test_the_cost_of_determinism_is_generated():
     assert report.between_markers(page, determinism.table(measured)) == page
 
 
+@pytest.mark.parametrize('name', ['README.md', 'CONTRIBUTING.md'])
+def test_the_tests_duration_is_said(name):
+    with open(os.path.join(ROOT, name), encoding='utf-8') as f:
+        assert re.search(r'tests/run\.sh.*\d+ minutes on \d+ cores', f.read())
+
+
 @pytest.mark.slow
 def test_the_snippets_run(tmp_path):
     """In their order, as one program, from anywhere and without a data folder."""

@@ -963,6 +963,21 @@ def test_primitives_are_given_back(monkeypatch):
 
 
 @pytest.mark.onednn
+def test_primitives_of_many_shapes_are_not_all_kept():
+    """Each takes up to a megabyte, and a program may run on images of any size."""
+
+    def count():
+        gc.collect()
+        return sum(type(thing) is onednn.Primitive for thing in gc.get_objects())
+
+    before = count()
+    with cpu.fast(), chainer.no_backprop_mode():
+        for width in range(4, 304):
+            F.convolution_2d(array(1, 1, 3, width), array(1, 1, 3, 3))
+    assert count() - before <= 128
+
+
+@pytest.mark.onednn
 @pytest.mark.parametrize(
     'c, o, size, kernel, stride, pad',
     [

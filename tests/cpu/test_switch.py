@@ -608,17 +608,20 @@ def test_indexes_of_a_maximum_pooling_are_chainers():
 
 
 @pytest.mark.onednn
-@pytest.mark.parametrize('pad, cover_all, size', [(1, True, 4), (0, True, 3)])
-def test_the_lowest_number_in_a_window_with_padding(pad, cover_all, size):
+@pytest.mark.parametrize('pad, cover_all, pixel', [(1, False, 0), (0, True, 2)], ids=['before', 'behind'])
+def test_the_lowest_number_alone_in_a_window_with_padding(pad, cover_all, pixel):
+    lowest = np.zeros((1, 8, 3, 3), np.float32)  # channels enough for the kernels
+    lowest[0, 4, pixel, pixel] = np.finfo(np.float32).min  # alone, so that the sum of the image is finite
+
     def gradient():
-        x = chainer.Variable(np.full((1, 1, size, size), np.finfo(np.float32).min, np.float32))
+        x = chainer.Variable(lowest)
         F.sum(F.max_pooling_2d(x, 2, 2, pad, cover_all)).backward()
         return x.grad
 
     expected = gradient()
     with cpu.fast():
         np.testing.assert_array_equal(gradient(), expected)
-    assert expected.any()
+    assert expected[0, 4, pixel, pixel] == 1
 
 
 @pytest.mark.onednn
