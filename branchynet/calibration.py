@@ -190,10 +190,10 @@ def choose(
     rank of the last is compared.
 
     With a guarantee, a third of the samples, chosen at random, gives a path: its Pareto front of accuracy and cost,
-    from the most accurate setting to the cheapest. The other samples test the settings in this order, each by
-    `p_value`, up to the first that fails (fixed-sequence testing on split data, in Learn then Test). The answer is the
-    last setting that passed and fulfils the other targets on all samples. If the held-out samples are a random choice
-    from all that are ever classified, the loss of accuracy on the latter is below the target, with at least the
+    from the most accurate setting to the cheapest, in STEPS steps. The other samples test the settings in this order,
+    each by `p_value`, up to the first that fails (fixed-sequence testing on split data, in Learn then Test). The answer
+    is the last setting that passed and fulfils the other targets on all samples. If the held-out samples are a random
+    choice from all that are ever classified, the loss of accuracy on the latter is below the target, with at least the
     probability of the guarantee.
 
     Args:
@@ -416,7 +416,9 @@ def _guaranteed(
     shuffled = np.random.RandomState(seed).permutation(len(baseline))
     for_path, for_tests = np.split(shuffled, [len(shuffled) // 3])
     chosen, passed = None, 0
-    for thresholds in _Space(_part(recorded, for_path), target, macs).front(_objective(target)[0]):
+    path = _Space(_part(recorded, for_path), target, macs).front(_objective(target)[0])
+    for i in np.unique(np.linspace(0, len(path) - 1, STEPS).round().astype(int)):
+        thresholds = path[i]
         lost, gained = _lost_and_gained(_part(recorded, for_tests), thresholds, baseline[for_tests])
         if p_value(lost, gained, len(for_tests), target.accuracy_loss / 100) > 1 - guarantee:
             break
@@ -434,6 +436,9 @@ def _guaranteed(
         f'{len(for_tests)} samples cannot guarantee accuracy_loss {target.accuracy_loss:g} for any setting: the '
         f'nearest that they can guarantee is accuracy_loss {_rounded_up(bound)}; more held-out samples lower it'
     )
+
+
+STEPS = 50  # of the path
 
 
 def _part(recorded: ExitRecord, index: np.ndarray) -> ExitRecord:
@@ -479,16 +484,28 @@ def p_value(lost: int, gained: int, samples: int, loss: float) -> float:
     highest_q = (1 - loss) / 2  # q and q + loss are 1 at most together
     if highest_q < interval.low:
         return outside
-    edges = np.linspace(interval.low, min(interval.high, highest_q), 41)
-    only_early, only_base = edges[1:], np.maximum(edges[:-1] + loss, 0)
-    # All values of C but for some of probability `tails` at most, which count in full.
-    tails = 1e-9
-    lowest, highest = stats.binom.ppf(tails / 2, samples, edges[0]), stats.binom.isf(tails / 2, samples, edges[-1])
-    count = np.arange(max(lowest, 0), highest + 1)[:, None]
-    share = np.divide(only_base, 1 - only_early, out=np.ones_like(only_base), where=only_early < 1)
-    below = stats.binom.cdf(lost - gained + count, samples - count, share)
-    highest_p = (stats.binom.pmf(count, samples, only_early) * below).sum(axis=0).max()
-    return float(min(1.0, highest_p + outside + tails))
+    edges = np.linspace(interval.low, min(interval.high, highest_q), CELLS + 1)
+    highest_p = _share_below(lost - gained, samples, np.maximum(edges[:-1] + loss, 0), edges[1:]).max()
+    return float(min(1.0, highest_p + outside))
+
+
+CELLS = 200
+
+
+def _share_below(most: int, samples: int, up: np.ndarray, down: np.ndarray) -> np.ndarray:
+    """P(B - C <= most) for samples of which B have probability ``up`` (K,) and C ``down`` (K,), at most 1e-9 too high.
+
+    The distribution of B - C is the inverse Fourier transform of a power of one sample's. Values that lie further from
+    the mean than ``far`` have a probability below 1e-9, by Bernstein's inequality, and count in full.
+    """
+    mean, log = samples * (up - down), math.log(2e9)
+    far = math.sqrt(2 * log * samples * (up + down).max()) + 4 / 3 * log
+    first = math.floor(mean.min() - far)
+    size = 2 ** math.ceil(math.log2(mean.max() + far - first + 1))
+    turn = np.exp(-2j * math.pi / size * np.arange(size // 2 + 1))[:, None]
+    shares = np.fft.irfft((1 - up - down + up * turn + down * turn.conj()) ** samples, size, axis=0)
+    within = np.arange(first, min(most, first + size - 1) + 1) % size
+    return np.clip(shares[within].sum(axis=0), 0, 1) + 1e-9
 
 
 def loss_bound(lost: int, gained: int, samples: int, error: float) -> float:
@@ -508,9 +525,13 @@ def loss_bound(lost: int, gained: int, samples: int, error: float) -> float:
     def excess(loss: float) -> float:
         return p_value(lost, gained, samples, loss) - error
 
-    if excess(1) > 0:
-        return 1.0
-    return float(optimize.brentq(excess, -1, 1, xtol=1e-7)) if excess(-1) > 0 else -1.0
+    found = (lost - gained) / samples
+    high = min(1.0, found + 10 * (math.sqrt(lost + gained) + 1) / samples)
+    while excess(high) > 0:
+        if high == 1:
+            return 1.0
+        high = min(1.0, 2 * high - found)
+    return float(optimize.brentq(excess, found, high, xtol=1e-6)) if excess(found) > 0 else found
 
 
 # Judging
