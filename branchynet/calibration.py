@@ -413,8 +413,8 @@ def _guaranteed(
             f'the record holds {len(baseline)} samples: a guarantee needs three at least, and far more to tell'
         )
     bounds = _bounds(recorded, target, baseline, macs)._replace(wrong=math.inf)
-    shuffled = np.random.RandomState(seed).permutation(len(baseline))
-    for_path, for_tests = np.split(shuffled, [len(shuffled) // 3])
+    for_path = path_part(len(baseline), seed)
+    for_tests = np.setdiff1d(np.arange(len(baseline)), for_path)
     chosen, passed = None, 0
     path = _Space(_part(recorded, for_path), target, macs).front(_objective(target)[0])
     for i in np.unique(np.linspace(0, len(path) - 1, STEPS).round().astype(int)):
@@ -439,6 +439,22 @@ def _guaranteed(
 
 
 STEPS = 50  # of the path
+
+
+def path_part(samples: int, seed: int) -> np.ndarray:
+    """The third of N samples that gives the path of a guarantee.
+
+    Whatever else is fitted on held-out samples before `choose`, such as temperatures, must not use the others: then the
+    guarantee holds for it too.
+
+    Args:
+        samples: N.
+        seed: As in `choose`.
+
+    Returns:
+        Indices, int (N // 3,).
+    """
+    return np.random.RandomState(seed).permutation(samples)[: samples // 3]
 
 
 def _part(recorded: ExitRecord, index: np.ndarray) -> ExitRecord:

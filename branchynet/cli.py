@@ -21,6 +21,7 @@ import shtab
 
 DATASETS = {'mnist': 'mnist', 'cifar10': 'cifar10', 'cifar100': 'cifar100gcn', 'pcifar10': 'pcifar10'}  # name: module
 MAX_SEEDS = 1000
+CRITERIA = ['entropy', 'top_prob', 'margin', 'patience']  # exits.CRITERIA, which --help need not import
 # What a shell completes an argument of this metavar with.
 PATHS = {
     **dict.fromkeys(['DIR', 'OUT'], shtab.DIRECTORY),
@@ -479,13 +480,95 @@ def _dataset(name: str) -> Any:
     return import_module('branchynet.datasets.' + DATASETS[name])
 
 
+NETWORK = argument('--network', choices=NETWORKS, required=True, help='the network that the weights are of')
+VARIANT = argument('--variant', choices=VARIANTS, default=VARIANTS[0], help='of the network (default: %(default)s)')
+CRITERION = argument('--criterion', choices=CRITERIA, default=CRITERIA[0], help='by which samples leave (%(default)s)')
+
+
+@command(
+    'sweep',
+    'accuracy, exits and times of many settings of thresholds, on the test set',
+    argument('weights', metavar='DIR|WEIGHTS', help='a weights file, or a folder with one of the network'),
+    NETWORK,
+    VARIANT,
+    CRITERION,
+    argument(
+        '--thresholds',
+        type=float,
+        nargs='+',
+        metavar='T',
+        help="every combination of them over the exits is a setting (default: the experiment's; for another criterion "
+        'than entropy, the deciles of its scores)',
+    ),
+    argument('--out', metavar='FILE', help='write the settings as CSV'),
+    JSON,
+    examples=['branchynet sweep results/lenet_mnist_quick --network lenet_mnist --thresholds 0.01 0.1 1'],
+)
+def _sweep(args: Namespace) -> int:
+    from branchynet.experiments import weights
+    from branchynet.files import write_atomically
+
+    loaded = weights.load(_weights(args.weights, args.network), args.network, args.variant)
+    found = weights.rows(*weights.sweep_test_set(loaded, args.criterion, args.thresholds))
+    if args.out is not None:
+        write_atomically(args.out, weights.sweep_csv(found).encode())
+    if args.json:
+        print_json(found)
+    else:
+        print(weights.sweep_text(found))
+    return 0
+
+
+@command(
+    'calibrate',
+    'choose thresholds for a target on held-out training images, and judge them on the test set',
+    argument('weights', metavar='DIR|WEIGHTS', help='a weights file, or a folder with one of the network'),
+    NETWORK,
+    VARIANT,
+    CRITERION,
+    argument('--accuracy-loss', type=float, metavar='POINTS', help='at most so many points under the baseline'),
+    argument('--seconds', type=float, metavar='S', help='at most so many seconds an image'),
+    argument('--clock', choices=['whole', 'released'], default='whole', help='of --seconds (default: %(default)s)'),
+    argument('--macs', type=float, metavar='SHARE', help="at most this share of the baseline's multiply-adds"),
+    argument('--leave', type=float, metavar='SHARE', help='at least this share leaves at exit --at'),
+    argument('--at', type=int, default=1, metavar='K', help='counted from 1 (default: 1)'),
+    argument('--guarantee', type=float, metavar='P', help='the loss stays below with this probability, such as 0.95'),
+    argument('--temperature', action='store_true', help='fit a temperature for every exit first'),
+    argument('--holdout', type=int, default=10000, metavar='N', help='images to hold out (default: %(default)s)'),
+    argument('--seed', type=int, default=0, metavar='K', help='of the choice of these images (default: 0)'),
+    argument('--out', metavar='FILE', help='write thresholds and all figures as JSON'),
+    JSON,
+    examples=[
+        'branchynet calibrate results/calibration --network lenet_mnist --accuracy-loss 0.1 --out thresholds.json'
+    ],
+)
+def _calibrate(args: Namespace) -> int:
+    from branchynet import schema
+    from branchynet.calibration import Target
+    from branchynet.experiments import weights
+
+    if args.at < 1:
+        raise ValueError(f'--at is {args.at}: exits are counted from 1')
+    target = Target(args.accuracy_loss, args.seconds, args.macs, args.leave, args.at - 1, args.clock)
+    options = weights.Options(args.criterion, args.temperature, args.guarantee, args.holdout, args.seed)
+    loaded = weights.load(_weights(args.weights, args.network), args.network, args.variant)
+    found = weights.calibrate(loaded, args.variant, target, options)
+    if args.out is not None:
+        schema.write(args.out, found)
+    if args.json:
+        print_json(schema.unstructure(found))
+    else:
+        print(weights.text(found))
+    return 0
+
+
 @command(
     'export',
     'write a network for other runtimes',
     argument('form', choices=['onnx'], help='the form to write'),
     argument('weights', metavar='DIR|WEIGHTS', help='a weights file, or a results folder with one of the network'),
-    argument('--network', choices=NETWORKS, required=True, help='the network that the weights are of'),
-    argument('--variant', choices=VARIANTS, default=VARIANTS[0], help='of the network (default: %(default)s)'),
+    NETWORK,
+    VARIANT,
     argument(
         '--thresholds',
         type=float,

@@ -1,41 +1,87 @@
 """B-LeNet and B-AlexNet calibrated on held-out data: thresholds for "at most 0.1 and 0.5 points under the baseline".
 
     python -m branchynet.experiments.calibration --out results/local/calibration
+    python -m branchynet.experiments.calibration --out results/calibration --table docs/calibration.md
 
-It trains three seeds of both networks, far shorter than published (TRAININGS), on a part of the training data: for each
-seed, 10,000 images, another stratified choice each time, are held out from it. The weights and calibration.json, which
-says what was trained, go to the folder; what it holds already is not trained again. About half an hour on 2 cores.
+The first command trains three seeds of both networks, far shorter than published (TRAININGS), on a part of the
+training data: for each seed, 10,000 images, another stratified choice each time, are held out from it. On these it
+chooses thresholds, without and with a guarantee, and on the test set it judges them, beside the paper's thresholds and
+the knee. Weights and calibration.json go to the folder; what it holds already is not trained again. About half an hour
+on 2 cores. The second command trains nothing: it puts the table of a folder's calibration.json between the markers of a
+page.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Optional
 
-from branchynet import cpu, determinism, devices, files, schema
+from branchynet import calibration, cpu, determinism, devices, exits, files, schema, sweep, utils
+from branchynet.calibration import Judgement, Target
 from branchynet.datasets import splits
-from branchynet.experiments import report, results, runs
+from branchynet.experiments import pages, report, results, runs, weights
 from branchynet.experiments.runs import Preset
+from branchynet.experiments.weights import CALIBRATION, HeldOut
 
+import numpy as np
 from attrs import define, field
 
-NAME = 'calibration.json'
 HELD_OUT = 10000  # images
 SEEDS = 3
 TRAININGS = {
     'lenet_mnist': Preset(main_epochs=5, joint_epochs=10, batchsize=128),
-    'alex_cifar10': Preset(main_epochs=2, joint_epochs=3, batchsize=64, train_samples=16000),
+    'alex_cifar10': Preset(main_epochs=4, joint_epochs=2, batchsize=64, train_samples=16000),
 }
+LOSSES = 0.1, 0.5  # points
+GUARANTEE = 0.95
 
 
 @define(kw_only=True)
-class HeldOut:
-    """The choice of held-out images: ``splits.stratified(y_train, samples, seed)``."""
+class Choice:
+    """Thresholds and what they do; of a target that cannot be fulfilled, the reason.
 
-    samples: int
-    seed: int
+    Attributes:
+        accuracy_loss: The target in points; None: thresholds that were not chosen for a target.
+        guarantee: The probability that was asked for; None: none was.
+        thresholds: Of every exit but the last, nats; None: no sample leaves there.
+        held_out: On the images that they were chosen on.
+        test: On the test set.
+        refused: The message of calibration.Infeasible; '' where there are thresholds.
+    """
+
+    accuracy_loss: Optional[float] = None
+    guarantee: Optional[float] = None
+    thresholds: Optional[list[Optional[float]]] = None
+    held_out: Optional[Judgement] = None
+    test: Optional[Judgement] = None
+    refused: str = ''
+
+
+@define(kw_only=True)
+class Measurement:
+    """What was chosen for one training.
+
+    Attributes:
+        environment: Where the times were measured.
+        choices: For every target, without and with a guarantee.
+        published: The paper's thresholds, judged on the test set.
+        knee: The fastest setting of the experiment's sweep that is as accurate as the baseline, chosen on the test set
+            and judged on it, as in the paper.
+        temperatures: Of each exit, fitted on the held-out images.
+        calibration_error_before: Expected calibration error of each exit on the test set, without temperatures.
+        calibration_error: The same with the temperatures.
+    """
+
+    environment: results.Environment
+    choices: list[Choice]
+    published: Choice
+    knee: Choice
+    temperatures: list[float]
+    calibration_error_before: list[float]
+    calibration_error: list[float]
 
 
 @define(kw_only=True)
@@ -47,12 +93,14 @@ class Run:
         seed: Of the training.
         held_out: The images that it never saw.
         training: Its history.
+        measurement: None until the weights are measured.
     """
 
     network: str
     seed: int
     held_out: HeldOut
     training: results.Training
+    measurement: Optional[Measurement] = None
 
 
 @define(kw_only=True)
@@ -62,38 +110,39 @@ class Calibrations:
     runs: list[Run] = field(factory=list)
 
 
-def train(out: str, networks: list[str], device: Any) -> Calibrations:
-    """Trains what a folder lacks.
-
-    Args:
-        out: The folder, which holds weights and calibration.json.
-        networks: Some of TRAININGS.
-        device: A Chainer device.
-
-    Returns:
-        All runs of the folder.
-    """
-    path = os.path.join(out, NAME)
-    found = read(out) if os.path.exists(path) else Calibrations()
-    for network in networks:
-        for seed in range(SEEDS):
-            if not any((run.network, run.seed) == (network, seed) for run in found.runs):
-                found.runs.append(_trained(network, seed, out, device))
-                schema.write(path, found)
-    return found
-
-
 def read(folder: str) -> Calibrations:
     """Reads a folder's calibration.json.
 
     Raises:
         OSError: It is missing or damaged.
     """
-    path = os.path.join(folder, NAME)
+    path = os.path.join(folder, CALIBRATION)
     try:
         return schema.structure(schema.read_json(path, 'calibrations'), Calibrations)
     except ValueError as e:
         raise OSError(f'{path} is damaged: {e}') from e
+
+
+def complete(out: str, networks: Sequence[str], seeds: Sequence[int], device: Any) -> None:
+    """Trains and measures what a folder lacks.
+
+    Args:
+        out: The folder, which holds weights and calibration.json.
+        networks: Some of TRAININGS.
+        seeds: Of the trainings.
+        device: A Chainer device.
+    """
+    path = os.path.join(out, CALIBRATION)
+    found = read(out) if os.path.exists(path) else Calibrations()
+    for network in networks:
+        for seed in seeds:
+            if not any((run.network, run.seed) == (network, seed) for run in found.runs):
+                found.runs.append(_trained(network, seed, out, device))
+                schema.write(path, found)
+    for run in found.runs:
+        if run.network in networks and run.measurement is None:
+            run.measurement = _measured(run, out)
+            schema.write(path, found)
 
 
 def _trained(network: str, seed: int, out: str, device: Any) -> Run:
@@ -113,19 +162,141 @@ def _trained(network: str, seed: int, out: str, device: Any) -> Run:
             training.save()
         training.train('joint')
     record.weights_sha256 = runs.save_weights(training.net, runs.weights_path(out, *which))
-    print(f'{runs.stem(*which)}: {record.joint.accuracy[-1]} of the last training epoch', flush=True)
     return Run(network=network, seed=seed, held_out=held_out, training=record)
 
 
+def _measured(run: Run, out: str) -> Measurement:
+    """Chooses thresholds on the held-out images of a run, and judges them on the test set."""
+    print(f'{runs.stem(run.network, "", run.seed)} ...', flush=True)
+    loaded = weights.load(runs.weights_path(out, run.network, '', run.seed), run.network, 'code')
+    x, y, x_test, t_test = loaded.experiment.get_data()
+    _, held = splits.stratified(y, run.held_out.samples, run.held_out.seed)
+    macs = loaded.macs(x)
+    recorded, tested = (loaded.record(*part, exits.ENTROPY) for part in ((x[held], y[held]), (x_test, t_test)))
+    baseline, test_baseline = loaded.baseline_correct(x[held], y[held]), loaded.baseline_correct(x_test, t_test)
+    assert test_baseline is not None  # _trained wrote its weights
+
+    def chosen(loss: float, guarantee: float | None) -> Choice:
+        choice = Choice(accuracy_loss=loss, guarantee=guarantee)
+        try:
+            choice.thresholds = calibration.choose(recorded, Target(loss), baseline, macs, guarantee, run.seed)
+        except calibration.Infeasible as e:
+            choice.refused = str(e)
+            return choice
+        choice.held_out = calibration.judge(recorded, choice.thresholds, baseline, macs)
+        choice.test = calibration.judge(tested, choice.thresholds, test_baseline, macs)
+        return choice
+
+    def as_it_is(thresholds: list[float]) -> Choice:
+        judged = calibration.judge(tested, thresholds, test_baseline, macs)
+        return Choice(thresholds=list(thresholds), test=judged)
+
+    settings = utils.generate_thresholds(loaded.experiment.base_thresholds, len(recorded.score))
+    swept = sweep.sweep(tested, settings)
+    knee = sweep.knee(swept.accuracy, swept.whole, float(np.mean(test_baseline)))
+    return Measurement(
+        environment=runs.environment(out),
+        choices=[chosen(loss, guarantee) for loss in LOSSES for guarantee in (None, GUARANTEE)],
+        published=as_it_is(loaded.experiment.published_thresholds),
+        knee=as_it_is(settings[knee]),
+        **weights.fit_temperatures(loaded.net, (x[held], y[held]), (x_test, t_test))._asdict(),
+    )
+
+
+# The table
+
+
+def table(found: Calibrations) -> str:
+    """The table of calibrations as Markdown, a row for every target, with the figures of the seeds in their order."""
+    blocks: list[pages.Block] = []
+    for network in dict.fromkeys(run.network for run in found.runs):
+        of_network = [run for run in found.runs if run.network == network and run.measurement is not None]
+        blocks += [pages.Text(_trainings(of_network)), _choices(of_network), _temperatures(of_network)]
+    return pages.markdown(blocks) + '\n'
+
+
+def _trainings(trained: Sequence[Run]) -> str:
+    one = trained[0].training
+    return (
+        f'**{trained[0].network}**: {one.main_epochs} + {one.joint_epochs} epochs, batch {one.batchsize}, '
+        f'{one.train_samples} training images, {trained[0].held_out.samples} held-out images, {len(trained)} seeds in '
+        'their order. Losses are points under the baseline, below 0 where early exit is right more often.'
+    )
+
+
+def _choices(trained: Sequence[Run]) -> pages.Table:
+    measured = [run.measurement for run in trained if run.measurement is not None]
+    rows = []
+    for i, choice in enumerate(measured[0].choices):
+        guaranteed = '' if choice.guarantee is None else f', with probability {choice.guarantee:g}'
+        rows.append(_row(f'at most {choice.accuracy_loss:g} points{guaranteed}', [one.choices[i] for one in measured]))
+    rows.append(_row("the paper's thresholds", [one.published for one in measured]))
+    rows.append(_row('knee, chosen on the test set', [one.knee for one in measured]))
+    head = ['Target', 'T (nat)', 'Loss on held-out images', 'Loss on the test set', '95 %', 'Kept', 'Exits (%)']
+    return pages.Table([*head, "Baseline's multiply-adds (%)"], rows)
+
+
+def _row(name: str, choices: Sequence[Choice]) -> list[str]:
+    """A row of the table: the same choice of every seed."""
+
+    def cell(show: Callable[[Judgement], str], which: str = 'test') -> str:
+        judged = [getattr(choice, which) for choice in choices]
+        return '; '.join('none' if one is None else show(one) for one in judged) if any(judged) else ''
+
+    kept = [
+        choice.test.loss_points <= choice.accuracy_loss
+        for choice in choices
+        if choice.test is not None and choice.accuracy_loss is not None
+    ]
+    return [
+        name,
+        '; '.join('none' if choice.thresholds is None else _numbers(choice.thresholds) for choice in choices),
+        cell(lambda one: f'{one.loss_points:.2f}', 'held_out'),
+        cell(lambda one: f'{one.loss_points:.2f}'),
+        cell(lambda one: ' to '.join(f'{end:.2f}' for end in one.loss_interval_points)),
+        f'{sum(kept)} of {len(kept)}' if kept else '',
+        cell(lambda one: ' '.join(f'{share:.1f}' for share in one.exit_percent)),
+        cell(lambda one: f'{one.macs_percent:.1f}'),
+    ]
+
+
+def _numbers(thresholds: Sequence[float | None]) -> str:
+    return ' '.join('off' if threshold is None else f'{threshold:.3g}' for threshold in thresholds)
+
+
+def _temperatures(trained: Sequence[Run]) -> pages.Table:
+    rows = []
+    for run in trained:
+        one = run.measurement
+        if one is not None:
+            columns = one.temperatures, one.calibration_error_before, one.calibration_error
+            rows += [
+                [f'{run.seed}', f'{k + 1}', f'{temperature:.3f}', f'{100 * before:.2f}', f'{100 * after:.2f}']
+                for k, (temperature, before, after) in enumerate(zip(*columns))
+            ]
+    head = ['Seed', 'Exit', 'Temperature', 'Calibration error before (%)', 'after (%)']
+    return pages.Table(head, rows)
+
+
 def main() -> None:
-    """Runs the command that the docstring of this file shows."""
+    """Runs the commands that the docstring of this file shows."""
     parser = argparse.ArgumentParser(prog='python -m branchynet.experiments.calibration')
     parser.add_argument('--out', required=True, metavar='DIR', help='folder of weights and calibration.json')
     parser.add_argument('--only', choices=list(TRAININGS), help='network to train (default: all)')
+    parser.add_argument('--seed', type=int, metavar='K', help='seed to train (default: 0 to 2)')
+    parser.add_argument('--table', metavar='FILE', help="put the folder's table into this page, and do nothing else")
     args = parser.parse_args()
+    if args.table is not None:
+        with open(args.table, encoding='utf-8') as f:
+            page = f.read()
+        page = report.between_markers(page, table(read(args.out)), 'calibration')
+        files.write_atomically(args.table, page.encode())
+        return
     determinism.fix('portable')
     with files.lock(args.out):
-        train(args.out, [args.only] if args.only else list(TRAININGS), devices.find_device('cpu'))
+        networks = list(TRAININGS) if args.only is None else [args.only]
+        seeds = list(range(SEEDS)) if args.seed is None else [args.seed]
+        complete(args.out, networks, seeds, devices.find_device('cpu'))
 
 
 if __name__ == '__main__':

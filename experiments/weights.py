@@ -1,0 +1,431 @@
+"""Trained weights of the paper's networks: which samples their training saw, sweeps, and thresholds for a target.
+
+    branchynet sweep results/lenet_mnist_quick --network lenet_mnist
+    branchynet calibrate results/calibration --network lenet_mnist --accuracy-loss 0.1
+
+A weights file says nothing of its training. results.json or calibration.json beside it does, if it lists the file's
+SHA-256.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Optional
+
+from branchynet import calibration, checkpoint, cpu, exits, files, schema, sweep
+from branchynet.calibration import Judgement, Macs, Target
+from branchynet.cost import cost
+from branchynet.datasets import splits
+from branchynet.experiments import report, results, runs
+from branchynet.net import BranchyNet
+
+import numpy as np
+from attrs import define
+
+CALIBRATION = 'calibration.json'  # beside weights that experiments.calibration trained
+
+
+@define(kw_only=True)
+class HeldOut:
+    """Training images that a training left out: those of ``splits.stratified(y_train, samples, seed)``."""
+
+    samples: int
+    seed: int
+
+
+Samples = tuple[np.ndarray, np.ndarray]  # x (N, ...), t (N,)
+
+
+class Trained(NamedTuple):
+    """What the file beside some weights says of their training.
+
+    Attributes:
+        samples: Number of training images: the first of those that are not held out.
+        held_out: The images that were left out; None: none was.
+    """
+
+    samples: int
+    held_out: HeldOut | None = None
+
+
+class Weights(NamedTuple):
+    """Trained weights of a network of the paper.
+
+    Attributes:
+        path: Of the file.
+        experiment: That defines the network.
+        net: With the weights.
+        baseline: A net whose main is the network before joint training; None if its file is missing.
+        trained: What the training saw; None if that is unknown.
+    """
+
+    path: str
+    experiment: Any
+    net: BranchyNet
+    baseline: BranchyNet | None
+    trained: Trained | None
+
+    def macs(self, x: np.ndarray) -> Macs:
+        """Multiply-adds for one of the samples x (N, ...)."""
+        costs = cost(self.net, x.shape[1:])
+        return Macs(costs.main.macs, [one.leaving.macs for one in costs.exits])
+
+    def record(self, x: np.ndarray, t: np.ndarray, criterion: exits.Criterion) -> sweep.ExitRecord:
+        """The exits' answers to samples and their times, one by one, compiled if possible."""
+        with cpu.fast():
+            return sweep.record(runs.for_inference(self.net), x, t, criterion=criterion)
+
+    def baseline_correct(self, x: np.ndarray, t: np.ndarray) -> np.ndarray | None:
+        """Whether the baseline classifies samples correctly, bool (N,); None if there is no baseline."""
+        if self.baseline is None:
+            return None
+        with cpu.fast():
+            parts = [self.baseline.run_main(x[i : i + _TOGETHER]).argmax(axis=1) for i in range(0, len(x), _TOGETHER)]
+        return np.concatenate(parts) == t
+
+
+_TOGETHER = 500  # samples
+
+
+def load(path: str, network: str, variant: str) -> Weights:
+    """Reads a weights file, and what lies beside it.
+
+    Args:
+        path: Of the file.
+        network: The experiment that defines the network.
+        variant: One of VARIANTS.
+
+    Returns:
+        The Weights.
+
+    Raises:
+        OSError: The file is missing or damaged, or has the weights of another network.
+    """
+    experiment = report.load(network)
+    net = experiment.get_network(variant=variant)
+    checkpoint.load_npz(path, net)
+    net.thresholdExits = None  # a sweep and a calibration set their own
+    main, baseline = path[: -len('.npz')] + '_main.npz', None
+    if path.endswith('.npz') and os.path.exists(main):
+        baseline = experiment.get_network(variant=variant)
+        checkpoint.load_npz(main, baseline.main)
+    return Weights(path, experiment, net, baseline, _trained(path, network))
+
+
+def _trained(path: str, network: str) -> Trained | None:
+    """What results.json or calibration.json beside a weights file says of its training."""
+    folder, sha256 = os.path.dirname(path), files.digest(path)
+    if os.path.exists(os.path.join(folder, CALIBRATION)):
+        content = schema.read_json(os.path.join(folder, CALIBRATION), 'calibrations')
+        for run in content['runs']:
+            if run['training']['weights_sha256'] == sha256:
+                return Trained(run['training']['train_samples'], schema.structure(run['held_out'], HeldOut))
+    if os.path.exists(results.path_of(folder)):
+        for run in results.read(folder).experiments.get(network, []):
+            if run.training.weights_sha256 == sha256:
+                return Trained(run.training.train_samples)
+    return None
+
+
+def seen(trained: Trained, y: np.ndarray) -> np.ndarray:
+    """Which training images a training saw, bool (N,), given the labels (N,) of all."""
+    kept = np.arange(len(y))
+    if trained.held_out is not None:
+        kept, _ = splits.stratified(y, trained.held_out.samples, trained.held_out.seed)
+    mask = np.zeros(len(y), bool)
+    mask[kept[: trained.samples]] = True
+    return mask
+
+
+def hold_out(trained: Trained | None, y: np.ndarray, samples: int, seed: int) -> tuple[np.ndarray, int | None]:
+    """Chooses training images to calibrate on, where possible some that the training did not see.
+
+    Args:
+        trained: Of the weights; None: unknown.
+        y: Labels (N,) of all training images.
+        samples: How many, at most. If the training left images out and there are fewer, all of them.
+        seed: Of the choice, which keeps the classes' shares.
+
+    Returns:
+        (indices, number of them that the training saw; None: unknown).
+
+    Raises:
+        ValueError: The number does not fit, or all chosen images have one label.
+    """
+    mask = np.zeros(len(y), bool) if trained is None else seen(trained, y)
+    pool = np.arange(len(y)) if mask.all() else np.flatnonzero(~mask)
+    classes = len(np.unique(y))
+    if not classes <= samples <= len(y) - classes:
+        raise ValueError(
+            f'holdout is {samples}: expected {classes} to {len(y) - classes} of the {len(y)} training images'
+        )
+    index = pool
+    if samples <= len(pool) - classes:
+        index = pool[splits.stratified(y[pool], samples, seed)[1]]
+    calibration.check_labels(y[index])
+    return index, None if trained is None else int(mask[index].sum())
+
+
+# Calibration
+
+
+@define(kw_only=True)
+class Calibrated:
+    """Thresholds that were chosen on held-out images: what `branchynet calibrate` writes.
+
+    Attributes:
+        network: The experiment that defines it.
+        variant: Of the network.
+        weights_sha256: Of the weights file.
+        criterion: Of exits.CRITERIA.
+        thresholds: One for every exit but the last, for inference.classify; None: no sample leaves there.
+        temperatures: For net.temperatures, to which the thresholds belong; None: the logits are taken as they are.
+        target: The fields of the target that are set.
+        guarantee: The probability with which the loss of accuracy is below the target; None: nothing is guaranteed.
+        baseline: 'main', before joint training, or 'final exit', where its weights are missing.
+        held_out_seen: How many of the held-out images the training saw; None: unknown.
+        held_out: What the thresholds do on the images that they were chosen on.
+        test: What they do on the test set.
+        calibration_error_before: Of each exit, on the test set, without temperatures; None: none were fitted.
+        calibration_error: The same with the temperatures.
+    """
+
+    network: str
+    variant: str
+    weights_sha256: str
+    criterion: str
+    thresholds: list[Optional[float]]
+    temperatures: Optional[list[float]]
+    target: dict[str, Any]
+    guarantee: Optional[float]
+    baseline: str
+    held_out_seen: Optional[int]
+    held_out: Judgement
+    test: Judgement
+    calibration_error_before: Optional[list[float]]
+    calibration_error: Optional[list[float]]
+
+
+class Options(NamedTuple):
+    """Choices of `branchynet calibrate` beside the target.
+
+    Attributes:
+        criterion: Of exits.CRITERIA.
+        temperature: Whether a temperature is fitted for every exit.
+        guarantee: As in calibration.choose.
+        samples: Of hold_out.
+        seed: Of hold_out and of calibration.choose.
+    """
+
+    criterion: str = 'entropy'
+    temperature: bool = False
+    guarantee: float | None = None
+    samples: int = 10000
+    seed: int = 0
+
+
+def calibrate(weights: Weights, variant: str, target: Target, options: Options) -> Calibrated:
+    """Chooses thresholds on held-out training images and judges them on the test set.
+
+    A guarantee holds for thresholds and not for temperatures: these are then fitted on the third of the held-out images
+    that gives the path.
+
+    Args:
+        weights: Of a network; with options.temperature, its net gets the temperatures.
+        variant: Of the network.
+        target: As in calibration.choose.
+        options: The other choices.
+
+    Returns:
+        A Calibrated.
+
+    Raises:
+        calibration.Infeasible: No setting fulfils the target.
+        OSError: The data is missing or damaged.
+        ValueError: The target is impossible, or too few images can be held out.
+    """
+    x, y, x_test, t_test = weights.experiment.get_data()
+    index, seen_by_training = hold_out(weights.trained, y, options.samples, options.seed)
+    x, t = x[index], y[index]
+    criterion, macs = exits.CRITERIA[options.criterion], weights.macs(x)
+    fitted = None
+    if options.temperature:
+        part = calibration.path_part(len(x), options.seed) if options.guarantee is not None else slice(None)
+        fitted = fit_temperatures(weights.net, (x[part], t[part]), (x_test, t_test))
+        weights.net.temperatures = fitted.temperatures
+    recorded, baseline = weights.record(x, t, criterion), weights.baseline_correct(x, t)
+    thresholds = calibration.choose(recorded, target, baseline, macs, options.guarantee, options.seed)
+    tested = weights.record(x_test, t_test, criterion)
+    return Calibrated(
+        network=weights.experiment.name,
+        variant=variant,
+        weights_sha256=files.digest(weights.path),
+        criterion=criterion.name,
+        thresholds=thresholds,
+        temperatures=weights.net.temperatures,
+        target={name: value for name, value in target._asdict().items() if value is not None},
+        guarantee=options.guarantee,
+        baseline='final exit' if baseline is None else 'main',
+        held_out_seen=seen_by_training,
+        held_out=calibration.judge(recorded, thresholds, baseline, macs),
+        test=calibration.judge(tested, thresholds, weights.baseline_correct(x_test, t_test), macs),
+        calibration_error_before=None if fitted is None else fitted.calibration_error_before,
+        calibration_error=None if fitted is None else fitted.calibration_error,
+    )
+
+
+class Temperatures(NamedTuple):
+    """Temperatures of the exits, and what they change.
+
+    Attributes:
+        temperatures: Of each exit.
+        calibration_error_before: Expected calibration error of each exit on the test set, without temperatures.
+        calibration_error: The same with the temperatures.
+    """
+
+    temperatures: list[float]
+    calibration_error_before: list[float]
+    calibration_error: list[float]
+
+
+def fit_temperatures(net: BranchyNet, held_out: Samples, test: Samples) -> Temperatures:
+    """Fits temperatures on held-out samples and judges them on others.
+
+    Args:
+        net: Its own temperatures are taken away.
+        held_out: Samples and labels.
+        test: Samples and labels.
+
+    Returns:
+        The Temperatures.
+    """
+    net.temperatures = None
+    with cpu.fast():
+        logits, tested = (calibration.logits_of(runs.for_inference(net), x) for x, _ in (held_out, test))
+    temperatures = calibration.fit_temperatures(logits, held_out[1])
+
+    def errors(temperatures: Sequence[float]) -> list[float]:
+        probs = (exits.answer(one / np.float32(temperature)).prob for one, temperature in zip(tested, temperatures))
+        return [calibration.expected_calibration_error(prob, test[1]) for prob in probs]
+
+    return Temperatures(temperatures, errors([1.0] * len(temperatures)), errors(temperatures))
+
+
+def text(found: Calibrated) -> str:
+    """What `branchynet calibrate` prints, line by line."""
+    thresholds = ', '.join('off' if t is None else f'{t:.6g}' for t in found.thresholds)
+    lines = [f'thresholds ({found.criterion}): {thresholds}']
+    if found.temperatures is not None:
+        lines.append('temperatures: ' + ', '.join(f'{t:.4g}' for t in found.temperatures))
+    for name, judged in ('held-out images', found.held_out), ('test set', found.test):
+        low, high = judged.loss_interval_points
+        shares = ' '.join(f'{share:.2f}' for share in judged.exit_percent)
+        lines.append(
+            f'{name} ({judged.samples}): accuracy {judged.accuracy_percent:.2f} %, loss under the baseline '
+            f'{judged.loss_points:.2f} points (95 %: {low:.2f} to {high:.2f}); exits {shares} %; '
+            f"{judged.whole_ms:.4f} ms; {judged.macs_percent:.1f} % of the baseline's multiply-adds"
+        )
+    if found.calibration_error_before is not None and found.calibration_error is not None:
+        before, after = (
+            ' '.join(f'{100 * error:.2f}' for error in errors)
+            for errors in (found.calibration_error_before, found.calibration_error)
+        )
+        lines.append(f'calibration error of the exits, test set: {before} % before, {after} % after')
+    return '\n'.join(lines + notes(found))
+
+
+def notes(found: Calibrated) -> list[str]:
+    """What a reader of calibrated thresholds has to know of the held-out images, the baseline and the guarantee."""
+    lines = []
+    if found.held_out_seen is None:
+        lines.append('nothing beside the weights says what they were trained on: perhaps on the held-out images too')
+    elif found.held_out_seen:
+        lines.append(
+            f'the training saw {found.held_out_seen} of the {found.held_out.samples} held-out images: the network is '
+            'better on them than on others, so this accuracy tells little; train without them (docs/calibration.md)'
+        )
+    if found.baseline == 'final exit':
+        lines.append('the weights of the baseline are missing: the final exit is taken for it')
+    if found.guarantee is not None and not found.held_out_seen:
+        lines.append(f'with probability {found.guarantee:g} the loss is below {found.target["accuracy_loss"]:g} points')
+    return [f'note: {line}' for line in lines]
+
+
+# Sweep
+
+
+def sweep_test_set(
+    weights: Weights, criterion: str, base_thresholds: list[float] | None
+) -> tuple[sweep.Sweep, list[str]]:
+    """Sweeps thresholds over the test set.
+
+    Args:
+        weights: Of a network.
+        criterion: Of exits.CRITERIA.
+        base_thresholds: Every combination of them over the exits is a setting; None: those of the experiment, for
+            another criterion than entropy the deciles of the scores of each exit.
+
+    Returns:
+        (the Sweep, a mark for each setting: 'front' on the Pareto front of accuracy and time, else '').
+    """
+    _, _, x, t = weights.experiment.get_data()
+    recorded = weights.record(x, t, exits.CRITERIA[criterion])
+    if base_thresholds is None and criterion == exits.ENTROPY.name:
+        base_thresholds = weights.experiment.base_thresholds
+    choices = [
+        base_thresholds or np.unique(np.quantile(score, np.linspace(0, 1, 11))).tolist()
+        for score in recorded.score[:-1]
+    ]
+    swept = sweep.sweep(recorded, [list(setting) for setting in itertools.product(*choices)])
+    marks = np.full(len(swept.accuracy), '', object)
+    marks[sweep.pareto(swept.accuracy, swept.whole)] = 'front'
+    return swept, marks.tolist()
+
+
+COLUMNS = 'thresholds', 'accuracy_percent', 'exit_percent', 'released_ms', 'whole_ms', 'mark'
+
+
+def rows(swept: sweep.Sweep, marks: list[str]) -> list[dict[str, Any]]:
+    """The settings of a sweep as JSON-ready dictionaries with the keys COLUMNS."""
+    return [
+        dict(
+            zip(
+                COLUMNS,
+                (
+                    thresholds.tolist(),
+                    100 * float(accuracy),
+                    (100 * left / left.sum()).tolist(),
+                    1000 * float(released),
+                    1000 * float(whole),
+                    mark,
+                ),
+            )
+        )
+        for thresholds, accuracy, left, released, whole, mark in zip(*swept, marks)
+    ]
+
+
+def sweep_csv(found: list[dict[str, Any]]) -> str:
+    """Settings as CSV, with lists separated by blanks as in the published tables."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator='\n')
+    writer.writerow(COLUMNS)
+    writer.writerows([_cell(row[column], 6) for column in COLUMNS] for row in found)
+    return out.getvalue()
+
+
+def sweep_text(found: list[dict[str, Any]]) -> str:
+    """Settings as a table with columns of equal width."""
+    table = [COLUMNS, *([_cell(row[column], 4) for column in COLUMNS] for row in found)]
+    widths = [max(len(cells[i]) for cells in table) for i in range(len(COLUMNS))]
+    return '\n'.join('  '.join(cell.ljust(width) for cell, width in zip(cells, widths)).rstrip() for cells in table)
+
+
+def _cell(value: Any, digits: int) -> str:
+    if isinstance(value, str):
+        return value
+    return ' '.join(f'{v:.{digits}g}' for v in (value if isinstance(value, list) else [value]))

@@ -1,0 +1,146 @@
+"""branchynet sweep and branchynet calibrate: on committed weights, and on a training that held images out."""
+
+import csv
+import json
+import os
+import shutil
+
+import branchynet  # noqa: F401
+from branchynet import cli, exits, files, schema, sweep
+from branchynet.datasets import mnist, splits
+from branchynet.experiments import weights
+from branchynet.experiments.weights import HeldOut, Trained
+
+import numpy as np
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+FOLDER = os.path.join(ROOT, 'results', 'lenet_mnist_quick')
+LENET = ['--network', 'lenet_mnist']
+
+
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch):
+    """The first images of MNIST in place of all: 3000 to train on and 500 to test on."""
+    x, y, x_test, t_test = mnist.get_data()
+    few = x[:3000], y[:3000], x_test[:500], t_test[:500]
+    experiment = weights.report.load('lenet_mnist')._replace(get_data=lambda: few)
+    monkeypatch.setattr(weights.report, 'load', lambda name: experiment)
+    return few
+
+
+def run(capsys, *words):
+    """(status, standard output, standard error) of a command."""
+    status = cli.main(list(words))
+    return (status, *capsys.readouterr())
+
+
+def test_sweep_prints_and_writes_what_a_sweep_finds(capsys, tmp_path, few_images):
+    path = tmp_path / 'sweep.csv'
+    words = ['sweep', FOLDER, *LENET, '--thresholds', '0.01', '0.5']
+    status, shown, _ = run(capsys, *words, '--out', str(path))
+    assert status == 0 and shown.count('\n') == 3 and shown.startswith('thresholds')
+    with open(path, newline='') as f:
+        written = list(csv.DictReader(f))
+    _, shown, _ = run(capsys, *words, '--json')
+    found = json.loads(shown)
+    assert [row['thresholds'] for row in found] == [[0.01], [0.5]]
+    for row, line in zip(found, written):
+        assert float(line['accuracy_percent']) == pytest.approx(row['accuracy_percent'])
+        assert sum(row['exit_percent']) == pytest.approx(100) and row['whole_ms'] > 0
+    loaded = weights.load(os.path.join(FOLDER, 'weights_lenet_mnist_seed0.npz'), 'lenet_mnist', 'code')
+    swept = sweep.sweep(sweep.record(loaded.net, *few_images[2:], 500), [[0.01], [0.5]])
+    assert [row['accuracy_percent'] for row in found] == pytest.approx((100 * swept.accuracy).tolist(), abs=0.21)
+
+
+def test_a_sweep_of_another_criterion_takes_the_deciles_of_its_scores(capsys):
+    status, shown, _ = run(capsys, 'sweep', FOLDER, *LENET, '--criterion', 'margin', '--json')
+    found = json.loads(shown)
+    assert status == 0 and 5 < len(found) <= 11
+    leaving = [row['exit_percent'][0] for row in found]  # rising thresholds let fewer leave
+    assert leaving == sorted(leaving, reverse=True) and leaving[0] > 50
+    assert {row['mark'] for row in found} <= {'front', ''}
+
+
+@pytest.mark.parametrize(
+    'options, check',
+    [
+        (['--accuracy-loss', '1'], lambda found: found.held_out.loss_points <= 1),
+        (['--leave', '0.6'], lambda found: found.held_out.exit_percent[0] >= 60),
+        (['--macs', '0.5', '--criterion', 'top_prob'], lambda found: found.held_out.macs_percent <= 50),
+        (['--accuracy-loss', '10', '--guarantee', '0.9', '--temperature'], lambda found: found.guarantee == 0.9),
+    ],
+)
+def test_calibrate_fulfils_its_target_and_says_that_the_images_were_seen(capsys, tmp_path, few_images, options, check):
+    path = str(tmp_path / 'thresholds.json')
+    status, shown, _ = run(capsys, 'calibrate', FOLDER, *LENET, *options, '--holdout', '1000', '--out', path)
+    found = schema.structure(schema.read_json(path, 'thresholds'), weights.Calibrated)
+    assert status == 0 and check(found)
+    assert 'note: the training saw 1000 of the 1000 held-out images' in shown
+    assert found.held_out_seen == 1000 and found.held_out.samples == 1000 and found.test.samples == 500
+    assert found.weights_sha256 == files.digest(os.path.join(FOLDER, 'weights_lenet_mnist_seed0.npz'))
+    # The file says all that classifies the same again.
+    net = weights.load(os.path.join(FOLDER, 'weights_lenet_mnist_seed0.npz'), 'lenet_mnist', 'code').net
+    net.temperatures = found.temperatures
+    result = weights.runs.for_inference(net).classify(few_images[2], found.thresholds, exits.CRITERIA[found.criterion])
+    shares = 100 * np.bincount(result.exit, minlength=2) / 500
+    assert shares.tolist() == pytest.approx(found.test.exit_percent)
+
+
+def test_images_that_a_training_left_out_are_held_out(capsys, tmp_path, few_images):
+    y = few_images[1]
+    kept, held = splits.stratified(y, 800, 5)
+    trained = Trained(1500, HeldOut(samples=800, seed=5))
+    mask = weights.seen(trained, y)
+    assert mask.sum() == 1500 and mask[kept[:1500]].all() and not mask[held].any()
+    index, seen = weights.hold_out(trained, y, 400, 0)
+    assert len(index) == 400 and seen == 0 and not mask[index].any()
+    index, seen = weights.hold_out(trained, y, 2000, 0)  # there are 1500
+    assert len(index) == 1500 and seen == 0
+    index, seen = weights.hold_out(Trained(3000), y, 400, 0)
+    assert len(index) == 400 and seen == 400
+    assert weights.hold_out(None, y, 400, 0)[1] is None
+
+    path = tmp_path / 'weights_lenet_mnist_seed0.npz'
+    shutil.copyfile(os.path.join(FOLDER, path.name), path)
+    words = ['calibrate', str(tmp_path), *LENET, '--leave', '0.5', '--holdout', '700']
+    _, shown, _ = run(capsys, *words)
+    assert 'nothing beside the weights says what they were trained on' in shown
+    run_of_file = {
+        'held_out': {'samples': 800, 'seed': 5},
+        'training': {'weights_sha256': files.digest(str(path)), 'train_samples': 2200},
+    }
+    (tmp_path / 'calibration.json').write_text(json.dumps({'runs': [run_of_file]}))
+    _, shown, _ = run(capsys, *words)
+    assert 'note' not in shown.replace('note: the weights of the baseline are missing', '')
+
+
+@pytest.mark.parametrize(
+    'words, message',
+    [
+        (['--leave', '1.5'], 'leave is 1.5: expected a share from 0 to 1'),
+        (['--leave', '0.5', '--at', '0'], '--at is 0: exits are counted from 1'),
+        (['--leave', '0.5', '--at', '2'], 'exit is 1: expected 0 to 0'),
+        ([], 'the target is empty: expected accuracy_loss'),
+        (['--seconds', '1e-9'], 'no setting of thresholds fulfils seconds 1e-09: the nearest that can be fulfilled is'),
+        (['--leave', '0.5', '--holdout', '5'], 'holdout is 5: expected 10 to 2990 of the 3000 training images'),
+        (['--leave', '0.5', '--guarantee', '0.9'], 'guarantee is 0.9: expected a number between 0 and 1, for a target'),
+    ],
+)
+def test_what_cannot_be_is_one_line(capsys, tmp_path, words, message):
+    out = str(tmp_path / 'thresholds.json')
+    words = ['--holdout', '500', *words] if '--holdout' not in words else words
+    status, _, error = run(capsys, 'calibrate', FOLDER, *LENET, *words, '--out', out)
+    assert status == 2 and error.startswith(f'branchynet: {message}') and error.count('\n') == 1
+    assert not os.path.exists(out)
+
+
+def test_weights_that_are_missing_or_of_another_network_are_one_line(capsys):
+    for words in (['nowhere.npz', *LENET], [FOLDER, '--network', 'alex_cifar10']):
+        status, _, error = run(capsys, 'calibrate', *words, '--leave', '0.5')
+        assert status == 2 and error.count('\n') == 1
+
+
+def test_a_split_of_one_class_is_refused():
+    with pytest.raises(ValueError, match='^all 50 held-out samples have the label 3: expected some of every class$'):
+        weights.hold_out(None, np.full(100, 3), 50, 0)
