@@ -257,8 +257,8 @@ def _is_gw_slow(geometry: Geometry) -> bool:
 
 
 def _is_fully_connected(geometry: Geometry) -> bool:
-    """Whether a kernel larger than a pixel is at one place only: a matrix product, which BLAS does as well."""
-    return geometry.y[2:] == (1, 1) and geometry.w[2:] != (1, 1)
+    """Whether there is one window only: a matrix product, which BLAS does as well."""
+    return geometry.y[2:] == (1, 1)
 
 
 def _is_chosen(names: tuple[str, ...], descriptor: c_void_p) -> bool:

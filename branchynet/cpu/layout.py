@@ -21,6 +21,7 @@ import numpy as np
 PARTS = 8  # at most, of a batch whose parts' sums are added up, in order
 BYTES_OF_BLOCK = 1 << 20  # a block fits the cache and is worth a thread's call
 
+_FLOAT32 = np.dtype(np.float32)
 _Made = TypeVar('_Made')
 
 
@@ -117,7 +118,7 @@ def rows_of(array: np.ndarray) -> list[int]:
 
 def takes(*arrays: Optional[np.ndarray]) -> bool:
     """Whether the kernels take these arrays: float32, on the CPU, with something in them."""
-    return all(type(a) is np.ndarray and a.dtype == np.float32 and a.size for a in arrays if a is not None)
+    return all(type(a) is np.ndarray and a.dtype == _FLOAT32 and a.size for a in arrays if a is not None)
 
 
 def dense(*arrays: np.ndarray) -> list[np.ndarray]:
