@@ -538,9 +538,7 @@ def _sweep(args: Namespace) -> int:
     argument('--seed', type=int, default=0, metavar='K', help='of their choice (default: 0)'),
     argument('--out', metavar='FILE', help='write thresholds and all figures as JSON'),
     JSON,
-    examples=[
-        'branchynet calibrate results/calibration --network lenet_mnist --accuracy-loss 0.1 --out thresholds.json'
-    ],
+    examples=['branchynet calibrate results/calibration --network lenet_mnist --accuracy-loss 0.1'],
 )
 def _calibrate(args: Namespace) -> int:
     from branchynet import schema
