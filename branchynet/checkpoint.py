@@ -14,7 +14,7 @@ import random
 import sys
 import zipfile
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from branchynet import _chainer  # noqa: F401
 from branchynet.files import remove_parts, write_atomically
@@ -90,29 +90,47 @@ def save(path: str, net: BranchyNet, notes: Any, position: Position | None = Non
     write_atomically(path, content + hashlib.sha256(content).digest(), keep=_before(path))
 
 
-def load(path: str, net: BranchyNet) -> tuple[Any, Position | None]:
-    """Restores the state of a training from a checkpoint.
+class State(NamedTuple):
+    """The content of a checkpoint: arrays by their names, and all else."""
 
-    If the last checkpoint is damaged, the previous one is loaded, and a line on standard error says so.
+    arrays: dict[str, np.ndarray]
+    meta: dict[str, Any]
+
+
+def load(path: str, net: BranchyNet) -> tuple[Any, Position | None]:
+    """Restores the state of a training from a checkpoint: `read`, then `restore`.
 
     Args:
         path: Path of the checkpoint.
-        net: A net with the same parameters and optimiser, which takes the state.
+        net: As of `restore`.
 
     Returns:
-        (notes, position): the notes that were given to `save`; the progress of the epoch, None between epochs.
+        As of `restore`.
 
     Raises:
-        ValueError: A parameter has no shape yet.
-        OSError: Both checkpoints are damaged or missing, or have another version or network. The net is unchanged.
+        ValueError: As of `restore`.
+        OSError: As of `read` and `restore`.
     """
-    check(net)
+    return restore(path, read(path), net)
+
+
+def read(path: str) -> State:
+    """Reads a checkpoint.
+
+    If the last checkpoint is damaged, the previous one takes its place, and a line on standard error says so.
+
+    Args:
+        path: Path of the checkpoint.
+
+    Raises:
+        OSError: Both checkpoints are damaged or missing.
+    """
     try:
-        arrays, meta = _read(path)
+        return _read(path)
     except (FileNotFoundError, ValueError) as e:  # another error does not say that it is damaged
         why = getattr(e, 'strerror', None) or e
         try:
-            arrays, meta = _read(_before(path))
+            state = _read(_before(path))
         except (FileNotFoundError, ValueError):
             raise OSError(
                 f'{path} is not a whole checkpoint ({why}), nor is the one before: leave out --resume to '
@@ -120,6 +138,26 @@ def load(path: str, net: BranchyNet) -> tuple[Any, Position | None]:
             ) from e
         print(f'{path} is not a whole checkpoint ({why}): going on from the one before', file=sys.stderr)
         os.replace(_before(path), path)
+        return state
+
+
+def restore(path: str, state: State, net: BranchyNet) -> tuple[Any, Position | None]:
+    """Restores the state of a training: the net, its optimisers and the generators.
+
+    Args:
+        path: Path of the checkpoint, for messages.
+        state: Its content.
+        net: A net with the same parameters and optimiser, which takes the state.
+
+    Returns:
+        (notes, position): the notes that were given to `save`; the progress of the epoch, None between epochs.
+
+    Raises:
+        ValueError: A parameter has no shape yet.
+        OSError: The checkpoint has another version or network. The net is unchanged.
+    """
+    check(net)
+    arrays, meta = state
     if meta.get('format') != _FORMAT:
         raise OSError(
             f'{path} is a checkpoint of version {meta.get("format")}, and only version {_FORMAT} can be '
@@ -199,8 +237,8 @@ def load_npz(path: str, link: chainer.Link) -> None:
     chainer.serializers.NpzDeserializer({**arrays, **settings}).load(link)
 
 
-def _read(path: str) -> tuple[dict, dict]:
-    """(arrays, meta) of a checkpoint; ValueError if it is damaged."""
+def _read(path: str) -> State:
+    """The content of a file; ValueError if it is damaged."""
     with open(path, 'rb') as f:
         content = f.read()
     archive, checksum = content[:-_CHECKSUM_BYTES], content[-_CHECKSUM_BYTES:]
@@ -208,7 +246,8 @@ def _read(path: str) -> tuple[dict, dict]:
         raise ValueError('its checksum is wrong')
     with np.load(io.BytesIO(archive), allow_pickle=False) as arrays:
         arrays = dict(arrays)
-    return arrays, json.loads(arrays.pop('meta').tobytes())
+    meta = json.loads(arrays.pop('meta').tobytes())
+    return State(arrays, meta)
 
 
 def _before(path: str) -> str:

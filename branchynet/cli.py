@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Optional
 
+from branchynet import parallel
 from branchynet.experiments import NAMES, NETWORKS, PRESETS, REDUCED, VARIANTS
 
 import shtab
@@ -184,6 +185,12 @@ def _count_of(what: str) -> Callable[[str], int]:
     return count
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f'{text!r}: give a whole number, 0 or more')
+    return int(text)
+
+
 def _tolerance(text: str) -> float:
     try:
         value = float(text)
@@ -284,6 +291,76 @@ def _fix_profile(args: Namespace) -> None:
         if args.profile or not args.from_python:
             raise
         warnings.warn(f'these bits may differ from those of the command: {e}', stacklevel=2)
+
+
+@command(
+    'train',
+    'train a network, main alone and then all exits jointly: on this process, or on several by mpiexec',
+    argument('--network', choices=NETWORKS, required=True, metavar='NAME', help=', '.join(NETWORKS)),
+    argument('--variant', choices=VARIANTS, default=VARIANTS[0], help='of the network (default: %(default)s)'),
+    argument('--data', choices=list(DATASETS), metavar='NAME', help=f"{', '.join(DATASETS)} (default: the network's)"),
+    argument('--samples', type=_epochs, metavar='N', help='the first N training images only'),
+    argument('--epochs', type=_count, nargs=2, metavar=('MAIN', 'JOINT'), help='default: as published'),
+    argument('--batchsize', type=_epochs, metavar='B', help='of a step, on all ranks together'),
+    argument('--seed', type=_count, default=0, metavar='K', help='default: 0'),
+    argument('--out', required=True, metavar='DIR', help='for weights, record and checkpoints'),
+    argument('--resume', action='store_true', help='go on with a training that was interrupted'),
+    argument('--device', default='auto', help='auto (default: every rank its own GPU), cpu or gpu:N'),
+    argument('--profile', choices=['portable', 'fast'], help='bit profile, as of reproduce'),
+    argument(
+        '--communicator',
+        choices=parallel.COMMUNICATORS,
+        metavar='NAME',
+        help=f"ChainerMN's: {', '.join(parallel.COMMUNICATORS)}; on CPUs naive",
+    ),
+    argument(
+        '--batch-normalization',
+        choices=parallel.BATCH_NORMALIZATIONS,
+        default=parallel.BATCH_NORMALIZATIONS[0],
+        metavar='HOW',
+        help=f'among ranks: {" or ".join(parallel.BATCH_NORMALIZATIONS)} (default: %(default)s)',
+    ),
+    JSON,
+    examples=[
+        'branchynet train --network lenet_mnist --epochs 5 10 --batchsize 128 --out lenet',
+        'mpiexec -n 4 branchynet train --network lenet_mnist --communicator naive --out lenet',
+    ],
+)
+def _train(args: Namespace) -> int:
+    if args.communicator is None:
+        return _train_on(parallel.ALONE, args)
+    _fix_profile(args)  # may start Python again, which MPI does not survive
+    with parallel.job(args.communicator, args.batch_normalization) as ranks:
+        if args.device == 'auto':
+            args.device = ranks.own_device()
+        return _train_on(ranks, args)
+
+
+def _train_on(ranks: Any, args: Namespace) -> int:
+    """Trains on the ranks; the first one prints."""
+    from importlib import import_module
+
+    from branchynet import schema
+    from branchynet.experiments import runs, train
+
+    experiment = import_module('branchynet.experiments.' + args.network).EXPERIMENT
+    published = experiment.presets['paper']
+    main_epochs, joint_epochs = args.epochs or (published.main_epochs, published.joint_epochs)
+    preset = runs.Preset(main_epochs, joint_epochs, args.batchsize or published.batchsize, args.samples)
+    get_data = _dataset(args.data).get_data if args.data else experiment.get_data
+    device = ranks.together(lambda: _device(args))
+    setup = runs.Setup(train.PRESET, args.variant, device, args.out, args.resume, ranks=ranks)
+    record = train.train(experiment, preset, args.seed, get_data, setup)
+    if ranks.rank:
+        return 0
+    if args.json:
+        print_json(schema.unstructure(record))
+        return 0
+    for phase, path in ('main', runs.main_weights_path), ('joint', runs.weights_path):
+        history = getattr(record, phase)
+        last = f', loss {history.loss[-1]}, accuracy {history.accuracy[-1]} in the last' if history.loss else ''
+        print(f'{path(args.out, args.network, "", args.seed)}: {len(history.loss)} epochs{last}')
+    return 0
 
 
 @command(

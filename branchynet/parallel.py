@@ -87,21 +87,27 @@ class Alone:
             Refused: Some rank has another value than rank 0.
         """
 
-    def check_batches(self, net: BranchyNet, count: int, batchsize: int) -> None:
-        """Checks that the ranks can share the batches of a data set.
+    def check_data(self, net: BranchyNet, x: Array, t: Array, batchsize: int) -> None:
+        """Checks, before a training, that the net takes the data and that the ranks can share its batches.
 
         Args:
             net: The net.
-            count: Number of samples.
+            x: Samples (N, ...).
+            t: Labels (N,).
             batchsize: Samples of a batch; the last one may have fewer.
 
         Raises:
-            ValueError: They cannot.
+            TypeError: As of BranchyNet.check_data.
+            ValueError: As of BranchyNet.check_data, or the ranks cannot share the batches.
         """
+        net.check_data(x, t, x[:1])
 
     def parallel(self, net: BranchyNet) -> Any:
         """Returns what trains a net: `train`, `train_main` and `check_data` with the arguments of BranchyNet's."""
         return net
+
+
+ALONE = Alone()
 
 
 class Ranks(Alone):
@@ -151,15 +157,16 @@ class Ranks(Alone):
                         f'{first[0]} has'
                     )
 
-    def check_batches(self, net: BranchyNet, count: int, batchsize: int) -> None:
+    def check_data(self, net: BranchyNet, x: Array, t: Array, batchsize: int) -> None:
         """See Alone."""
+        super().check_data(net, x, t, batchsize)
         if batchsize % self.size:
             raise ValueError(f'batchsize is {batchsize}: expected a multiple of {self.size}, the number of ranks')
         if self.batch_normalization == 'local':
             return
-        if count % batchsize % self.size:
+        if len(x) % batchsize % self.size:
             raise ValueError(
-                f'{count} samples leave {count % batchsize} for the last batch: synchronised batch normalisation '
+                f'{len(x)} samples leave {len(x) % batchsize} for the last batch: synchronised batch normalisation '
                 f'needs a multiple of {self.size}, the number of ranks'
             )
         if net.drops_samples(batchsize):
@@ -173,6 +180,10 @@ class Ranks(Alone):
         if self.batch_normalization == 'synchronised':
             synchronise(net, self.comm)
         return Parallel(net, self.comm)
+
+    def own_device(self) -> str:
+        """Returns the name of the device of this rank: the CPU, or with GPUs one for every rank of a machine."""
+        return 'cpu' if self.communicator == 'naive' else f'gpu:{self.comm.intra_rank}'
 
     def _raise_first(self, errors: list[str | None]) -> None:
         for rank, error in enumerate(errors):

@@ -79,7 +79,7 @@ class NetworkExperiment(NamedTuple):
         return results.NetworkRun(seed=seed, training=record, measurement=self.measure(part, seed, record, data, setup))
 
     def train(self, part: str, seed: int, data: runs.Data, setup: runs.Setup) -> results.Training:
-        """Trains one seed, and writes its weights to the results folder. The checkpoint stays.
+        """Trains one seed and writes its weights: main alone, then all exits jointly. The checkpoint stays.
 
         Args:
             part: ''.
@@ -97,12 +97,12 @@ class NetworkExperiment(NamedTuple):
             training.train('main')
             if record.main_weights_sha256 is None:
                 # The paper's baseline is the network before joint training, which changes the trunk that main shares.
-                record.main_weights_sha256 = runs.save_weights(
+                record.main_weights_sha256 = training.save_weights(
                     training.net.main, runs.main_weights_path(setup.out, *run)
                 )
                 training.save()
             training.train('joint')
-            record.weights_sha256 = runs.save_weights(training.net, runs.weights_path(setup.out, *run))
+            record.weights_sha256 = training.save_weights(training.net, runs.weights_path(setup.out, *run))
         return record
 
     def measure(

@@ -127,6 +127,9 @@ class Training:
         main_weights_sha256: of the file with the baseline's weights before joint training; None if that file was not
             kept.
         weights_sha256: of the file with the final weights; empty until the training ends.
+        ranks: number of processes that trained together.
+        communicator: ChainerMN's, by which they did; None for one process alone.
+        batch_normalization: 'local' or 'synchronised' among the ranks; None for one process alone.
     """
 
     variant: str
@@ -141,6 +144,9 @@ class Training:
     joint: JointTraining = field(factory=JointTraining)
     main_weights_sha256: Optional[str] = None
     weights_sha256: str = ''
+    ranks: int = 1
+    communicator: Optional[str] = None
+    batch_normalization: Optional[str] = None
 
     def has_all_epochs(self) -> bool:
         """Whether both trainings have ended."""

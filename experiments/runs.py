@@ -9,7 +9,7 @@ import time
 from importlib.util import find_spec
 from typing import Any, Callable, NamedTuple
 
-from branchynet import checkpoint, cpu, determinism, files, provenance, schema
+from branchynet import checkpoint, cpu, determinism, files, parallel, provenance, schema
 from branchynet.devices import now
 from branchynet.experiments import results
 from branchynet.files import write_atomically
@@ -57,6 +57,7 @@ class Setup(NamedTuple):
         out: the results folder.
         resume: whether to continue from the checkpoints in the folder.
         jobs: number of runs that train at a time.
+        ranks: those that train together; by default this process alone.
     """
 
     preset: str
@@ -65,6 +66,7 @@ class Setup(NamedTuple):
     out: str
     resume: bool
     jobs: int = 1
+    ranks: parallel.Alone = parallel.ALONE
 
 
 def cut(data: Data, preset: Preset) -> Data:
@@ -162,14 +164,32 @@ def begin(
 
     Raises:
         OSError: the checkpoint is damaged or of another network.
-        ValueError: the checkpoint was made with other settings, data, code or libraries.
+        ValueError: the checkpoint was made with other settings, data, code or libraries, or the ranks cannot share the
+            data.
+        parallel.Refused: one of these, of several ranks; or settings, data, code or libraries differ among them.
     """
-    _, _, seed = run
-    determinism.seed_generators(seed)
-    net = get_network()
-    checkpoint.check(net)
-    net.to_device(setup.device)
-    record = results.Training(
+    ranks, path = setup.ranks, checkpoint_path(setup.out, *run)
+    record = ranks.together(lambda: new_record(preset, data, setup))
+    same = {**_settings(record), **_origin(record)}
+    ranks.check_same({name: value for name, value in same.items() if name != 'device'})  # each has a GPU of its own
+    net = ranks.together(lambda: _new_net(run, get_network, preset, data, setup))
+    resume = setup.resume and ranks.from_first(lambda: checkpoint.has(path))
+    if not resume:
+        return ResumableTraining(net, data, record, path, ranks=ranks)
+    state = ranks.from_first(lambda: checkpoint.read(path))
+    record, position = ranks.together(lambda: _restored(path, state, net, record))
+    return ResumableTraining(net, data, record, path, position, ranks)
+
+
+def new_record(preset: Preset, data: Data, setup: Setup) -> results.Training:
+    """The record of a training that has not begun.
+
+    Args:
+        preset: the amount of training.
+        data: cut to the preset.
+        setup: the user's choices.
+    """
+    return results.Training(
         variant=setup.variant,
         device=str(setup.device),
         main_epochs=preset.main_epochs,
@@ -178,17 +198,53 @@ def begin(
         train_samples=len(data[0]),
         data_sha256=provenance.sha256_of_arrays(data),
         environment=environment(setup.out),
+        ranks=setup.ranks.size,
+        communicator=setup.ranks.communicator,
+        batch_normalization=setup.ranks.batch_normalization,
     )
-    path, position = checkpoint_path(setup.out, *run), None
-    if setup.resume and checkpoint.has(path):
-        notes, position = checkpoint.load(path, net)
-        _check_same(path, {**_settings(record), **_origin(record)}, {**_settings(notes), **_origin(notes)})
-        try:
-            found = schema.structure(notes, results.Training)
-        except ValueError as e:
-            raise OSError(f'{path} is not a checkpoint of this version ({e}): leave out --resume to start again') from e
-        record = found if found.has_all_epochs() else attrs.evolve(found, environment=record.environment)
-    return ResumableTraining(net, data, record, path, position)
+
+
+def check_same_training(path: str, wanted: results.Training, saved: Any) -> results.Training:
+    """Checks that a training that was saved is the one that is asked for.
+
+    Args:
+        path: of the file, for messages.
+        wanted: a record of today.
+        saved: JSON-ready content of a record.
+
+    Returns:
+        The saved record.
+
+    Raises:
+        OSError: this version cannot read the content.
+        ValueError: settings, data, code or libraries differ.
+    """
+    _check_same(path, {**_settings(wanted), **_origin(wanted)}, {**_settings(saved), **_origin(saved)})
+    try:
+        return schema.structure(saved, results.Training)
+    except ValueError as e:
+        raise OSError(f'{path} is not a checkpoint of this version ({e}): leave out --resume to start again') from e
+
+
+def _new_net(run: RunId, get_network: Callable[[], BranchyNet], preset: Preset, data: Data, setup: Setup) -> BranchyNet:
+    """The net of a training that has not begun; for the arguments see `begin`."""
+    x, t, _, _ = data
+    _, _, seed = run
+    determinism.seed_generators(seed)
+    net = get_network()
+    checkpoint.check(net)
+    net.to_device(setup.device)
+    setup.ranks.check_data(net, x, t, preset.batchsize)
+    return net
+
+
+def _restored(
+    path: str, state: checkpoint.State, net: BranchyNet, record: results.Training
+) -> tuple[results.Training, Position | None]:
+    """The record and the place of a training that goes on, whose net takes the checkpoint's state."""
+    notes, position = checkpoint.restore(path, state, net)
+    saved = check_same_training(path, record, notes)
+    return saved if saved.has_all_epochs() else attrs.evolve(saved, environment=record.environment), position
 
 
 def check_origin(path: str, runs: list[Any], setup: Setup) -> None:
@@ -235,7 +291,8 @@ def _code_sha256() -> str:
 def _settings(record: Any) -> dict[str, Any]:
     record = record if isinstance(record, dict) else schema.unstructure(record)
     names = ('variant', 'main_epochs', 'joint_epochs', 'batchsize', 'train_samples', 'data_sha256')
-    return {name: record.get(name) for name in names}
+    together = ('communicator', 'batch_normalization')
+    return {'ranks': record.get('ranks', 1), **{name: record.get(name) for name in names + together}}
 
 
 def _origin(record: Any) -> dict[str, Any]:
@@ -269,10 +326,18 @@ class ResumableTraining:
     SHARE = 0.01  # largest share of the time that these checkpoints may take
 
     def __init__(
-        self, net: BranchyNet, data: Data, record: results.Training, path: str, position: Position | None = None
+        self,
+        net: BranchyNet,
+        data: Data,
+        record: results.Training,
+        path: str,
+        position: Position | None = None,
+        ranks: parallel.Alone = parallel.ALONE,
     ) -> None:
         self.net = net
         self.record = record
+        self._ranks = ranks
+        self._trained = ranks.parallel(net)
         self._data = data
         self._checkpoint = path
         self._position = position
@@ -298,12 +363,12 @@ class ResumableTraining:
             start = now
 
         def save_if_due(position: Position) -> None:
-            if self._is_due():
+            if self._ranks.from_first(self._is_due):
                 count_seconds()
                 self.save(position)
 
         for losses, accuracies in epochs(
-            self.net,
+            self._trained,
             x,
             y,
             record.batchsize,
@@ -316,6 +381,7 @@ class ResumableTraining:
             history.loss.append(losses.tolist())
             history.accuracy.append(accuracies.tolist())
             history.weights_sha256.append(provenance.sha256_of_net(self.net))
+            self._ranks.check_same({'weights_sha256': history.weights_sha256[-1]})
             count_seconds()
             self._position = None
             self.save()
@@ -326,15 +392,19 @@ class ResumableTraining:
         return not self.net.gpu and waited >= max(self.INTERVAL, self._cost / self.SHARE)
 
     def save(self, position: Position | None = None) -> None:
-        """Writes a checkpoint.
+        """Writes a checkpoint, on rank 0: all ranks have the same state.
 
         Args:
             position: the place within an epoch; None: between epochs.
         """
-        start = time.perf_counter()
-        checkpoint.save(self._checkpoint, self.net, schema.unstructure(self.record), position)
+        start, notes = time.perf_counter(), schema.unstructure(self.record)
+        self._ranks.from_first(lambda: checkpoint.save(self._checkpoint, self.net, notes, position))
         self._saved = time.perf_counter()
         self._cost = self._saved - start
+
+    def save_weights(self, net: chainer.Link, path: str) -> str:
+        """As `save_weights` of this module, on rank 0."""
+        return self._ranks.from_first(lambda: save_weights(net, path))
 
 
 def for_inference(net: BranchyNet) -> Any:

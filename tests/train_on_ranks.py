@@ -65,7 +65,7 @@ def train(name, ranks):
     np.random.seed(1)
     net, (x, t) = build(), get_data()
     np.random.seed(2)
-    ranks.check_batches(net, len(x), batch)
+    ranks.check_data(net, x, t, batch)
     trained, found = ranks.parallel(net), []
     with cpu.fast():
         for main, count in zip((True, False), epochs):
@@ -82,7 +82,7 @@ def main():
     names, *batch_normalization = sys.argv[1:]
     found = {}
     if not batch_normalization:
-        found = {name: train(name, parallel.Alone())[1] for name in names.split(',')}
+        found = {name: train(name, parallel.ALONE)[1] for name in names.split(',')}
         print(json.dumps(found))
         return
     with parallel.job('naive', *batch_normalization) as ranks:
