@@ -136,14 +136,13 @@ class Ranks(Alone):
 
     def together(self, make: Callable[[], T]) -> T:
         """See Alone."""
-        result, error = _result_or_error(make)
-        self._raise_first(self._mpi.allgather(error))
-        return result
+        return _together(self._mpi, make)
 
     def from_first(self, make: Callable[[], T]) -> T:
         """See Alone."""
         result, error = self._mpi.bcast(_result_or_error(make) if self.rank == 0 else None)
-        self._raise_first([error])
+        if error is not None:
+            raise Refused(error)
         return result
 
     def check_same(self, values: dict[str, Any]) -> None:
@@ -185,11 +184,15 @@ class Ranks(Alone):
         """Returns the name of the device of this rank: the CPU, or with GPUs one for every rank of a machine."""
         return 'cpu' if self.communicator == 'naive' else f'gpu:{self.comm.intra_rank}'
 
-    def _raise_first(self, errors: list[str | None]) -> None:
-        for rank, error in enumerate(errors):
-            if error is not None:
-                everyones = len(set(errors)) == 1
-                raise Refused(error if everyones else f'rank {rank}: {error}')
+
+def _together(mpi: Any, make: Callable[[], T]) -> T:
+    """See Alone.together; ``mpi`` is the communicator of mpi4py."""
+    result, error = _result_or_error(make)
+    errors = mpi.allgather(error)
+    for rank, found in enumerate(errors):
+        if found is not None:
+            raise Refused(found if len(set(errors)) == 1 else f'rank {rank}: {found}')
+    return result
 
 
 def _result_or_error(make: Callable[[], Any]) -> tuple[Any, str | None]:
@@ -356,17 +359,17 @@ def job(communicator: str, batch_normalization: str = 'local') -> Iterator[Ranks
     Raises:
         OSError: mpi4py, an MPI or what the communicator needs is missing.
     """
-    comm = _create(communicator)
-    ranks = Ranks(comm, communicator, batch_normalization)
+    mpi = _world()
     try:
-        yield ranks
+        comm = _together(mpi, lambda: _create(communicator))
+        yield Ranks(comm, communicator, batch_normalization)
     except Refused as e:
-        if ranks.rank == 0:
+        if mpi.rank == 0:
             print(f'branchynet: {e}', file=sys.stderr, flush=True)
-        comm.mpi_comm.Barrier()  # mpiexec kills all ranks as soon as one has ended with this status
+        mpi.Barrier()  # mpiexec kills all ranks as soon as one has ended with this status
         raise SystemExit(2) from e
     except BaseException as e:
-        _abort(comm, e)
+        _abort(mpi, e)
 
 
 def mpiexec(ranks: int, words: Sequence[str]) -> list[str]:
@@ -388,12 +391,17 @@ def mpiexec(ranks: int, words: Sequence[str]) -> list[str]:
     return [found, *options, '-n', str(ranks), *words]
 
 
-def _create(communicator: str) -> Any:
-    """ChainerMN's communicator of a name."""
+def _world() -> Any:
+    """The communicator of mpi4py that all ranks belong to."""
     try:
-        from mpi4py import MPI  # noqa: F401
+        from mpi4py import MPI
     except (ImportError, RuntimeError) as e:  # RuntimeError: mpi4py finds no MPI
         raise OSError(f'training on several ranks needs mpi4py and an MPI ({_first_line(e)}): run {INSTALL}') from e
+    return MPI.COMM_WORLD
+
+
+def _create(communicator: str) -> Any:
+    """ChainerMN's communicator of a name."""
     if communicator != 'naive' and not cuda.available:
         raise OSError(f'communicator is {communicator}, which needs CuPy and a GPU: take naive on a CPU')
     import chainermn
@@ -408,11 +416,11 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _abort(comm: Any, error: BaseException) -> NoReturn:
+def _abort(mpi: Any, error: BaseException) -> NoReturn:
     """Reports an error and ends all ranks."""
     if os.environ.get('BRANCHYNET_DEBUG') or not isinstance(error, (OSError, ValueError, KeyboardInterrupt)):
         traceback.print_exception(type(error), error, error.__traceback__)
     words = 'interrupted' if isinstance(error, KeyboardInterrupt) else f'{type(error).__name__}: {error}'
-    print(f'branchynet: rank {comm.rank} on {socket.gethostname()}: {words}', file=sys.stderr, flush=True)
-    comm.mpi_comm.Abort(2)
+    print(f'branchynet: rank {mpi.rank} on {socket.gethostname()}: {words}', file=sys.stderr, flush=True)
+    mpi.Abort(2)
     raise AssertionError('MPI_Abort returned')

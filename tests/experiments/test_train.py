@@ -1,0 +1,223 @@
+"""`branchynet train`, on this process and on several ranks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import branchynet  # noqa: F401
+from branchynet import checkpoint, cli, files
+from branchynet.datasets import pcifar10
+from branchynet.experiments import PRESETS, lenet_mnist, results, runs
+
+import mpi
+import numpy as np
+import pytest
+
+TINY = ['--samples', '256', '--epochs', '1', '2', '--batchsize', '64']
+# The command, with a checkpoint after every step, and something that rank 1 does before each.
+PROGRAM = """
+import os, sys, time
+import numpy as np
+from branchynet import checkpoint, cli, parallel
+from branchynet.experiments import runs
+runs.ResumableTraining.INTERVAL, runs.ResumableTraining.SHARE = 0, np.inf
+train = parallel.Parallel.train
+def slower(self, x, t):
+    {before}
+    return train(self, x, t)
+parallel.Parallel.train = slower
+sys.exit(cli.main())
+"""
+
+
+def words(out, *more, before='time.sleep(0.05)'):
+    """The command line of a rank."""
+    program = [sys.executable, '-c', PROGRAM.format(before=before)]
+    return [*program, 'train', '--network', 'lenet_mnist', '--communicator', 'naive', *TINY, '--out', str(out), *more]
+
+
+def train(out, *more):
+    """The command in this process."""
+    return cli.main(['train', '--network', 'lenet_mnist', '--device', 'cpu', *TINY, '--out', str(out), *more])
+
+
+def record(out):
+    with open(os.path.join(str(out), 'training_lenet_mnist_seed0.json')) as f:
+        return json.load(f)
+
+
+def complaints(done):
+    """The lines of a job's standard error that the command wrote."""
+    return [line for line in done.stderr.splitlines() if line.startswith('branchynet: ')]
+
+
+def test_a_training_has_the_bits_of_reproduce(tmp_path, monkeypatch, capsys):
+    assert train(tmp_path / 'a') == 0
+    assert sorted(os.listdir(tmp_path / 'a')) == [
+        'training_lenet_mnist_seed0.json',
+        'weights_lenet_mnist_seed0.npz',
+        'weights_lenet_mnist_seed0_main.npz',
+    ]
+    assert capsys.readouterr().out.count('\n') == 2
+    tiny = runs.Preset(main_epochs=1, joint_epochs=2, batchsize=64, train_samples=256, test_samples=20)
+    presets = dict.fromkeys(PRESETS, tiny)
+    monkeypatch.setattr(lenet_mnist, 'EXPERIMENT', lenet_mnist.EXPERIMENT._replace(presets=presets))
+    words = ['reproduce', '--only', 'lenet_mnist', '--preset', 'smoke', '--device', 'cpu', '--out', str(tmp_path / 'b')]
+    assert cli.main(words) == 0
+    training = results.read(str(tmp_path / 'b')).experiments['lenet_mnist'][0].training
+    found = record(tmp_path / 'a')
+    assert found['weights_sha256'] == training.weights_sha256
+    assert found['main_weights_sha256'] == training.main_weights_sha256
+    assert found['joint']['weights_sha256'] == training.joint.weights_sha256
+    assert files.digest(str(tmp_path / 'a' / 'weights_lenet_mnist_seed0.npz')) == training.weights_sha256
+
+
+def test_a_training_goes_on_to_the_same_bits(tmp_path, monkeypatch, capsys):
+    assert train(tmp_path / 'whole') == 0
+    monkeypatch.setattr(runs.ResumableTraining, 'INTERVAL', 0)
+    monkeypatch.setattr(runs.ResumableTraining, 'SHARE', np.inf)
+    save, saved = checkpoint.save, []
+
+    def interrupt(*args):
+        save(*args)
+        saved.append(args)
+        if len(saved) == 8:  # of 4 steps and the end of each epoch; the sixth is of the baseline
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, 'save', interrupt)
+    out = tmp_path / 'out'
+    assert train(out) == 130
+    assert train(out, '--resume', '--seed', '1') == 0  # another seed has a checkpoint of its own
+    capsys.readouterr()
+    assert train(out, '--resume', '--batchsize', '32') == 2
+    error = capsys.readouterr().err
+    assert 'has batchsize 64: expected 32' in error and error.count('\n') == 1
+    for _ in range(2):  # the second time nothing is left to do
+        assert train(out, '--resume', '--json') == 0
+        shown = json.loads(capsys.readouterr().out)
+        assert shown['weights_sha256'] == record(tmp_path / 'whole')['weights_sha256']
+    assert not [name for name in os.listdir(out) if name.startswith('checkpoint')]
+
+
+@pytest.mark.parametrize(
+    'options, error',
+    [
+        (['--data', 'pcifar10'], 'link 0 (Convolution2D) cannot take an array of shape (1, 3, 32, 32)'),
+        (['--device', 'gpu:99'], 'device is gpu:99'),
+        (['--out', os.path.join(os.devnull, 'out')], os.devnull),
+    ],
+)
+def test_mistakes_are_told_in_one_line(tmp_path, monkeypatch, capsys, options, error):
+    x, t = np.zeros((64, 3, 32, 32), np.float32), np.zeros(64, np.int32)
+    monkeypatch.setattr(pcifar10, 'get_data', lambda: (x, t, x, t))
+    assert train(tmp_path / 'out', *options) == 2
+    said = capsys.readouterr().err
+    assert said.startswith('branchynet: ') and error in said and said.count('\n') == 1
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('broken', [None, RuntimeError('cannot load MPI library\nand more')])
+def test_without_mpi_the_line_that_installs_it(tmp_path, monkeypatch, capsys, broken):
+    class Module:
+        @property
+        def MPI(self):
+            raise broken
+
+    monkeypatch.setitem(sys.modules, 'mpi4py', None if broken is None else Module())
+    with pytest.warns(UserWarning, match='bits'):
+        assert train(tmp_path, '--communicator', 'naive') == 2
+    error = capsys.readouterr().err
+    assert error.endswith('run pip install "branchynet[mpi]"\n') and error.count('\n') == 1
+    assert train(tmp_path) == 0  # one process needs none
+
+
+@pytest.mark.slow
+def test_ranks_write_one_set_of_files(tmp_path):
+    assert mpi.run(2, words(tmp_path / 'two')).returncode == 0
+    assert train(tmp_path / 'one') == 0
+    assert sorted(os.listdir(tmp_path / 'two')) == sorted(os.listdir(tmp_path / 'one'))
+    one, two = record(tmp_path / 'one'), record(tmp_path / 'two')
+    assert (two['ranks'], two['communicator'], two['batch_normalization']) == (2, 'naive', 'local')
+    for phase in 'main', 'joint':
+        np.testing.assert_allclose(two[phase]['loss'], one[phase]['loss'], rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'more, error',
+    [
+        (['--batchsize', '63'], 'batchsize is 63: expected a multiple of 2, the number of ranks'),
+        (
+            ['--batch-normalization', 'synchronised', '--samples', '255'],
+            '255 samples leave 63 for the last batch: synchronised batch normalisation needs a multiple of 2',
+        ),
+        (['--communicator', 'flat'], 'communicator is flat, which needs CuPy and a GPU'),
+    ],
+)
+def test_ranks_refuse_in_one_line(tmp_path, more, error):
+    done = mpi.run(2, words(tmp_path / 'out', *more))
+    assert done.returncode == 2
+    assert len(complaints(done)) == 1 and error in complaints(done)[0]
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.slow
+def test_ranks_with_other_data_are_refused(tmp_path):
+    command = mpi.command(1, words(tmp_path / 'out'))
+    done = subprocess.run(
+        [*command, ':', '-n', '1', *words(tmp_path / 'out', '--samples', '192')], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    (line,) = complaints(done)
+    assert 'branchynet: rank 1 on ' in line and 'has train_samples 192: expected 256, which rank 0 on ' in line
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.slow
+def test_a_rank_that_raises_ends_all(tmp_path):
+    before = "os.environ['OMPI_COMM_WORLD_RANK'] == '1' and {}['a bug']"
+    done = mpi.run(2, words(tmp_path / 'out', before=before))
+    assert done.returncode not in (0, 130)
+    assert "KeyError: 'a bug'" in done.stderr and 'branchynet: rank 1 on ' in done.stderr
+
+
+def job(out, *more):
+    """A job of two ranks that has trained for some joint steps, and the processes of its ranks."""
+    process = subprocess.Popen(
+        mpi.command(2, words(out, *more)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    path, net = runs.checkpoint_path(str(out), 'lenet_mnist', '', 0), lenet_mnist.EXPERIMENT.get_network()
+    while process.poll() is None:
+        time.sleep(0.01)
+        if checkpoint.has(path) and net.optimizer.t < 6:
+            checkpoint.load(path, net)
+        elif net.optimizer.t >= 6:
+            break
+    with open(f'/proc/{process.pid}/task/{process.pid}/children') as f:
+        ranks = [int(pid) for pid in f.read().split()]
+    assert len(ranks) == 2
+    return process, ranks
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists('/proc/self/task'), reason='needs /proc')
+@pytest.mark.parametrize('killed', [0, 1])
+def test_a_killed_rank_ends_all_and_loses_nothing(tmp_path, killed):
+    assert mpi.run(2, words(tmp_path / 'whole')).returncode == 0
+    out = tmp_path / 'out'
+    process, ranks = job(out)
+    start = time.monotonic()
+    os.kill(ranks[killed], signal.SIGKILL)
+    assert process.wait(60) != 0
+    while any(os.path.exists(f'/proc/{pid}') for pid in ranks):
+        assert time.monotonic() - start < 60
+    print(f'all ranks gone after {time.monotonic() - start:.1f} s')
+    done = mpi.run(4, words(out, '--resume'))
+    assert done.returncode == 2
+    assert len(complaints(done)) == 1 and 'has ranks 2: expected 4' in complaints(done)[0]
+    assert mpi.run(2, words(out, '--resume')).returncode == 0
+    assert record(out)['joint']['weights_sha256'] == record(tmp_path / 'whole')['joint']['weights_sha256']
+    assert record(out)['weights_sha256'] == record(tmp_path / 'whole')['weights_sha256']
