@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Optional
 from branchynet import _chainer  # noqa: F401
 from branchynet.exits import below, check_per_exit, closed, rounded
 from branchynet.files import write_atomically
-from branchynet.inference import Classification, ends_linearly, fold_temperatures
+from branchynet.inference import Classification, fold_temperatures
 from branchynet.links.links import FL, Net
 from branchynet.net import BranchyNet, Stage, check_labels
 from branchynet.provenance import commit, sha256_of_net
@@ -341,15 +341,9 @@ def _check_net(net: BranchyNet) -> None:
 
 
 def _without_temperatures(net: BranchyNet) -> BranchyNet:
-    """A copy of the net whose last layers have the temperatures in their weights; the net itself if it has none."""
+    """A copy of the net whose exits' last links divide by the temperatures; the net itself if it has none."""
     if net.temperatures is None:
         return net
-    for k, model in enumerate(net.models):
-        if not ends_linearly(model):
-            raise ValueError(
-                f'exit {k} has a temperature and no chainer.links.Linear at its end, whose weights could hold it: set '
-                'net.temperatures to None to export without'
-            )
     net = copy.deepcopy(net)
     fold_temperatures(net)
     return net

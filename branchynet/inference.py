@@ -113,11 +113,6 @@ def is_compilable(net: BranchyNet) -> bool:
 
 def _obstacle(net: BranchyNet) -> Optional[str]:
     """The reason why a net cannot be compiled, and the remedy; None if it can be."""
-    if not isinstance(net.main, Net):
-        chain = type(net.main.chain).__name__
-        return (
-            f'its trunk is the forward of a {chain}, which cannot be taken apart: run it within branchynet.cpu.fast()'
-        )
     if net.gpu:
         return 'its parameters are on a GPU: call net.to_cpu() first'
     head = {id(param) for param in _main_head(net)}
@@ -135,7 +130,9 @@ def _obstacle(net: BranchyNet) -> Optional[str]:
 
 
 def _main_head(net: BranchyNet) -> list[chainer.Parameter]:
-    """The parameters of main's own head, which have no shape while it was never run."""
+    """The parameters of main's own head, which have no shape while it was never run; a chain has none."""
+    if not isinstance(net.main, Net):
+        return []
     return [param for link in net.main[net.models[-1].endi :] for param in link.params()]
 
 
@@ -187,9 +184,10 @@ class Compiled:
     are split into chunks shared among threads; samples that have exited are dropped from later stages. Where all links
     have a kernel in machine code, one engine (branchynet.cpu.cascade) takes samples through stages, exits and the exit
     rule, one after the other. Otherwise another (branchynet.cpu.chain) calls the stages one by one; links that its
-    compiler does not know by their exact class, and links with hooks, are called as they are. While a link hook is on
-    for all links (``with hook:``), the copy of the net answers in Chainer, so that the hook sees its links.
-    docs/inference.md says more.
+    compiler does not know by their exact class, and links with hooks, are called as they are. Nets of `from_chain` run
+    their chain's own forward, with the fast kernels for Chainer's functions. While a link hook is on for all links
+    (``with hook:``), the copy of the net answers in Chainer, so that the hook sees its links. docs/inference.md says
+    more.
 
     ``test``, ``test_main``, ``look`` and ``numexits`` are those of BranchyNet; ``test`` lets samples leave by
     ``thresholdExits`` alone.
@@ -440,6 +438,10 @@ class Compiled:
         return engine
 
     def _new_engine(self, shape: tuple[int, ...], dtype: np.dtype) -> Engine:
+        if not isinstance(self._net.main, Net):
+            from branchynet.chains.engine import Forward
+
+            return Forward(self._net, shape, dtype)
         if dtype == np.float32 and len(shape) == 3:
             channels, height, width = shape
             cascade = _machine_code(self._net, (channels, height, width), self._has_main_head)

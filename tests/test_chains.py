@@ -43,7 +43,7 @@ class Block(chainer.Chain):
 class Residual(chainer.Chain):
     """A residual network of a user's own."""
 
-    def __init__(self, channels=6):
+    def __init__(self, channels=6, classes=CLASSES):
         super().__init__()
         with self.init_scope():
             self.stem = L.Convolution2D(3, channels, 3, pad=1)
@@ -51,7 +51,7 @@ class Residual(chainer.Chain):
             self.down = L.Convolution2D(channels, 2 * channels, 3, stride=2, pad=1)
             self.block2 = Block(2 * channels)
             self.block3 = Block(2 * channels)
-            self.fc = L.Linear(2 * channels, CLASSES)
+            self.fc = L.Linear(2 * channels, classes)
 
     def forward(self, x):
         h = self.block1(F.relu(self.stem(x)))
@@ -701,9 +701,30 @@ def test_a_single_sample_is_enough_to_read_a_chain():
 # Export and documentation
 
 
-def test_compiled_says_why_it_does_not_take_a_chain():
-    with pytest.raises(ValueError, match='net cannot be compiled: its trunk is the forward of a Residual.*cpu.fast'):
-        inference.Compiled(residual())
+@pytest.mark.onednn
+def test_a_compiled_chain_answers_as_the_net_did():
+    net = residual()
+    net.temperatures = [1.0, 2.0, 0.5]
+    x = np.concatenate([X] * 3)  # more than are classified together
+    thresholds = [float(np.median(look.entropy)) for look in net.look(X)[:-1]]
+    expected, looks, last = inference.classify(net, x, thresholds), net.look(x), net.run_main(x)
+    compiled = inference.Compiled(net)
+    net.train(X, T)
+    assert set(expected.exit) == {0, 1, 2}
+    for other in (compiled, pickle.loads(pickle.dumps(compiled))):
+        found = other.classify(x, thresholds)
+        np.testing.assert_array_equal(found.exit, expected.exit)
+        np.testing.assert_allclose(found.prob, expected.prob, rtol=1e-4, atol=1e-6)
+        for one, look in zip(other.look(x), looks):
+            np.testing.assert_allclose(one.prob, look.prob, rtol=1e-4, atol=1e-6)
+    compiled.thresholdExits = thresholds
+    counts = [compiled.test(x[i : i + 1], np.tile(T, 3)[i : i + 1])[2] for i in range(24)]
+    assert np.sum(counts, axis=0).tolist() == np.bincount(expected.exit[:24]).tolist()
+    assert compiled.test_main(x, last.argmax(axis=1).astype(np.int32))[0] == 1.0
+    assert compiled.test_main(x[:1], last[:1].argmax(axis=1).astype(np.int32))[0] == 1.0
+    for label, bad in ((0, X[:1] * np.nan), (CLASSES, X[:1])):
+        with pytest.raises(ValueError, match='x holds NaN or infinity|holds the label 5: expected less than 5'):
+            compiled.test(bad, np.array([label], np.int32))
 
 
 def test_the_page_runs(capsys):
@@ -718,6 +739,7 @@ def test_the_page_runs(capsys):
 
 def test_a_chain_is_exported(tmp_path):
     net = residual()
+    net.temperatures = [1.0, 2.0, 0.5]
     thresholds = [float(np.median(look.entropy)) for look in net.look(X)[:-1]]
     expected = inference.classify(net, X, thresholds)
     assert set(expected.exit) == {0, 1, 2}
@@ -738,20 +760,12 @@ def test_a_network_of_ones_own_learns_cifar10(tmp_path):
     x_train, y_train, x_test, y_test = (array[:1280] for array in cifar10.get_data())
     np.random.seed(0)
 
-    class Network(Residual):
-        def __init__(self):
-            super().__init__(16)
-            self.fc = None
-            with self.init_scope():
-                self.fc = L.Linear(32, 10)
-
-    def make(**settings):
-        return BranchyNet.from_chain(
-            Network(), {'block1': heads.conv(10), 'block2': heads.linear(10)}, x=x_train[:1], **settings
-        )
+    def make():
+        branches = {'block1': heads.conv(10), 'block2': heads.linear(10)}
+        return BranchyNet.from_chain(Residual(16, 10), branches, x=x_train[:1])
 
     net = make()
-    losses = [net.train(x_train[i : i + 128], y_train[i : i + 128])[0] for _ in range(6) for i in range(0, 1280, 128)]
+    losses = [net.train(x_train[i : i + 128], y_train[i : i + 128])[0] for _ in range(4) for i in range(0, 1280, 128)]
     first, last = np.mean(losses[:5], axis=0), np.mean(losses[-5:], axis=0)
     assert (last < first - 0.2).all()
 

@@ -1,0 +1,72 @@
+"""A chain's own forward as an engine of inference.Compiled."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from branchynet import cpu
+from branchynet.cpu import onednn
+from branchynet.cpu.engine import NotFinite, Result, Rule
+from branchynet.exits import Thresholds
+from branchynet.net import BranchyNet, inference_mode
+
+import numpy as np
+
+
+class Forward:
+    """A net of from_chain that runs in Chainer, with the fast kernels for Chainer's functions: an Engine.
+
+    Args:
+        net: The net, which must not change afterwards.
+        shape: Of a sample, without the batch.
+        dtype: Of the samples.
+
+    Attributes:
+        classes: Number of classes.
+    """
+
+    def __init__(self, net: BranchyNet, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self._net = net
+        self.classes = self.main(np.zeros((1, *shape), dtype)).shape[1]
+
+    def leave(self, x: np.ndarray, thresholds: Sequence[float], rule: Rule) -> Result:
+        """Engine.leave. The entropies are those of the exit rule, so that ``rule`` is not called."""
+        with _fast(x):
+            parts = list(self._net.leave(x, Thresholds(thresholds)))
+        exit, score = np.empty(len(x), np.int64), np.empty((len(x), self.classes), parts[0].logits.dtype)
+        for k, part in enumerate(parts):
+            exit[part.index], score[part.index] = k, part.logits
+        return Result(score.argmax(axis=1), exit, score, sum(part.seconds for part in parts))
+
+    def leave_one(self, x: np.ndarray, thresholds: Sequence[float], rule: Rule) -> tuple[int, int, float]:
+        """Engine.leave_one."""
+        result = self.leave(x, thresholds, rule)
+        return int(result.label[0]), int(result.exit[0]), result.seconds
+
+    def record(self, x: np.ndarray) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+        """Engine.record; samples of a batch have equal shares of its seconds."""
+        with _fast(x):
+            looks = self._net.look(x)
+        released, whole = np.array([[(look.released, look.whole)] * len(x) for look in looks]).transpose(2, 0, 1) / len(
+            x
+        )
+        return [look.logits for look in looks], released, whole
+
+    def main(self, x: np.ndarray) -> np.ndarray:
+        """Engine.main."""
+        with _fast(x):
+            return self._net.run_main(x)
+
+    def main_one(self, x: np.ndarray) -> int:
+        """Engine.main_one."""
+        return int(self.main(x).argmax())
+
+
+@contextlib.contextmanager
+def _fast(x: np.ndarray) -> Iterator[None]:
+    """A context for inference on x with the fast kernels, on the calling thread alone; x must be finite."""
+    if not np.isfinite(x).all():
+        raise NotFinite('x has a NaN or an infinity')
+    with cpu.fast(), onednn.single_threaded(), inference_mode():
+        yield
