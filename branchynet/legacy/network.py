@@ -11,8 +11,10 @@ from branchynet import _chainer  # noqa: F401
 from branchynet.legacy import values
 from branchynet.legacy.pickles import Name, Record
 from branchynet.legacy.values import Values, kind
-from branchynet.links.links import FL, SL, Branch
-from branchynet.links.resnet import ResBlock
+from branchynet.links.densesparselinear import DenseSparseLinear
+from branchynet.links.links import FL, SL, Branch, X
+from branchynet.links.resnet import Block, BottleNeckA, BottleNeckB, ResBlock
+from branchynet.links.sparselinear import SparseLinear
 from branchynet.net import BranchyNet
 
 import chainer
@@ -20,13 +22,21 @@ import chainer.functions as F
 import chainer.links as L
 import numpy as np
 
+_MAX_DEPTH = 20  # of X within X; the released networks have none
 _MAX_LINKS = 10_000  # the released ResNet-110 has 70, and as many again in each copy of its trunk
 
 BRANCHYNET = 'branchynet.net BranchyNet'
 _NET = 'branchynet.links.links Net'
 _FL = 'branchynet.links.links FL'
 _SL = 'branchynet.links.links SL'
-_BLOCK = 'branchynet.links.resnet ResBlock'
+_X = 'branchynet.links.links X'
+_RES_BLOCK = 'branchynet.links.resnet ResBlock'
+_BOTTLENECK_A = 'branchynet.links.resnet BottleNeckA'
+_BOTTLENECK_B = 'branchynet.links.resnet BottleNeckB'
+_BLOCK = 'branchynet.links.resnet Block'
+_SPARSE = 'branchynet.links.sparselinear SparseLinear'
+_SPARSE_FUNCTION = 'branchynet.links.sparselinear SparseLinearFunction'
+_DENSE_SPARSE = 'branchynet.links.densesparselinear DenseSparseLinear'
 _CONVOLUTION = 'chainer.links.connection.convolution_2d Convolution2D'
 _LINEAR = 'chainer.links.connection.linear Linear'
 _NORM = 'chainer.links.normalization.batch_normalization BatchNormalization'
@@ -63,7 +73,15 @@ NAMES = (
         _NET,
         _FL,
         _SL,
+        _X,
+        _RES_BLOCK,
+        _BOTTLENECK_A,
+        _BOTTLENECK_B,
         _BLOCK,
+        _SPARSE,
+        _SPARSE_FUNCTION,
+        _DENSE_SPARSE,
+        'branchynet.links.densesparselinear SparseLinearFunction',
         _CONVOLUTION,
         _LINEAR,
         _NORM,
@@ -77,6 +95,7 @@ NAMES = (
         '__builtin__ set',
         'dill.dill _create_weakref',
         'dill.dill _import_module',
+        'scipy.sparse.csr csr_matrix',
     }
 )
 
@@ -106,6 +125,7 @@ class Network(Values):
     def __init__(self, size: int, statistics: str) -> None:
         super().__init__(size)
         self.links_left = _MAX_LINKS
+        self.depth = 0
         self.statistics = statistics
 
     # Links
@@ -141,19 +161,23 @@ class Network(Values):
         return self.plain_link(record, twin)
 
     def plain_link(self, record: Any, twin: Any = None) -> chainer.Link:
-        """Any link but an SL, which holds other links; see `link`."""
-        if isinstance(record, Record):
-            if record.name == _FL:
-                return self.function(self.state(record, _FL))
-            if record.name == _CONVOLUTION:
-                return self.convolution(self.state(record, _CONVOLUTION))
-            if record.name == _LINEAR:
-                return self.linear(self.state(record, _LINEAR))
-            if record.name == _NORM:
-                return self.norm(record, twin)
-            if record.name == _BLOCK:
-                return self.block(record, twin)
-        raise ValueError(f'it has {kind(record)} where a link was expected')
+        """Any link but an SL; see `link`."""
+        makers: dict[str, Callable[[], chainer.Link]] = {
+            _FL: lambda: self.function(self.state(record, _FL)),
+            _CONVOLUTION: lambda: self.convolution(self.state(record, _CONVOLUTION)),
+            _LINEAR: lambda: self.linear(self.state(record, _LINEAR)),
+            _NORM: lambda: self.norm(record, twin),
+            _RES_BLOCK: lambda: self.residual(record, twin),
+            _BOTTLENECK_A: lambda: self.residual(record, twin),
+            _BOTTLENECK_B: lambda: self.residual(record, twin),
+            _BLOCK: lambda: self.block(record, twin),
+            _X: lambda: self.weighted(record, twin),
+            _SPARSE: lambda: self.sparse(self.state(record, _SPARSE)),
+            _DENSE_SPARSE: lambda: self.dense_sparse(self.state(record, _DENSE_SPARSE)),
+        }
+        if not isinstance(record, Record) or record.name not in makers:
+            raise ValueError(f'it has {kind(record)} where a link was expected')
+        return makers[record.name]()
 
     def function(self, state: dict[str, Any]) -> FL:
         """An FL with the function of today and the arguments that it still has."""
@@ -246,23 +270,104 @@ class Network(Values):
         """Whether batch normalisation has seen a batch: in Chainer 1 both statistics started at 0."""
         return any(self.array(state.get(name)).any() for name in ('avg_mean', 'avg_var'))
 
-    def block(self, record: Any, twin: Any = None) -> ResBlock:
-        """A residual block; see `link` for the twin."""
+    def residual(self, record: Record, twin: Any = None) -> chainer.Chain:
+        """A ResBlock, BottleNeckA or BottleNeckB; see `link` for the twin."""
+        name = record.name.split()[-1]
+        state = self.state(record, record.name)
+        twins = {} if twin is None else self.state(twin, record.name)
+        count = {_RES_BLOCK: 2, _BOTTLENECK_A: 4, _BOTTLENECK_B: 3}[record.name]
+        parts: dict[str, chainer.Link] = {}
+        for k in range(1, count + 1):
+            parts[f'conv{k}'] = self.convolution(self.state(state.get(f'conv{k}'), _CONVOLUTION))
+            parts[f'bn{k}'] = self.norm(state.get(f'bn{k}'), twins.get(f'bn{k}'))
+        sizes = [parts[f'conv{k}'].W.shape for k in range(1, count + 1)]
+        expected, make = _released_residual(record.name, sizes, parts['conv1'].stride[0])
+        if sizes != expected:  # before a block of these sizes is made
+            raise ValueError(f'it has a {name} whose convolutions do not fit each other')
+        block = make()
+        for key, part in parts.items():
+            if shapes(part) != shapes(block[key]) or _geometry(part) != _geometry(block[key]):
+                raise ValueError(f'it has a {name} whose {key} is not the released one')
+            delattr(block, key)
+            with block.init_scope():
+                setattr(block, key, part)
+        return block
+
+    def block(self, record: Record, twin: Any = None) -> Block:
+        """A Block of bottlenecks; see `link` for the twin."""
         state = self.state(record, _BLOCK)
         twins = {} if twin is None else self.state(twin, _BLOCK)
-        conv1, conv2 = [self.convolution(self.state(state.get(name), _CONVOLUTION)) for name in ('conv1', 'conv2')]
-        bn1, bn2 = [self.norm(state.get(name), twins.get(name)) for name in ('bn1', 'bn2')]
-        out_size, in_size = conv1.W.shape[:2]
-        if conv2.W.shape != (out_size, out_size, 3, 3):  # before a block of these sizes is made
-            raise ValueError('it has a ResBlock whose convolutions do not fit each other')
-        block = ResBlock(in_size, out_size, conv1.stride[0])
-        for name, part in dict(conv1=conv1, bn1=bn1, conv2=conv2, bn2=bn2).items():
-            if shapes(part) != shapes(block[name]) or _geometry(part) != _geometry(block[name]):
-                raise ValueError(f'it has a ResBlock whose {name} is not the released one')
-            delattr(block, name)
-            with block.init_scope():
-                setattr(block, name, part)
+        count = self.whole(state.get('layer'))
+        if not 1 <= count <= _MAX_LINKS:
+            raise ValueError(f'it has a Block of {count} bottlenecks')
+        first, *others = [self.link(state.get(name), twins.get(name)) for name in map(_bottleneck_name, range(count))]
+        if not isinstance(first, BottleNeckA) or not all(isinstance(one, BottleNeckB) for one in others):
+            raise ValueError('it has a Block whose links are not the released ones')
+        (ch, in_size), out_size = first.conv1.W.shape[:2], first.conv3.W.shape[0]
+        if any(one.conv1.W.shape[:2] != (ch, out_size) for one in others):
+            raise ValueError('it has a Block whose bottlenecks do not fit each other')
+        block = Block(1, in_size, ch, out_size, first.conv1.stride[0])
+        block[0] = first
+        for one in others:
+            block.append(one)
         return block
+
+    def weighted(self, record: Record, twin: Any = None) -> X:
+        """An X with its links; see `link` for the twin."""
+        state = self.state(record, _X)
+        records = self.items(state.get('_children'))
+        twins = [None] * len(records) if twin is None else self.items(self.state(twin, _X).get('_children'))
+        weights = [float(self.number(weight)) for weight in self.items(state.get('weights'))]
+        if len(weights) != 2 or len(twins) != len(records):
+            raise ValueError('it has an X whose weights or links are not two numbers or those of its copies')
+        if self.depth == _MAX_DEPTH:
+            raise ValueError(f'it has more than {_MAX_DEPTH} X, one within the other')
+        self.depth += 1
+        link = X([self.link(*pair) for pair in zip(records, twins)])
+        self.depth -= 1
+        link.set_weights(weights)
+        return link
+
+    def sparse(self, state: dict[str, Any]) -> SparseLinear:
+        """A linear layer that stores only few weights."""
+        w = self.weights(state.get('W'), 1)
+        b = None if state.get('b') is None else self.weights(state['b'], 1)
+        out_size, in_size = self.mask(state).shape
+        places = self.state(state.get('slf'), _SPARSE_FUNCTION)
+        columns, starts = self.array(places.get('indices')), self.array(places.get('indptr'))
+        if not (
+            columns.dtype.kind == starts.dtype.kind == 'i'
+            and columns.shape == w.shape
+            and starts.shape == (out_size + 1,)
+            and (starts[0], starts[-1]) == (0, len(w))
+            and (np.diff(starts) >= 0).all()
+            and (0 <= columns.min() <= columns.max() < in_size)
+            and (b is None or len(b) == out_size)
+        ):
+            raise ValueError('it has a SparseLinear whose arrays do not fit each other')
+        link = SparseLinear(in_size, out_size, nobias=b is None, initialW=np.float32(0))
+        del link.W
+        with link.init_scope():
+            link.W = chainer.Parameter(w)
+        link.indices, link.indptr = columns.astype(np.int32), starts.astype(np.int32)
+        return _filled(link, {'b': b})
+
+    def dense_sparse(self, state: dict[str, Any]) -> DenseSparseLinear:
+        """A linear layer in which most weights stay zero."""
+        w, b = self.weights_and_bias(state, 2)
+        mask = self.mask(state)
+        if mask.shape != w.shape:
+            raise ValueError('it has a DenseSparseLinear whose arrays do not fit each other')
+        link = DenseSparseLinear(w.shape[1], w.shape[0], nobias=b is None, initialW=np.float32(0))
+        link.mask = mask.astype(w.dtype)
+        return _filled(link, {'W': w, 'b': b})
+
+    def mask(self, state: dict[str, Any]) -> np.ndarray:
+        """Which weights are kept: bool (out, in)."""
+        mask = self.array(state.get('mask'))
+        if mask.dtype.kind != 'b' or mask.ndim != 2 or mask.size == 0:
+            raise ValueError(f'it has a mask of shape {mask.shape} and dtype {mask.dtype}')
+        return mask
 
     # The network
 
@@ -343,8 +448,7 @@ class Network(Values):
         values: dict[str, Any] = {'t': steps, 'epoch': self.whole(state.get('epoch'))}
         assert optimizer.target is not None  # BranchyNet has set it up
         for path, param in optimizer.target.namedparams():
-            _, index, rest = path.split('/', 2)
-            old = moments.get(f'/{int(index) + first}/{rest}')
+            old = moments.get(_old_path(optimizer.target, path, first))
             if not isinstance(old, dict):
                 warnings.warn(
                     f"the file has no moments for the parameter {path}: its optimiser's start at 0", stacklevel=2
@@ -359,6 +463,49 @@ class Network(Values):
         optimizer.serialize(
             chainer.serializers.NpzDeserializer({key: np.asarray(value) for key, value in values.items()})
         )
+
+
+def _released_residual(
+    name: str, sizes: list[tuple[int, ...]], stride: int
+) -> tuple[list[tuple[int, ...]], Callable[[], chainer.Chain]]:
+    """What the released block of such sizes is like.
+
+    Args:
+        name: of its class.
+        sizes: shapes of the weights of its convolutions in the file.
+        stride: of the first of them.
+
+    Returns:
+        The shapes that fit each other, and a function that makes a block of them.
+    """
+    (ch, in_size), out_size = sizes[0][:2], sizes[-2 if name == _BOTTLENECK_A else -1][0]
+    if name == _RES_BLOCK:
+        return [(ch, in_size, 3, 3), (ch, ch, 3, 3)], lambda: ResBlock(in_size, ch, stride)
+    shapes: list[tuple[int, ...]] = [(ch, in_size, 1, 1), (ch, ch, 3, 3), (out_size, ch, 1, 1)]
+    if name == _BOTTLENECK_B:
+        shapes[2] = (in_size, ch, 1, 1)
+        return shapes, lambda: BottleNeckB(in_size, ch)
+    return [*shapes, (out_size, in_size, 1, 1)], lambda: BottleNeckA(in_size, ch, out_size, stride)
+
+
+def _bottleneck_name(index: int) -> str:
+    """The released Block's name of a bottleneck."""
+    return f'b{index}' if index else 'a'
+
+
+def _old_path(link: Any, path: str, first: int = 0) -> str:
+    """The path of a parameter in the release.
+
+    Args:
+        link: today's link.
+        path: of the parameter within it, today.
+        first: which link of the old net is the first of today's.
+    """
+    if not isinstance(link, (chainer.ChainList, chainer.Sequential)):
+        return path
+    _, index, rest = path.split('/', 2)
+    name = _bottleneck_name(int(index)) if isinstance(link, Block) else str(int(index) + first)
+    return f'/{name}{_old_path(link[int(index)], f"/{rest}")}'
 
 
 def without_eps(avg_var: np.ndarray, eps: float) -> np.ndarray:

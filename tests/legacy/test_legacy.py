@@ -16,10 +16,12 @@ from pathlib import Path
 import branchynet
 from branchynet import legacy
 from branchynet.legacy import content as contents
-from branchynet.legacy import network, values
+from branchynet.legacy import network, pickles, values
 from branchynet.legacy.pickles import Name, Record
-from branchynet.links.links import FL, SL
-from branchynet.links.resnet import ResBlock
+from branchynet.links.densesparselinear import DenseSparseLinear
+from branchynet.links.links import FL, SL, X
+from branchynet.links.resnet import Block, BottleNeckA, BottleNeckB, ResBlock
+from branchynet.links.sparselinear import SparseLinear
 from branchynet.net import BranchyNet
 from branchynet.networks import lenet_mnist
 
@@ -57,7 +59,7 @@ def write(tmp_path, data, name='net.bn'):
 # Networks
 
 
-@pytest.mark.parametrize('name', ['alex', 'momentum', 'resnet'])
+@pytest.mark.parametrize('name', ['alex', 'momentum', 'resnet', 'sparse', 'bottlenecks'])
 def test_a_loaded_network_says_what_it_said_in_2016(name):
     then = outputs(name)
     net = legacy.load(file(name))
@@ -67,7 +69,7 @@ def test_a_loaded_network_says_what_it_said_in_2016(name):
     np.testing.assert_allclose(net.run_main(then['x']), then['main'], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('name', ['alex', 'momentum'])
+@pytest.mark.parametrize('name', ['alex', 'momentum', 'sparse'])
 def test_training_goes_on_with_the_moments_of_2016(name):
     then = outputs(name)
     net = legacy.load(file(name))
@@ -145,6 +147,33 @@ def test_links_and_functions_have_todays_names():
     ]
     assert (resnet.main[4].in_size, resnet.main[4].out_size, resnet.main[4].stride) == (4, 6, 2)
     assert (resnet.main[6].fn, resnet.main[6].args) == (F.average_pooling_2d, (3, 1))
+
+
+def test_residual_and_sparse_links_are_todays():
+    net = legacy.load(file('sparse'))
+    assert [type(link) for link in net.main] == [L.Convolution2D, FL, X, X, DenseSparseLinear, FL, X, L.Linear]
+    assert [type(link) for link in net.main[3]] == [L.Convolution2D, X]
+    assert [list(link.weights) for link in (net.main[2], net.main[6])] == [[1.0, 1.0], [0.5, 2.0]]
+    first, _, second = net.models[0][net.models[0].endi :]
+    assert (type(first), first.in_size, first.out_size, first.W.shape) == (SparseLinear, 256, 6, (154,))
+    assert (type(second), second.b, second.indptr[-1]) == (SparseLinear, None, 9)
+    dense = net.main[4]
+    assert dense.mask.sum() == 154 and dense.mask.dtype == np.float32 and not dense.W.array[dense.mask == 0].any()
+    net = legacy.load(file('bottlenecks'))
+    assert [type(link) for link in net.main] == [L.Convolution2D, BottleNeckB, BottleNeckA, Block, X, L.Linear]
+    assert [type(link) for link in net.main[3]] == [BottleNeckA, BottleNeckB, BottleNeckB]
+    assert net.main[2].conv4.stride == (2, 2) and net.main[4][0][0].conv1.stride == (1, 1)
+
+
+@pytest.mark.filterwarnings('error:the file has no moments')
+def test_moments_of_links_within_links_are_kept():
+    net, then = legacy.load(file('bottlenecks')), outputs('bottlenecks')
+    for param, expected in (
+        (net.main[3][2].conv1.W, 'm_block'),
+        (net.models[1][4][0][1].bn3.gamma, 'm_nested'),
+    ):
+        assert np.array_equal(param.update_rule.state['m'], then[expected]) and then[expected].any()
+    legacy.load(file('sparse'))
 
 
 def test_main_has_its_own_head_and_the_exits_trunk():
@@ -380,12 +409,13 @@ def test_no_snapshot(tmp_path):
 # Conversion
 
 
-def test_convert_keeps_everything(tmp_path):
-    description = legacy.convert(file('alex'), tmp_path / 'new.npz')
+@pytest.mark.parametrize('name, thresholds', [('alex', [0.5, 0.25]), ('sparse', None), ('bottlenecks', None)])
+def test_convert_keeps_everything(tmp_path, name, thresholds):
+    description = legacy.convert(file(name), tmp_path / 'new.npz')
     assert json.loads((tmp_path / 'new.json').read_bytes()) == description
-    assert (description['network'], description['settings']['thresholdExits']) == (None, [0.5, 0.25])
+    assert (description['network'], description['settings']['thresholdExits']) == (None, thresholds)
     assert sorted(p.name for p in tmp_path.iterdir()) == ['new.json', 'new.npz']
-    expected, net = legacy.load(file('alex')), legacy.load(file('alex'))
+    expected, net = legacy.load(file(name)), legacy.load(file(name))
     for param in net.params():
         param.array[...] = 0
     net._setup_optimizers()
@@ -494,6 +524,124 @@ def test_links_that_hold_themselves():
         network.Network(9, 'exits').link(link)
 
 
+def records(name, kind):
+    """The file's objects of a class, each once."""
+    found, seen, waiting = [], set(), [pickles.read(content(name), network.NAMES)]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Record):
+            found += [value] * (value.name == kind)
+            waiting += [value.state, *value.args]
+        elif isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, (list, tuple)):
+            waiting += value
+    return found
+
+
+def link_of(record):
+    return network.Network(10**6, 'exits').link(record)
+
+
+def whole_numbers(*numbers):
+    """A record of an int32 array."""
+    record = norm_record([1], [1]).state['avg_mean']
+    dtype = Record(Name('numpy dtype'), ('i4', 0, 1))
+    dtype.state = (3, '<', None, None, None, -1, -1, 0)
+    record.state = (1, (len(numbers),), dtype, False, np.array(numbers, '<i4').tobytes().decode('latin-1'))
+    return record
+
+
+@pytest.mark.parametrize('links, message', [(1, 'more than 20 X'), (100, 'more than 10000 links')])
+def test_x_that_holds_itself(links, message):
+    x = Record(Name(network._X), ())
+    x.state = {'weights': [1.0, 1.0], '_children': [x] * links}
+    if links > 1:  # 100 ** 10 links, in a file of a few kilobytes
+        inner: list = []
+        for _ in range(10):
+            x = Record(Name(network._X), ())
+            x.state = {'weights': [1.0, 1.0], '_children': inner}
+            inner = [x] * links
+    with pytest.raises(ValueError, match=message):
+        link_of(x)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'weights': [1.0]},
+        {'weights': [1.0, 'a']},
+        {'weights': None},
+        {'_children': None},
+        {'_children': [None]},
+    ],
+)
+def test_an_x_that_is_none(change):
+    (x, *_) = records('sparse', network._X)
+    assert isinstance(link_of(x), X)
+    x.state.update(change)
+    with pytest.raises(ValueError, match='it has'):
+        link_of(x)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'indices': whole_numbers(*[0] * 8)},
+        {'indices': whole_numbers(*[0] * 8, 6)},
+        {'indices': whole_numbers(*[0] * 8, -1)},
+        {'indptr': whole_numbers(0, 3, 9)},
+        {'indptr': whole_numbers(0, 5, 4, 9)},
+        {'indptr': whole_numbers(0, 3, 6, 10)},
+        {'indptr': whole_numbers(1, 3, 6, 9)},
+        {'indptr': norm_record([0, 3, 6, 9], [1]).state['avg_mean']},
+    ],
+)
+def test_a_sparse_layer_whose_places_do_not_fit(change):
+    for sparse in records('sparse', network._SPARSE):
+        if sparse.state['b'] is None:
+            assert isinstance(link_of(sparse), SparseLinear)
+            sparse.state['slf'].state.update(change)
+            with pytest.raises(ValueError, match='a SparseLinear whose arrays do not fit'):
+                link_of(sparse)
+            return
+    raise AssertionError
+
+
+def test_a_mask_that_is_none():
+    for kind in network._SPARSE, network._DENSE_SPARSE:
+        (sparse, *_) = records('sparse', kind)
+        mask = sparse.state['mask']
+        for other in (None, sparse.state['W'].args[0], whole_numbers(1, 0)):
+            sparse.state['mask'] = other
+            with pytest.raises(ValueError, match='it has a'):
+                link_of(sparse)
+        sparse.state['mask'] = mask
+        mask.state = (1, (10**5, 10**5), *mask.state[2:])  # 10 GB of which the file has nothing
+        with pytest.raises(ValueError, match='whose contents have another size'):
+            link_of(sparse)
+
+
+def test_blocks_whose_links_do_not_fit():
+    for layer in (0, 4, 10**9, -1, 'many'):
+        (block, *_) = records('bottlenecks', network._BLOCK)
+        block.state['layer'] = layer
+        with pytest.raises(ValueError, match='it has'):
+            link_of(block)
+    (block, *_) = records('bottlenecks', network._BLOCK)
+    block.state['a'] = block.state['b1']
+    with pytest.raises(ValueError, match='not the released ones'):
+        link_of(block)
+    for kind in network._BOTTLENECK_A, network._BOTTLENECK_B:
+        (neck, *_) = records('bottlenecks', kind)
+        neck.state['conv1'], neck.state['conv2'] = neck.state['conv2'], neck.state['conv1']
+        with pytest.raises(ValueError, match='do not fit each other'):
+            link_of(neck)
+
+
 def test_a_block_of_huge_size_is_refused_before_it_is_made(tmp_path):
     """A first convolution of many channels, and a second that does not fit it."""
     with pytest.raises(ValueError, match='do not fit each other|not the released one'):
@@ -542,10 +690,12 @@ def test_small_files_that_unpack_to_large_ones(tmp_path, monkeypatch, pack):
         legacy.load(path)
 
 
-SMALL = {name: content(name) for name in ('momentum', 'results')}
+SMALL = {name: content(name) for name in ('momentum', 'results', 'sparse')}
 
 
-@pytest.mark.parametrize('name, load', [('momentum', legacy.load), ('results', legacy.load_results)])
+@pytest.mark.parametrize(
+    'name, load', [('momentum', legacy.load), ('results', legacy.load_results), ('sparse', legacy.load)]
+)
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_a_damaged_file_gives_a_network_or_one_clean_error(tmp_path_factory, name, load, data):
@@ -612,7 +762,7 @@ warnings.simplefilter('ignore')
 pages = int(open('/proc/self/statm').read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 500 * 2 ** 20,) * 2)
 random.seed(0)
-for name in 'momentum', 'alex', 'resnet':
+for name in 'momentum', 'alex', 'resnet', 'sparse', 'bottlenecks':
     whole = lzma.decompress(open(sys.argv[1] + '/' + name + '.bn.xz', 'rb').read())
     for _ in range(200):
         damaged = bytearray(whole)
