@@ -48,7 +48,10 @@ python_maximum_signature_line_length = 90
 
 # Names in annotations that belong to other projects: the site is built without the network, so nothing looks them up.
 nitpick_ignore_regex = [('py:.*', r'(chainer|numpy|np|os|collections|install)\..*|Path|PathLike|Figure')]
-nitpick_ignore = [('py:class', alias) for alias in ('Array', 'Feed', 'Part', 'Point', 'Setting', 'Side', 'Stage')]
+nitpick_ignore = [
+    ('py:class', alias)
+    for alias in ('Array', 'Feed', 'Part', 'Point', 'Setting', 'Side', 'Stage', 'branchynet.parallel.T')
+]
 
 # Examples in docstrings; docs/build.sh runs them.
 doctest_global_setup = 'import math; import branchynet; import numpy as np; np.random.seed(0)'
