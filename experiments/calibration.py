@@ -33,7 +33,7 @@ HELD_OUT = 10000  # images
 SEEDS = 3
 TRAININGS = {
     'lenet_mnist': Preset(main_epochs=5, joint_epochs=10, batchsize=128),
-    'alex_cifar10': Preset(main_epochs=4, joint_epochs=2, batchsize=64, train_samples=16000),
+    'alex_cifar10': Preset(main_epochs=3, joint_epochs=2, batchsize=32, train_samples=6000),
 }
 LOSSES = 0.1, 0.5  # points
 GUARANTEE = 0.95
@@ -211,7 +211,12 @@ def table(found: Calibrations) -> str:
     blocks: list[pages.Block] = []
     for network in dict.fromkeys(run.network for run in found.runs):
         of_network = [run for run in found.runs if run.network == network and run.measurement is not None]
-        blocks += [pages.Text(_trainings(of_network)), _choices(of_network), _temperatures(of_network)]
+        blocks += [
+            pages.Text(_trainings(of_network)),
+            _choices(of_network),
+            pages.Lines(_refused(of_network)),
+            _temperatures(of_network),
+        ]
     return pages.markdown(blocks) + '\n'
 
 
@@ -219,8 +224,9 @@ def _trainings(trained: Sequence[Run]) -> str:
     one = trained[0].training
     return (
         f'**{trained[0].network}**: {one.main_epochs} + {one.joint_epochs} epochs, batch {one.batchsize}, '
-        f'{one.train_samples} training images, {trained[0].held_out.samples} held-out images, {len(trained)} seeds in '
-        'their order. Losses are points under the baseline, below 0 where early exit is right more often.'
+        f'{one.train_samples} training images, {trained[0].held_out.samples} held-out images. Cells with several figures '
+        f'give those of seeds {", ".join(str(run.seed) for run in trained)}. Losses are points under the baseline, below 0 '
+        'where early exit is right more often.'
     )
 
 
@@ -257,6 +263,17 @@ def _row(name: str, choices: Sequence[Choice]) -> list[str]:
         f'{sum(kept)} of {len(kept)}' if kept else '',
         cell(lambda one: ' '.join(f'{share:.1f}' for share in one.exit_percent)),
         cell(lambda one: f'{one.macs_percent:.1f}'),
+    ]
+
+
+def _refused(trained: Sequence[Run]) -> list[str]:
+    """Why a target has no thresholds, a line for each."""
+    return [
+        f'Seed {run.seed}: {choice.refused}.'
+        for run in trained
+        if run.measurement is not None
+        for choice in run.measurement.choices
+        if choice.refused
     ]
 
 
