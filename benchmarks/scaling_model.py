@@ -188,17 +188,18 @@ class Check(NamedTuple):
         network: Its name.
         scaling: 'strong' or 'weak'.
         ranks: Their number.
-        measured: The whole step.
-        added: Arithmetic of as many ranks at the same time, without messages, and the message alone.
-        predicted: The same with the arithmetic of one rank alone on the machine, in proportion to the images: the
-            model.
+        step: The whole step.
+        parts: Arithmetic of as many ranks at the same time, without messages, and the message alone.
+        processor: Processor time of a rank's arithmetic.
+        predicted: The same as it follows from one rank alone on the machine: in proportion to the images.
     """
 
     network: str
     scaling: str
     ranks: int
-    measured: float
-    added: float
+    step: float
+    parts: float
+    processor: float
     predicted: float
 
 
@@ -215,26 +216,38 @@ def checks(measured: dict[str, Any]) -> list[Check]:
         scaling, ranks = point['scaling'], point['ranks']
         alone = next(one for one in measured['points'] if (one['scaling'], one['ranks']) == (scaling, 1))
         share = point['global_batch'] / ranks / alone['global_batch']
-        message = point['message_seconds']['min'] if ranks > 1 else 0.0
-        added = point['compute_seconds']['min'] + message
-        predicted = alone['compute_seconds']['min'] * share + message
-        found.append(Check(measured['network'], scaling, ranks, point['step_seconds']['min'], added, predicted))
+        step, compute, message, processor = (
+            point[f'{name}_seconds']['min'] for name in ('step', 'compute', 'message', 'cpu')
+        )
+        parts = compute + message * (ranks > 1)
+        predicted = alone['cpu_seconds']['min'] * share
+        found.append(Check(measured['network'], scaling, ranks, step, parts, processor, predicted))
     return found
 
 
 def measured_table(measured: Sequence[dict[str, Any]]) -> Table:
     """The measured points, and beside them what the model says."""
-    head = ['Network', 'Scaling', 'Ranks', 'Step (ms)', 'Gain', 'Parts (ms)', 'off by', 'Model (ms)', 'off by']
+    head = ['Network', 'Scaling', 'Ranks', 'Step (ms)', 'Gain']
+    head += ['Parts (ms)', 'off by', 'Processor (ms)', 'Model (ms)', 'off by']
     rows = []
     for one in measured:
-        alone = {check.scaling: check.measured for check in checks(one) if check.ranks == 1}
+        alone = {check.scaling: check.step for check in checks(one) if check.ranks == 1}
         for check in checks(one):
-            gain = alone[check.scaling] / check.measured
-            row = [PUBLISHED[check.network], check.scaling, str(check.ranks), f'{1e3 * check.measured:.1f}']
-            row.append(f'{gain:.2f}' if check.scaling == 'strong' else f'{gain:.0%}')
-            for seconds in check.added, check.predicted:
-                row += [f'{1e3 * seconds:.1f}', f'{seconds / check.measured - 1:+.0%}']
-            rows.append(row)
+            gain = alone[check.scaling] / check.step
+            rows.append(
+                [
+                    PUBLISHED[check.network],
+                    check.scaling,
+                    str(check.ranks),
+                    f'{1e3 * check.step:.1f}',
+                    f'{gain:.2f}' if check.scaling == 'strong' else f'{gain:.0%}',
+                    f'{1e3 * check.parts:.1f}',
+                    f'{check.parts / check.step - 1:+.0%}',
+                    f'{1e3 * check.processor:.1f}',
+                    f'{1e3 * check.predicted:.1f}',
+                    f'{check.predicted / check.processor - 1:+.0%}',
+                ]
+            )
     return Table(head, rows)
 
 
@@ -262,7 +275,7 @@ def updated(page: str, measured: Sequence[dict[str, Any]]) -> str:
         ValueError: The page lacks a pair of markers.
     """
     for name, table in {'measured': measured_table(measured).markdown(), **tables()}.items():
-        page = report.between_markers(page, table, name)
+        page = report.between_markers(page, table + '\n', name)
     return page
 
 
@@ -303,4 +316,5 @@ def main(argv: Sequence[str]) -> int:
         write_atomically(args.update, updated(page, read(args.measured)).encode())
     except ValueError as e:
         raise ValueError(f'{args.update}: {e}') from e
+    print(f'{args.update}: tables made of {args.measured}')
     return 0

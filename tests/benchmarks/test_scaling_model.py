@@ -53,7 +53,7 @@ def measured(**changes: Any) -> dict[str, Any]:
     """A file of `branchynet bench scaling` whose points the model explains exactly."""
 
     def point(scaling: str, ranks: int, batch: int, compute: float, message: float) -> dict[str, Any]:
-        clocks = {'step': compute + message, 'compute': compute, 'message': message}
+        clocks = {'step': compute + message, 'compute': compute, 'cpu': compute, 'message': message}
         return {
             'scaling': scaling,
             'ranks': ranks,
@@ -72,24 +72,24 @@ def measured(**changes: Any) -> dict[str, Any]:
 
 def test_measured_points_are_checked():
     for check in scaling_model.checks(measured()):
-        assert check.predicted == pytest.approx(check.measured) and check.added == pytest.approx(check.measured)
+        assert check.parts == pytest.approx(check.step) and check.predicted == pytest.approx(check.processor)
     rows = scaling_model.measured_table([measured()]).rows
-    assert rows[1] == ['B-LeNet', 'strong', '2', '50.0', '1.60', '50.0', '+0%', '50.0', '+0%']
+    assert rows[1] == ['B-LeNet', 'strong', '2', '50.0', '1.60', '50.0', '+0%', '40.0', '40.0', '+0%']
     slowed = measured()
-    slowed['points'][3]['compute_seconds']['min'] = 0.16  # the ranks disturb each other
+    slowed['points'][3]['compute_seconds']['min'] = slowed['points'][3]['cpu_seconds']['min'] = 0.16
     slowed['points'][3]['step_seconds']['min'] = 0.18
     (row,) = scaling_model.measured_table([slowed]).rows[3:]
-    assert row[3:] == ['180.0', '44%', '170.0', '-6%', '90.0', '-50%']
+    assert row[3:] == ['180.0', '44%', '170.0', '-6%', '160.0', '80.0', '-50%']
 
 
 def test_the_page_shows_what_the_code_says():
     page = (ROOT / 'docs' / 'scaling.md').read_text()
     for name, table in scaling_model.tables().items():
-        assert report.between_markers(page, table, name) == page, "run 'branchynet bench scaling_model'"
+        assert report.between_markers(page, table + '\n', name) == page, "run 'branchynet bench scaling_model'"
     folder = ROOT / 'results' / 'benchmarks' / 'scaling'
     if folder.exists():
         table = scaling_model.measured_table(scaling_model.read(str(folder))).markdown()
-        assert report.between_markers(page, table, 'measured') == page, "run 'branchynet bench scaling_model'"
+        assert report.between_markers(page, table + '\n', 'measured') == page, "run 'branchynet bench scaling_model'"
 
 
 def test_the_command_writes_the_page(tmp_path, capsys):
