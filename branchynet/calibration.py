@@ -155,7 +155,7 @@ def logits_of(net: Any, x: Any, batchsize: int = 32) -> np.ndarray:
 def expected_calibration_error(prob: Any, t: Any, bins: int = 15) -> float:
     """How far an exit's highest probabilities lie from its accuracy.
 
-    ECE = sum over the bins of |B| / N * |accuracy(B) - mean probability(B)|, where a bin B holds the samples whose
+    ECE = sum over the bins of ``|B| / N * |accuracy(B) - mean probability(B)|``, where a bin B holds the samples whose
     highest probability lies in (m / bins, (m + 1) / bins] (Guo et al., 2017, equation 3).
 
     Args:

@@ -47,7 +47,9 @@ napoleon_use_rtype = False  # what a docstring says before a colon in Returns is
 python_maximum_signature_line_length = 90
 
 # Names in annotations that belong to other projects: the site is built without the network, so nothing looks them up.
-nitpick_ignore_regex = [('py:.*', r'(chainer|numpy|np|os|collections|install)\..*|Path|PathLike|Figure')]
+nitpick_ignore_regex = [
+    ('py:.*', r'(chainer|numpy|np|os|collections|install|branchynet.shares)\..*|Path|PathLike|Figure')
+]
 nitpick_ignore = [
     ('py:class', alias)
     for alias in ('Array', 'Feed', 'Part', 'Point', 'Setting', 'Side', 'Stage', 'branchynet.parallel.T')

@@ -367,13 +367,17 @@ def tables(results: Results) -> str:
 
 
 def for_readme(results: Results) -> str:
-    """Writes the tables and the claims that were checked as Markdown.
+    """Writes the tables, the claims that fell short, and how many hold, as Markdown.
 
     Args:
         results: of a folder.
     """
-    checked = [line(v) for v in claims.check(results) if v.status != NOT_RUN]
-    return tables(results) + '\n' + pages.markdown([pages.Lines(checked)]) if checked else tables(results)
+    checked = [v for v in claims.check(results) if v.status != NOT_RUN]
+    if not checked:
+        return tables(results)
+    failed = [line(v) for v in checked if v.status == FAIL]
+    holding = f'Claims that such a run can check: {len(checked) - len(failed)} of {len(checked)} hold.'
+    return tables(results) + '\n' + pages.markdown([pages.Lines([*failed, holding])])
 
 
 def _tables(name: str, seeds: Sequence[Any], results: Results) -> list[pages.Block]:

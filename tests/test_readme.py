@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+from branchynet import cli
 from branchynet.benchmarks import determinism
 from branchynet.experiments import report, results
 
@@ -47,5 +48,11 @@ def test_the_snippets_run(tmp_path):
         [sys.executable, '-c', '\n'.join(snippets)], cwd=str(tmp_path), env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    tested, classified = done.stdout.strip().splitlines()
-    assert float(tested.split()[0]) > 0.9 and float(classified) > 0.9
+    first, second = done.stdout.strip().splitlines()
+    assert float(first.split()[0]) > 0.9 and float(second.split()[0]) > 0.9
+
+
+def test_the_table_of_commands_is_the_parsers():
+    table = '\n'.join(f'| `{command.name}` | {command.summary} |' for command in cli.COMMANDS)
+    with open(os.path.join(ROOT, 'README.md'), encoding='utf-8') as f:
+        assert f'\n| Command | What it does |\n|---|---|\n{table}\n\n' in f.read(), table
