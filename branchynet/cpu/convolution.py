@@ -232,12 +232,13 @@ def _convolution_gw(geometry: Geometry, x_form: int, y_form: int) -> onednn.Prim
 # Shapes that oneDNN computes more slowly than stock Chainer. They depend on the shapes, and on the instructions of the
 # processor as far as oneDNN's choice of code does; benchmarks/shapes.py measures them.
 
-_FEWEST_CHANNELS = 5  # oneDNN's gradient of x fills a vector with channels, and leaves most of it empty below
+_FEWEST_CHANNELS = 5  # oneDNN's gradients fill a vector with channels, and leave most of it empty below
 
 
 @cached
 def _is_y_slow(geometry: Geometry) -> bool:
-    return _is_fully_connected(geometry) or _is_chosen(('ref',), _descriptor_of_y(geometry))
+    names = ('ref', 'brgconv:avx2') if geometry.w[0] == 1 else ('ref',)  # one output channel: masked on every pixel
+    return _is_fully_connected(geometry) or _is_chosen(names, _descriptor_of_y(geometry))
 
 
 @cached
@@ -253,7 +254,11 @@ def _is_gx_slow(geometry: Geometry) -> bool:
 
 @cached
 def _is_gw_slow(geometry: Geometry) -> bool:
-    return _is_fully_connected(geometry) or _is_chosen(('ref', 'x64:gemm'), _descriptor_of_gw(geometry))
+    return (
+        max(geometry.w[:2]) < _FEWEST_CHANNELS
+        or _is_fully_connected(geometry)
+        or _is_chosen(('ref', 'x64:gemm'), _descriptor_of_gw(geometry))
+    )
 
 
 def _is_fully_connected(geometry: Geometry) -> bool:

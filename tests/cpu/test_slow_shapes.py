@@ -56,6 +56,8 @@ LARGE_KERNEL = array(2, 8, 20, 20), array(8, 8, 15, 15, seed=1)
 FULLY_CONNECTED = array(2, 8, 7, 7), array(6, 8, 7, 7, seed=1)
 FEW_CHANNELS = array(2, 4, 9, 9), array(6, 4, 3, 3, seed=1)
 GAPS = array(2, 8, 9, 9), array(6, 8, 1, 1, seed=1)
+FEW_ON_BOTH_SIDES = array(2, 2, 9, 9), array(3, 2, 3, 3, seed=1)
+ONE_WINDOW = array(2, 8, 1, 1), array(6, 8, 1, 1, seed=1)
 USUAL = array(2, 5, 9, 9), array(6, 5, 3, 3, seed=1)
 LONG = array(2, 8, 1, 100), array(8, 8, 1, 64, seed=1)
 
@@ -67,11 +69,23 @@ LONG = array(2, 8, 1, 100), array(8, 8, 1, 64, seed=1)
         (LONG, 1, set(), set(), {'im2col_cpu'}),
         (FULLY_CONNECTED, 1, {'im2col_cpu'}, {'col2im_cpu'}, {'im2col_cpu'}),
         (FEW_CHANNELS, 1, set(), {'col2im_cpu'}, set()),
+        (FEW_ON_BOTH_SIDES, 1, set(), {'col2im_cpu'}, {'im2col_cpu'}),
+        (ONE_WINDOW, 1, {'im2col_cpu'}, {'col2im_cpu'}, {'im2col_cpu'}),
         (GAPS, 2, set(), {'col2im_cpu'}, set()),
         (USUAL, 1, set(), set(), set()),
         (USUAL, 2, set(), set(), set()),
     ],
-    ids=['large kernel', 'long', 'fully connected', 'few channels', 'gaps', 'usual', 'usual, stride 2'],
+    ids=[
+        'large kernel',
+        'long',
+        'fully connected',
+        'few channels',
+        'few on both sides',
+        'one window',
+        'gaps',
+        'usual',
+        'usual, stride 2',
+    ],
 )
 def test_slow_convolutions_are_stock(of_stock, arrays, stride, forward, of_x, of_w):
     def convolution(*arrays):
