@@ -614,6 +614,7 @@ def _sweep(args: Namespace) -> int:
     argument('--holdout', type=int, default=10000, metavar='N', help='images to hold out (default: %(default)s)'),
     argument('--seed', type=int, default=0, metavar='K', help='of their choice (default: 0)'),
     argument('--out', metavar='FILE', help='write thresholds and all figures as JSON'),
+    argument('--draw', metavar='FILE', help='draw reliability diagrams (test set)'),
     JSON,
     examples=['branchynet calibrate results/calibration --network lenet_mnist --accuracy-loss 0.1'],
 )
@@ -630,6 +631,8 @@ def _calibrate(args: Namespace) -> int:
     found = weights.calibrate(loaded, args.variant, target, options)
     if args.out is not None:
         schema.write(args.out, found)
+    if args.draw is not None:
+        weights.draw_reliability(loaded, args.draw)
     if args.json:
         print_json(schema.unstructure(found))
     else:

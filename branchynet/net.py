@@ -141,6 +141,8 @@ class BranchyNet(chainer.Chain):
 
     frozen: frozenset[Part] = frozenset()
 
+    temperatures: list[float] | None = None  # here, so that a net of an earlier version, unpickled, has none
+
     def __init__(
         self,
         network: list[chainer.Link],
@@ -168,7 +170,6 @@ class BranchyNet(chainer.Chain):
         self.percentTrainKeeps = percentTrainKeeps
         self.percentTrainExits: Setting | None = None
         self.forwardMain: Any = None
-        self.temperatures: list[float] | None = None
         self.lr = lr
         self.momentum = momentum
         self.weight_decay = weight_decay

@@ -221,12 +221,12 @@ def table(found: Calibrations) -> str:
 
 
 def _trainings(trained: Sequence[Run]) -> str:
-    one = trained[0].training
+    one, seeds = trained[0].training, ', '.join(str(run.seed) for run in trained)
     return (
         f'**{trained[0].network}**: {one.main_epochs} + {one.joint_epochs} epochs, batch {one.batchsize}, '
-        f'{one.train_samples} training images, {trained[0].held_out.samples} held-out images. Cells with several figures '
-        f'give those of seeds {", ".join(str(run.seed) for run in trained)}. Losses are points under the baseline, below 0 '
-        'where early exit is right more often.'
+        f'{one.train_samples} training images, {trained[0].held_out.samples} held-out images. Cells with several '
+        f'figures give those of seeds {seeds}. Losses are points under the baseline, below 0 where early exit is right '
+        'more often.'
     )
 
 

@@ -16,7 +16,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Optional
 
-from branchynet import calibration, checkpoint, cpu, exits, files, schema, sweep
+from branchynet import calibration, checkpoint, cpu, exits, files, schema, sweep, visualize
 from branchynet.calibration import Judgement, Macs, Target
 from branchynet.cost import cost
 from branchynet.datasets import splits
@@ -313,6 +313,19 @@ def fit_temperatures(net: BranchyNet, held_out: Samples, test: Samples) -> Tempe
         return [calibration.expected_calibration_error(prob, test[1]) for prob in probs]
 
     return Temperatures(temperatures, errors([1.0] * len(temperatures)), errors(temperatures))
+
+
+def draw_reliability(weights: Weights, path: str) -> None:
+    """Draws how often each exit is right on the test set against its probability, with the net's temperatures.
+
+    Args:
+        weights: Of a network.
+        path: Of the figure.
+    """
+    _, _, x, t = weights.experiment.get_data()
+    with cpu.fast():
+        logits = calibration.logits_of(runs.for_inference(weights.net), x)
+    visualize.plot_reliability(t, np.stack([exits.answer(one).prob for one in logits]), output_path=path)
 
 
 def text(found: Calibrated) -> str:

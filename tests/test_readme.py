@@ -8,7 +8,7 @@ import sys
 
 from branchynet import cli
 from branchynet.benchmarks import determinism
-from branchynet.experiments import report, results
+from branchynet.experiments import calibration, report, results
 
 import pytest
 
@@ -56,3 +56,11 @@ def test_the_table_of_commands_is_the_parsers():
     table = '\n'.join(f'| `{command.name}` | {command.summary} |' for command in cli.COMMANDS)
     with open(os.path.join(ROOT, 'README.md'), encoding='utf-8') as f:
         assert f'\n| Command | What it does |\n|---|---|\n{table}\n\n' in f.read(), table
+
+
+def test_the_calibrations_are_generated():
+    path = os.path.join(ROOT, 'docs', 'calibration.md')
+    with open(path, encoding='utf-8') as f:
+        page = f.read()
+    found = calibration.read(os.path.join(ROOT, 'results', 'calibration'))
+    assert report.between_markers(page, calibration.table(found), 'calibration') == page

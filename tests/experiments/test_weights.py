@@ -73,7 +73,10 @@ def test_a_sweep_of_another_criterion_takes_the_deciles_of_its_scores(capsys):
 )
 def test_calibrate_fulfils_its_target_and_says_that_the_images_were_seen(capsys, tmp_path, few_images, options, check):
     path = str(tmp_path / 'thresholds.json')
-    status, shown, _ = run(capsys, 'calibrate', FOLDER, *LENET, *options, '--holdout', '1000', '--out', path)
+    figure = tmp_path / 'reliability.png'
+    options = [*options, '--holdout', '1000', '--out', path, '--draw', str(figure)]
+    status, shown, _ = run(capsys, 'calibrate', FOLDER, *LENET, *options)
+    assert figure.read_bytes().startswith(b'\x89PNG')
     found = schema.structure(schema.read_json(path, 'thresholds'), weights.Calibrated)
     assert status == 0 and check(found)
     assert 'note: the training saw 1000 of the 1000 held-out images' in shown
