@@ -116,7 +116,7 @@ class ChainNet(BranchyNet):
         return [self.main] if part == 'trunk' else super()._links_of(part)
 
 
-_reading = threading.Lock()
+_reading = threading.RLock()  # a layer may be a net that reads a chain
 
 
 # The arguments of from_chain

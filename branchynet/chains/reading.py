@@ -28,9 +28,8 @@ class _Call(NamedTuple):
 class _Record(chainer.LinkHook):
     """Records the calls of a chain's layers, in the order in which they end."""
 
-    name = 'BranchyNet reading'
-
     def __init__(self, chain: chainer.Link) -> None:
+        self.name = f'BranchyNet reading {id(self)}'  # a layer may be a net that reads a chain
         self._paths = {id(link): path for path, link in chain.namedlinks(skipself=True)}
         self.calls: list[_Call] = []
 
@@ -42,9 +41,8 @@ class _Record(chainer.LinkHook):
 class _Uses(chainer.FunctionHook):
     """Finds the nodes of an array in the graph: the inputs of functions that take it."""
 
-    name = 'BranchyNet reading'
-
     def __init__(self, array: Array) -> None:
+        self.name = f'BranchyNet reading {id(self)}'
         self._array = array
         self._uses: list[tuple[Any, int]] = []
 
