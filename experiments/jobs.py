@@ -11,6 +11,7 @@ Ctrl-C does not reach. It ends by itself when its parent ends, in whatever way, 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
@@ -112,14 +113,11 @@ class _Trainer:
         """Gives a process its order and shows its output; returns the last line when the process has ended."""
         assert process.stdin is not None and process.stdout is not None  # they are pipes
         last = ''
-        with process:
-            try:
-                process.stdin.write(pickle.dumps({**self._order, 'job': tuple(job)}))
-                process.stdin.flush()
-                last = _show_output(job.stem, process.stdout)
-                process.wait()  # before its standard input is closed
-            except BrokenPipeError:  # it ended at once; its status says how
-                pass
+        with contextlib.suppress(BrokenPipeError), process:  # broken: it ended at once; its status says how
+            process.stdin.write(pickle.dumps({**self._order, 'job': tuple(job)}))
+            process.stdin.flush()
+            last = _show_output(job.stem, process.stdout)
+            process.wait()  # before its standard input is closed
         return last
 
     def end(self) -> None:

@@ -113,6 +113,7 @@ def test_jobs_that_fail_are_named_and_the_others_finish(tiny, tmp_path, monkeypa
     def kill_seed_0(self, process, job):
         if job.seed == 0:
             process.kill()
+            process.wait()
         return follow(self, process, job)
 
     monkeypatch.setattr(jobs._Trainer, '_follow', kill_seed_0)
