@@ -1,4 +1,4 @@
-"""Samples and labels in pairs, and in batches."""
+"""Samples and labels in pairs, and in batches; labels that a net has classes for."""
 
 from __future__ import annotations
 
@@ -32,3 +32,13 @@ def batches(count: int, batchsize: int) -> list[slice]:
     if batchsize < 1:
         raise ValueError(f'batchsize is {batchsize}: it must be 1 or more')
     return [slice(i, i + batchsize) for i in range(0, count, batchsize)]
+
+
+def check_labels(logits: Any, t: Any) -> None:
+    """Checks that no label in t (B,) is beyond the classes of logits (B, C).
+
+    Raises:
+        ValueError: A label is.
+    """
+    if t.max() >= logits.shape[1]:
+        raise ValueError(f't holds the label {t.max()}: expected less than {logits.shape[1]}, the number of classes')

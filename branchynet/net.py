@@ -11,11 +11,12 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Union
 
 from branchynet import exits
-from branchynet.batching import batches, check_pairs
+from branchynet.batching import batches, check_labels, check_pairs
+from branchynet.cpu import tape
 from branchynet.devices import now
 from branchynet.exits import Array, Setting, check_per_exit
 from branchynet.functions import rows
@@ -185,6 +186,7 @@ class BranchyNet(chainer.Chain):
         trunk, head = nets[-1][: nets[-1].endi], copy.deepcopy(list(network[-1]))
         for link in trunk + head:
             self.main.append(link)
+        self._tapes = tape.Tapes()
         self._check_settings()
         self._setup_optimizers()
         self.clearLearnedExitsThresholds()
@@ -281,7 +283,7 @@ class BranchyNet(chainer.Chain):
             ValueError: The trunk is frozen.
         """
         self.check_thawed('trunk')
-        return _train_net(self.main, self.optimizer, *self.checked(x, t))
+        return self._train_net(self.main, self.optimizer, *self.checked(x, t))
 
     def train(self, x: Array, t: Array) -> tuple[list[float], list[float]]:
         """Trains all exits jointly (section III of the paper), by one step.
@@ -294,10 +296,45 @@ class BranchyNet(chainer.Chain):
             (losses, accuracies): lists of a float for every exit, over the samples that reach it; 0 if none does.
         """
         x, t = self.checked(x, t)
+        links = [link for model in self.models for link in model[model.starti :]]
+        losses: Sequence[Any]
+        accuracies: Sequence[Any]
+        total: chainer.Variable | tape.Value
         with chainer.using_config('train', True):
-            losses, accuracies, total = self.joint_loss(x, t, Whole(len(x)))
+            if self._tapes.fit(links, x) and self._is_plain_step(len(x)):
+                reach = [self._reaches_trunk(k) for k in range(self.numexits())]
+                losses, accuracies, total = tape.joint(self.models, x, t, reach)
+            else:
+                losses, accuracies, total = self.joint_loss(x, t, Whole(len(x)))
+                self._tapes.add(links, x, [part[0] for model in self.models for part in _parts(model) if part])
         step(total, [self.optimizer, *self.optimizers])
         return [float(loss.item()) for loss in losses], [float(accuracy.item()) for accuracy in accuracies]
+
+    def _is_plain_step(self, count: int) -> bool:
+        """Whether a joint step takes so many samples through all links, in training mode, and adds the exits' losses."""
+        own = type(self)
+        return (
+            self.forwardMain is None
+            and not self.frozen
+            and not self.drops_samples(count)
+            and (own.stage, own.exit, own.one_pass) == (BranchyNet.stage, BranchyNet.exit, BranchyNet.one_pass)
+        )
+
+    def _train_net(
+        self, net: Net, optimizer: chainer.Optimizer, x: Array, t: Array, starti: int = 0
+    ) -> tuple[float, float]:
+        """Trains a net, or its links from ``starti`` on, by one step."""
+        links = net[starti:] if type(net) is Net else [net]
+        loss: chainer.Variable | tape.Value
+        accuracy: Any
+        with chainer.using_config('train', True):
+            if self._tapes.fit(links, x):
+                loss, accuracy = tape.alone(links, x, t)
+            else:
+                loss, accuracy = loss_and_accuracy(net(x, starti=starti) if starti else net(x), t)
+                self._tapes.add(links, x)
+        step(loss, [optimizer])
+        return float(loss.item()), float(accuracy.item())
 
     def train_branch(self, i: int, x: Array, t: Array) -> tuple[float, float]:
         """Trains the own links of exit i alone, by one step.
@@ -322,7 +359,7 @@ class BranchyNet(chainer.Chain):
             for k in range(i + 1):
                 h = stage(k, h)
         model = self.models[i]
-        return _train_net(model, self.optimizers[i], chainer.as_array(h), t, starti=model.endi)
+        return self._train_net(model, self.optimizers[i], chainer.as_array(h), t, starti=model.endi)
 
     def forward(self, x: Array, t: Array) -> chainer.Variable:
         """The joint loss, for Chainer's updaters and evaluators.
@@ -621,7 +658,7 @@ class BranchyNet(chainer.Chain):
 
     def train_main_copy(self, x: Array, t: Array) -> tuple[float, float]:
         """train_main for the copy."""
-        return _train_net(self.main_copy, self.optimizer_copy, *self.checked(x, t))
+        return self._train_net(self.main_copy, self.optimizer_copy, *self.checked(x, t))
 
     def test_main_copy(self, x: Array, t: Array | None = None) -> tuple[float, float]:
         """test_main for the copy."""
@@ -905,6 +942,11 @@ def _exit_nets(network: list[chainer.Link]) -> list[Net]:
     return nets
 
 
+def _parts(net: Net) -> list[list[chainer.Link]]:
+    """The links of an exit's stage, and its own."""
+    return [net[net.starti : net.endi], net[net.endi :]]
+
+
 def _checked_array(name: str, value: Any) -> Array:
     array = chainer.as_array(value)
     if not isinstance(array, chainer.get_array_types()):
@@ -942,29 +984,13 @@ def loss_and_accuracy(logits: chainer.Variable, t: Array) -> tuple[chainer.Varia
     return F.softmax_cross_entropy(logits, t), F.accuracy(logits, t)
 
 
-def check_labels(logits: Any, t: Array) -> None:
-    """Checks that no label in t (B,) is beyond the classes of logits (B, C).
-
-    Raises:
-        ValueError: A label is.
-    """
-    if t.max() >= logits.shape[1]:
-        raise ValueError(f't holds the label {t.max()}: expected less than {logits.shape[1]}, the number of classes')
-
-
-def _train_net(net: Net, optimizer: chainer.Optimizer, x: Array, t: Array, **part: int) -> tuple[float, float]:
-    """One step of a net, or of the part of it that `Net.forward` runs with starti."""
-    with chainer.using_config('train', True):
-        loss, accuracy = loss_and_accuracy(net(x, **part), t)
-    step(loss, [optimizer])
-    return float(loss.item()), float(accuracy.item())
-
-
-def step(loss: chainer.Variable, optimizers: list[Any], before_update: Callable[[], None] = lambda: None) -> None:
+def step(
+    loss: chainer.Variable | tape.Value, optimizers: list[Any], before_update: Callable[[], None] = lambda: None
+) -> None:
     """Updates the parameters of optimisers by the gradients of a loss.
 
     Args:
-        loss: Variable ().
+        loss: A scalar.
         optimizers: Optimisers whose parameters the loss depends on.
         before_update: Called when all gradients are there.
     """

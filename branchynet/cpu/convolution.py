@@ -107,13 +107,29 @@ class Convolution:
         slow = {i for i in indexes if (_is_gw_slow if i else _is_gx_slow)(geometry.lying())}
         gradients = dict(zip(sorted(slow), stock(self, tuple(sorted(slow)), grad_outputs))) if slow else {}
         if len(slow) < len(indexes):
-            x, gy = dense(x, gy)
-            (w,) = plain(w)
-            of_x = 0 in indexes and 0 not in slow
-            of_w = any(i in indexes and i not in slow for i in (1, 2))
-            ours = convolution_gradients(x, w, gy, geometry, of_x, of_w)
+            of_x, of_w = (any(i in indexes and i not in slow for i in inputs) for inputs in ((0,), (1, 2)))
+            ours = gradients_of(self, x, w, gy, of_x, of_w)
             gradients.update((i, chainer.Variable(ours[i])) for i in indexes if i not in slow)
         return tuple(gradients[i] for i in indexes)
+
+
+def has_fast_gradients(function: Any, x: np.ndarray, w: np.ndarray, of_x: bool) -> bool:
+    """Whether the kernels compute y and the gradients of w, b and, if ``of_x``, of x: not so where stock is faster."""
+    if not (takes(x, w) and _is_simple_convolution(function) and _fits(function, x, w, None)):
+        return False
+    y_shape = len(x), len(w), *function._get_out_size(x.shape, w.shape)
+    geometry = _geometry_of(function, x, w, y_shape).lying()
+    return not (_is_y_slow(geometry) or _is_gw_slow(geometry) or (of_x and _is_gx_slow(geometry)))
+
+
+def gradients_of(
+    function: Any, x: np.ndarray, w: np.ndarray, gy: np.ndarray, of_x: bool, of_w: bool
+) -> tuple[Optional[np.ndarray], ...]:
+    """Gradients of x, w and b of a call of Chainer's function, as `convolution_gradients` gives them."""
+    geometry = _geometry_of(function, x, w, gy.shape)
+    x, gy = dense(x, gy)
+    (w,) = plain(w)
+    return convolution_gradients(x, w, gy, geometry, of_x, of_w)
 
 
 def _is_simple_convolution(function: Any) -> bool:

@@ -110,6 +110,11 @@ class Block(contextlib.ContextDecorator):
         _change()
 
 
+def are_in_place() -> bool:
+    """Whether the kernels are in place now."""
+    return _in_place
+
+
 def _change(stacklevel: int = 0, enabled: Optional[bool] = None) -> None:
     """Puts the kernels in place or takes them away, by what is asked for now.
 

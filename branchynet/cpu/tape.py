@@ -1,0 +1,367 @@
+"""Training steps of links on arrays, without Chainer's graph.
+
+Chainer checks the types of every function it calls, and wraps what goes in and comes out in Variables; a small network
+spends most of its time on that. Here the functions are called with arrays. They are Chainer's own, or the kernels that
+are in place for them, and gradients are added in Chainer's order, so that the results have the same bits. A link that
+is not known by its exact class is called as it is, with a graph of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import inspect
+from collections.abc import Iterable, Sequence
+from typing import Any, Callable, Optional
+
+from branchynet import _chainer  # noqa: F401
+from branchynet.batching import check_labels
+from branchynet.cpu import convolution, install
+from branchynet.links.links import FL, Net
+from branchynet.links.resnet import ResBlock, shortcut
+
+import chainer
+import chainer.functions as F
+import chainer.links as L
+import numpy as np
+from chainer.functions.activation.relu import ReLU, ReLUGrad2
+from chainer.functions.connection.convolution_2d import Convolution2DFunction
+from chainer.functions.connection.linear import LinearFunction, LinearGradData, LinearGradWeight
+from chainer.functions.evaluation.accuracy import Accuracy
+from chainer.functions.loss.softmax_cross_entropy import (
+    SoftmaxCrossEntropy,
+    _SoftmaxCrossEntropyGrad_NoDoubleBackprop,
+)
+from chainer.functions.math.basic_math import Add
+from chainer.functions.noise.dropout import Dropout, DropoutGrad
+from chainer.functions.normalization.batch_normalization import BatchNormalization, BatchNormalizationGrad
+from chainer.functions.normalization.local_response_normalization import (
+    LocalResponseNormalization,
+    LocalResponseNormalizationGrad,
+)
+from chainer.functions.pooling.average_pooling_2d import AveragePooling2D, AveragePooling2DGrad
+from chainer.functions.pooling.max_pooling_nd import MaxPoolingND, MaxPoolingNDGrad
+
+# Takes the gradient of a value; returns those of the values that it was made of, None where nothing needs one.
+Back = Callable[[np.ndarray], Sequence[Optional[np.ndarray]]]
+
+
+class Value:
+    """An array and the way back from it.
+
+    Args:
+        array: The array.
+        inputs: The values that it was made of.
+        back: Takes the array's gradient, stores those of parameters, and returns those of the inputs; None: nothing
+            needs the array's gradient.
+
+    Attributes:
+        rank: Number of functions on the longest way to it. Chainer goes back by falling rank.
+    """
+
+    def __init__(self, array: np.ndarray, inputs: Sequence[Value] = (), back: Optional[Back] = None) -> None:
+        self.array = array
+        self.inputs = inputs
+        self.back = back
+        self.rank = 1 + max((value.rank for value in inputs), default=-1)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether a parameter or something before it needs its gradient."""
+        return self.back is not None
+
+    def item(self) -> float:
+        """The number that the array holds."""
+        return self.array.item()
+
+    def backward(self) -> None:
+        """Stores the gradients of all parameters that this number depends on."""
+        gradients, seen, waiting = {self: np.ones_like(self.array)}, {self}, [(0, 0, self)]
+        while waiting:
+            *_, value = heapq.heappop(waiting)
+            assert value.back is not None
+            for x, gx in zip(value.inputs, value.back(gradients.pop(value))):
+                if gx is None or not x.wanted:
+                    continue
+                gradients[x] = Add().forward((gradients[x], gx))[0] if x in gradients else gx
+                if x not in seen:
+                    heapq.heappush(waiting, (-x.rank, len(seen), x))
+                    seen.add(x)
+
+
+def _made(array: np.ndarray, x: Value, back: Back) -> Value:
+    """The value that a function without parameters makes of x."""
+    return Value(array, [x], back if x.wanted else None)
+
+
+class Tapes:
+    """The lists of links whose steps need Chainer's graph no more, because it has checked them once."""
+
+    def __init__(self) -> None:
+        self._lists: list[tuple[list[chainer.Link], tuple]] = []  # with the shape and dtype of a sample
+
+    def add(self, links: list[chainer.Link], x: Any, forks: Iterable[chainer.Link] = ()) -> None:
+        """Takes note that Chainer trained these links on x (B, ...).
+
+        Args:
+            links: The links.
+            x: The samples.
+            forks: Links that share their input with others. One that is not known here may use it twice, and a sum of
+                three gradients has other bits in another order.
+        """
+        parameters = [id(parameter) for link in links for parameter in link.params()]
+        is_clear = len(set(parameters)) == len(parameters) and all(map(_is_known, forks))
+        if type(x) is np.ndarray and is_clear:
+            self._lists = [*self._lists[1 - _REMEMBERED :], (links, (x.shape[1:], x.dtype))]
+
+    def fit(self, links: list[chainer.Link], x: Any) -> bool:
+        """Whether these links can be trained on x (B, ...) without Chainer's graph, and nobody looks at that."""
+        return type(x) is np.ndarray and (links, (x.shape[1:], x.dtype)) in self._lists and _is_graph_unseen()
+
+
+_REMEMBERED = 8
+
+
+def _is_known(link: chainer.Link) -> bool:
+    return link.fn in _FUNCTIONS if type(link) is FL else type(link) in _LINKS
+
+
+def _is_graph_unseen() -> bool:
+    config = chainer.config
+    return (
+        config.train
+        and config.enable_backprop
+        and config.schedule_func is None
+        and not (config.debug or config.in_recomputing or config.lazy_grad_sum)
+        and not (chainer.get_function_hooks() or chainer._get_link_hooks())
+    )
+
+
+def joint(
+    models: Sequence[Net], x: np.ndarray, t: np.ndarray, reach: Sequence[bool]
+) -> tuple[list[Value], list[np.ndarray], Value]:
+    """The joint loss of exits (section III of the paper).
+
+    Args:
+        models: A Net for every exit, as of BranchyNet.
+        x: Samples (B, ...).
+        t: Labels (B,).
+        reach: For every exit, whether its loss trains the trunk.
+
+    Returns:
+        (losses, accuracies, total): a number for every exit, and the weighted sum of the losses.
+    """
+    h, total = Value(x), None
+    losses, accuracies = [], []
+    for model, reaches_trunk in zip(models, reach):
+        h = forward(model[model.starti : model.endi], h)
+        logits = forward(model[model.endi :], h if reaches_trunk else Value(h.array))
+        loss, accuracy = _loss(logits, t)
+        losses.append(loss)
+        accuracies.append(accuracy)
+        total = _add(total, _times(loss, model.weight))
+    assert total is not None
+    return losses, accuracies, total
+
+
+def alone(links: Iterable[chainer.Link], x: np.ndarray, t: np.ndarray) -> tuple[Value, np.ndarray]:
+    """(loss, accuracy) of links that make logits of samples x (B, ...) with labels t (B,)."""
+    return _loss(forward(links, Value(x)), t)
+
+
+def _loss(logits: Value, t: np.ndarray) -> tuple[Value, np.ndarray]:
+    """(softmax cross entropy, accuracy) for logits (B, C) and labels (B,)."""
+    scores = logits.array
+    check_labels(scores, t)
+    function = SoftmaxCrossEntropy()
+    (loss,) = function.forward((scores, t))
+    (accuracy,) = Accuracy().forward((scores, t))
+    gradient = _SoftmaxCrossEntropyGrad_NoDoubleBackprop(-1, None, function.y, function._coeff, False)
+    return _made(loss, logits, lambda gy: gradient.forward((scores, t, gy))), accuracy
+
+
+def _times(x: Value, weight: float) -> Value:
+    factor = x.array.dtype.type(weight)
+    return _made(np.asarray(factor * x.array), x, lambda gy: [np.asarray(factor * gy)])
+
+
+def _add(x: Optional[Value], y: Value) -> Value:
+    """x + y; None counts as 0, which Chainer adds too."""
+    if x is None:
+        return _made(y.array, y, lambda gy: [gy])
+    (array,) = Add().forward((x.array, y.array))
+    return Value(array, [x, y], (lambda gy: [gy, gy]) if x.wanted or y.wanted else None)
+
+
+def forward(links: Iterable[chainer.Link], x: Value) -> Value:
+    """The value of links that are called one after the other; no parameter is in two of them."""
+    for link in links:
+        step: Any = _LINKS.get(type(link), _call_in_chainer)
+        if link._n_local_link_hooks or 'forward' in vars(link):
+            step = _call_in_chainer
+        x = step(link, x)
+    return x
+
+
+def _call_in_chainer(link: chainer.Link, x: Value) -> Value:
+    given = chainer.Variable(x.array, requires_grad=x.wanted)
+    y = link(given)
+
+    def back(gy: np.ndarray) -> list[Optional[np.ndarray]]:
+        y.grad = gy
+        y.backward()
+        return [given.grad]
+
+    value = Value(y.array, [x], back if y.requires_grad else None)
+    value.rank = x.rank + y.rank
+    return value
+
+
+# The links that are known. Each function takes a link and its input.
+
+
+def _convolution(link: L.Convolution2D, x: Value) -> Value:
+    function = Convolution2DFunction(
+        link.stride, link.pad, dilate=link.dilate, groups=link.groups, cudnn_fast=link.cudnn_fast
+    )
+    parameters = [link.W] if link.b is None else [link.W, link.b]
+    inputs = (x.array, *(parameter.array for parameter in parameters))
+    if not (install.are_in_place() and convolution.has_fast_gradients(function, *inputs[:2], x.wanted)):
+        return _call_in_chainer(link, x)
+    function._input_layouts = (None,) * len(inputs)
+    (y,) = function.forward(inputs)
+
+    def back(gy: np.ndarray) -> list[Optional[np.ndarray]]:
+        gx, *gradients = convolution.gradients_of(function, *inputs[:2], gy, x.wanted, True)
+        _store(parameters, gradients)
+        return [gx]
+
+    return Value(y, [x], back)
+
+
+def _linear(link: L.Linear, x: Value) -> Value:
+    if x.array.ndim > 2:
+        x = _rows(x)
+    parameters = [link.W] if link.b is None else [link.W, link.b]
+    w = link.W.array
+    (y,) = LinearFunction().forward((x.array, *(parameter.array for parameter in parameters)))
+
+    def back(gy: np.ndarray) -> list[Optional[np.ndarray]]:
+        (gw,) = LinearGradWeight(w.dtype).forward((x.array, gy))
+        _store(parameters, (gw, gy.sum(axis=0)))
+        return [LinearGradData().forward((w, gy))[0] if x.wanted else None]
+
+    return Value(y, [x], back)
+
+
+def _rows(x: Value) -> Value:
+    shape = x.array.shape
+    return _made(x.array.reshape(len(x.array), -1), x, lambda gy: [gy.reshape(shape)])
+
+
+def _batch_normalization(link: L.BatchNormalization, x: Value) -> Value:
+    parameters = link.gamma, link.beta
+    if link.avg_mean is None or any(parameter is None for parameter in parameters):
+        return _call_in_chainer(link, x)
+    gamma, beta = (parameter.array for parameter in parameters)
+    function = BatchNormalization(link.eps, link.avg_mean, link.avg_var, link.decay, link.axis)
+    function._input_layouts = (None,) * 3
+    (y,) = function.forward((x.array, gamma, beta))
+
+    def back(gy: np.ndarray) -> list[Optional[np.ndarray]]:
+        gradient = BatchNormalizationGrad(
+            function.eps,
+            function.expander,
+            function.axis,
+            function.mean,
+            None,
+            function.inv_std,
+            function.key_axis,
+            function._impl,
+            function.forward_data,
+        )
+        gradient._input_layouts = (None,) * 3
+        gx, *gradients = gradient.forward((x.array, gamma, gy))
+        _store(parameters, gradients)
+        return [gx]
+
+    return Value(y, [x], back)
+
+
+def _block(link: ResBlock, x: Value) -> Value:
+    links = [link.conv1, link.bn1, FL(F.relu), link.conv2, link.bn2]
+    h = forward(links, x)
+    short = x if x.array.shape == h.array.shape else _call_in_chainer(FL(shortcut, h.array.shape), x)
+    return _relu(_add(h, short))
+
+
+def _function(link: FL, x: Value) -> Value:
+    try:
+        step = _FUNCTIONS[link.fn]
+        arguments = _arguments(link.fn, link.args, tuple(link.kwargs.items()))
+    except (KeyError, TypeError):  # TypeError: an argument that cannot be hashed, or does not fit
+        return _call_in_chainer(link, x)
+    return step(x, *arguments)
+
+
+@functools.lru_cache(1000)
+def _arguments(function: Callable, args: tuple, kwargs: tuple) -> tuple:
+    """All arguments but the first, in the function's order, with its defaults; without keyword arguments of its own."""
+    bound = inspect.signature(function).bind(None, *args, **dict(kwargs))
+    bound.apply_defaults()
+    return tuple(value for name, value in list(bound.arguments.items())[1:] if name != 'kwargs')
+
+
+def _relu(x: Value) -> Value:
+    (y,) = ReLU().forward((x.array,))
+    return _made(y, x, lambda gy: ReLUGrad2(y).forward((gy,)))
+
+
+def _max_pooling(x: Value, ksize: Any, stride: Any, pad: Any, cover_all: bool, return_indices: bool) -> Value:
+    function = MaxPoolingND(x.array.ndim - 2, ksize, stride, pad, cover_all)
+    (y,) = function.forward((x.array,))
+    return _made(y, x, lambda gy: MaxPoolingNDGrad(function).forward((gy,)))
+
+
+def _average_pooling(x: Value, ksize: Any, stride: Any, pad: Any) -> Value:
+    function = AveragePooling2D(ksize, stride, pad, False)
+    (y,) = function.forward((x.array,))
+    return _made(y, x, lambda gy: AveragePooling2DGrad(function).forward((gy,)))
+
+
+def _local_response(x: Value, n: int, k: float, alpha: float, beta: float) -> Value:
+    function = LocalResponseNormalization(n, k, alpha, beta)
+    (y,) = function.forward((x.array,))
+
+    def back(gy: np.ndarray) -> Sequence[Optional[np.ndarray]]:
+        gradient = LocalResponseNormalizationGrad(n, k, alpha, beta, False, function.scale, None, function.unit_scale)
+        return gradient.forward((x.array, y, gy))
+
+    return _made(y, x, back)
+
+
+def _dropout(x: Value, ratio: float) -> Value:
+    function = Dropout(ratio)
+    (y,) = function.forward((x.array,))
+    return _made(y, x, lambda gy: DropoutGrad(function.mask).forward((gy,)))
+
+
+def _store(parameters: Sequence[chainer.Parameter], gradients: Iterable[Any]) -> None:
+    for parameter, gradient in zip(parameters, gradients):
+        parameter.grad = gradient
+
+
+_LINKS: dict[type, Callable] = {
+    FL: _function,
+    ResBlock: _block,
+    L.BatchNormalization: _batch_normalization,
+    L.Convolution2D: _convolution,
+    L.Linear: _linear,
+}
+_FUNCTIONS: dict[Callable, Callable] = {
+    F.average_pooling_2d: _average_pooling,
+    F.dropout: _dropout,
+    F.local_response_normalization: _local_response,
+    F.max_pooling_2d: _max_pooling,
+    F.relu: _relu,
+}
