@@ -311,7 +311,7 @@ class BranchyNet(chainer.Chain):
         return [float(loss.item()) for loss in losses], [float(accuracy.item()) for accuracy in accuracies]
 
     def _is_plain_step(self, count: int) -> bool:
-        """Whether a joint step takes so many samples through all links, in training mode, and adds the exits' losses."""
+        """Whether a joint step is all exits' losses added up, over so many samples, of all links in training mode."""
         own = type(self)
         return (
             self.forwardMain is None
