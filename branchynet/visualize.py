@@ -11,10 +11,7 @@ Accuracies and probabilities are fractions in [0, 1]; the figures show them in p
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Union
 
 from branchynet import (
@@ -23,50 +20,30 @@ from branchynet import (
     sweep,
     utils,
 )
-from branchynet.files import write_atomically
+from branchynet.drawing import (
+    BLACK,
+    BLUE,
+    COLORS,
+    GREY,
+    ORANGE,
+    SKY,
+    VERMILION,
+    PathLike,
+    add_legend,
+    line_style,
+    new_figure,
+    show_percent,
+)
 
 import numpy as np
 from chainer.backends.cuda import to_cpu
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-PathLike = Union[str, Path]
 Setting = Union[float, Sequence[float]]  # percentTestExits or thresholdExits
 Point = tuple  # (x, y)
-
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9'
-COLORS = [BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY]
-GREY, BLACK = '#777777', '#000000'
-LINES = ['-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1))]  # tell lines apart where print has no colours
-
-STYLE: dict[Any, Any] = {
-    'figure.figsize': (4.5, 3.2),
-    'figure.dpi': 120,
-    'figure.constrained_layout.use': True,
-    'savefig.dpi': 300,
-    'pdf.fonttype': 42,  # TrueType: journals accept it, and the text can be edited
-    'svg.hashsalt': 'branchynet',  # the same figure has the same bytes
-    'font.size': 9,
-    'axes.titlesize': 10,
-    'axes.labelsize': 9,
-    'xtick.labelsize': 8,
-    'ytick.labelsize': 8,
-    'legend.fontsize': 8,
-    'legend.frameon': False,
-    'axes.spines.top': False,
-    'axes.spines.right': False,
-    'axes.linewidth': 0.8,
-    'axes.axisbelow': True,
-    'axes.grid': True,
-    'grid.color': '#E4E4E4',
-    'grid.linewidth': 0.6,
-    'lines.linewidth': 1.6,
-    'lines.markersize': 4.5,
-}
 
 
 def plot_layers(values: Sequence, save_name: PathLike | None = None, xlabel: str = '', ylabel: str = '') -> Figure:
@@ -78,10 +55,10 @@ def plot_layers(values: Sequence, save_name: PathLike | None = None, xlabel: str
         xlabel: label of the x axis.
         ylabel: label of the y axis.
     """
-    with _figure(save_name) as figure:
+    with new_figure(save_name) as figure:
         axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
         _epochs(axes, values)
-        _legend(axes)
+        add_legend(axes)
     return figure
 
 
@@ -96,13 +73,13 @@ def plot_curves(
         labels: names of the exits; 'Exit 1', 'Exit 2', ... by default.
         output_path: path of the file.
     """
-    with _figure(output_path, columns=2) as figure:
+    with new_figure(output_path, columns=2) as figure:
         left = figure.add_subplot(1, 2, 1, xlabel='Epoch', ylabel='Training loss')
         right = figure.add_subplot(1, 2, 2, xlabel='Epoch', ylabel='Training accuracy')
         _epochs(left, losses, labels)
         _epochs(right, accs, labels)
-        _percent(right.yaxis)
-        _legend(right)
+        show_percent(right.yaxis)
+        add_legend(right)
     return figure
 
 
@@ -124,14 +101,14 @@ def plot_tradeoff(
         basediff: the baseline's time, in the unit of diffs.
         output_path: path of the file.
     """
-    with _figure(output_path, rows=2) as figure:
+    with new_figure(output_path, rows=2) as figure:
         upper, lower = figure.subplots(2, sharex=True)
         for axes, values, base in ((upper, accs, baseacc), (lower, diffs, basediff)):
             axes.plot(range(len(ps)), values, 'o-', color=BLUE, markersize=3, label='BranchyNet')
             axes.axhline(base, color=GREY, linestyle='--', label='Baseline')
         upper.set_ylabel('Accuracy')
-        _percent(upper.yaxis)
-        _legend(upper)
+        show_percent(upper.yaxis)
+        add_legend(upper)
         lower.set_ylabel('Time')
         lower.set_ylim(bottom=0)
         lower.set_xlabel('Exit setting')
@@ -163,7 +140,7 @@ def plot_roc(
     gains = basediff / np.asarray(diffs)
     changes = 100 * (np.asarray(accs) - baseacc)
     best = sweep.pareto(accs, diffs)[::-1]  # by rising gain
-    with _figure(output_path) as figure:
+    with new_figure(output_path) as figure:
         axes = figure.add_subplot(xlabel='Speed-up over the baseline', ylabel='Change of accuracy (points)')
         axes.plot(gains, changes, 'o', color=SKY, alpha=0.6, markeredgewidth=0, label='All settings')
         axes.plot(gains[best], changes[best], 'o-', color=BLUE, label='Best settings')
@@ -227,7 +204,7 @@ def plot_line_tradeoff(
         raise ValueError(
             f'knee_idx must be one of the {len(kept_accs)} kept settings, 0 to {len(kept_accs) - 1}, not {knee_idx}'
         )
-    with _figure(output_path) as figure:
+    with new_figure(output_path) as figure:
         axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel, title=title)
         if all_samples:
             axes.plot(
@@ -253,9 +230,9 @@ def plot_line_tradeoff(
                 label=f'Knee: T = {_setting(kept_ps[knee_idx])}',
             )
         axes.plot(basediff, baseacc, 'D', color=VERMILION, markersize=7, label=orig_label)
-        _percent(axes.yaxis)
+        show_percent(axes.yaxis)
         axes.set(xlim=xlim, ylim=ylim)
-        _legend(axes)
+        add_legend(axes)
     return figure
 
 
@@ -269,7 +246,7 @@ def plot_layer_entropy(net: Any, x: Any, output_path: PathLike | None = None) ->
         x: samples (N, ...), on the net's device.
         output_path: path of the file.
     """
-    with _figure(output_path) as figure:
+    with new_figure(output_path) as figure:
         axes = figure.add_subplot(xlabel='Entropy (nat)', ylabel='Samples below')
         axes.set(xscale='log', xlim=(1e-5, 10), ylim=(0, 1.02))  # a little more than the published thresholds span
         for k, prob in enumerate(net.get_SM(x)):
@@ -279,10 +256,10 @@ def plot_layer_entropy(net: Any, x: Any, output_path: PathLike | None = None) ->
                 np.arange(1, len(entropies) + 1) / len(entropies),
                 where='post',
                 label=f'Exit {k + 1}',
-                **_line(k),
+                **line_style(k),
             )
-        _percent(axes.yaxis)
-        _legend(axes)
+        show_percent(axes.yaxis)
+        add_legend(axes)
     return figure
 
 
@@ -308,17 +285,17 @@ def plot_exits(
         labels: names of the two networks.
         output_path: path of the file.
     """
-    with _figure(output_path) as figure:
+    with new_figure(output_path) as figure:
         axes = figure.add_subplot(xlabel=f'Samples leaving at exit {i + 1}', ylabel='Accuracy')
         for k, (counts, values, marker) in enumerate(
             ((np.asarray(exits), accs, 'o'), (np.asarray(exits2), accs2, 's'))
         ):
             share = counts[:, i] / counts.sum(axis=1)
             axes.plot(share, values, marker, color=COLORS[k], alpha=0.4, markeredgewidth=0)
-            axes.plot(*_best_at_each(share, values), marker=marker, label=labels[k], **_line(k))
-        _percent(axes.yaxis)
-        _percent(axes.xaxis)
-        _legend(axes)
+            axes.plot(*_best_at_each(share, values), marker=marker, label=labels[k], **line_style(k))
+        show_percent(axes.yaxis)
+        show_percent(axes.xaxis)
+        add_legend(axes)
     return figure
 
 
@@ -333,7 +310,7 @@ def plot_runtimes(
         xlabel: label of the x axis.
         output_path: path of the file.
     """
-    with _figure(output_path) as figure:
+    with new_figure(output_path) as figure:
         axes = figure.add_subplot(xlabel=xlabel)
         bars = axes.barh(labels, times, height=0.6, color=BLUE)
         axes.bar_label(bars, fmt='%.3g', padding=3, fontsize=8)
@@ -364,14 +341,14 @@ def plot_relative_tradeoff(
         network: the baseline's name.
         output_path: path of the file.
     """
-    with _figure(output_path) as figure:
+    with new_figure(output_path) as figure:
         axes = figure.add_subplot(xlabel="Time, in units of the baseline's", ylabel='Accuracy')
         for k, (label, (shares, values)) in enumerate(curves.items()):
             times, accuracies = np.asarray(shares), np.asarray(values)
             best = sweep.pareto(accuracies, times)
             axes.plot(times, accuracies, 'o', color=COLORS[k], alpha=0.15, markersize=3, markeredgewidth=0)
             axes.plot(
-                times[best], accuracies[best], marker='o', markersize=3, label=f'B-{network}, {label}', **_line(k)
+                times[best], accuracies[best], marker='o', markersize=3, label=f'B-{network}, {label}', **line_style(k)
             )
             axes.plot(
                 times[knee],
@@ -397,7 +374,7 @@ def plot_relative_tradeoff(
             axes.plot(1, published_base, 'D', color=GREY, markersize=6, label=f'{network}, published')
         axes.plot(1, base_accuracy, 'D', color=BLACK, markersize=6, label=network)
         axes.set_xlim(left=0)
-        _percent(axes.yaxis)
+        show_percent(axes.yaxis)
         axes.legend(loc='upper center', bbox_to_anchor=(0.5, -0.16), ncol=2)  # outside: points may lie anywhere inside
     return figure
 
@@ -420,16 +397,16 @@ def plot_exit1(
         published_entropy: points (share, nats) of the paper.
         output_path: path of the file.
     """
-    with _figure(output_path, columns=2) as figure:
+    with new_figure(output_path, columns=2) as figure:
         left = figure.add_subplot(1, 2, 1, xlabel='Samples leaving at exit 1', ylabel='Accuracy')
         right = figure.add_subplot(1, 2, 2, xlabel='Samples leaving at exit 1', ylabel='Highest entropy (nat)')
         for axes, values, points in (left, accuracy, published_accuracy), (right, entropy, published_entropy):
             axes.plot(share, values, color=BLUE, label='Measured')
             if len(points):
                 axes.plot(*np.transpose(points), 's--', color=GREY, markersize=4, linewidth=1, label='Published')
-            _percent(axes.xaxis)
-            _legend(axes)
-        _percent(left.yaxis)
+            show_percent(axes.xaxis)
+            add_legend(axes)
+        show_percent(left.yaxis)
     return figure
 
 
@@ -449,7 +426,7 @@ def plot_comparison(
         xlabel: label of the x axis.
         output_path: path of the file.
     """
-    with _figure(output_path) as figure:
+    with new_figure(output_path) as figure:
         axes = figure.add_subplot(xlabel=xlabel, ylabel='Accuracy of the final exit')
         places = range(len(names))
         runs = [(place, value) for place, values in zip(places, accuracies) for value in values]
@@ -461,8 +438,8 @@ def plot_comparison(
             axes.plot(*np.transpose(known), 's--', color=GREY, markersize=4, linewidth=1, label='Published')
         axes.set_xticks(places, names)
         axes.margins(x=0.1)
-        _percent(axes.yaxis)
-        _legend(axes)
+        show_percent(axes.yaxis)
+        add_legend(axes)
     return figure
 
 
@@ -486,7 +463,7 @@ def plot_cache_misses(
         published_base: the point of the paper's baseline.
         output_path: path of the file.
     """
-    with _figure(output_path, columns=1 + bool(len(published))) as figure:
+    with new_figure(output_path, columns=1 + bool(len(published))) as figure:
         panels = [('Measured', list(zip(times, rates)), (base_time, base_rate))]
         if len(published):
             panels.append(('Published', list(published), published_base))
@@ -497,8 +474,8 @@ def plot_cache_misses(
             axes.plot(*np.transpose(sorted(points)), 'o-', color=BLUE, label='With exits')
             axes.plot(*base, 'D', color=BLACK, markersize=6, label='Baseline')
             axes.set(xlim=(0, None), ylim=(0, None))
-            _percent(axes.yaxis)
-            _legend(axes)
+            show_percent(axes.yaxis)
+            add_legend(axes)
     return figure
 
 
@@ -528,7 +505,7 @@ def plot_leaving(
     entropies = np.stack([functions.entropy(prob) for prob in probs])[exits, np.arange(len(x))]
     answers = probs.argmax(axis=2)[exits, np.arange(len(x))]
     rows = [(k, right) for k in range(len(probs)) for right in (True, False)]
-    with _figure(output_path, columns=2, rows=0.75 + 0.72 * len(rows)) as figure:
+    with new_figure(output_path, columns=2, rows=0.75 + 0.72 * len(rows)) as figure:
         panels = figure.subplots(len(rows), 2, squeeze=False)
         for (k, right), pair in zip(rows, panels):
             group = np.flatnonzero((exits == k) & ((answers == labels) == right))
@@ -588,7 +565,7 @@ def plot_confusion(
     """
     from sklearn.metrics import confusion_matrix
 
-    with _figure(output_path, columns=0.85 * len(probs), rows=1.3) as figure:
+    with new_figure(output_path, columns=0.85 * len(probs), rows=1.3) as figure:
         for k, (axes, prob) in enumerate(zip(figure.subplots(1, len(probs), squeeze=False)[0], probs)):
             answers = prob.argmax(axis=1)
             matrix = 100 * confusion_matrix(labels, answers, labels=range(len(names)), normalize='true')
@@ -634,7 +611,7 @@ def plot_reliability(
     from sklearn.calibration import calibration_curve
     from sklearn.metrics import brier_score_loss, log_loss
 
-    with _figure(output_path, columns=0.75 * len(probs)) as figure:
+    with new_figure(output_path, columns=0.75 * len(probs)) as figure:
         for k, (axes, prob) in enumerate(zip(figure.subplots(1, len(probs), squeeze=False)[0], probs.astype(float))):
             prob = prob / prob.sum(axis=1, keepdims=True)  # log_loss asks for sums of 1 in float64
             right, sure = prob.argmax(axis=1) == labels, prob.max(axis=1).clip(0, 1)
@@ -653,58 +630,9 @@ def plot_reliability(
                 fontsize=8,
             )
             axes.set(title=f'Exit {k + 1}', xlabel="Answer's probability", ylabel='Right' if k == 0 else '')
-            _percent(axes.xaxis)
-            _percent(axes.yaxis)
+            show_percent(axes.xaxis)
+            show_percent(axes.yaxis)
     return figure
-
-
-@contextlib.contextmanager
-def _figure(path: PathLike | None, rows: float = 1, columns: float = 1) -> Iterator[Figure]:
-    """Yields an empty figure in this file's style, and saves it at path; without a path it stays pyplot's."""
-    import matplotlib
-
-    if path is None:
-        matplotlib.get_backend()  # chooses it now: a choice made within rc_context is lost in matplotlib 3.5
-    with matplotlib.rc_context(STYLE):
-        width, height = STYLE['figure.figsize']
-        size = columns * width, (1 + 0.5 * (rows - 1)) * height
-        if path is None:
-            with _pyplot_figure(size) as figure:
-                yield figure
-        else:
-            from matplotlib.figure import Figure
-
-            figure = Figure(figsize=size)
-            yield figure
-            _save(figure, Path(path))
-
-
-@contextlib.contextmanager
-def _pyplot_figure(size: tuple[float, float]) -> Iterator[Figure]:
-    from matplotlib import pyplot
-
-    figure = pyplot.figure(figsize=size)
-    try:
-        yield figure
-        figure.canvas.draw()  # ticks are made by the first drawing, which has to happen within the style
-    except BaseException:
-        pyplot.close(figure)
-        raise
-
-
-def _save(figure: Figure, path: Path) -> None:
-    if not path.suffix:
-        raise ValueError(f'the path of a figure must end in its format, as in .pdf or .png, not {path}')
-    dates = {'.pdf': {'CreationDate': None}, '.svg': {'Date': None}}  # the same figure has the same bytes
-    image = io.BytesIO()
-    figure.savefig(image, format=path.suffix[1:], metadata=dates.get(path.suffix))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(str(path), image.getvalue())
-
-
-def _line(k: int) -> dict[str, Any]:
-    """Colour and dashes of line k."""
-    return {'color': COLORS[k % len(COLORS)], 'linestyle': LINES[k % len(LINES)]}
 
 
 def _epochs(axes: Axes, values: Sequence, labels: Sequence[str] | None = None) -> None:
@@ -715,26 +643,8 @@ def _epochs(axes: Axes, values: Sequence, labels: Sequence[str] | None = None) -
     names = labels or [f'Exit {k + 1}' for k in range(table.shape[1])]
     marker = 'o' if len(table) == 1 else None  # a line needs two epochs
     for k, (line, label) in enumerate(zip(table.T, names)):
-        axes.plot(range(1, len(line) + 1), line, marker=marker, label=label, **_line(k))
+        axes.plot(range(1, len(line) + 1), line, marker=marker, label=label, **line_style(k))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-
-
-def _legend(axes: Axes) -> None:
-    """Adds a legend where there are several lines."""
-    if len(axes.get_legend_handles_labels()[0]) > 1:
-        axes.legend()
-
-
-def _percent(axis: Axis) -> None:
-    """Shows fractions in percent with as many decimals as the ticks need (PercentFormatter adds one too many)."""
-    from matplotlib.ticker import FuncFormatter
-
-    def label(value: float, _: int | None) -> str:
-        ticks = 100 * axis.get_majorticklocs()
-        decimals = next(d for d in range(9) if d == 8 or np.allclose(ticks.round(d), ticks, rtol=0, atol=1e-8))
-        return f'{100 * value:.{decimals}f} %'
-
-    axis.set_major_formatter(FuncFormatter(label))
 
 
 def _setting(p: Setting) -> str:

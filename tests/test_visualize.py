@@ -2,7 +2,7 @@ import os
 import subprocess
 import sys
 
-from branchynet import utils, visualize
+from branchynet import drawing, utils, visualize
 
 import matplotlib
 import numpy as np
@@ -53,7 +53,7 @@ every_figure = pytest.mark.parametrize('call', CALLS.values(), ids=CALLS)
 
 @pytest.fixture(autouse=True)
 def quick_and_tidy(monkeypatch):
-    monkeypatch.setitem(visualize.STYLE, 'savefig.dpi', 50)
+    monkeypatch.setitem(drawing.STYLE, 'savefig.dpi', 50)
     yield
     pyplot.close('all')
 

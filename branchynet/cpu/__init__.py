@@ -14,9 +14,9 @@ of every sum depend on the shapes alone, so 1, 2 or 64 threads give identical bi
 are told. Convolutions, pooling, batch normalisation and matrix products are oneDNN's (the wheel
 onednn-cpu-gomp; without it they stay Chainer's, with one warning), each call run by one thread.
 
-Some gradients of convolutions stay Chainer's, because oneDNN is slower at them: kernels of about 14 pixels and more,
-long sequences, layers that cover the whole image, large patches. Their bits are those of NumPy's BLAS, and may depend
-on its threads.
+Some functions and gradients stay Chainer's, because oneDNN is slower at them: of convolutions those with kernels of
+about 14 pixels and more, long sequences, one window only, large patches or few channels; poolings of few channels;
+linear layers with fewer than 10 inputs or outputs. Their bits are those of NumPy's BLAS, and may depend on its threads.
 
 What a convolution returns has Chainer's shape, (B, C, H, W), but lies in memory with its channels last
 (``y.array.strides``); code that needs C-contiguous arrays asks for them by np.ascontiguousarray.
