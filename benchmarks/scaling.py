@@ -9,7 +9,7 @@ turns, so that the machine's noise affects all alike. Writes <network>.json, wit
       scaling            'strong': the batch of a step stays; 'weak': the batch of a rank stays
       ranks, global_batch
       step_seconds       {median, min, rounds}: of a step; 'rounds' holds every round's mean over its steps
-      compute_seconds    the same without messages: every rank trains on its share by itself, all at the same time
+      compute_seconds    the same without messages: every rank makes steps on its share by itself, all at once
       cpu_seconds        processor time of compute_seconds, which other work on the machine disturbs less
       message_seconds    of averaging the message alone
 """
@@ -56,11 +56,12 @@ def time_point(network: str, scaling: str, steps: int, ranks: parallel.Ranks) ->
     batch = BATCHES[network] * (ranks.size if scaling == 'weak' else 1)
     net, (x, t) = build(network), images(network, batch)
     trained, share = ranks.parallel(net), slice(batch // ranks.size)
+    alone = parallel.Parallel(net, ranks.comm.split(ranks.rank, 0))
     with cpu.fast():
         trained.train(x, t)  # warms up
         step = _seconds(lambda: trained.train(x, t), steps, ranks)
         started = time.process_time()
-        compute = _seconds(lambda: net.train(x[share], t[share]), steps, ranks)
+        compute = _seconds(lambda: alone.train(x[share], t[share]), steps, ranks)
         processor = (time.process_time() - started) / steps
     message = np.zeros(sum(array.size for array in parallel.message(net)), np.float32)
     return {
