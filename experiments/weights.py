@@ -31,10 +31,17 @@ CALIBRATION = 'calibration.json'  # beside weights that experiments.calibration 
 
 @define(kw_only=True)
 class HeldOut:
-    """Training images that a training left out: those of ``splits.stratified(y_train, samples, seed)``."""
+    """Images that a training did not see: those of ``splits.stratified(labels, samples, seed)``.
+
+    Attributes:
+        samples: Their number.
+        seed: Of the choice.
+        of_test_set: Whether they are a part of the test set, the rest of which judges; else they are training images.
+    """
 
     samples: int
     seed: int
+    of_test_set: bool = False
 
 
 Samples = tuple[np.ndarray, np.ndarray]  # x (N, ...), t (N,)
@@ -123,7 +130,8 @@ def _trained(path: str, network: str) -> Trained | None:
         content = schema.read_json(os.path.join(folder, CALIBRATION), 'calibrations')
         for run in content['runs']:
             if run['training']['weights_sha256'] == sha256:
-                return Trained(run['training']['train_samples'], schema.structure(run['held_out'], HeldOut))
+                held_out = schema.structure(run['held_out'], HeldOut)
+                return Trained(run['training']['train_samples'], None if held_out.of_test_set else held_out)
     if os.path.exists(results.path_of(folder)):
         for run in results.read(folder).experiments.get(network, []):
             if run.training.weights_sha256 == sha256:
