@@ -306,17 +306,18 @@ def _row(name: str, choices: Sequence[Choice]) -> list[str]:
         return '; '.join('none' if one is None else show(one) for one in judged) if any(judged) else ''
 
     kept = [
-        choice.test.loss_points <= choice.accuracy_loss
+        [loss <= choice.accuracy_loss for loss in (choice.test.loss_points, choice.test.loss_interval_points[0])]
         for choice in choices
         if choice.test is not None and choice.accuracy_loss is not None
     ]
+    found, possible = np.sum(kept, axis=0) if kept else (0, 0)
     return [
         name,
         '; '.join('none' if choice.thresholds is None else _numbers(choice.thresholds) for choice in choices),
         cell(lambda one: f'{one.loss_points:.2f}', 'held_out'),
         cell(lambda one: f'{one.loss_points:.2f}'),
         cell(lambda one: ' to '.join(f'{end:.2f}' for end in one.loss_interval_points)),
-        f'{sum(kept)} of {len(kept)}' if kept else '',
+        f'{found} of {len(kept)}\n{possible} by the interval' if kept else '',
         cell(lambda one: ' '.join(f'{share:.1f}' for share in one.exit_percent)),
         cell(lambda one: f'{one.macs_percent:.1f}'),
     ]
