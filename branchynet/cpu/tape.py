@@ -63,7 +63,7 @@ class Value:
         self.array = array
         self.inputs = inputs
         self.back = back
-        self.rank = 1 + max((value.rank for value in inputs), default=-1)
+        self.rank: int = 1 + max((value.rank for value in inputs), default=-1)
 
     @property
     def wanted(self) -> bool:
@@ -204,7 +204,7 @@ def forward(links: Iterable[chainer.Link], x: Value) -> Value:
 
 
 def _call_in_chainer(link: chainer.Link, x: Value) -> Value:
-    given = chainer.Variable(x.array, requires_grad=x.wanted)
+    given: Any = chainer.Variable(x.array, requires_grad=x.wanted)
     y = link(given)
 
     def back(gy: np.ndarray) -> list[Optional[np.ndarray]]:
@@ -221,18 +221,18 @@ def _call_in_chainer(link: chainer.Link, x: Value) -> Value:
 
 
 def _convolution(link: L.Convolution2D, x: Value) -> Value:
-    function = Convolution2DFunction(
+    function: Any = Convolution2DFunction(
         link.stride, link.pad, dilate=link.dilate, groups=link.groups, cudnn_fast=link.cudnn_fast
     )
     parameters = [link.W] if link.b is None else [link.W, link.b]
-    inputs = (x.array, *(parameter.array for parameter in parameters))
-    if not (install.are_in_place() and convolution.has_fast_gradients(function, *inputs[:2], x.wanted)):
+    inputs: tuple[Any, ...] = (x.array, *(parameter.array for parameter in parameters))
+    if not (install.are_in_place() and convolution.has_fast_gradients(function, x.array, inputs[1], x.wanted)):
         return _call_in_chainer(link, x)
     function._input_layouts = (None,) * len(inputs)
     (y,) = function.forward(inputs)
 
     def back(gy: np.ndarray) -> list[Optional[np.ndarray]]:
-        gx, *gradients = convolution.gradients_of(function, *inputs[:2], gy, x.wanted, True)
+        gx, *gradients = convolution.gradients_of(function, x.array, inputs[1], gy, x.wanted, True)
         _store(parameters, gradients)
         return [gx]
 
@@ -243,7 +243,7 @@ def _linear(link: L.Linear, x: Value) -> Value:
     if x.array.ndim > 2:
         x = _rows(x)
     parameters = [link.W] if link.b is None else [link.W, link.b]
-    w = link.W.array
+    w: Any = link.W.array
     (y,) = LinearFunction().forward((x.array, *(parameter.array for parameter in parameters)))
 
     def back(gy: np.ndarray) -> list[Optional[np.ndarray]]:
@@ -260,16 +260,16 @@ def _rows(x: Value) -> Value:
 
 
 def _batch_normalization(link: L.BatchNormalization, x: Value) -> Value:
-    parameters = link.gamma, link.beta
+    parameters: tuple[Any, ...] = link.gamma, link.beta
     if link.avg_mean is None or any(parameter is None for parameter in parameters):
         return _call_in_chainer(link, x)
     gamma, beta = (parameter.array for parameter in parameters)
-    function = BatchNormalization(link.eps, link.avg_mean, link.avg_var, link.decay, link.axis)
+    function: Any = BatchNormalization(link.eps, link.avg_mean, link.avg_var, link.decay, link.axis)
     function._input_layouts = (None,) * 3
     (y,) = function.forward((x.array, gamma, beta))
 
     def back(gy: np.ndarray) -> list[Optional[np.ndarray]]:
-        gradient = BatchNormalizationGrad(
+        gradient: Any = BatchNormalizationGrad(
             function.eps,
             function.expander,
             function.axis,
@@ -346,7 +346,7 @@ def _dropout(x: Value, ratio: float) -> Value:
     return _made(y, x, lambda gy: DropoutGrad(function.mask).forward((gy,)))
 
 
-def _store(parameters: Sequence[chainer.Parameter], gradients: Iterable[Any]) -> None:
+def _store(parameters: Sequence[Any], gradients: Iterable[Any]) -> None:
     for parameter, gradient in zip(parameters, gradients):
         parameter.grad = gradient
 
