@@ -44,7 +44,7 @@ def test_ranks_train_as_one_process(ranks):
         assert_close(found[name], expected[name], 1e-5)
 
 
-@pytest.mark.parametrize('ranks', [2, 4])
+@pytest.mark.parametrize('ranks', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_synchronised_batch_normalisation_is_that_of_the_whole_batch(ranks):
     assert_close(
         together(ranks, ['normalised'], 'synchronised')['normalised'], alone(['normalised'])['normalised'], 1e-3
