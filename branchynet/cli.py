@@ -301,7 +301,7 @@ def _fix_profile(args: Namespace) -> None:
     argument('--data', choices=list(DATASETS), metavar='NAME', help=f"{', '.join(DATASETS)} (default: the network's)"),
     argument('--samples', type=_count_of('samples'), metavar='N', help='the first N training images only'),
     argument('--epochs', type=_count, nargs=2, metavar=('MAIN', 'JOINT'), help='default: as published'),
-    argument('--batchsize', type=_count_of('samples'), metavar='B', help='of a step, on all ranks together'),
+    argument('--batchsize', type=_count_of('samples'), metavar='N', help='of a step, on all ranks together'),
     argument('--seed', type=_count, default=0, metavar='K', help='default: 0'),
     argument('--out', required=True, metavar='DIR', help='for weights, record and checkpoints'),
     argument('--resume', action='store_true', help='go on with a training that was interrupted'),
@@ -749,7 +749,7 @@ def _info(args: Namespace) -> int:
         print_json(info)
         return 0
     for label, value in (
-        ('branchynet', f'{info["branchynet"]}, commit {info["commit"] or "unknown"} ({info["tree"]})'),
+        ('branchynet', info['branchynet'] + (f', commit {info["commit"]} ({info["tree"]})' if info['commit'] else '')),
         ('versions', ', '.join(f'{name} {info[name]}' for name in ('python', 'numpy', 'chainer', 'cupy'))),
         ('device', f'{info["device"]}; {info["cpu"]}, {info["cores"]} cores; GPUs: {info["gpus"] or "none"}'),
         ('bit profile', info['profile'] or 'none in place; commands put theirs in place when they start'),
@@ -786,9 +786,8 @@ def _list_benchmarks(benchmarks: dict[str, Any], as_json: bool) -> int:
         return 0
     for name, one in benchmarks.items():
         missing = one.missing()
-        print(
-            f'{name:12} {one.summary}; about {one.minutes} minutes' + f' (needs {", ".join(missing)})' * bool(missing)
-        )
+        needs = f' (needs {", ".join(missing)})' if missing else ''
+        print(f'{name:14} {one.minutes:3} minutes  {one.summary}{needs}')
     if any(one.missing() for one in benchmarks.values()):
         print("What is missing comes with: pip install 'branchynet[bench]'")
     return 0

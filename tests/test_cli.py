@@ -48,6 +48,12 @@ def test_bash_completes(typed, completed, capsys):
     assert done.stdout.split() == completed
 
 
+def test_files_complete_no_numbers():
+    for command in cli.COMMANDS:
+        for names, options in command.arguments:
+            assert options.get('metavar') not in cli.PATHS or options.get('type') in (None, str), (command.name, names)
+
+
 @pytest.mark.parametrize('shell', ['zsh', 'tcsh'])
 def test_other_shells_have_a_script_too(shell, capsys):
     assert cli.main(['completion', shell]) == 0
