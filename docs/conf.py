@@ -48,7 +48,7 @@ python_maximum_signature_line_length = 90
 
 # Names in annotations that belong to other projects: the site is built without the network, so nothing looks them up.
 nitpick_ignore_regex = [
-    ('py:.*', r'(chainer|numpy|np|os|collections|install|branchynet.shares)\..*|Path|PathLike|Figure')
+    ('py:.*', r'(chainer|numpy|np|os|collections|install|branchynet.shares|branchynet.cpu)\..*|Path|PathLike|Figure')
 ]
 nitpick_ignore = [
     ('py:class', alias)
