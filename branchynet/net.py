@@ -12,6 +12,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import Any, NamedTuple, Union
 
 from branchynet import exits
@@ -248,9 +249,8 @@ class BranchyNet(chainer.Chain):
             >>> net.numexits(), net.run(x).shape
             (2, (10, 3))
         """
-        from branchynet.chains import from_chain  # which is built on this module
-
-        return from_chain(chain, exits, final, x, settings)
+        # Made by a module that is built on this one, and loads greenlet.
+        return import_module('branchynet.chains').from_chain(chain, exits, final, x, settings)
 
     def _setup_optimizers(self) -> None:
         self.optimizer = self._make_optimizer(self.main, self.alpha, self.momentum)
