@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Callable
 
+from branchynet.cli import Parser
+
 
 def parser(name: str, description: str, rounds: int | None = None) -> argparse.ArgumentParser:
     """A parser with the options --rounds, --out and --json.
@@ -20,7 +22,7 @@ def parser(name: str, description: str, rounds: int | None = None) -> argparse.A
         rounds: How often every contender takes its turn, unless --rounds says otherwise; None: there are no rounds and
             no such option.
     """
-    result = argparse.ArgumentParser(
+    result = Parser(
         f'branchynet bench {name}', description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     if rounds is not None:

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import branchynet  # noqa: F401  (before chainer)
 from branchynet import parallel, schema
 from branchynet.benchmarks.networks import BATCHES, NETWORKS, PUBLISHED, SHAPES
+from branchynet.cli import Parser
 from branchynet.cost import cost
 from branchynet.experiments import report
 from branchynet.experiments.pages import Table
@@ -294,7 +295,7 @@ def read(folder: str) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         'branchynet bench scaling_model', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(

@@ -119,7 +119,8 @@ def fit_temperatures(logits: Any, t: Any) -> list[float]:
         A float for every exit, for ``net.temperatures``.
 
     Raises:
-        ValueError: There are no samples, or all have one label; or logits are NaN, or do not fit the labels.
+        ValueError: There are no samples, or all have one label; labels are no integers; or logits are NaN, or do not
+            fit the labels.
     """
     from scipy import optimize, special
 
@@ -127,6 +128,8 @@ def fit_temperatures(logits: Any, t: Any) -> list[float]:
     if logits.ndim != 3 or t.shape != logits.shape[1:2]:
         raise ValueError(f'logits have shape {logits.shape} and t {t.shape}: expected (exits, N, classes) and (N,)')
     check_labels(t)
+    if t.dtype.kind not in 'iu':
+        raise ValueError(f't has dtype {t.dtype}: expected integers, the labels')
     if np.isnan(logits).any():
         raise ValueError('logits hold NaN: the weights hold NaN, or are so large that numbers overflow')
     if not 0 <= t.min() <= t.max() < logits.shape[2]:
@@ -147,7 +150,9 @@ def fit_temperatures(logits: Any, t: Any) -> list[float]:
 
 
 def logits_of(net: Any, x: Any, batchsize: int = 32) -> np.ndarray:
-    """The logits (E, N, C) of all exits for x (N, ...), by a BranchyNet or a Compiled."""
+    """The logits (E, N, C) of all exits for x (N, ...), by a BranchyNet or a Compiled; ValueError if N is 0."""
+    if len(x) == 0:
+        raise ValueError('x holds no samples: expected at least one')
     looks = [net.look(x[part]) for part in batches(len(x), batchsize)]
     return np.stack([np.concatenate([to_cpu(look.logits) for look in of_exit]) for of_exit in zip(*looks)])
 
@@ -165,8 +170,13 @@ def expected_calibration_error(prob: Any, t: Any, bins: int = 15) -> float:
 
     Returns:
         A float in [0, 1].
+
+    Raises:
+        ValueError: There are no samples.
     """
     prob = np.asarray(prob, float)
+    if len(prob) == 0:
+        raise ValueError('prob holds no samples: expected at least one')
     sure, right = prob.max(axis=1), prob.argmax(axis=1) == t
     place = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
     return float(np.abs(np.bincount(place, right - sure, bins)).sum() / len(sure))
@@ -209,7 +219,7 @@ def choose(
 
     Raises:
         Infeasible: No setting fulfils the target. The message names the nearest target that one fulfils.
-        TypeError: The target holds something else than numbers.
+        TypeError: The target is no Target, or holds something else than numbers.
         ValueError: The target is impossible, or the record is empty or does not fit the other arguments.
     """
     baseline = _checked_baseline(recorded, baseline)
@@ -633,6 +643,8 @@ def _checked_baseline(recorded: ExitRecord, baseline: Any) -> np.ndarray:
 
 
 def _check_target(recorded: ExitRecord, target: Target, macs: Macs | None) -> None:
+    if not isinstance(target, Target):
+        raise TypeError(f'target is {target!r}: expected a calibration.Target')
     exits = len(recorded.score)
     wanted = {name: getattr(target, name) for name in _KINDS if getattr(target, name) is not None}
     if not wanted:

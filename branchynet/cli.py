@@ -114,10 +114,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return 128 + signal.SIGINT
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Reports an error of the arguments in one line."""
 
     def error(self, message: str) -> Any:
+        """Ends the process with the message and status 2."""
         self.exit(2, f'{self.prog}: {message} (see --help)\n')
 
 
@@ -132,7 +133,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 def _parser() -> argparse.ArgumentParser:
     import branchynet
 
-    parser = _Parser(
+    parser = Parser(
         prog='branchynet',
         description='BranchyNet: early-exit networks, and the experiments of their paper.',
         epilog='BRANCHYNET_DATA names the data folder.\nBRANCHYNET_DEBUG=1 shows the traceback of an error.',
@@ -623,11 +624,12 @@ def _calibrate(args: Namespace) -> int:
     from branchynet.calibration import Target
     from branchynet.experiments import weights
 
-    if args.at < 1:
-        raise ValueError(f'--at is {args.at}: exits are counted from 1')
     target = Target(args.accuracy_loss, args.seconds, args.macs, args.leave, args.at - 1, args.clock)
     options = weights.Options(args.criterion, args.temperature, args.guarantee, args.holdout, args.seed)
     loaded = weights.load(_weights(args.weights, args.network), args.network, args.variant)
+    early = loaded.net.numexits() - 1
+    if not 1 <= args.at <= early:
+        raise ValueError(f'--at is {args.at}: expected 1 to {early}, as exits are counted from 1')
     found = weights.calibrate(loaded, args.variant, target, options)
     if args.out is not None:
         schema.write(args.out, found)

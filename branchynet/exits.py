@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import Any, Literal, NamedTuple, Optional, Protocol, Union
+from typing import Any, Literal, NamedTuple, Optional, Protocol, Union, get_args
 
 from branchynet import _chainer  # noqa: F401
 from branchynet.functions import entropy, smallest
@@ -202,7 +202,15 @@ def by_scores(function: Callable[[Array], Array], side: Side = 'above', name: st
 
     Returns:
         A Criterion. It raises ValueError where the function returns something else.
+
+    Raises:
+        TypeError: The function is no callable.
+        ValueError: There is no such side.
     """
+    if not callable(function):
+        raise TypeError(f'a criterion is a function of logits: expected a callable, got {function!r}')
+    if side not in get_args(Side):
+        raise ValueError(f'side is {side!r}: expected one of {", ".join(get_args(Side))}')
     name = name or getattr(function, '__name__', 'scores')
 
     def score(logits: Array, answer: Answer, agreed: Array) -> Array:
@@ -214,6 +222,14 @@ def by_scores(function: Callable[[Array], Array], side: Side = 'above', name: st
         return found
 
     return Criterion(name, side, score)
+
+
+def check_criterion(criterion: Any) -> None:
+    """Raises TypeError unless it is a Criterion."""
+    if not isinstance(criterion, Criterion):
+        raise TypeError(
+            f'criterion is {criterion!r}: expected one of exits.py, such as exits.MARGIN, or exits.by_scores(function)'
+        )
 
 
 def _margin(prob: Array) -> Array:
@@ -305,6 +321,7 @@ class Scores:
     """
 
     def __init__(self, criterion: Criterion, thresholds: Setting) -> None:
+        check_criterion(criterion)
         self._criterion = criterion
         self._thresholds = closed(thresholds, criterion.side)
         self._agreement = Agreement()

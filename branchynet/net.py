@@ -505,6 +505,7 @@ class BranchyNet(chainer.Chain):
         x, _ = self.checked(x)
         with inference_mode():
             parts = list(self.leave(x, self._testing_rule()))
+        _check_classes([part.logits for part in parts])
         first = parts[0].logits
         result = self.xp.empty((len(x), first.shape[1]), first.dtype)
         for part in parts:
@@ -589,6 +590,7 @@ class BranchyNet(chainer.Chain):
                 logits = self._scaled(k, self.exit(k, x).array)
                 prob, entropy = exits.answer(logits)
                 result.append(Look(prob, entropy, trunk - start, now(self) - start, logits))
+        _check_classes([look.logits for look in result])
         return result
 
     # Thresholds
@@ -965,6 +967,17 @@ def _checked_t(t: Any, x: Array) -> Array:
     if t.min() < 0:
         raise ValueError(f't holds the label {t.min()}: expected 0 or more')
     return t
+
+
+def _check_classes(logits: list[Array]) -> None:
+    """Raises ValueError unless the exits' logits (B, C) have the same classes."""
+    shapes = [of_exit.shape[1:] for of_exit in logits]
+    for k, shape in enumerate(shapes):
+        if shape != shapes[0]:
+            raise ValueError(
+                f'exit {k} gives logits of shape {shape} for a sample, exit 0 {shapes[0]}: expected (classes,), the '
+                'same at every exit'
+            )
 
 
 def loss_and_accuracy(logits: chainer.Variable, t: Array) -> tuple[chainer.Variable, chainer.Variable]:

@@ -13,7 +13,17 @@ from branchynet import (
 from branchynet.batching import batches, check_pairs
 from branchynet.cpu.threads import run
 from branchynet.devices import now
-from branchynet.exits import ENTROPY, Agreement, Answer, Array, Criterion, closed, count_below, leave_at
+from branchynet.exits import (
+    ENTROPY,
+    Agreement,
+    Answer,
+    Array,
+    Criterion,
+    check_criterion,
+    closed,
+    count_below,
+    leave_at,
+)
 from branchynet.inference import Compiled
 from branchynet.net import check_labels
 from branchynet.progress import progress
@@ -94,11 +104,12 @@ def record(
         An ExitRecord.
 
     Raises:
-        TypeError: x or t has the wrong type.
+        TypeError: x, t or criterion has the wrong type.
         ValueError: x and t do not fit each other or the net, or hold no samples; or the criterion returns something
             else than floats (B,).
     """
     check_pairs(x, t)
+    check_criterion(criterion)
     parts = batches(len(x), batchsize)
     for part in parts[: timing.WARMUP]:
         _record_batch(net, x[part], t[part], criterion)

@@ -30,11 +30,13 @@ def merge(folders: list[str], out: str) -> Results:
     Raises:
         OSError: a folder holds no results, or its weights are not those of its runs; or ``out`` is in use or cannot be
             written.
-        ValueError: there is one folder only; or ``out`` holds results; or the preset, the variant, the data or another
-            setting differs between the folders; or two folders hold the same run.
+        ValueError: there is one folder only, or one is given twice; or ``out`` holds results; or the preset, the
+            variant, the data or another setting differs between the folders; or two folders hold the same run.
     """
     if len(folders) < 2:
         raise ValueError('one folder is given: expected two or more to join')
+    if len({os.path.realpath(folder) for folder in folders}) < len(folders):
+        raise ValueError(f'a folder is given twice among {", ".join(folders)}: expected folders with other seeds')
     reproduce.check_writable(out)
     found = {folder: results.read(folder) for folder in folders}
     joined = _joined(found)

@@ -346,11 +346,20 @@ def test_what_does_not_fit_is_named():
         ('^all 4 held-out samples have', lambda: calibration.fit_temperatures(np.ones((2, 4, 3)), np.ones(4, int))),
         ('^logits hold NaN', lambda: calibration.fit_temperatures(np.full((1, 2, 3), np.nan), [0, 1])),
         ('^t holds labels from 0 to 3', lambda: calibration.fit_temperatures(np.ones((1, 2, 3)), [0, 3])),
+        ('^t has dtype float64', lambda: calibration.fit_temperatures(np.ones((1, 2, 3)), [0.0, 1.0])),
         ('^logits have shape', lambda: calibration.fit_temperatures(np.ones((2, 3)), [0, 1])),
+        ('^x holds no samples', lambda: calibration.logits_of(small_net(), small_data(4)[0][:0])),
+        ('^prob holds no samples', lambda: calibration.expected_calibration_error(np.ones((0, 3)), [])),
     ]:
         with pytest.raises(ValueError, match=message) as info:
             run()
         assert '\n' not in str(info.value)
+
+
+def test_a_target_is_a_target():
+    for target in None, 0.5, 'accuracy_loss':
+        with pytest.raises(TypeError, match='^target is .*: expected a calibration.Target$'):
+            choose(record_of(0), target)
 
 
 def test_it_runs_on_a_net():

@@ -685,6 +685,32 @@ def test_skip_connections_past_an_exit_are_refused_by_name():
         BranchyNet.from_chain(Residual(), {'block1/conv': heads.linear(CLASSES)}, x=X)
 
 
+@pytest.mark.parametrize('link, words', [(lambda h: None, 'a NoneType'), (lambda h: h.array, 'a ndarray')])
+def test_an_exit_that_gives_no_variable_is_named(link, words):
+    with pytest.raises(ValueError, match=f'the exit at /block1 gives {words}: expected a Variable; branchynet.heads'):
+        BranchyNet.from_chain(Residual(), {'block1': link}, x=X)
+
+
+def test_samples_that_forward_cannot_take_are_named_in_one_line():
+    with pytest.raises(ValueError, match=r'forward cannot take samples of shape \(2, .*got 2 != 3$') as caught:
+        BranchyNet.from_chain(Residual(), {'block1': heads.linear(CLASSES)}, x=X[:, :2])
+    assert '\n' not in str(caught.value)
+
+
+def test_an_exit_in_a_sequence_has_the_classes_of_the_others():
+    chain, exits = chainer.Sequential(L.Linear(4, 4), L.Linear(4, 3)), {'0': L.Linear(4, 5)}
+    words = r'exit 1 gives logits of shape \(3,\) for a sample, exit 0 \(5,\): expected'
+    with pytest.raises(ValueError, match=words):
+        BranchyNet.from_chain(chain, exits, x=ROWS)
+    with pytest.raises(ValueError, match=words):
+        BranchyNet.from_chain(chain.copy('copy'), {'0': L.Linear(4, 5)}, thresholdExits=0.0).run(ROWS)
+
+
+def test_a_link_without_layers_can_have_no_exit():
+    with pytest.raises(ValueError, match='the chain is a Linear without layers: no exit can stand in it'):
+        BranchyNet.from_chain(L.Linear(4, 4), {'a': HEAD})
+
+
 def test_exits_stand_in_the_order_of_the_calls():
     words = 'forward calls the layers in the order /block1, /block2: give the exits, and final, in this order'
     for branches, final in [({'block2': heads.linear(5), 'block1': heads.linear(5)}, None), (['block2'], 'block1')]:

@@ -146,6 +146,20 @@ def test_scores_of_the_wrong_shape_are_named(net, function, what):
             run()
 
 
+@pytest.mark.parametrize('criterion', ['margin', None, lambda logits: logits[:, 0]])
+def test_what_is_no_criterion_is_named(net, criterion):
+    for run in (lambda: classify(net, X, 0.5, criterion), lambda: sweep.record(NET, X, T, 300, criterion)):
+        with pytest.raises(TypeError, match=r'^criterion is .*: expected one of exits.py, such as exits.MARGIN, or'):
+            run()
+
+
+def test_a_criterion_of_your_own_has_a_function_and_a_side():
+    with pytest.raises(TypeError, match='expected a callable, got 0.5'):
+        exits.by_scores(0.5)
+    with pytest.raises(ValueError, match="^side is 'over': expected one of below, above, at least$"):
+        exits.by_scores(np.sum, 'over')
+
+
 def test_only_a_record_of_entropies_has_them():
     assert RECORDS[0].entropy is RECORDS[0].score
     with pytest.raises(ValueError, match='^the record holds scores of the criterion margin: expected entropy$'):

@@ -127,6 +127,8 @@ def _path(chain: chainer.Link, name: Any) -> str:
     paths = [path for path, _ in chain.namedlinks(skipself=True)]
     path = '/' + str(name).strip('/')
     if path not in paths:
+        if not paths:
+            raise ValueError(f'the chain is a {type(chain).__name__} without layers: no exit can stand in it')
         near = difflib.get_close_matches(path, paths, 3, 0.4) or paths[:3]
         raise ValueError(
             f'the chain has no layer {name!r}: expected a path of chain.namedlinks(), such as {", ".join(near)}'

@@ -12,6 +12,7 @@ from branchynet.net import inference_mode
 import chainer
 import numpy as np
 from chainer.functions.activation.softmax import Softmax
+from chainer.utils.type_check import InvalidType
 
 if TYPE_CHECKING:
     from branchynet.chains import ChainNet
@@ -59,7 +60,7 @@ def read(net: ChainNet, x: Array) -> None:
     trunk, samples = net.main, _differing(x, net.numexits() + 1)
     record, uses = _Record(trunk.chain), _Uses(samples)
     with chainer.using_config('train', False), chainer.force_backprop_mode(), record, uses:
-        y = trunk.chain(samples)
+        y = _output(trunk.chain, samples)
     calls = record.calls
     if trunk.logits is None and not len(trunk.end):
         trunk.logits = _layer_before_softmax(only(y), calls)
@@ -87,6 +88,17 @@ def _differing(x: Array, count: int) -> Array:
     """Samples (count, ...) that differ, made of the samples x (B, ...)."""
     xp = chainer.backend.get_array_module(x)
     return xp.stack([xp.roll(x[i % len(x)], i // len(x)) for i in range(count)])
+
+
+def _output(chain: chainer.Link, samples: Array) -> Any:
+    """What the chain's forward gives; a ValueError of one line where Chainer finds that shapes or dtypes do not fit."""
+    try:
+        return chain(samples)
+    except InvalidType as e:
+        raise ValueError(
+            f'forward cannot take samples of shape {samples.shape[1:]} and dtype {samples.dtype}: expected {e.expect}, '
+            f'got {e.actual}'
+        ) from e
 
 
 def _layer_before_softmax(y: Any, calls: list[_Call]) -> str | None:
@@ -193,6 +205,8 @@ def _check_exits(net: ChainNet, features: Sequence[Any]) -> None:
             logits = net.exit(k, features[k])
         except Exception as e:
             raise ValueError(f'the exit at {path} cannot take features of shape {shape}: {_line(e)}; {advice}') from e
+        if not isinstance(logits, chainer.Variable):
+            raise ValueError(f'the exit at {path} gives a {type(logits).__name__}: expected a Variable; {advice}')
         if logits.shape != features[-1].shape:
             raise ValueError(
                 f'the exit at {path} gives arrays of shape {logits.shape[1:]} for a sample, the last exit {classes}: '

@@ -36,6 +36,15 @@ def test_an_unknown_benchmark(capsys):
     assert error.startswith("branchynet: 'early' is no benchmark; there are early_exit") and error.count('\n') == 1
 
 
+@pytest.mark.parametrize('name', ['scaling', 'scaling_model', 'determinism'])
+def test_wrong_options_of_a_benchmark_are_named_in_one_line(name, capsys):
+    with pytest.raises(SystemExit) as info:
+        cli.main(['bench', name, '--nonsense'])
+    assert info.value.code == 2
+    words = f'branchynet bench {name}: unrecognized arguments: --nonsense (see --help)\n'
+    assert capsys.readouterr().err == words
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_help(name, capsys):
     for module in benchmarks.BENCHMARKS[name].needs:

@@ -136,6 +136,7 @@ def test_weights_that_were_not_kept_stay_away(trained, more, tmp_path):
     [
         (['merge', 'a', 'b'], "'branchynet results merge' needs --out"),
         (['merge', 'a', '--out', 'b'], 'one folder is given'),
+        (['merge', 'a', './a', '--out', 'b'], 'a folder is given twice among a, ./a'),
         (['merge', 'a', 'b', '--out', ''], '--out is empty'),
         (['merge', 'nowhere', 'neither', '--out', 'out'], 'is missing'),
         (['convert', 'a', '--out', 'b'], "--out goes with 'branchynet results merge' only"),

@@ -122,8 +122,8 @@ def test_images_that_a_training_left_out_are_held_out(capsys, tmp_path, few_imag
     'words, message',
     [
         (['--leave', '1.5'], 'leave is 1.5: expected a share from 0 to 1'),
-        (['--leave', '0.5', '--at', '0'], '--at is 0: exits are counted from 1'),
-        (['--leave', '0.5', '--at', '2'], 'exit is 1: expected 0 to 0'),
+        (['--leave', '0.5', '--at', '0'], '--at is 0: expected 1 to 1, as exits are counted from 1'),
+        (['--leave', '0.5', '--at', '2'], '--at is 2: expected 1 to 1, as exits are counted from 1'),
         ([], 'the target is empty: expected accuracy_loss'),
         (['--seconds', '1e-9'], 'no setting of thresholds fulfils seconds 1e-09: the nearest that can be fulfilled is'),
         (['--leave', '0.5', '--holdout', '5'], 'holdout is 5: expected 10 to 2990 of the 3000 training images'),
