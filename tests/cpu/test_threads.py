@@ -542,13 +542,13 @@ def test_a_fork_in_the_middle_of_work():
                 child = os.fork()
                 if not child:
                     import faulthandler
-                    faulthandler.dump_traceback_later(20, exit=True)
+                    faulthandler.dump_traceback_later(100, exit=True)
                     os._exit([a.tobytes() for a in compute()] != expected)
                 assert os.waitpid(child, 0)[1] == 0
             stop.set()
             worker.join()
     """,
-        timeout=60,
+        timeout=300,
     )
 
 
