@@ -21,10 +21,9 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Optional
 
-from branchynet import calibration, cpu, determinism, devices, exits, files, schema, sweep, utils
+from branchynet import calibration, checkpoint, determinism, devices, exits, files, schema, sweep, utils
 from branchynet.calibration import Judgement, Target
 from branchynet.datasets import splits
 from branchynet.experiments import pages, report, results, runs, weights
@@ -40,6 +39,7 @@ TRAININGS = {
     'lenet_mnist': Preset(main_epochs=5, joint_epochs=10, batchsize=128),
     'alex_cifar10': Preset(main_epochs=3, joint_epochs=2, batchsize=32, train_samples=6000),
 }
+PRESET = 'calibration'
 LOSSES = 0.1, 0.5  # points
 GUARANTEE = 0.95
 
@@ -145,6 +145,7 @@ def complete(out: str, networks: Sequence[str], seeds: Sequence[int], device: An
             if not any((run.network, run.held_out) == (network, held_out) for run in found.runs):
                 found.runs.append(_trained(network, held_out, out, device))
                 schema.write(path, found)
+                checkpoint.remove(runs.checkpoint_path(out, network, '', seed))
     for run in found.runs:
         if run.network in networks and run.measurement is None:
             run.measurement = _measured(run, runs.weights_path(out, run.network, '', run.seed), out)
@@ -157,18 +158,9 @@ def _trained(network: str, held_out: HeldOut, out: str, device: Any) -> Run:
     x, y, *test = experiment.get_data()
     kept, _ = splits.stratified(y, held_out.samples, held_out.seed)
     data = runs.cut((x[kept], y[kept], *test), TRAININGS[network])
-    setup = runs.Setup('', 'code', device, out, True)
-    which = network, '', seed
-    training = runs.begin(which, partial(experiment.get_network, variant='code'), TRAININGS[network], data, setup)
-    with cpu.fast():
-        training.train('main')
-        record = training.record
-        if record.main_weights_sha256 is None:
-            record.main_weights_sha256 = runs.save_weights(training.net.main, runs.main_weights_path(out, *which))
-            training.save()
-        training.train('joint')
-    record.weights_sha256 = runs.save_weights(training.net, runs.weights_path(out, *which))
-    return Run(network=network, seed=seed, held_out=held_out, training=record)
+    setup = runs.Setup(PRESET, 'code', device, out, True)
+    trained = experiment._replace(presets={PRESET: TRAININGS[network]}).train('', seed, data, setup)
+    return Run(network=network, seed=seed, held_out=held_out, training=trained)
 
 
 def complete_halves(out: str, network: str, folder: str) -> None:

@@ -80,11 +80,7 @@ class Comparison(NamedTuple):
     def train(self, part: str, seed: int, data: runs.Data, setup: runs.Setup) -> results.Training:
         """Trains one part with one seed, and writes the weights to the results folder. The checkpoint stays.
 
-        Args:
-            part: its name.
-            seed: of the random generators.
-            data: cut to the preset.
-            setup: the user's choices.
+        For the arguments see `run`.
 
         Returns:
             The record of the training.

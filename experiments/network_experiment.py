@@ -81,11 +81,7 @@ class NetworkExperiment(NamedTuple):
     def train(self, part: str, seed: int, data: runs.Data, setup: runs.Setup) -> results.Training:
         """Trains one seed and writes its weights: main alone, then all exits jointly. The checkpoint stays.
 
-        Args:
-            part: ''.
-            seed: of the random generators.
-            data: cut to the preset.
-            setup: the user's choices.
+        For the arguments see `run`.
 
         Returns:
             The record of the training.

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Optional
 
 from branchynet import calibration, checkpoint, cpu, exits, files, schema, sweep, visualize
+from branchynet.batching import batches
 from branchynet.calibration import Judgement, Macs, Target
 from branchynet.cost import cost
 from branchynet.datasets import splits
@@ -91,7 +92,7 @@ class Weights(NamedTuple):
         if self.baseline is None:
             return None
         with cpu.fast():
-            parts = [self.baseline.run_main(x[i : i + _TOGETHER]).argmax(axis=1) for i in range(0, len(x), _TOGETHER)]
+            parts = [self.baseline.run_main(x[part]).argmax(axis=1) for part in batches(len(x), _TOGETHER)]
         return np.concatenate(parts) == t
 
 

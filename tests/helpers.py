@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import branchynet
+from branchynet import checkpoint
 from branchynet.datasets import cifar, cifar10
+from branchynet.experiments import runs
 
 import chainer
 import chainer.functions as F
@@ -16,6 +18,21 @@ import pytest
 needs_cifar10 = pytest.mark.skipif(
     cifar.find('cifar10', cifar10.VERSIONS)[1] is None, reason='needs CIFAR-10 in the data folder'
 )
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Interrupts a training at its checkpoint of this number; checkpoints then come after every step."""
+    monkeypatch.setattr(runs.ResumableTraining, 'INTERVAL', 0)
+    monkeypatch.setattr(runs.ResumableTraining, 'SHARE', np.inf)
+    save, saved = checkpoint.save, []
+
+    def interrupt(*args: Any) -> None:
+        save(*args)
+        saved.append(args)
+        if len(saved) == count:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, 'save', interrupt)
 
 
 def small_net(seed: int = 0, dropout: bool = False, **kwargs: Any) -> branchynet.BranchyNet:

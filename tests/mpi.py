@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,11 +14,14 @@ import pytest
 
 
 def command(ranks: int, words: Sequence[str]) -> list[str]:
-    """The command line that runs a command on several ranks; skips the test where there is no MPI."""
-    pytest.importorskip('mpi4py', reason='mpi4py is not installed')
+    """The command line that runs a command on several ranks."""
     try:
+        import mpi4py  # noqa: F401
+
         return parallel.mpiexec(ranks, words)
-    except OSError as e:
+    except (ImportError, OSError) as e:
+        if sys.platform == 'linux':  # where what the tests need brings both
+            raise
         pytest.skip(str(e))
 
 

@@ -512,8 +512,6 @@ def check_answers(found, net, thresholds):
 
 @pytest.mark.parametrize('kind', ['sequence', 'chain'])
 def test_a_net_is_exported(kind, tmp_path):
-    pytest.importorskip('onnx')
-    pytest.importorskip('onnxruntime')
     if kind == 'chain':
         net = residual()
     else:

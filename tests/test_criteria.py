@@ -261,8 +261,6 @@ def test_bad_temperatures_are_named(value, error):
 
 
 def test_an_exported_net_has_the_temperatures(tmp_path):
-    pytest.importorskip('onnx')
-    pytest.importorskip('onnxruntime')
     from branchynet.export import OnnxBranchyNet
 
     net = warm_net()
@@ -275,8 +273,6 @@ def test_an_exported_net_has_the_temperatures(tmp_path):
 
 
 def test_an_export_whose_exit_ends_with_a_function_has_the_temperature_too(tmp_path):
-    pytest.importorskip('onnx')
-    pytest.importorskip('onnxruntime')
     from branchynet.export import OnnxBranchyNet
 
     net = branchynet.BranchyNet([FL(F.relu), Branch([L.Linear(4, 3), FL(F.relu)])], thresholdExits=[])

@@ -14,6 +14,7 @@ from branchynet.networks import lenet_mnist as network
 import chainer
 import numpy as np
 import pytest
+from helpers import stop_at
 
 TINY = runs.Preset(main_epochs=2, joint_epochs=2, batchsize=64, train_samples=256, test_samples=40)
 
@@ -166,21 +167,6 @@ def test_results_of_other_experiments_are_kept(tiny, tmp_path, capsys):
     error = capsys.readouterr().err
     assert 'is of preset paper: expected smoke; name another folder with --out' in error and error.count('\n') == 1
     assert path.read_bytes() == before
-
-
-def stop_at(monkeypatch, count):
-    """Interrupts a run at its checkpoint of this number; checkpoints then come after every step."""
-    monkeypatch.setattr(runs.ResumableTraining, 'INTERVAL', 0)
-    monkeypatch.setattr(runs.ResumableTraining, 'SHARE', np.inf)
-    save, saved = checkpoint.save, []
-
-    def interrupt(*args):
-        save(*args)
-        saved.append(args)
-        if len(saved) == count:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(checkpoint, 'save', interrupt)
 
 
 @pytest.mark.parametrize('count', [4, 14, 15])  # of 4 steps and the end of an epoch; the 11th is of the baseline

@@ -15,6 +15,7 @@ from branchynet.experiments import PRESETS, lenet_mnist, results, runs
 import mpi
 import numpy as np
 import pytest
+from helpers import stop_at
 
 TINY = ['--samples', '256', '--epochs', '1', '2', '--batchsize', '64']
 # The command, with a checkpoint after every step, and something that rank 1 does before each.
@@ -77,17 +78,7 @@ def test_a_training_has_the_bits_of_reproduce(tmp_path, monkeypatch, capsys):
 
 def test_a_training_goes_on_to_the_same_bits(tmp_path, monkeypatch, capsys):
     assert train(tmp_path / 'whole') == 0
-    monkeypatch.setattr(runs.ResumableTraining, 'INTERVAL', 0)
-    monkeypatch.setattr(runs.ResumableTraining, 'SHARE', np.inf)
-    save, saved = checkpoint.save, []
-
-    def interrupt(*args):
-        save(*args)
-        saved.append(args)
-        if len(saved) == 8:  # of 4 steps and the end of each epoch; the sixth is of the baseline
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(checkpoint, 'save', interrupt)
+    stop_at(monkeypatch, 8)  # of 4 steps and the end of each epoch; the sixth is of the baseline
     out = tmp_path / 'out'
     assert train(out) == 130
     assert train(out, '--resume', '--seed', '1') == 0  # another seed has a checkpoint of its own
