@@ -17,6 +17,7 @@ import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from branchynet import _chainer  # noqa: F401
+from branchynet.exits import SETTINGS
 from branchynet.files import remove_parts, write_atomically
 from branchynet.training import Position
 
@@ -26,7 +27,6 @@ import numpy as np
 if TYPE_CHECKING:
     from branchynet.net import BranchyNet
 
-SETTINGS = 'thresholdExits', 'temperatures'  # of a BranchyNet, which its file holds where they are set
 _FORMAT = 2  # the version of a checkpoint's format
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
 

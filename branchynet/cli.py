@@ -339,12 +339,10 @@ def _train(args: Namespace) -> int:
 
 def _train_on(ranks: Any, args: Namespace) -> int:
     """Trains on the ranks; the first one prints."""
-    from importlib import import_module
-
     from branchynet import schema
-    from branchynet.experiments import runs, train
+    from branchynet.experiments import report, runs, train
 
-    experiment = import_module('branchynet.experiments.' + args.network).EXPERIMENT
+    experiment = report.load(args.network)
     published = experiment.presets['paper']
     main_epochs, joint_epochs = args.epochs or (published.main_epochs, published.joint_epochs)
     preset = runs.Preset(main_epochs, joint_epochs, args.batchsize or published.batchsize, args.samples)
@@ -668,13 +666,12 @@ def _calibrate(args: Namespace) -> int:
     examples=['branchynet export onnx results/lenet_mnist_quick --network lenet_mnist --out lenet.onnx'],
 )
 def _export(args: Namespace) -> int:
-    from importlib import import_module
-
     from branchynet import export
     from branchynet.checkpoint import load_npz
+    from branchynet.experiments import report
     from branchynet.files import digest
 
-    experiment = import_module('branchynet.experiments.' + args.network).EXPERIMENT
+    experiment = report.load(args.network)
     net = experiment.get_network(variant=args.variant)
     weights = _weights(args.weights, args.network)
     load_npz(weights, net)

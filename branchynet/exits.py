@@ -29,6 +29,7 @@ Array = Any  # a NumPy or CuPy array
 # One number for all exits but the last, or one for each of them. As a threshold, None: no sample leaves there.
 Setting = Union[float, Sequence[Optional[float]]]
 Side = Literal['below', 'above', 'at least']
+SETTINGS = 'thresholdExits', 'temperatures'  # of a BranchyNet, which its file holds where they are set
 
 
 class Answer(NamedTuple):

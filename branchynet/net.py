@@ -825,7 +825,7 @@ class BranchyNet(chainer.Chain):
         for k, model in enumerate(self.models):
             for i in range(model.endi, len(model)):
                 model[i].serialize(serializer['models'][str(k)][str(i)])
-        for name in 'thresholdExits', 'temperatures':
+        for name in exits.SETTINGS:
             self._serialize_setting(serializer, name)
 
     def _serialize_setting(self, serializer: Any, name: str) -> None:
