@@ -37,7 +37,7 @@ HELD_OUT = 10000  # images
 SEEDS = 3
 TRAININGS = {
     'lenet_mnist': Preset(main_epochs=5, joint_epochs=10, batchsize=128),
-    'alex_cifar10': Preset(main_epochs=3, joint_epochs=2, batchsize=32, train_samples=6000),
+    'alex_cifar10': Preset(main_epochs=4, joint_epochs=4, batchsize=64, train_samples=16000),
 }
 PRESET = 'calibration'
 LOSSES = 0.1, 0.5  # points
