@@ -123,6 +123,7 @@ class Memory:
         self._warm = time.monotonic() + seconds
         self._next = 0.0
         self.first, self.highest = 0.0, 0.0  # MB
+        self.look()
 
     def look(self) -> None:
         """Reads the memory, at most ten times a second."""

@@ -51,6 +51,12 @@ def test_other_answers_and_lost_children_are_told(task, monkeypatch):
         soak.soak(task, 1)
 
 
+@on_linux
+def test_a_process_that_starts_after_the_end_has_a_memory():
+    memory = soak.Memory(-1)
+    assert memory.summary()['warm_rss_mb'] > 0 == memory.summary()['growth_percent']
+
+
 def test_memory_that_grows_is_told():
     measured = {'different': 0, 'memory': [{'growth_percent': 1.0}, {'growth_percent': soak.GROWTH + 0.1}]}
     assert soak.verdict(measured) == ['the memory of a process grew by 5.1 %: expected 5 % at most']

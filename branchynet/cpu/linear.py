@@ -21,6 +21,7 @@ _MOST_BLOCKS = 128  # of columns
 _ALIKE = 24
 _LARGEST_BATCH = 512  # that keeps blocks of fewer than _ROWS: training's bits were made with them
 _WORK_OF_BLOCK = 1 << 21  # multiplications and additions that are worth a thread's call
+_MOST_NUMBERS = 1 << 16  # of x in such a block: processors with smaller caches sum larger ones in another order
 
 
 class Linear:
@@ -83,7 +84,7 @@ def linear(x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray]) -> np.ndarray:
     """
     y = np.empty((len(x), len(w)), np.float32)
     compute = onednn.product_of_rows(x, w, y, transpose_b=True)
-    _run(compute, _blocks_of_rows(len(x), len(w), w.size), len(x) * w.size)
+    _run(compute, _blocks_of_rows(len(x), w.shape[1], len(w)), len(x) * w.size)
     if b is not None:
         y += b
     return y
@@ -92,7 +93,7 @@ def linear(x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray]) -> np.ndarray:
 def linear_gx(w: np.ndarray, gy: np.ndarray) -> np.ndarray:
     """Gradient of x, (B, I), from w (O, I) and the gradient of y, (B, O)."""
     gx = np.empty((len(gy), w.shape[1]), np.float32)
-    parts = _blocks_of_rows(len(gy), w.shape[1], w.size)
+    parts = _blocks_of_rows(len(gy), len(w), w.shape[1])
     _run(onednn.product_of_rows(gy, w, gx), parts, len(gy) * w.size)
     return gx
 
@@ -115,19 +116,24 @@ def _run(compute: Callable[[slice], None], parts: list[slice], work: int) -> Non
 
 
 @functools.lru_cache(maxsize=1024)
-def _blocks_of_rows(count: int, columns: int, work: int) -> list[slice]:
+def _blocks_of_rows(count: int, inputs: int, outputs: int) -> list[slice]:
     """Blocks of rows of a product; two may overlap, and compute the same.
 
     Args:
         count: of all rows.
-        columns: of the product.
-        work: multiplications and additions for one row.
+        inputs: numbers in a row of the first factor.
+        outputs: numbers in a row of the product.
     """
     parts = blocks(count, 1, _ROWS)
-    is_large = columns > _COLUMNS or _ROWS * work >= _WORK_OF_BLOCK
-    if is_large or len(parts) <= 2 or (count <= _LARGEST_BATCH and parts[0].stop != _ROWS):
+    most = min(_MOST_NUMBERS // inputs, _WORK_OF_BLOCK // (inputs * outputs))
+    if (
+        outputs > _COLUMNS
+        or most < 2 * _ROWS
+        or len(parts) <= 2
+        or (count <= _LARGEST_BATCH and parts[0].stop != _ROWS)
+    ):
         return parts
-    step = max(1, _WORK_OF_BLOCK // (_ALIKE * work)) * _ALIKE
+    step = most // _ALIKE * _ALIKE
     whole = count - count % _ALIKE
     parts = [slice(i, min(i + step, whole)) for i in range(0, whole, step)]
     return parts if whole == count else [*parts, slice(count - _ALIKE, count)]
