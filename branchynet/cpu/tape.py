@@ -289,8 +289,8 @@ def _batch_normalization(link: L.BatchNormalization, x: Value) -> Value:
 
 
 def _block(link: ResBlock, x: Value) -> Value:
-    links = [link.conv1, link.bn1, FL(F.relu), link.conv2, link.bn2]
-    h = forward(links, x)
+    h = _relu(forward([link.conv1, link.bn1], x))
+    h = forward([link.conv2, link.bn2], h)
     short = x if x.array.shape == h.array.shape else _call_in_chainer(FL(shortcut, h.array.shape), x)
     return _relu(_add(h, short))
 
