@@ -48,9 +48,8 @@ class Forward:
         """Engine.record; samples of a batch have equal shares of its seconds."""
         with _fast(x):
             looks = self._net.look(x)
-        released, whole = np.array([[(look.released, look.whole)] * len(x) for look in looks]).transpose(2, 0, 1) / len(
-            x
-        )
+        seconds = np.array([[(look.released, look.whole)] * len(x) for look in looks]) / len(x)
+        released, whole = seconds.transpose(2, 0, 1)
         return [look.logits for look in looks], released, whole
 
     def main(self, x: np.ndarray) -> np.ndarray:
