@@ -223,7 +223,8 @@ def choose(
         ValueError: The target is impossible, or the record is empty or does not fit the other arguments.
     """
     baseline = _checked_baseline(recorded, baseline)
-    _check_target(recorded, target, macs)
+    check_target(target, len(recorded.score), guarantee)
+    _check_macs(target, len(recorded.score), macs)
     if guarantee is not None:
         return _guaranteed(recorded, target, baseline, macs, guarantee, seed)
     space, bounds = _Space(recorded, target, macs), _bounds(recorded, target, baseline, macs)
@@ -416,8 +417,6 @@ def _guaranteed(
     recorded: ExitRecord, target: Target, baseline: np.ndarray, macs: Macs | None, guarantee: float, seed: int
 ) -> list[float | None]:
     """choose, with a guarantee."""
-    if target.accuracy_loss is None or not 0 < guarantee < 1:
-        raise ValueError(f'guarantee is {guarantee}: expected a number between 0 and 1, for a target of accuracy_loss')
     if len(baseline) < 3:
         raise ValueError(
             f'the record holds {len(baseline)} samples: a guarantee needs three at least, and far more to tell'
@@ -642,10 +641,20 @@ def _checked_baseline(recorded: ExitRecord, baseline: Any) -> np.ndarray:
     return baseline
 
 
-def _check_target(recorded: ExitRecord, target: Target, macs: Macs | None) -> None:
+def check_target(target: Target, exits: int, guarantee: float | None = None) -> None:
+    """Checks a target by itself, before the time of a record is spent.
+
+    Args:
+        target: What the thresholds are to fulfil.
+        exits: Number of the net's exits.
+        guarantee: As in `choose`.
+
+    Raises:
+        TypeError: A field has the wrong type.
+        ValueError: No field is set, or one is out of its range.
+    """
     if not isinstance(target, Target):
         raise TypeError(f'target is {target!r}: expected a calibration.Target')
-    exits = len(recorded.score)
     wanted = {name: getattr(target, name) for name in _KINDS if getattr(target, name) is not None}
     if not wanted:
         raise ValueError(f'the target is empty: expected {", ".join(_KINDS)} or several of them')
@@ -659,9 +668,14 @@ def _check_target(recorded: ExitRecord, target: Target, macs: Macs | None) -> No
         raise ValueError(f'clock is {target.clock!r}: expected {" or ".join(CLOCKS)}')
     if target.exit not in range(exits - 1):
         raise ValueError(f'exit is {target.exit}: expected 0 to {exits - 2}')
+    if guarantee is not None and (target.accuracy_loss is None or not 0 < guarantee < 1):
+        raise ValueError(f'guarantee is {guarantee}: expected a number between 0 and 1, for a target of accuracy_loss')
+
+
+def _check_macs(target: Target, exits: int, macs: Macs | None) -> None:
     if macs is not None and len(macs.exits) != exits:
         raise ValueError(f'macs has {len(macs.exits)} exits: expected {exits}')
-    if 'macs' in wanted and macs is None:
+    if target.macs is not None and macs is None:
         raise ValueError('macs is a target, and the multiply-adds of the network are missing: give them as macs=')
 
 

@@ -69,6 +69,7 @@ def command(
     return register
 
 
+NETWORK = argument('--network', choices=NETWORKS, required=True, metavar='NAME', help=', '.join(NETWORKS))
 JSON = argument('--json', action='store_true', help='print the result as JSON, for programs')
 
 
@@ -175,7 +176,7 @@ def _seeds(text: str) -> range:
     return range(first, last + 1)
 
 
-def _count_of(what: str) -> Callable[[str], int]:
+def count_of(what: str) -> Callable[[str], int]:
     """A type of argument: a number of things."""
 
     def count(text: str) -> int:
@@ -227,7 +228,7 @@ def _tolerance(text: str) -> float:
     ),
     argument(
         '--jobs',
-        type=_count_of('jobs'),
+        type=count_of('jobs'),
         default=1,
         metavar='N',
         help='trainings at a time, each with its share of the threads (default: 1); measured one by one',
@@ -297,12 +298,12 @@ def _fix_profile(args: Namespace) -> None:
 @command(
     'train',
     'train a network, main alone and then all exits jointly: on this process, or on several by mpiexec',
-    argument('--network', choices=NETWORKS, required=True, metavar='NAME', help=', '.join(NETWORKS)),
+    NETWORK,
     argument('--variant', choices=VARIANTS, default=VARIANTS[0], help='of the network (default: %(default)s)'),
     argument('--data', choices=list(DATASETS), metavar='NAME', help=f"{', '.join(DATASETS)} (default: the network's)"),
-    argument('--samples', type=_count_of('samples'), metavar='N', help='the first N training images only'),
+    argument('--samples', type=count_of('samples'), metavar='N', help='the first N training images only'),
     argument('--epochs', type=_count, nargs=2, metavar=('MAIN', 'JOINT'), help='default: as published'),
-    argument('--batchsize', type=_count_of('samples'), metavar='N', help='of a step, on all ranks together'),
+    argument('--batchsize', type=count_of('samples'), metavar='N', help='of a step, on all ranks together'),
     argument('--seed', type=_count, default=0, metavar='K', help='default: 0'),
     argument('--out', required=True, metavar='DIR', help='for weights, record and checkpoints'),
     argument('--resume', action='store_true', help='go on with a training that was interrupted'),
@@ -380,7 +381,7 @@ def _measure(args: Namespace) -> int:
     'retrain',
     "train a run's first epochs again and compare the weights (status 1: they differ)",
     argument('dir', metavar='DIR', help='a results folder'),
-    argument('--epochs', type=_count_of('epochs'), default=1, metavar='N', help='default: 1'),
+    argument('--epochs', type=count_of('epochs'), default=1, metavar='N', help='default: 1'),
     argument('--seed', type=int, default=0, metavar='K', help='seed of the run (default: 0)'),
     argument('--device', default='auto', help='auto (default), cpu or gpu:N'),
     argument('--profile', choices=['portable', 'fast'], help='bit profile (default: that of the recorded run)'),
@@ -556,7 +557,6 @@ def _dataset(name: str) -> Any:
     return import_module('branchynet.datasets.' + DATASETS[name])
 
 
-NETWORK = argument('--network', choices=NETWORKS, required=True, help='the network that the weights are of')
 VARIANT = argument('--variant', choices=VARIANTS, default=VARIANTS[0], help='of the network (default: %(default)s)')
 CRITERION = argument('--criterion', choices=CRITERIA, default=CRITERIA[0], help='by which samples leave (%(default)s)')
 
@@ -615,7 +615,10 @@ def _sweep(args: Namespace) -> int:
     argument('--out', metavar='FILE', help='write thresholds and all figures as JSON'),
     argument('--draw', metavar='FILE', help='draw reliability diagrams (test set)'),
     JSON,
-    examples=['branchynet calibrate results/calibration --network lenet_mnist --accuracy-loss 0.1'],
+    examples=[
+        'branchynet calibrate results/calibration/weights_lenet_mnist_seed0.npz \\\n'
+        '      --network lenet_mnist --accuracy-loss 0.1'
+    ],
 )
 def _calibrate(args: Namespace) -> int:
     from branchynet import schema

@@ -1,7 +1,7 @@
 """Trained weights of the paper's networks: which samples their training saw, sweeps, and thresholds for a target.
 
     branchynet sweep results/lenet_mnist_quick --network lenet_mnist
-    branchynet calibrate results/calibration --network lenet_mnist --accuracy-loss 0.1
+    branchynet calibrate results/calibration/weights_lenet_mnist_seed0.npz --network lenet_mnist --accuracy-loss 0.1
 
 A weights file says nothing of its training. results.json or calibration.json beside it does, if it lists the file's
 SHA-256.
@@ -257,6 +257,7 @@ def calibrate(weights: Weights, variant: str, target: Target, options: Options) 
         OSError: The data is missing or damaged.
         ValueError: The target is impossible, or too few images can be held out.
     """
+    calibration.check_target(target, weights.net.numexits(), options.guarantee)
     x, y, x_test, t_test = weights.experiment.get_data()
     index, seen_by_training = hold_out(weights.trained, y, options.samples, options.seed)
     x, t = x[index], y[index]

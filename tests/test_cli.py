@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -46,6 +47,16 @@ def test_bash_completes(typed, completed, capsys):
     )
     done = subprocess.run(['bash', '-c', script], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.split() == completed
+
+
+def test_examples_can_be_typed(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for command in cli.COMMANDS:
+        for example in command.examples:
+            words = shlex.split(example.split(' > ')[0].replace('\\\n', ''))
+            args = cli._parser().parse_args(words[words.index('branchynet') + 1 :])
+            if 'weights' in args:
+                assert os.path.isfile(cli._weights(args.weights, args.network)), example
 
 
 def test_files_complete_no_numbers():
@@ -204,8 +215,9 @@ def test_info_says_what_results_depend_on(capsys):
     assert info['chainer'].startswith('7.8')
 
 
-def test_the_command_runs_as_a_module():
-    run = subprocess.run([sys.executable, '-m', 'branchynet.cli', 'report', 'nowhere'], capture_output=True, text=True)
+@pytest.mark.parametrize('module', ['branchynet', 'branchynet.cli'])
+def test_the_command_runs_as_a_module(module):
+    run = subprocess.run([sys.executable, '-m', module, 'report', 'nowhere'], capture_output=True, text=True)
     assert run.returncode == 2
     assert run.stderr.startswith('branchynet: nowhere') and run.stderr.count('\n') == 1
 

@@ -12,7 +12,6 @@ from branchynet.net import inference_mode
 import chainer
 import numpy as np
 from chainer.functions.activation.softmax import Softmax
-from chainer.utils.type_check import InvalidType
 
 if TYPE_CHECKING:
     from branchynet.chains import ChainNet
@@ -60,7 +59,7 @@ def read(net: ChainNet, x: Array) -> None:
     trunk, samples = net.main, _differing(x, net.numexits() + 1)
     record, uses = _Record(trunk.chain), _Uses(samples)
     with chainer.using_config('train', False), chainer.force_backprop_mode(), record, uses:
-        y = _output(trunk.chain, samples)
+        y = trunk.call(samples)
     calls = record.calls
     if trunk.logits is None and not len(trunk.end):
         trunk.logits = _layer_before_softmax(only(y), calls)
@@ -88,17 +87,6 @@ def _differing(x: Array, count: int) -> Array:
     """Samples (count, ...) that differ, made of the samples x (B, ...)."""
     xp = chainer.backend.get_array_module(x)
     return xp.stack([xp.roll(x[i % len(x)], i // len(x)) for i in range(count)])
-
-
-def _output(chain: chainer.Link, samples: Array) -> Any:
-    """What the chain's forward gives; a ValueError of one line where Chainer finds that shapes or dtypes do not fit."""
-    try:
-        return chain(samples)
-    except InvalidType as e:
-        raise ValueError(
-            f'forward cannot take samples of shape {samples.shape[1:]} and dtype {samples.dtype}: expected {e.expect}, '
-            f'got {e.actual}'
-        ) from e
 
 
 def _layer_before_softmax(y: Any, calls: list[_Call]) -> str | None:

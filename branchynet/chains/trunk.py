@@ -9,6 +9,7 @@ from typing import Any
 from branchynet.chains.passes import Pass
 
 import chainer
+from chainer.utils.type_check import InvalidType
 
 
 class Trunk(chainer.Chain):
@@ -59,10 +60,24 @@ class Trunk(chainer.Chain):
 
         def run(x: Any) -> Any:
             with mode:
-                return self.end_of(self.chain(x))
+                return self.end_of(self.call(x))
 
         stops = layers if self.logits is None else [*layers, self.logits]
         return Pass(run, {id(find(self.chain, path)): path for path in stops})
+
+    def call(self, x: Any) -> Any:
+        """What the chain's forward gives for x (B, ...).
+
+        Raises:
+            ValueError: Chainer finds that shapes or dtypes do not fit.
+        """
+        try:
+            return self.chain(x)
+        except InvalidType as e:
+            raise ValueError(
+                f'forward cannot take samples of shape {x.shape[1:]} and dtype {x.dtype}: expected {e.expect}, got '
+                f'{e.actual}'
+            ) from e
 
     def end_of(self, y: Any) -> Any:
         """The logits, from the chain's output."""

@@ -7,6 +7,7 @@ import shutil
 
 import branchynet  # noqa: F401
 from branchynet import cli, exits, files, schema, sweep
+from branchynet.calibration import Target
 from branchynet.datasets import mnist, splits
 from branchynet.experiments import weights
 from branchynet.experiments.weights import HeldOut, Trained
@@ -136,6 +137,19 @@ def test_what_cannot_be_is_one_line(capsys, tmp_path, words, message):
     status, _, error = run(capsys, 'calibrate', FOLDER, *LENET, *words, '--out', out)
     assert status == 2 and error.startswith(f'branchynet: {message}') and error.count('\n') == 1
     assert not os.path.exists(out)
+
+
+def test_a_target_is_checked_before_the_time_of_a_record():
+    loaded = weights.load(os.path.join(FOLDER, 'weights_lenet_mnist_seed0.npz'), 'lenet_mnist', 'code')
+    loaded = loaded._replace(experiment=None)  # whose data are not asked for
+    for target, guarantee in (
+        (Target(leave=1.5), None),
+        (Target(leave=0.5), 0.9),
+        (Target(), None),
+        (Target(macs=0), None),
+    ):
+        with pytest.raises(ValueError, match='expected'):
+            weights.calibrate(loaded, 'code', target, weights.Options(guarantee=guarantee))
 
 
 def test_weights_that_are_missing_or_of_another_network_are_one_line(capsys):
