@@ -417,6 +417,7 @@ def _guaranteed(
     recorded: ExitRecord, target: Target, baseline: np.ndarray, macs: Macs | None, guarantee: float, seed: int
 ) -> list[float | None]:
     """choose, with a guarantee."""
+    assert target.accuracy_loss is not None  # check_target was called
     if len(baseline) < 3:
         raise ValueError(
             f'the record holds {len(baseline)} samples: a guarantee needs three at least, and far more to tell'
