@@ -211,7 +211,8 @@ def _check_leaving(net: ChainNet, samples: Array, features: Sequence[Any]) -> No
         try:
             h = chainer.as_array(stage(k, h))
         except Exception as e:
-            raise ValueError(f'forward cannot go on {where}: {_line(e)}; {_ADVICE}') from e
+            # What Chainer found: the samples, which Trunk.call names, are not to blame here.
+            raise ValueError(f'forward cannot go on {where}: {_line(e.__cause__ or e)}; {_ADVICE}') from e
         if not _close(h, features[k].array[k:]):
             raise ValueError(f'forward gives something else at {name} {where}; {_ADVICE}')
         h = h[1:]
