@@ -9,11 +9,6 @@ chooses thresholds, without and with a guarantee, and on the test set it judges 
 the knee. Weights and calibration.json go to the folder; what it holds already is not trained again. About half an hour
 on 2 cores. The second command trains nothing: it puts the table of a folder's calibration.json between the markers of a
 page.
-
-    python -m branchynet.experiments.calibration --out DIR --only alex_cifar10 --halves results/alex_cifar10_quick
-
-Weights that were trained on all training images are calibrated on one half of the test set and judged on the other, for
-three stratified splits; the final exit is the baseline, as a committed folder may lack main's weights.
 """
 
 from __future__ import annotations
@@ -163,56 +158,16 @@ def _trained(network: str, held_out: HeldOut, out: str, device: Any) -> Run:
     return Run(network=network, seed=seed, held_out=held_out, training=trained)
 
 
-def complete_halves(out: str, network: str, folder: str) -> None:
-    """Calibrates the weights of a results folder on halves of the test set.
-
-    Args:
-        out: The folder of calibration.json.
-        network: An experiment.
-        folder: A results folder with a run of it of seed 0.
-
-    Raises:
-        OSError: The folder's results or weights are missing or damaged.
-        ValueError: It has no such run.
-    """
-    path = os.path.join(out, CALIBRATION)
-    found = read(out) if os.path.exists(path) else Calibrations()
-    trained = [run for run in results.read(folder).experiments.get(network, []) if run.seed == 0]
-    if not trained:
-        raise ValueError(f'{folder} has no run of {network} with seed 0')
-    for seed in range(SEEDS):
-        run = Run(
-            network=network,
-            seed=seed,
-            held_out=HeldOut(samples=HELD_OUT // 2, seed=seed, of_test_set=True),
-            training=trained[0].training,
-        )
-        run.measurement = _measured(run, runs.weights_path(folder, network, '', 0), out)
-        found.runs.append(run)
-        schema.write(path, found)
-
-
-def _parts(run: Run, data: runs.Data) -> tuple[weights.Samples, weights.Samples]:
-    """(held-out images, images to judge on) with their labels."""
-    x, y, x_test, t_test = data
-    if run.held_out.of_test_set:
-        kept, held = splits.stratified(t_test, run.held_out.samples, run.held_out.seed)
-        return (x_test[held], t_test[held]), (x_test[kept], t_test[kept])
-    _, held = splits.stratified(y, run.held_out.samples, run.held_out.seed)
-    return (x[held], y[held]), (x_test, t_test)
-
-
 def _measured(run: Run, path: str, out: str) -> Measurement:
     """Chooses thresholds for a run's weights, at a path, on its held-out images, and judges them on others."""
     print(f'{runs.stem(run.network, "", run.seed)} ...', flush=True)
     loaded = weights.load(path, run.network, 'code')
-    held_out, test = _parts(run, loaded.experiment.get_data())
-    macs = loaded.macs(test[0])
+    x, y, *test = loaded.experiment.get_data()
+    _, held = splits.stratified(y, run.held_out.samples, run.held_out.seed)
+    held_out = x[held], y[held]
+    macs = loaded.macs(x)
     recorded, tested = (loaded.record(*part, exits.ENTROPY) for part in (held_out, test))
-    if run.held_out.of_test_set:
-        baseline, test_baseline = recorded.correct[-1], tested.correct[-1]
-    else:
-        baseline, test_baseline = loaded.baseline_correct(*held_out), loaded.baseline_correct(*test)
+    baseline, test_baseline = loaded.baseline_correct(*held_out), loaded.baseline_correct(*test)
 
     def chosen(loss: float, guarantee: float | None) -> Choice:
         choice = Choice(accuracy_loss=loss, guarantee=guarantee)
@@ -247,10 +202,8 @@ def _measured(run: Run, path: str, out: str) -> Measurement:
 def table(found: Calibrations) -> str:
     """The table of calibrations as Markdown, a row for every target, with the figures of the seeds in their order."""
     blocks: list[pages.Block] = []
-    for kind in dict.fromkeys((run.network, run.held_out.of_test_set) for run in found.runs):
-        of_network = [
-            run for run in found.runs if (run.network, run.held_out.of_test_set) == kind and run.measurement is not None
-        ]
+    for network in dict.fromkeys(run.network for run in found.runs):
+        of_network = [run for run in found.runs if run.network == network and run.measurement is not None]
         if not of_network:
             continue
         blocks += [
@@ -264,17 +217,10 @@ def table(found: Calibrations) -> str:
 
 def _trainings(trained: Sequence[Run]) -> str:
     one, held_out, seeds = trained[0].training, trained[0].held_out, ', '.join(str(run.seed) for run in trained)
-    if held_out.of_test_set:
-        what = (
-            f'one training, calibrated on {held_out.samples} test images and judged on the others, by splits of seeds '
-            f'{seeds}; the baseline is the final exit'
-        )
-    else:
-        what = f'{held_out.samples} held-out images, seeds {seeds}; the baseline is main before joint training'
     return (
         f'**{trained[0].network}**: {one.main_epochs} + {one.joint_epochs} epochs, batch {one.batchsize}, '
-        f'{one.train_samples} training images; {what}. Losses are points under the baseline, below 0 where early exit '
-        'is right more often.'
+        f'{one.train_samples} training images; {held_out.samples} held-out images, seeds {seeds}; the baseline is main '
+        'before joint training. Losses are points under the baseline, below 0 where early exit is right more often.'
     )
 
 
@@ -350,11 +296,8 @@ def main() -> None:
     parser.add_argument('--out', required=True, metavar='DIR', help='folder of weights and calibration.json')
     parser.add_argument('--only', choices=list(TRAININGS), help='network to train (default: all)')
     parser.add_argument('--seed', type=int, metavar='K', help='seed to train (default: 0 to 2)')
-    parser.add_argument('--halves', metavar='FOLDER', help='calibrate its weights of --only on halves of the test set')
     parser.add_argument('--table', metavar='FILE', help="put the folder's table into this page, and do nothing else")
     args = parser.parse_args()
-    if args.halves is not None and args.only is None:
-        parser.error('--halves needs --only')
     if args.table is not None:
         with open(args.table, encoding='utf-8') as f:
             page = f.read()
@@ -363,9 +306,6 @@ def main() -> None:
         return
     determinism.fix('portable')
     with files.lock(args.out):
-        if args.halves is not None:
-            complete_halves(args.out, args.only, args.halves)
-            return
         networks = list(TRAININGS) if args.only is None else [args.only]
         seeds = list(range(SEEDS)) if args.seed is None else [args.seed]
         complete(args.out, networks, seeds, devices.find_device('cpu'))

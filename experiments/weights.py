@@ -37,12 +37,10 @@ class HeldOut:
     Attributes:
         samples: Their number.
         seed: Of the choice.
-        of_test_set: Whether they are a part of the test set, the rest of which judges; else they are training images.
     """
 
     samples: int
     seed: int
-    of_test_set: bool = False
 
 
 Samples = tuple[np.ndarray, np.ndarray]  # x (N, ...), t (N,)
@@ -131,8 +129,7 @@ def _trained(path: str, network: str) -> Trained | None:
         content = schema.read_json(os.path.join(folder, CALIBRATION), 'calibrations')
         for run in content['runs']:
             if run['training']['weights_sha256'] == sha256:
-                held_out = schema.structure(run['held_out'], HeldOut)
-                return Trained(run['training']['train_samples'], None if held_out.of_test_set else held_out)
+                return Trained(run['training']['train_samples'], schema.structure(run['held_out'], HeldOut))
     if os.path.exists(results.path_of(folder)):
         for run in results.read(folder).experiments.get(network, []):
             if run.training.weights_sha256 == sha256:

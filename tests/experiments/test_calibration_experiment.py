@@ -60,22 +60,6 @@ def test_a_run_from_training_to_table(small, tmp_path):
     assert files.digest(os.path.join(out, 'calibration.json')) == before
 
 
-def test_committed_weights_are_calibrated_on_halves_of_the_test_set(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(calibration, 'HELD_OUT', 400)
-    monkeypatch.setattr(calibration, 'SEEDS', 1)
-    out = str(tmp_path)
-    calibration.complete_halves(out, 'lenet_mnist', os.path.join(ROOT, 'results', 'lenet_mnist_quick'))
-    (run,) = calibration.read(out).runs
-    assert run.held_out.of_test_set
-    (chosen, *_), judged = run.measurement.choices, run.measurement.published.test
-    assert chosen.held_out.samples == 200 and chosen.test.samples == judged.samples == 300
-    (_, t_held), (_, t) = calibration._parts(run, small)
-    assert len(t_held) == 200 and np.bincount(t_held).tolist() != np.bincount(t).tolist()
-    assert 'calibrated on 200 test images and judged on the others' in calibration.table(calibration.read(out))
-    with pytest.raises(ValueError, match='^.*lenet_mnist_quick has no run of alex_cifar10 with seed 0$'):
-        calibration.complete_halves(out, 'alex_cifar10', os.path.join(ROOT, 'results', 'lenet_mnist_quick'))
-
-
 def test_a_damaged_file_is_one_line(tmp_path):
     (tmp_path / 'calibration.json').write_text('{"runs": [{"network": 1}]}')
     with pytest.raises(OSError, match=r'calibration.json is damaged: runs\[0\]') as info:
