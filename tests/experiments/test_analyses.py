@@ -132,6 +132,7 @@ def counter(commands):
     return count
 
 
+@pytest.mark.slow
 def test_figure6_counts_what_images_add(noise, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(figure6, '_tool', lambda: ['a tool'])
     assert reproduce(tmp_path, '--only', 'figure6') == 2

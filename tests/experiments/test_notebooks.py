@@ -13,7 +13,9 @@ FOLDER = os.path.join(
 )
 
 
-@pytest.mark.parametrize('name', NETWORKS)
+@pytest.mark.parametrize(
+    'name', [pytest.param(name, marks=pytest.mark.slow if name != 'lenet_mnist' else ()) for name in NETWORKS]
+)
 def test_notebook_runs(name, monkeypatch, tmp_path):
     nbformat, nbclient = pytest.importorskip('nbformat'), pytest.importorskip('nbclient')
     if name != 'lenet_mnist' and cifar.find(cifar10.NAME, cifar10.VERSIONS)[0] is None:

@@ -169,7 +169,10 @@ def test_results_of_other_experiments_are_kept(tiny, tmp_path, capsys):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize('count', [4, 14, 15])  # of 4 steps and the end of an epoch; the 11th is of the baseline
+# Of 4 steps and the end of an epoch; the 11th is of the baseline.
+@pytest.mark.parametrize(
+    'count', [14, pytest.param(4, marks=pytest.mark.slow), pytest.param(15, marks=pytest.mark.slow)]
+)
 def test_a_run_resumes_within_an_epoch_to_the_same_bits(tiny, tmp_path, monkeypatch, capsys, count):
     assert reproduce(tmp_path / 'whole') == 0
     out = tmp_path / 'out'
