@@ -6,5 +6,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 docker/install.sh --dev
+# The threads of OpenBLAS, of which every process has its own, spin while they wait for each other.
+export OPENBLAS_NUM_THREADS="${OPENBLAS_NUM_THREADS:-1}"
 [ $# -gt 0 ] || set -- -m "not slow" -n auto --dist loadfile
 exec "${BRANCHYNET_VENV:-.venv}/bin/python" -m pytest "$@"

@@ -233,6 +233,6 @@ def _close(found: Array, expected: Array) -> bool:
     return found.shape == expected.shape and bool((abs(found - expected) <= tolerance).all())
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     """An error's class and the first line that it says."""
     return ': '.join([type(error).__name__, *str(error).strip().splitlines()[:1]])

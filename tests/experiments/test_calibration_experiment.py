@@ -32,11 +32,11 @@ def test_a_run_from_training_to_table(small, tmp_path):
     (run,) = calibration.read(out).runs
     assert run.training.train_samples == 2000 and run.held_out.samples == 1000 and run.held_out.seed == 1
     choices = run.measurement.choices
-    assert [(choice.accuracy_loss, choice.guarantee) for choice in choices] == [
-        (1.0, None),
-        (1.0, 0.95),
-        (30.0, None),
-        (30.0, 0.95),
+    assert [(choice.baseline, choice.accuracy_loss, choice.guarantee) for choice in choices] == [
+        (baseline, loss, guarantee)
+        for baseline in ('main', 'the final exit')
+        for loss in (1.0, 30.0)
+        for guarantee in (None, 0.95)
     ]
     for choice in choices:
         if choice.refused:
@@ -47,7 +47,10 @@ def test_a_run_from_training_to_table(small, tmp_path):
     assert run.measurement.published.thresholds == [0.025]
     assert run.measurement.knee.test.loss_points <= 0.2  # 1 of 500 images: compiled and not, they differ by rounding
     table = calibration.table(calibration.read(out))
-    assert '| at most 30 points, with probability 0.95' in table and 'held-out images, seeds 1;' in table
+    assert (
+        '| at most 30 points under the final exit, with probability 0.95' in table
+        and 'held-out images, seeds 1;' in table
+    )
     # What was held out is not what was trained on, and `branchynet calibrate` finds it.
     loaded = weights.load(runs.weights_path(out, 'lenet_mnist', '', 1), 'lenet_mnist', 'code')
     _, held = splits.stratified(small[1], 1000, 1)
