@@ -398,22 +398,23 @@ def _network(name: str, seeds: Sequence[NetworkRun], results: Results) -> list[p
         pages.Table(COLUMNS, published_rows(network) + measured_rows(network, seeds)),
         pages.Text(f'Measured on: {"; ".join(machines)}.'),
     ]
-    return page + [pages.Text(text) for run in seeds for text in _disagreements(run)]
+    return page + [pages.Text(text) for text in _disagreements(seeds)]
 
 
-def _disagreements(run: NetworkRun) -> Iterator[str]:
-    """A text on the settings whose composed and direct times differ; none if they agree."""
-    found = run.measurement.disagreements()
+def _disagreements(seeds: Sequence[NetworkRun]) -> Iterator[str]:
+    """A text on the settings whose composed and direct times differ; none if they agree in all seeds."""
+    found = [(run.seed, name, one) for run in seeds for name, one in run.measurement.disagreements().items()]
     if found:
         times = '; '.join(
-            f'{name} setting, {one.clock} clock: composed {one.composed_ms:.3f} ms, measured {one.direct_ms:.3f} ms'
-            for name, one in found.items()
+            f'seed {seed}, {name} setting, {one.clock} clock: composed {one.composed_ms:.3f} ms, measured '
+            f'{one.direct_ms:.3f} ms'
+            for seed, name, one in found
         )
         yield (
-            f'**Seed {run.seed}: composed times differ from directly measured ones by more than '
-            f'{DISAGREEMENT_PERCENT} %** ({times}). A composed time adds up times of single stages, which come from an '
-            'earlier pass over the first 1000 test images, and can leave out part of the cost of the call itself. To '
-            'measure both again, run `branchynet measure DIR` on a quiet machine.'
+            f'**Composed times differ from directly measured ones by more than {DISAGREEMENT_PERCENT} %** ({times}). A '
+            'composed time adds up times of single stages, which come from an earlier pass over the first 1000 test '
+            'images, and can leave out part of the cost of the call itself. To measure both again, run `branchynet '
+            'measure DIR` on a quiet machine.'
         )
 
 

@@ -322,9 +322,9 @@ def test_what_reproduces_takes_the_best_of_several_folders(example):
 def test_composed_times_that_differ_from_direct_ones_are_shown_with_both_figures(example):
     knee = run_of(example).measurement.measured.knee
     knee.composed_whole_ms, knee.composed_released_ms = 1.0999, 0.4501
-    assert 'composed times differ' not in report.tables(example)
+    assert 'Composed times differ' not in report.tables(example)
     knee.composed_whole_ms, knee.composed_released_ms = 1.2, 0.35
     text = report.tables(example)
-    assert '(knee setting, released clock: composed 0.350 ms, measured 0.500 ms)' in text
+    assert '(seed 0, knee setting, released clock: composed 0.350 ms, measured 0.500 ms)' in text
     assert 'cost of the call itself' in text and '`branchynet measure DIR` on a quiet machine' in text
     assert 'another process' not in text
