@@ -1,8 +1,10 @@
-"""Adam (Kingma, Ba, 2014), by NumPy in blocks that threads share."""
+"""Adam (Kingma, Ba, 2014), in blocks that threads share: in machine code, or without llvmlite by NumPy."""
 
 from __future__ import annotations
 
-from typing import Any, Callable
+import functools
+from collections.abc import Sequence
+from typing import Any, Callable, Optional
 
 from branchynet.cpu.layout import plain, takes
 from branchynet.cpu.threads import blocks, run, scratch
@@ -10,6 +12,7 @@ from branchynet.cpu.threads import blocks, run, scratch
 import numpy as np
 
 _ELEMENTS = 1 << 18  # of a block
+_kept: list[Any] = []  # machine code lives as long as its Code
 
 
 class Adam:
@@ -42,24 +45,84 @@ def adam(w: np.ndarray, grad: np.ndarray, m: np.ndarray, v: np.ndarray, alpha_t:
         alpha_t: the step, corrected for the moments' start at zero.
         hyperparam: of Chainer's rule: beta1, beta2, eps, eta.
     """
-    w, grad, m, v = (a.reshape(-1) for a in (w, grad, m, v))
-    parts = blocks(w.size, 1, _ELEMENTS)
+    arrays = [array.reshape(-1) for array in (w, grad, m, v)]
+    parts, code = blocks(w.size, 1, _ELEMENTS), _machine_code()
+    numbers = alpha_t, 1 - hyperparam.beta1, 1 - hyperparam.beta2, hyperparam.eps, -hyperparam.eta
+    if code is None or not all(type(number) in (float, int) for number in numbers):  # NumPy's own raise the precision
+        run(lambda i: _update([array[parts[i]] for array in arrays], numbers), len(parts))
+        return
+    rounded, starts = np.array(numbers, np.float32), [array.ctypes.data for array in arrays]
+    frames = np.array(
+        [
+            [*(start + 4 * part.start for start in starts), part.stop - part.start, rounded.ctypes.data]
+            for part in parts
+        ],
+        np.int64,
+    )
+    addresses = [frames.ctypes.data + i * frames.strides[0] for i in range(len(parts))]
+    run(lambda i: code(addresses[i]), len(parts))
 
-    def task(i: int) -> None:
-        part = parts[i]
-        d = scratch('difference', grad[part].shape)
-        np.subtract(grad[part], m[part], out=d)
-        d *= 1 - hyperparam.beta1
-        m[part] += d
-        np.multiply(grad[part], grad[part], out=d)
-        d -= v[part]
-        d *= 1 - hyperparam.beta2
-        v[part] += d
-        np.sqrt(v[part], out=d)
-        d += hyperparam.eps
-        np.divide(alpha_t, d, out=d)
-        d *= m[part]
-        d *= -hyperparam.eta
-        w[part] += d
 
-    run(task, len(parts))
+def _update(arrays: Sequence[np.ndarray], numbers: Sequence[float]) -> None:
+    """Updates a block by NumPy; arrays and numbers are those of `adam`."""
+    w, grad, m, v = arrays
+    alpha_t, rest1, rest2, eps, minus_eta = numbers
+    d = scratch('difference', grad.shape)
+    np.subtract(grad, m, out=d)
+    d *= rest1
+    m += d
+    np.multiply(grad, grad, out=d)
+    d -= v
+    d *= rest2
+    v += d
+    np.sqrt(v, out=d)
+    d += eps
+    np.divide(alpha_t, d, out=d)
+    d *= m
+    d *= minus_eta
+    w += d
+
+
+@functools.cache
+def _machine_code() -> Optional[Callable[[int], int]]:
+    """The same in machine code; None without llvmlite.
+
+    It takes the address of a frame of 64-bit numbers: the addresses of w, grad, m and v, their size, and the address of
+    the five numbers, as float32.
+    """
+    try:
+        from branchynet.cpu.emitter import INT, LANES, REAL, VECTOR, Code, Emitter
+    except ImportError:
+        return None
+    emit = Emitter()
+
+    def write(frame: Any) -> None:
+        build = emit.builder
+        *starts, count, numbers = (emit.load(emit.add(frame, 8 * i), INT) for i in range(6))
+        scalars = [emit.load(emit.add(numbers, 4 * i), REAL) for i in range(5)]
+        vectors = [emit.splat(scalar) for scalar in scalars]
+
+        def update(index: Any, kind: Any, constants: Sequence[Any], root: Any) -> None:
+            alpha_t, rest1, rest2, eps, minus_eta = constants
+            places = [emit.at(start, index, 4) for start in starts]
+            w, grad, m, v = (emit.load(place, kind) for place in places)
+            m = build.fadd(m, build.fmul(build.fsub(grad, m), rest1))
+            v = build.fadd(v, build.fmul(build.fsub(build.fmul(grad, grad), v), rest2))
+            step = build.fdiv(alpha_t, build.fadd(build.call(root, [v]), eps))
+            w = build.fadd(w, build.fmul(build.fmul(step, m), minus_eta))
+            for value, place in zip((w, m, v), (places[0], places[2], places[3])):
+                emit.store(value, place)
+
+        whole = build.and_(count, INT(-LANES))
+        of_vector, of_scalar = (
+            emit.external(name, kind, [kind])
+            for name, kind in ((f'llvm.sqrt.v{LANES}f32', VECTOR), ('llvm.sqrt.f32', REAL))
+        )
+        with build.if_then(build.icmp_signed('>', whole, INT(0))):
+            emit.loop(whole, lambda i: update(i, VECTOR, vectors, of_vector), step=LANES)
+        with build.if_then(build.icmp_signed('>', count, whole)):
+            emit.loop(build.sub(count, whole), lambda i: update(build.add(whole, i), REAL, scalars, of_scalar))
+
+    emit.function('adam', 1, write, name='adam')
+    _kept.append(Code(emit.module()))
+    return _kept[0].call('adam')

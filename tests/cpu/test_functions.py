@@ -2,10 +2,11 @@
 
 import gc
 import itertools
+import types
 import warnings
 
 from branchynet import cpu
-from branchynet.cpu import convolution, layout, onednn
+from branchynet.cpu import adam, convolution, layout, onednn
 
 import chainer
 import chainer.functions as F
@@ -686,6 +687,19 @@ def test_adams_updates_are_chainers_to_the_bit(kwargs, dtype, order):
         check_dtypes(found, expected)
         for a, b in zip(found, expected):
             np.testing.assert_array_equal(a, b)
+
+
+@given(st.integers(1, 70), st.floats(1e-30, 1e30), st.integers(0, 1000))
+def test_machine_code_of_adam_has_numpys_bits(size, scale, seed):
+    random, numbers = np.random.RandomState(seed), types.SimpleNamespace(beta1=0.9, beta2=0.999, eps=1e-8, eta=1.0)
+    found = [(random.randn(size) * scale).astype('f') for _ in range(3)]
+    found.append((random.rand(size) * scale).astype('f'))
+    expected = [array.copy() for array in found]
+    with np.errstate(all='ignore'):
+        adam.adam(*found, 0.0123, numbers)
+        adam._update(expected, (0.0123, 1 - numbers.beta1, 1 - numbers.beta2, numbers.eps, -numbers.eta))
+    for a, b in zip(found, expected):
+        assert a.tobytes() == b.tobytes()
 
 
 def test_adam_passes_over_parameters_without_gradient():
