@@ -344,6 +344,7 @@ def _train_on(ranks: Any, args: Namespace) -> int:
     from branchynet.experiments import report, runs, train
 
     experiment = report.load(args.network)
+    ranks.together(lambda: _check_data(args))
     published = experiment.presets['paper']
     main_epochs, joint_epochs = args.epochs or (published.main_epochs, published.joint_epochs)
     preset = runs.Preset(main_epochs, joint_epochs, args.batchsize or published.batchsize, args.samples)
@@ -361,6 +362,12 @@ def _train_on(ranks: Any, args: Namespace) -> int:
         last = f', loss {history.loss[-1]}, accuracy {history.accuracy[-1]} in the last' if history.loss else ''
         print(f'{path(args.out, args.network, "", args.seed)}: {len(history.loss)} epochs{last}')
     return 0
+
+
+def _check_data(args: Namespace) -> None:
+    fitting = ['mnist'] if args.network == 'lenet_mnist' else ['pcifar10', 'cifar10']
+    if args.data not in (None, *fitting):
+        raise ValueError(f'{args.network} does not take {args.data}: give --data {" or ".join(fitting)}')
 
 
 @command(
