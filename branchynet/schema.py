@@ -74,6 +74,26 @@ def read_json(path: str, expected: str) -> Any:
         raise OSError(f'{path} is damaged ({e}): expected {expected}') from e
 
 
+def read(path: str, kind: type[T], expected: str) -> T:
+    """Reads an object of an attrs class from a JSON file.
+
+    Args:
+        path: Path of the file.
+        kind: As in `structure`.
+        expected: As in `read_json`.
+
+    Returns:
+        The object.
+
+    Raises:
+        OSError: The file is missing or damaged.
+    """
+    try:
+        return structure(read_json(path, expected), kind)
+    except ValueError as e:
+        raise OSError(f'{path} is damaged: {e}') from e
+
+
 def write(path: str, value: Any) -> None:
     """Writes an attrs object, or JSON-ready content, to a JSON file, atomically.
 

@@ -71,11 +71,7 @@ def read(folder: str) -> Baseline:
     Raises:
         OSError: It is missing or damaged.
     """
-    path = os.path.join(folder, FILE)
-    try:
-        return schema.structure(schema.read_json(path, 'accuracies of main'), Baseline)
-    except ValueError as e:
-        raise OSError(f'{path} is damaged: {e}') from e
+    return schema.read(os.path.join(folder, FILE), Baseline, 'accuracies of main')
 
 
 def measure(seed: int, data: runs.Data, preset: runs.Preset, last: int) -> Curve:

@@ -119,11 +119,7 @@ def read(folder: str) -> Calibrations:
     Raises:
         OSError: It is missing or damaged.
     """
-    path = os.path.join(folder, CALIBRATION)
-    try:
-        return schema.structure(schema.read_json(path, 'calibrations'), Calibrations)
-    except ValueError as e:
-        raise OSError(f'{path} is damaged: {e}') from e
+    return schema.read(os.path.join(folder, CALIBRATION), Calibrations, 'calibrations')
 
 
 def complete(out: str, networks: Sequence[str], seeds: Sequence[int], device: Any) -> None:
