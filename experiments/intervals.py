@@ -31,9 +31,10 @@ def over_seeds(values: list[float]) -> tuple[float, float]:
     Returns:
         Its ends (low, high), in the unit of the values.
     """
-    if np.ptp(values) == 0:  # Student's t needs a spread
+    error = stats.sem(values)
+    if error == 0:  # Student's t needs a spread, and one that float64 can hold
         return values[0], values[0]
-    low, high = stats.t.interval(LEVEL, len(values) - 1, np.mean(values), stats.sem(values))
+    low, high = stats.t.interval(LEVEL, len(values) - 1, np.mean(values), error)
     return float(low), float(high)
 
 

@@ -49,7 +49,7 @@ def test_a_run_from_training_to_table(small, tmp_path):
     table = calibration.table(calibration.read(out))
     assert (
         '| at most 30 points under the final exit, with probability 0.95' in table
-        and 'held-out images, seeds 1;' in table
+        and 'held-out images, seeds 1.' in table
     )
     # What was held out is not what was trained on, and `branchynet calibrate` finds it.
     loaded = weights.load(runs.weights_path(out, 'lenet_mnist', '', 1), 'lenet_mnist', 'code')

@@ -139,6 +139,8 @@ def test_wilsons_interval_holds_the_share(counts):
 
 
 @hypothesis.given(st.lists(st.floats(0, 100), min_size=2, max_size=6))
+@hypothesis.example([0.0, 6e-277])  # whose squares are 0
+@hypothesis.example([0.1, 0.1, 0.1])
 def test_the_interval_over_seeds_holds_the_mean(values):
     low, high = intervals.accuracy(values, 10000)
     assert low - 1e-9 <= np.mean(values) <= high + 1e-9
