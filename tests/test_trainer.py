@@ -136,10 +136,10 @@ def test_the_evaluator_measures_over_all_samples():
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_early_stopping():
+def test_early_stopping(tmp_path):
     net = small_net()
     stop = triggers.EarlyStoppingTrigger(monitor='validation/main/accuracy', patience=1, max_trigger=(50, 'epoch'))
-    steps = Trainer(trainer.Updater(serial(), net), stop)
+    steps = Trainer(trainer.Updater(serial(), net), stop, out=str(tmp_path))
     steps.extend(trainer.Evaluator(validation(), net))
     steps.run()
     assert 0 < steps.updater.epoch < 50
