@@ -134,19 +134,17 @@ def _range(accuracies: Sequence[float]) -> str:
     return f'{min(accuracies):.2f} to {max(accuracies):.2f}'
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Runs the commands that the docstring of this file shows."""
     parser = argparse.ArgumentParser(prog='python -m branchynet.experiments.baseline')
     parser.add_argument('--out', required=True, metavar='DIR', help=f'folder of {FILE}')
     parser.add_argument('--table', metavar='FILE', help="put the folder's table into this page, and do nothing else")
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
     if args.table is not None:
-        with open(args.table, encoding='utf-8') as f:
-            page = report.between_markers(f.read(), table(read(args.out)), 'baseline')
-        files.write_atomically(args.table, page.encode())
+        report.put_between_markers(args.table, table(read(args.out)), 'baseline')
         return
     determinism.fix('portable')
-    preset: Any = EXPERIMENT.presets[PRESET]
+    preset = EXPERIMENT.presets[PRESET]
     data = runs.cut(EXPERIMENT.get_data(), preset)
     with files.lock(args.out):
         path = os.path.join(args.out, FILE)

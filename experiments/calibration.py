@@ -142,7 +142,7 @@ def complete(out: str, networks: Sequence[str], seeds: Sequence[int], device: An
                 checkpoint.remove(runs.checkpoint_path(out, network, '', seed))
     for run in found.runs:
         if run.network in networks and run.measurement is None:
-            run.measurement = _measured(run, runs.weights_path(out, run.network, '', run.seed), out)
+            run.measurement = _measured(run, out)
             schema.write(path, found)
 
 
@@ -157,10 +157,10 @@ def _trained(network: str, held_out: HeldOut, out: str, device: Any) -> Run:
     return Run(network=network, seed=seed, held_out=held_out, training=trained)
 
 
-def _measured(run: Run, path: str, out: str) -> Measurement:
-    """Chooses thresholds for a run's weights, at a path, on its held-out images, and judges them on others."""
+def _measured(run: Run, out: str) -> Measurement:
+    """Chooses thresholds for a run's weights on its held-out images, and judges them on the test set."""
     print(f'{runs.stem(run.network, "", run.seed)} ...', flush=True)
-    loaded = weights.load(path, run.network, 'code')
+    loaded = weights.load(runs.weights_path(out, run.network, '', run.seed), run.network, 'code')
     x, y, *test = loaded.experiment.get_data()
     _, held = splits.stratified(y, run.held_out.samples, run.held_out.seed)
     held_out = x[held], y[held]
@@ -174,10 +174,8 @@ def _measured(run: Run, path: str, out: str) -> Measurement:
     of_main = baselines['main'][1]
 
     def chosen(name: str, loss: float, guarantee: float | None) -> Choice:
-        choice, (baseline, test_baseline) = (
-            Choice(accuracy_loss=loss, baseline=name, guarantee=guarantee),
-            baselines[name],
-        )
+        choice = Choice(accuracy_loss=loss, baseline=name, guarantee=guarantee)
+        baseline, test_baseline = baselines[name]
         try:
             choice.thresholds = calibration.choose(recorded, Target(loss), baseline, macs, guarantee, run.seed)
         except calibration.Infeasible as e:
@@ -308,10 +306,7 @@ def main() -> None:
     parser.add_argument('--table', metavar='FILE', help="put the folder's table into this page, and do nothing else")
     args = parser.parse_args()
     if args.table is not None:
-        with open(args.table, encoding='utf-8') as f:
-            page = f.read()
-        page = report.between_markers(page, table(read(args.out)), 'calibration')
-        files.write_atomically(args.table, page.encode())
+        report.put_between_markers(args.table, table(read(args.out)), 'calibration')
         return
     determinism.fix('portable')
     with files.lock(args.out):

@@ -13,6 +13,7 @@ from branchynet.experiments import NETWORKS, PRESETS, claims, intervals, pages
 from branchynet.experiments.claims import FAIL, NOT_RUN, PASS, Claim, Verdict
 from branchynet.experiments.figures import Drawn
 from branchynet.experiments.results import DISAGREEMENT_PERCENT, Environment, NetworkRun, Pairs, Results
+from branchynet.files import write_atomically
 
 import numpy as np
 
@@ -742,6 +743,23 @@ def updated(text: str, found: Sequence[Results]) -> str:
     for name in names:
         text = between_markers(text, parts[name](), name)
     return text
+
+
+def put_between_markers(path: str, part: str, name: str) -> None:
+    """Replaces the text between two markers of a Markdown file.
+
+    Args:
+        path: of the file.
+        part: as of `between_markers`.
+        name: as of `between_markers`.
+
+    Raises:
+        OSError: the file cannot be read or written.
+        ValueError: as of `between_markers`.
+    """
+    with open(path, encoding='utf-8') as f:
+        text = f.read()
+    write_atomically(path, between_markers(text, part, name).encode())
 
 
 def between_markers(text: str, part: str, name: str = 'results') -> str:

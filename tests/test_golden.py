@@ -1,5 +1,6 @@
 """Runs of the original (Chainer 1.17), repeated by the port; see golden/README.md for the cases and tolerances."""
 
+import contextlib
 import json
 import os
 
@@ -140,15 +141,11 @@ def check_movement(case, report):
         report('weights of ' + group, float(np.sqrt(error / moved)), limit)
 
 
+@pytest.mark.parametrize('kernels', [contextlib.nullcontext, cpu.fast], ids=['stock', 'fast'])
 @pytest.mark.parametrize('name', ['lenet', 'alexnet', 'resnet110'])
-def test_golden_with_the_kernels(name, record_property):
-    with cpu.fast():
+def test_golden(name, kernels, record_property):
+    with kernels():
         check_case(name, record_property)
-
-
-@pytest.mark.parametrize('name', ['lenet', 'alexnet', pytest.param('resnet110', marks=pytest.mark.slow)])
-def test_golden_in_stock_chainer(name, record_property):
-    check_case(name, record_property)
 
 
 def check_case(name, record_property):

@@ -12,7 +12,6 @@ from branchynet.cpu.threads import blocks, run, scratch
 import numpy as np
 
 _ELEMENTS = 1 << 18  # of a block
-_kept: list[Any] = []  # machine code lives as long as its Code
 
 
 class Adam:
@@ -124,5 +123,4 @@ def _machine_code() -> Optional[Callable[[int], int]]:
             emit.loop(build.sub(count, whole), lambda i: update(build.add(whole, i), REAL, scalars, of_scalar))
 
     emit.function('adam', 1, write, name='adam')
-    _kept.append(Code(emit.module()))
-    return _kept[0].call('adam')
+    return Code(emit.module()).call('adam')

@@ -55,8 +55,8 @@ class Cascade:
         writer.write_record(trunk, heads)
         if main is not None:
             writer.write_main(outputs[-1])
-        self._code = Code(writer.emit.module())
-        self._calls = {name: self._code.call(name) for name in ('leave', 'record', *(['main'] * (main is not None)))}
+        code = Code(writer.emit.module())
+        self._calls = {name: code.call(name) for name in ('leave', 'record', *(['main'] * (main is not None)))}
         self._constants = writer.emit.constants.block()
         self._memory, self._shape = writer.memory, shape
         self._local = threading.local()

@@ -205,7 +205,8 @@ class Code:
 
     def call(self, name: str) -> Callable[[int], int]:
         """A Python function of one address; other threads run while it works."""
-        function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(self._engine.get_function_address(name))
+        function: Any = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(self._engine.get_function_address(name))
+        function.code = self  # the code lives as long as a function that runs it
         return function
 
 

@@ -10,8 +10,6 @@ from branchynet.experiments import calibration, report, runs, weights
 import numpy as np
 import pytest
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
 
 @pytest.fixture
 def small(monkeypatch):

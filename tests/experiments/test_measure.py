@@ -107,14 +107,10 @@ def test_the_origin_of_the_training_stays(folder, tmp_path):
     'change',
     [
         lambda run: run['measurement']['baseline'].update(accuracy_percent=12.5),
-        pytest.param(
-            lambda run: run['measurement']['baseline'].update(accuracy_as_released_percent=12.5), marks=pytest.mark.slow
-        ),
-        pytest.param(
-            lambda run: run['measurement']['sweep'][3].update(exit_percent=[12.5, 87.5]), marks=pytest.mark.slow
-        ),
-        pytest.param(lambda run: run['measurement']['sweep'].pop(), marks=pytest.mark.slow),
-        pytest.param(lambda run: run['measurement'].update(exit_accuracy_percent=[12.5, 12.5]), marks=pytest.mark.slow),
+        lambda run: run['measurement']['baseline'].update(accuracy_as_released_percent=12.5),
+        lambda run: run['measurement']['sweep'][3].update(exit_percent=[12.5, 87.5]),
+        lambda run: run['measurement']['sweep'].pop(),
+        lambda run: run['measurement'].update(exit_accuracy_percent=[12.5, 12.5]),
     ],
 )
 def test_other_accuracies_or_exits_are_status_1_and_replace_nothing(folder, tmp_path, capsys, change):
