@@ -99,28 +99,24 @@ def _machine_code() -> Optional[Callable[[int], int]]:
         build = emit.builder
         *starts, count, numbers = (emit.load(emit.add(frame, 8 * i), INT) for i in range(6))
         scalars = [emit.load(emit.add(numbers, 4 * i), REAL) for i in range(5)]
-        vectors = [emit.splat(scalar) for scalar in scalars]
+        constants = {REAL: scalars, VECTOR: [emit.splat(scalar) for scalar in scalars]}
+        roots = {
+            kind: emit.external(name, kind, [kind])
+            for kind, name in ((REAL, 'llvm.sqrt.f32'), (VECTOR, f'llvm.sqrt.v{LANES}f32'))
+        }
 
-        def update(index: Any, kind: Any, constants: Sequence[Any], root: Any) -> None:
-            alpha_t, rest1, rest2, eps, minus_eta = constants
-            places = [emit.at(start, index, 4) for start in starts]
+        def update(i: Any, kind: Any) -> None:
+            alpha_t, rest1, rest2, eps, minus_eta = constants[kind]
+            places = [emit.at(start, i, 4) for start in starts]
             w, grad, m, v = (emit.load(place, kind) for place in places)
             m = build.fadd(m, build.fmul(build.fsub(grad, m), rest1))
             v = build.fadd(v, build.fmul(build.fsub(build.fmul(grad, grad), v), rest2))
-            step = build.fdiv(alpha_t, build.fadd(build.call(root, [v]), eps))
+            step = build.fdiv(alpha_t, build.fadd(build.call(roots[kind], [v]), eps))
             w = build.fadd(w, build.fmul(build.fmul(step, m), minus_eta))
             for value, place in zip((w, m, v), (places[0], places[2], places[3])):
                 emit.store(value, place)
 
-        whole = build.and_(count, INT(-LANES))
-        of_vector, of_scalar = (
-            emit.external(name, kind, [kind])
-            for name, kind in ((f'llvm.sqrt.v{LANES}f32', VECTOR), ('llvm.sqrt.f32', REAL))
-        )
-        with build.if_then(build.icmp_signed('>', whole, INT(0))):
-            emit.loop(whole, lambda i: update(i, VECTOR, vectors, of_vector), step=LANES)
-        with build.if_then(build.icmp_signed('>', count, whole)):
-            emit.loop(build.sub(count, whole), lambda i: update(build.add(whole, i), REAL, scalars, of_scalar))
+        emit.elements(count, update)
 
     emit.function('adam', 1, write, name='adam')
     return Code(emit.module()).call('adam')

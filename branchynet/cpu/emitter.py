@@ -161,6 +161,15 @@ class Emitter:
         builder.position_at_end(after)
         return results
 
+    def elements(self, count: ir.Value, body: Callable[[ir.Value, ir.Type], None]) -> None:
+        """``body(i, kind)`` for all numbers below ``count``: at VECTOR for LANES of them at once, at REAL for the rest."""
+        builder = self.builder
+        whole = builder.and_(count, INT(-LANES))
+        with builder.if_then(builder.icmp_signed('>', whole, INT(0))):
+            self.loop(whole, lambda i: body(i, VECTOR), step=LANES)
+        with builder.if_then(builder.icmp_signed('>', count, whole)):
+            self.loop(builder.sub(count, whole), lambda i: body(builder.add(whole, i), REAL))
+
     def module(self) -> str:
         """All functions, in LLVM's language."""
         return str(self._module)
@@ -238,3 +247,8 @@ def integer(value: int) -> ir.Constant:
 def vector(value: float) -> ir.Constant:
     """A constant vector of one value."""
     return ir.Constant(VECTOR, [value] * LANES)
+
+
+def constant(value: float, kind: ir.Type) -> ir.Constant:
+    """A constant of a type: REAL, or VECTOR, whose lanes all have the value."""
+    return vector(value) if kind == VECTOR else ir.Constant(kind, value)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ctypes import c_float, c_uint, c_void_p
-from typing import Any, Callable
+from ctypes import c_void_p
+from typing import Any, Callable, Optional
 
 from branchynet.cpu import onednn
 from branchynet.cpu.elementwise import add
@@ -35,6 +35,7 @@ from branchynet.cpu.onednn import (
     SRC,
     VARIANCE,
     VECTOR,
+    WORKSPACE,
     create_descriptor,
     describe,
 )
@@ -94,23 +95,14 @@ class BatchNormalization:
         stock: Callable,
     ) -> tuple:
         """The method of this name, for arrays that the kernels take."""
-        if not (
-            takes(x, gamma, beta)
-            and x.ndim == 4
-            and tuple(axis) == (0, 2, 3)
-            and gamma.shape == beta.shape == x.shape[1:2]
-        ):
+        if not (fits(x, gamma, beta) and tuple(axis) == (0, 2, 3)):
             return stock(self, axis, gamma, x, x_layout, xp, expander, beta, eps, decay, running_mean, running_var)
         (x,) = dense(x)
         eps = float(eps)  # users give arrays too
         y, mean, var = batch_normalization(x, gamma, beta, eps)
-        inv_std = np.reciprocal(np.sqrt(var + np.float32(eps)))
+        inv_std = inverse_deviation(var, eps)
         if running_mean is not None:
-            m = x.size // gamma.size
-            running_mean *= decay
-            running_mean += (1 - decay) * mean
-            running_var *= decay
-            running_var += (1 - decay) * (m / max(m - 1.0, 1.0)) * var
+            update_running(running_mean, running_var, mean, var, x.size // gamma.size, decay)
         return y, x_layout, running_mean, running_var, mean, var, inv_std, None
 
     def backward(
@@ -246,35 +238,90 @@ def local_response_gx(
 # Batch normalisation over (B, H, W)
 
 
+def fits(x: Any, gamma: Any, beta: Any) -> bool:
+    """Whether the kernels take images x (B, C, H, W) with factors and shifts of every channel, (C,)."""
+    return takes(x, gamma, beta) and x.ndim == 4 and gamma.shape == beta.shape == x.shape[1:2]
+
+
+def inverse_deviation(variance: np.ndarray, eps: float) -> np.ndarray:
+    """(variance + eps)**-0.5, of every channel (C,)."""
+    return np.reciprocal(np.sqrt(variance + np.float32(eps)))
+
+
+def update_running(
+    running_mean: Any, running_var: Any, mean: np.ndarray, variance: np.ndarray, count: int, decay: float
+) -> None:
+    """Moves the running statistics (C,) towards a batch's, whose variance is made unbiased, as Chainer does.
+
+    Args:
+        running_mean: changed in place.
+        running_var: changed in place.
+        mean: of the batch.
+        variance: of the batch, biased.
+        count: numbers that each of them was taken of.
+        decay: factor of what was.
+    """
+    running_mean *= decay
+    running_mean += (1 - decay) * mean
+    running_var *= decay
+    running_var += (1 - decay) * (count / max(count - 1.0, 1.0)) * variance
+
+
 @cached
-def _batch_normalization(shape: tuple[int, ...], form: int, eps: float) -> tuple[onednn.Primitive, onednn.Primitive]:
+def _batch_normalization(
+    shape: tuple[int, ...], form: int, eps: float, relu: bool = False
+) -> tuple[onednn.Primitive, onednn.Primitive]:
     """(forward, backward) primitives of a whole batch."""
-    x, vector = describe(shape, form), describe(shape[1:2], VECTOR)
-    flags = onednn.flags(onednn.SCALED | onednn.SHIFTED)
-    return _forward_and_backward(x, vector, flags, onednn.real(eps))
+    return _forward_and_backward(shape, form, eps, relu, 0)
 
 
 @cached
-def _normalization(shape: tuple[int, ...], form: int) -> tuple[onednn.Primitive, onednn.Primitive]:
+def _normalization(
+    shape: tuple[int, ...], form: int, relu: bool = False
+) -> tuple[onednn.Primitive, onednn.Primitive]:
     """(forward, backward) primitives of a block, with statistics that are given."""
-    x, vector = describe(shape, form), describe(shape[1:2], VECTOR)
-    flags = onednn.flags(onednn.GIVEN_STATISTICS | onednn.SCALED | onednn.SHIFTED)
-    return _forward_and_backward(x, vector, flags, onednn.real(0))
+    return _forward_and_backward(shape, form, 0, relu, onednn.GIVEN_STATISTICS)
 
 
 def _forward_and_backward(
-    x: c_void_p, vector: c_void_p, flags: c_uint, eps: c_float
+    shape: tuple[int, ...], form: int, eps: float, relu: bool, flags: int
 ) -> tuple[onednn.Primitive, onednn.Primitive]:
+    x, vector = describe(shape, form), describe(shape[1:2], VECTOR)
+    hint, descriptor = _descriptors(x, eps, flags, relu)
     statistics = {MEAN: vector, VARIANCE: vector}
-    hint = create_descriptor('batch_normalization_forward', onednn.FORWARD_TRAINING, x, x, eps, flags)
-    descriptor = create_descriptor('batch_normalization_backward', onednn.BACKWARD, x, x, x, eps, flags, hint)
+    mask = {WORKSPACE: None} if relu else {}
     return (
-        onednn.Primitive(hint, {SRC: x, DST: x, SCALE: vector, SHIFT: vector, **statistics}),
+        onednn.Primitive(hint, {SRC: x, DST: x, SCALE: vector, SHIFT: vector, **statistics, **mask}),
         onednn.Primitive(
             descriptor,
-            {SRC: x, DIFF_DST: x, SCALE: vector, DIFF_SRC: x, DIFF_SCALE: vector, DIFF_SHIFT: vector, **statistics},
+            {
+                **{SRC: x, DIFF_DST: x, SCALE: vector, DIFF_SRC: x, DIFF_SCALE: vector, DIFF_SHIFT: vector},
+                **statistics,
+                **mask,
+            },
         ),
     )
+
+
+def _descriptors(x: c_void_p, eps: float, flags: int, relu: bool) -> tuple[c_void_p, c_void_p]:
+    """(forward, backward), scaled and shifted."""
+    numbers = onednn.real(eps), onednn.flags(
+        flags | onednn.SCALED | onednn.SHIFTED | (onednn.WITH_RELU if relu else 0)
+    )
+    hint = create_descriptor('batch_normalization_forward', onednn.FORWARD_TRAINING, x, x, *numbers)
+    return hint, create_descriptor('batch_normalization_backward', onednn.BACKWARD, x, x, x, *numbers, hint)
+
+
+@cached
+def _has_relu(shape: tuple[int, ...], form: int) -> bool:
+    """Whether oneDNN normalises with the same code where a ReLU follows: then the bits are the same too."""
+    x = describe(shape, form)
+    names = [
+        [onednn.implementation(descriptor) for descriptor in _descriptors(x, 0, flags, relu)]
+        for relu in (False, True)
+        for flags in (0, onednn.GIVEN_STATISTICS)
+    ]
+    return names[:2] == names[2:]
 
 
 @cached
@@ -287,8 +334,29 @@ def _statistics(shape: tuple[int, ...], form: int) -> onednn.Primitive:
     return onednn.Primitive(descriptor, {SRC: x, DST: x, MEAN: vector, VARIANCE: vector})
 
 
+class Masks:
+    """Where ReLU let the numbers of a batch normalisation pass, for its gradient.
+
+    Args:
+        x: the input of the batch normalisation.
+
+    Attributes:
+        addresses: where the mask of each part of the batch lies.
+    """
+
+    def __init__(self, x: np.ndarray) -> None:
+        forms = [_normalization(sizes_of(part, x), form_of(x), True)[0] for part in _batch_parts(x)]
+        self._arrays = [np.empty(primitive.sizes[WORKSPACE], np.uint8) for primitive in forms]
+        self.addresses = [array.ctypes.data for array in self._arrays]
+
+    @staticmethod
+    def fit(x: np.ndarray) -> bool:
+        """Whether there are masks for x (B, C, H, W)."""
+        return all(_has_relu(sizes_of(part, x), form_of(x)) for part in _batch_parts(x))
+
+
 def batch_normalization(
-    x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, eps: float
+    x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, eps: float, masks: Optional[Masks] = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Batch normalisation (Ioffe, Szegedy, 2015) over all but the channels.
 
@@ -297,16 +365,17 @@ def batch_normalization(
         gamma: factor of every channel (C,), float32.
         beta: shift of every channel (C,), float32.
         eps: added to the variance.
+        masks: where given, ReLU follows, which makes 0 of NaN, and fills these.
 
     Returns:
         y in the shape and memory order of x, and the mean and the (biased) variance of every channel, (C,).
     """
     if len(_batch_parts(x)) == 1:
-        y, mean, variance = _normalized_at_once(x, gamma, beta, eps)
+        y, mean, variance = _normalized_at_once(x, gamma, beta, eps, masks)
         if (np.abs(mean) <= _FAR * np.sqrt(variance + np.float32(eps))).all():
             return y, mean, variance
     mean, variance = mean_and_variance(x)
-    return scale_and_shift(x, gamma / np.sqrt(variance + np.float32(eps)), beta, mean), mean, variance
+    return scale_and_shift(x, gamma / np.sqrt(variance + np.float32(eps)), beta, mean, masks), mean, variance
 
 
 def _batch_parts(x: np.ndarray) -> list[slice]:
@@ -314,16 +383,22 @@ def _batch_parts(x: np.ndarray) -> list[slice]:
 
 
 def _normalized_at_once(
-    x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, eps: float
+    x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, eps: float, masks: Optional[Masks]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """batch_normalization in one call; the mean is the less exact the farther it is from zero."""
     y = np.empty_like(x)
     vectors = np.empty((4, len(gamma)), np.float32)
     vectors[0], vectors[1] = gamma, beta
-    forward, _ = _batch_normalization(x.shape, form_of(x), eps)
+    forward, _ = _batch_normalization(x.shape, form_of(x), eps, masks is not None)
+    given = dict(zip((SCALE, SHIFT, MEAN, VARIANCE), rows_of(vectors)))
     with onednn.single_threaded():
-        forward({SRC: x.ctypes.data, DST: y.ctypes.data, **dict(zip((SCALE, SHIFT, MEAN, VARIANCE), rows_of(vectors)))})
+        forward({SRC: x.ctypes.data, DST: y.ctypes.data, **given, **_mask(masks, 0)})
     return y, vectors[2], vectors[3]
+
+
+def _mask(masks: Optional[Masks], i: int) -> dict[int, int]:
+    """A primitive's argument for the mask of a part."""
+    return {} if masks is None else {WORKSPACE: masks.addresses[i]}
 
 
 def mean_and_variance(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -357,7 +432,9 @@ def _sum(x: np.ndarray) -> np.ndarray:
     return x.reshape((*x.shape[:2], -1)).sum(axis=2).sum(axis=0, dtype=np.float64)
 
 
-def scale_and_shift(x: np.ndarray, scale: np.ndarray, shift: np.ndarray, mean: np.ndarray) -> np.ndarray:
+def scale_and_shift(
+    x: np.ndarray, scale: np.ndarray, shift: np.ndarray, mean: np.ndarray, masks: Optional[Masks] = None
+) -> np.ndarray:
     """(x - mean) * scale + shift, in this order: far from zero, another order would lose digits of x.
 
     Args:
@@ -365,23 +442,29 @@ def scale_and_shift(x: np.ndarray, scale: np.ndarray, shift: np.ndarray, mean: n
         scale: factor of every channel (C,).
         shift: what is added to every channel (C,).
         mean: what is subtracted from every channel (C,).
+        masks: where given, ReLU follows and fills these.
     """
     y = np.empty_like(x)
-    parts = parts_of(x)
+    parts = parts_of(x) if masks is None else _batch_parts(x)
     xs, ys, form = addresses_of(x, parts), addresses_of(y, parts), form_of(x)
     vectors = np.array([mean, np.ones_like(mean), scale, shift], np.float32)
     given = dict(zip((MEAN, VARIANCE, SCALE, SHIFT), rows_of(vectors)))
 
     def task(i: int) -> None:
-        forward, _ = _normalization(sizes_of(parts[i], x), form)
-        forward({SRC: xs[i], DST: ys[i], **given})
+        forward, _ = _normalization(sizes_of(parts[i], x), form, masks is not None)
+        forward({SRC: xs[i], DST: ys[i], **given, **_mask(masks, i)})
 
     run_primitives(task, len(parts))
     return y
 
 
 def batch_normalization_gradients(
-    x: np.ndarray, gamma: np.ndarray, gy: np.ndarray, mean: np.ndarray, inv_std: np.ndarray
+    x: np.ndarray,
+    gamma: np.ndarray,
+    gy: np.ndarray,
+    mean: np.ndarray,
+    inv_std: np.ndarray,
+    masks: Optional[Masks] = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of batch normalisation.
 
@@ -391,6 +474,7 @@ def batch_normalization_gradients(
         gy: gradient of its output, in the shape and memory order of x.
         mean: mean of every channel of x, (C,).
         inv_std: (variance + eps)**-0.5 of every channel, (C,).
+        masks: where the ReLU that followed, if any, let numbers pass.
 
     Returns:
         Gradients of x (B, C, H, W), gamma (C,) and beta (C,).
@@ -406,12 +490,12 @@ def batch_normalization_gradients(
             *(addresses_of(array, parts) for array in (x, gy, gx)), *(rows_of(array) for array in sums)
         )
     ]
-    at_once = len(parts) == 1
+    at_once, relu = len(parts) == 1, masks is not None
 
     def task(i: int) -> None:
         shape = sizes_of(parts[i], x)
-        _, backward = _batch_normalization(shape, form, 0.0) if at_once else _normalization(shape, form)
-        backward({**own[i], **given})
+        _, backward = _batch_normalization(shape, form, 0.0, relu) if at_once else _normalization(shape, form, relu)
+        backward({**own[i], **given, **_mask(masks, i)})
 
     run_primitives(task, len(parts))
     ggamma, gbeta = ggammas.sum(axis=0), gbetas.sum(axis=0)

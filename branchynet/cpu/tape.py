@@ -8,6 +8,7 @@ is not known by its exact class is called as it is, with a graph of its own.
 
 from __future__ import annotations
 
+import collections
 import functools
 import heapq
 import inspect
@@ -16,7 +17,8 @@ from typing import Any, Callable, Optional
 
 from branchynet import _chainer  # noqa: F401
 from branchynet.batching import check_labels
-from branchynet.cpu import convolution, install
+from branchynet.cpu import convolution, elementwise, install, normalization
+from branchynet.cpu.layout import dense, like, takes
 from branchynet.links.links import FL, Net
 from branchynet.links.resnet import ResBlock, shortcut
 
@@ -195,12 +197,29 @@ def _add(x: Optional[Value], y: Value) -> Value:
 
 def forward(links: Iterable[chainer.Link], x: Value) -> Value:
     """The value of links that are called one after the other; no parameter is in two of them."""
-    for link in links:
-        step: Any = _LINKS.get(type(link), _call_in_chainer)
-        if link._n_local_link_hooks or 'forward' in vars(link):
-            step = _call_in_chainer
-        x = step(link, x)
+    waiting = collections.deque(links)
+    while waiting:
+        link = waiting.popleft()
+        fused = _normalization_and_relu(link, x) if waiting and _is_relu(waiting[0]) and _is_norm(link) else None
+        if fused is not None:
+            waiting.popleft()
+            x = fused
+        else:
+            x = (_LINKS[type(link)] if _is_plain(link) else _call_in_chainer)(link, x)
     return x
+
+
+def _is_plain(link: Any) -> bool:
+    """Whether a link is known, and does what its class does."""
+    return type(link) in _LINKS and not link._n_local_link_hooks and 'forward' not in vars(link)
+
+
+def _is_relu(link: Any) -> bool:
+    return type(link) is FL and link.fn is F.relu and not (link.args or link.kwargs) and _is_plain(link)
+
+
+def _is_norm(link: Any) -> bool:
+    return type(link) is L.BatchNormalization and _is_plain(link)
 
 
 def _call_in_chainer(link: chainer.Link, x: Value) -> Value:
@@ -288,11 +307,64 @@ def _batch_normalization(link: L.BatchNormalization, x: Value) -> Value:
     return Value(y, [x], back)
 
 
+def _normalization_and_relu(link: L.BatchNormalization, x: Value) -> Optional[Value]:
+    """A batch normalisation and the ReLU behind it; None where the kernels do not compute both in one pass.
+
+    The pass makes 0 of NaN: where a result may be NaN, it must be seen, and they are computed one after the other.
+    """
+    parameters: Any = link.gamma, link.beta
+    is_whole = link.avg_mean is not None and all(parameter is not None for parameter in parameters)
+    if not (install.are_in_place() and is_whole and link.axis in (None, (0, 2, 3))):
+        return None
+    gamma, beta = (parameter.array for parameter in parameters)
+    if not (normalization.fits(x.array, gamma, beta) and x.array.size > gamma.size):
+        return None
+    (images,) = dense(x.array)
+    if not normalization.Masks.fit(images):
+        return None
+    eps, masks = float(link.eps), normalization.Masks(images)
+    y, mean, variance = normalization.batch_normalization(images, gamma, beta, eps, masks)
+    if not all(np.isfinite(vector).all() for vector in (gamma, beta, mean, variance)):
+        return None
+    inv_std = normalization.inverse_deviation(variance, eps)
+    normalization.update_running(
+        link.avg_mean, link.avg_var, mean, variance, images.size // gamma.size, link.decay
+    )
+
+    def back(gy: np.ndarray) -> list[Optional[np.ndarray]]:
+        gx, *gradients = normalization.batch_normalization_gradients(
+            images, gamma, like(gy, images), mean, inv_std, masks
+        )
+        _store(parameters, gradients)
+        return [gx]
+
+    return _two(Value(y, [x], back))
+
+
+_RELU = FL(F.relu)
+
+
 def _block(link: ResBlock, x: Value) -> Value:
-    h = _relu(forward([link.conv1, link.bn1], x))
-    h = forward([link.conv2, link.bn2], h)
+    h = forward([link.conv1, link.bn1, _RELU, link.conv2, link.bn2], x)
     short = x if x.array.shape == h.array.shape else _call_in_chainer(FL(shortcut, h.array.shape), x)
-    return _relu(_add(h, short))
+    return _relu_of_sum(h, short, is_free=_is_norm(link.bn2))  # a batch normalisation does not need its output again
+
+
+def _relu_of_sum(x: Value, y: Value, is_free: bool) -> Value:
+    """ReLU of x + y; ``is_free``: the result may take the place of x's array."""
+    if not (install.are_in_place() and takes(x.array, y.array) and x.array.strides == y.array.strides):
+        return _relu(_add(x, y))
+    array = elementwise.relu_of_sum(x.array, y.array, out=x.array if is_free else np.empty_like(x.array))
+
+    def back(gy: np.ndarray) -> list[Optional[np.ndarray]]:
+        return [elementwise.relu_gx(array, like(gy, array))] * 2
+
+    return _two(Value(array, [x, y], back if x.wanted or y.wanted else None))
+
+
+def _two(value: Value) -> Value:
+    """A value that one function made, in the place of two: Chainer's order of gradients counts functions."""
+    return _made(value.array, value, lambda gy: [gy])
 
 
 def _function(link: FL, x: Value) -> Value:
