@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
+from collections.abc import Iterable
 from ctypes import c_void_p
 from typing import Any, Callable, NamedTuple, Optional
 
@@ -12,17 +12,15 @@ from branchynet.cpu import onednn
 from branchynet.cpu.layout import (
     BYTES_OF_BLOCK,
     PARTS,
-    addresses_of,
     cached,
     channels_last,
     dense,
     form_of,
     geometry_of,
     plain,
-    rows_of,
-    run_primitives,
     takes,
 )
+from branchynet.cpu.loops import Blocks, Loop, Place, grouped, run_loops
 from branchynet.cpu.onednn import (
     ANY,
     BIAS,
@@ -65,10 +63,9 @@ class Geometry(NamedTuple):
     stride: tuple[int, int]
     pad: tuple[int, int]
 
-    def of_block(self, part: slice) -> Geometry:
+    def of(self, blocks: Blocks) -> Geometry:
         """The same for a block of the images."""
-        count = part.stop - part.start
-        return self._replace(x=(count, *self.x[1:]), y=(count, *self.y[1:]))
+        return self._replace(x=(blocks.size, *self.x[1:]), y=(blocks.size, *self.y[1:]))
 
     def lying(self) -> Geometry:
         """The same with H and W exchanged, if images and kernel are one pixel wide: oneDNN is much faster so."""
@@ -209,6 +206,22 @@ def _descriptor_of_gw(geometry: Geometry) -> c_void_p:
 
 
 @cached
+def _loops_of_y(geometry: Geometry, x_form: int) -> list[tuple[Blocks, onednn.Primitive]]:
+    return [(blocks, _convolution(geometry.of(blocks), x_form)) for blocks in grouped(_blocks_of(geometry))]
+
+
+@cached
+def _loops_of_gx(geometry: Geometry, x_form: int, y_form: int) -> list[tuple[Blocks, onednn.Primitive]]:
+    return [(blocks, _convolution_gx(geometry.of(blocks), x_form, y_form)) for blocks in grouped(_blocks_of(geometry))]
+
+
+@cached
+def _loops_of_gw(geometry: Geometry, x_form: int, y_form: int) -> list[tuple[Blocks, onednn.Primitive]]:
+    parts = equal_blocks(geometry.x[0], _parts_of_work(geometry))
+    return [(blocks, _convolution_gw(geometry.of(blocks), x_form, y_form)) for blocks in grouped(parts)]
+
+
+@cached
 def _convolution(geometry: Geometry, x_form: int) -> onednn.Primitive:
     x, w, y, _, _ = geometry
     return onednn.Primitive(
@@ -309,23 +322,25 @@ def convolution(x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray], geometry:
         return _turned(convolution(_turned(x), _turned(w), b, lying))
     y = channels_last(geometry.y)
     b = np.zeros(len(w), np.float32) if b is None else b
-    parts = _blocks_of(geometry)
-    primitives = [_convolution(geometry.of_block(part), form_of(x)) for part in parts]
-    packed = _pack(w, primitives)
-    xs, ys, bias = addresses_of(x, parts), addresses_of(y, parts), b.ctypes.data
-
-    def task(i: int) -> None:
-        weights = packed[primitives[i]].ctypes.data
-        primitives[i]({SRC: xs[i], WEIGHTS: weights, BIAS: bias, DST: ys[i]})
-
-    run_primitives(task, len(parts))
+    loops = _loops_of_y(geometry, form_of(x))
+    packed, bias = _pack(w, loops), Place(b.ctypes.data)
+    run_loops(
+        [
+            Loop(primitive, {SRC: blocks.of(x), WEIGHTS: weights, BIAS: bias, DST: blocks.of(y)}, blocks.count)
+            for (blocks, primitive), weights in zip(loops, map(_place, packed))
+        ]
+    )
     return y
 
 
-def _pack(w: np.ndarray, primitives: list[onednn.Primitive]) -> dict[onednn.Primitive, np.ndarray]:
-    """The weights as each primitive wants them."""
+def _pack(w: np.ndarray, loops: Iterable[tuple[Blocks, onednn.Primitive]]) -> list[np.ndarray]:
+    """The weights as each loop's primitive wants them."""
     with onednn.single_threaded():
-        return {primitive: primitive.pack(w) for primitive in set(primitives)}
+        return [primitive.pack(w) for _, primitive in loops]
+
+
+def _place(array: np.ndarray) -> Place:
+    return Place(array.ctypes.data)
 
 
 def convolution_gradients(
@@ -348,46 +363,40 @@ def convolution_gradients(
     if lying is not geometry:
         gx, gw, gb = convolution_gradients(_turned(x), _turned(w), _turned(gy), lying, of_x, of_w)
         return None if gx is None else _turned(gx), None if gw is None else _turned(gw), gb
-    x_tasks, gx, packed = _gradient_of_x(x, w, gy, geometry) if of_x else ([], None, None)
-    w_tasks, gws, gbs = _gradient_of_w(x, gy, geometry) if of_w else ([], None, None)
-    tasks = w_tasks + x_tasks  # the larger ones first, or a thread would wait for the last of them
-    run_primitives(lambda i: tasks[i](), len(tasks))
+    x_loops, gx, packed = _gradient_of_x(x, w, gy, geometry) if of_x else ([], None, None)
+    w_loops, gws, gbs = _gradient_of_w(x, gy, geometry) if of_w else ([], None, None)
+    run_loops(w_loops + x_loops)  # the larger blocks first, or a thread would wait for the last of them
     del packed  # oneDNN knew its address only
     return (gx, *(None if parts is None else parts.sum(axis=0) for parts in (gws, gbs)))
 
 
 def _gradient_of_x(
     x: np.ndarray, w: np.ndarray, gy: np.ndarray, geometry: Geometry
-) -> tuple[list[Callable[[], None]], np.ndarray, dict[onednn.Primitive, np.ndarray]]:
-    """(tasks, the array that they fill, the weights that they read)."""
+) -> tuple[list[Loop], np.ndarray, list[np.ndarray]]:
+    """(loops, the array that they fill, the weights that they read)."""
     gx = np.empty_like(x)
-    parts = _blocks_of(geometry)
-    primitives = [_convolution_gx(geometry.of_block(part), form_of(gx), form_of(gy)) for part in parts]
-    packed = _pack(w, primitives)
+    loops = _loops_of_gx(geometry, form_of(gx), form_of(gy))
+    packed = _pack(w, loops)
     return (
         [
-            functools.partial(
-                primitive, {DIFF_SRC: part_of_gx, WEIGHTS: packed[primitive].ctypes.data, DIFF_DST: part_of_gy}
-            )
-            for primitive, part_of_gx, part_of_gy in zip(primitives, addresses_of(gx, parts), addresses_of(gy, parts))
+            Loop(primitive, {DIFF_SRC: blocks.of(gx), WEIGHTS: weights, DIFF_DST: blocks.of(gy)}, blocks.count)
+            for (blocks, primitive), weights in zip(loops, map(_place, packed))
         ],
         gx,
         packed,
     )
 
 
-def _gradient_of_w(
-    x: np.ndarray, gy: np.ndarray, geometry: Geometry
-) -> tuple[list[Callable[[], None]], np.ndarray, np.ndarray]:
-    """(tasks, the arrays whose sums over the first axis are the gradients of w and b)."""
-    parts = equal_blocks(len(x), _parts_of_work(geometry))
-    gw = np.empty((len(parts), *geometry.w), np.float32)
-    gb = np.empty((len(parts), geometry.w[0]), np.float32)
-    tasks: list[Callable[[], None]] = [
-        functools.partial(
-            _convolution_gw(geometry.of_block(part), form_of(x), form_of(gy)),
-            dict(zip((SRC, DIFF_DST, DIFF_WEIGHTS, DIFF_BIAS), addresses)),
-        )
-        for part, *addresses in zip(parts, addresses_of(x, parts), addresses_of(gy, parts), rows_of(gw), rows_of(gb))
-    ]
-    return tasks, gw, gb
+def _gradient_of_w(x: np.ndarray, gy: np.ndarray, geometry: Geometry) -> tuple[list[Loop], np.ndarray, np.ndarray]:
+    """(loops, the arrays whose sums over the first axis are the gradients of w and b)."""
+    loops = _loops_of_gw(geometry, form_of(x), form_of(gy))
+    parts = sum(blocks.count for blocks, _ in loops)
+    gw = np.empty((parts, *geometry.w), np.float32)
+    gb = np.empty((parts, geometry.w[0]), np.float32)
+    made, done = [], 0
+    for blocks, primitive in loops:
+        places = {SRC: blocks.of(x), DIFF_DST: blocks.of(gy)}
+        results = Blocks(done, 1, blocks.count)
+        made.append(Loop(primitive, {**places, DIFF_WEIGHTS: results.of(gw), DIFF_BIAS: results.of(gb)}, blocks.count))
+        done += blocks.count
+    return made, gw, gb

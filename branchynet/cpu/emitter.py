@@ -20,7 +20,7 @@ from llvmlite import ir
 INT = ir.IntType(64)  # numbers and addresses alike
 REAL = ir.FloatType()
 DOUBLE = ir.DoubleType()
-_INDEX = ir.IntType(32)
+INDEX = ir.IntType(32)  # of lanes, and C's int
 _BOOL = ir.IntType(1)
 
 LANES = 8  # float32 in a vector
@@ -99,12 +99,12 @@ class Emitter:
     def splat(self, value: ir.Value) -> ir.Value:
         """A vector of LANES times one float32."""
         undefined = ir.Constant(VECTOR, ir.Undefined)
-        first = self.builder.insert_element(undefined, value, ir.Constant(_INDEX, 0))
+        first = self.builder.insert_element(undefined, value, ir.Constant(INDEX, 0))
         return self.pick(first, undefined, [0] * LANES)
 
     def pick(self, a: ir.Value, b: ir.Value, lanes: Sequence[int]) -> ir.Value:
         """The named lanes of a (0 to LANES - 1) and b (LANES and up)."""
-        return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_INDEX, LANES), list(lanes)))
+        return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(INDEX, LANES), list(lanes)))
 
     def multiply_add(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
         """The sum of a * b and c, rounded once."""
@@ -133,7 +133,7 @@ class Emitter:
         """A float32: neighbours that lie 4 lanes apart are added first, then 2, then 1."""
         for distance in (4, 2, 1):
             a = self.builder.fadd(a, self.pick(a, a, [(lane + distance) % LANES for lane in range(LANES)]))
-        return self.builder.extract_element(a, ir.Constant(_INDEX, 0))
+        return self.builder.extract_element(a, ir.Constant(INDEX, 0))
 
     # Control
 

@@ -322,16 +322,58 @@ class Primitive:
 
     def run(self, addresses: Mapping[int, int]) -> None:
         """Runs in the calling thread, on the addresses of arguments in the primitive's own layouts."""
-        local, library = self._local, self._library
-        if not hasattr(local, 'arguments'):
-            local.memories, local.arguments = self._make_arguments({})
-        memories, set_address = local.memories, library.set_address
+        library, (memories, arguments) = self._library, self._own_arguments()
+        set_address = library.set_address
         if self._scratchpad:
             set_address(memories[_SCRATCHPAD], scratch_address(_SCRATCHPAD, self._scratchpad))
         for kind, address in addresses.items():
             set_address(memories[kind], address)
-        if library.execute(self._handle, library.stream(), len(memories), local.arguments):
+        if library.execute(self._handle, library.stream(), len(memories), arguments):
             raise RuntimeError('oneDNN: primitive_execute failed')
+
+    def calls(self, places: Mapping[int, tuple[int, int]]) -> list[tuple[Primitive, dict[int, tuple[int, int]]]]:
+        """The calls that ``__call__`` makes for a block, each a primitive and the places of its arguments.
+
+        They are for the calling thread, as long as it runs no other primitive.
+
+        Args:
+            places: for every argument, where the first block lies, and the bytes from each block to the next.
+        """
+        inner, before, after = dict(places), [], []
+        for kind, reorder in self._reorders.items():
+            inner[kind] = scratch_address(kind, self.sizes[kind]), 0
+            if kind in _OUTPUTS:
+                after.append((reorder, {SRC: inner[kind], DST: places[kind]}))
+            else:
+                before.append((reorder, {SRC: places[kind], DST: inner[kind]}))
+        calls = [*before, (self, inner), *after]
+        scratchpad = scratch_address(_SCRATCHPAD, max(primitive._scratchpad for primitive, _ in calls))
+        for primitive, own in calls:
+            if primitive._scratchpad:
+                own[_SCRATCHPAD] = scratchpad, 0
+        return calls
+
+    def frame(self, places: Mapping[int, tuple[int, int]]) -> list[Optional[int]]:
+        """A call in numbers, for machine code of the calling thread.
+
+        Returns:
+            The addresses of the primitive and of the thread's stream, the number of arguments, the address of their
+            list, how many of them have a place, and for each of those, the address of its memory object and the place.
+        """
+        memories, arguments = self._own_arguments()
+        stream = self._library.stream()
+        frame = [self._handle.value, stream.value, len(memories), ctypes.addressof(arguments), len(places)]
+        for kind, place in places.items():
+            frame += memories[kind].value, *place
+        return frame
+
+    def _own_arguments(self) -> tuple[dict[int, c_void_p], Array]:
+        """The calling thread's memory object of every argument, and the array that oneDNN takes."""
+        try:
+            return self._local.arguments
+        except AttributeError:
+            self._local.arguments = self._make_arguments({})
+            return self._local.arguments
 
     def bound(self, arrays: Mapping[int, np.ndarray]) -> Callable[[], int]:
         """A function of no arguments that runs on these arrays, in the primitive's own layouts, and returns a status.

@@ -1,0 +1,156 @@
+"""Calls of a oneDNN primitive for block after block of images: one call of machine code, not one of Python's each.
+
+Blocks are of one size, so that the next block of every array begins a fixed number of bytes behind the one before.
+Threads that share a loop take its blocks from one counter. Without llvmlite the loop is Python's.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from ctypes import c_void_p, cast
+from typing import Any, Callable, NamedTuple, Optional
+
+from branchynet.cpu import onednn
+from branchynet.cpu.threads import num_threads, run
+
+import numpy as np
+
+
+class Place(NamedTuple):
+    """Where an argument's blocks lie.
+
+    Attributes:
+        first: address of the first.
+        step: bytes from each to the next; 0: all use the same.
+    """
+
+    first: int
+    step: int = 0
+
+
+class Blocks(NamedTuple):
+    """Blocks of one size of the first axis of arrays.
+
+    Attributes:
+        start: the index at which the first begins.
+        size: indexes of a block.
+        count: how many blocks.
+    """
+
+    start: int
+    size: int
+    count: int
+
+    def of(self, array: np.ndarray) -> Place:
+        """Where they lie in an array."""
+        step = array.strides[0]
+        return Place(array.ctypes.data + self.start * step, self.size * step)
+
+
+def grouped(parts: Sequence[slice]) -> list[Blocks]:
+    """The parts, which follow each other, as runs of blocks of one size."""
+    runs = (list(run) for _, run in itertools.groupby(parts, key=lambda part: part.stop - part.start))
+    return [Blocks(run[0].start, run[0].stop - run[0].start, len(run)) for run in runs]
+
+
+class Loop:
+    """The calls of a primitive for blocks. Each block is computed once, by a thread that calls ``run``.
+
+    Args:
+        primitive: of the blocks' shape.
+        places: where the blocks of every argument lie; the caller keeps the arrays.
+        count: how many blocks.
+    """
+
+    def __init__(self, primitive: onednn.Primitive, places: Mapping[int, Place], count: int) -> None:
+        self._primitive, self._places, self.count = primitive, places, count
+        self._next = np.zeros(1, np.int64)  # of machine code
+        self._remaining = iter(range(count))  # of Python; next() is atomic
+
+    def run(self) -> None:
+        """Computes blocks until none is left that no other thread has begun."""
+        code = _machine_code()
+        if code is None:
+            for i in self._remaining:
+                self._primitive({kind: first + i * step for kind, (first, step) in self._places.items()})
+            return
+        calls = self._primitive.calls(self._places)
+        frame = [self._next.ctypes.data, self.count, *_functions(), len(calls)]
+        for primitive, places in calls:
+            frame += primitive.frame(places)
+        numbers = np.array(frame, np.int64)
+        if code(numbers.ctypes.data):
+            raise RuntimeError('oneDNN: primitive_execute failed')
+
+
+def run_loops(loops: Sequence[Loop]) -> None:
+    """Runs all loops, one after the other, shared among the threads."""
+
+    def share(i: int) -> None:
+        for loop in loops:
+            loop.run()
+
+    run(share, min(num_threads(), sum(loop.count for loop in loops)), around=onednn.single_threaded)
+
+
+@functools.cache
+def _functions() -> tuple[int, int]:
+    """The addresses of the functions of oneDNN that the machine code calls."""
+    library = onednn.library()
+    set_address, execute = (cast(function, c_void_p).value for function in (library.set_address, library.execute))
+    assert set_address is not None and execute is not None
+    return set_address, execute
+
+
+@functools.cache
+def _machine_code() -> Optional[Callable[[int], int]]:
+    """The loop in machine code; None without llvmlite.
+
+    It takes the address of a frame of 64-bit numbers: the address of the counter, the number of blocks, the addresses
+    of two functions, the number of calls for each block, and what Primitive.frame gives for each call. It returns 0, or
+    a number that is not.
+    """
+    try:
+        from branchynet.cpu.emitter import INDEX, INT, Code, Emitter, integer, ir
+    except ImportError:
+        return None
+    emit = Emitter()
+
+    def load(address: Any, count: int) -> list[Any]:
+        return [emit.load(emit.add(address, 8 * i), INT) for i in range(count)]
+
+    def write(frame: Any) -> Any:
+        build = emit.builder
+        counter, count, set_address, execute, calls = load(frame, 5)
+        set_address = build.inttoptr(set_address, ir.FunctionType(INDEX, [INT, INT]).as_pointer())
+        execute = build.inttoptr(execute, ir.FunctionType(INDEX, [INT, INT, INDEX, INT]).as_pointer())
+        begin, head, body, end = build.block, *(build.append_basic_block() for _ in range(3))
+        build.branch(head)
+        build.position_at_end(head)
+        status = build.phi(INT)
+        status.add_incoming(integer(0), begin)
+        block = build.atomic_rmw('add', build.inttoptr(counter, INT.as_pointer()), integer(1), 'monotonic')
+        build.cbranch(build.icmp_signed('<', block, count), body, end)
+        build.position_at_end(body)
+
+        def place(_: Any, entry: Any) -> list[Any]:
+            memory, first, step = load(entry, 3)
+            build.call(set_address, [memory, build.add(first, build.mul(block, step))])
+            return [emit.add(entry, 24)]
+
+        def call(_: Any, entry: Any, failed: Any) -> list[Any]:
+            primitive, stream, size, arguments, places = load(entry, 5)
+            (following,) = emit.loop(places, place, [emit.add(entry, 40)])
+            result = build.call(execute, [primitive, stream, build.trunc(size, INDEX), arguments])
+            return [following, build.or_(failed, build.zext(result, INT))]
+
+        _, failed = emit.loop(calls, call, [emit.add(frame, 40), status])
+        status.add_incoming(failed, build.block)
+        build.branch(head)
+        build.position_at_end(end)
+        return status
+
+    emit.function('loop', 1, write, name='loop')
+    return Code(emit.module()).call('loop')
