@@ -15,6 +15,7 @@ from branchynet.cpu.layout import (
     cached,
     channels_last,
     dense,
+    empty_like,
     form_of,
     geometry_of,
     plain,
@@ -374,7 +375,7 @@ def _gradient_of_x(
     x: np.ndarray, w: np.ndarray, gy: np.ndarray, geometry: Geometry
 ) -> tuple[list[Loop], np.ndarray, list[np.ndarray]]:
     """(loops, the array that they fill, the weights that they read)."""
-    gx = np.empty_like(x)
+    gx = empty_like(x)
     loops = _loops_of_gx(geometry, form_of(gx), form_of(gy))
     packed = _pack(w, loops)
     return (

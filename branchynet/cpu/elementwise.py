@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any, Callable, Optional
 
-from branchynet.cpu.layout import dense, is_channels_last, like, takes
+from branchynet.cpu.layout import dense, empty_like, is_channels_last, like, takes
 from branchynet.cpu.threads import blocks, run
 
 import numpy as np
@@ -22,7 +22,7 @@ class Add:
         if not (takes(x, y) and x.shape == y.shape):
             return stock(self, inputs)
         (x,) = dense(x)
-        return (add(x, like(y, x), out=np.empty_like(x)),)
+        return (add(x, like(y, x), out=empty_like(x)),)
 
 
 class ReLU:
@@ -58,7 +58,7 @@ def add(x: np.ndarray, y: np.ndarray, out: np.ndarray) -> np.ndarray:
 
 def relu(x: np.ndarray) -> np.ndarray:
     """max(x, 0), in the memory order of x, float32."""
-    return _apply('relu', x, np.empty_like(x))
+    return _apply('relu', x, empty_like(x))
 
 
 def relu_of_sum(x: np.ndarray, y: np.ndarray, out: np.ndarray) -> np.ndarray:
@@ -68,7 +68,7 @@ def relu_of_sum(x: np.ndarray, y: np.ndarray, out: np.ndarray) -> np.ndarray:
 
 def relu_gx(y: np.ndarray, gy: np.ndarray) -> np.ndarray:
     """gy where y is positive, else 0; both float32, of one shape and memory order."""
-    return _apply('relu_gx', y, gy, np.empty_like(gy))
+    return _apply('relu_gx', y, gy, empty_like(gy))
 
 
 def _lines(x: np.ndarray) -> np.ndarray:

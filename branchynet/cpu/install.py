@@ -15,7 +15,7 @@ import warnings
 from typing import Any, Callable, Optional
 
 from branchynet import _chainer
-from branchynet.cpu import adam, convolution, elementwise, linear, normalization, onednn, pooling
+from branchynet.cpu import adam, convolution, elementwise, linear, memory, normalization, onednn, pooling
 
 import chainer
 from chainer.functions.activation.relu import ReLU, ReLUGrad2
@@ -77,12 +77,16 @@ def enable() -> None:
 
 
 def disable() -> None:
-    """Undoes ``enable()`` and ends this thread's ``fast()``; where other threads' blocks hold, the kernels stay."""
+    """Undoes ``enable()`` and ends this thread's ``fast()``; where other threads' blocks hold, the kernels stay.
+
+    The memory that the kernels keep for their next results goes back to the system.
+    """
     block, _thread.block = _thread.block, None
     while block is not None:
         _blocks.discard(block)
         block = block.outer
     _change(enabled=False)
+    memory.release()
 
 
 class Block(contextlib.ContextDecorator):

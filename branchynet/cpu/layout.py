@@ -12,7 +12,7 @@ from collections.abc import Hashable, Sequence
 from ctypes import Array
 from typing import Any, Callable, Optional, TypeVar
 
-from branchynet.cpu import onednn
+from branchynet.cpu import memory, onednn
 from branchynet.cpu.onednn import NCHW, NHWC, integers
 from branchynet.cpu.threads import blocks, equal_blocks, run, scratch
 
@@ -33,14 +33,19 @@ def is_channels_last(x: np.ndarray) -> bool:
 def channels_last(shape: tuple[int, ...]) -> np.ndarray:
     """An uninitialised array of a shape (B, C, H, W) that lies in memory as (B, H, W, C)."""
     b, c, h, w = shape
-    return np.empty((b, h, w, c), np.float32).transpose(0, 3, 1, 2)
+    return memory.empty((b, h, w, c)).transpose(0, 3, 1, 2)
+
+
+def empty_like(x: np.ndarray) -> np.ndarray:
+    """An uninitialised float32 array in the shape and memory order of x, which is C-contiguous or channels last."""
+    return channels_last(x.shape) if is_channels_last(x) else memory.empty(x.shape)
 
 
 def like(a: np.ndarray, model: np.ndarray) -> np.ndarray:
     """The array in the memory order of another of its shape, copied if need be."""
     if a.strides == model.strides:
         return a
-    copied = np.empty_like(model)
+    copied = empty_like(model)
     np.copyto(copied, a)
     return copied
 

@@ -6,7 +6,7 @@ import functools
 from typing import Any, Callable, Optional
 
 from branchynet import _chainer  # noqa: F401
-from branchynet.cpu import onednn
+from branchynet.cpu import memory, onednn
 from branchynet.cpu.layout import plain, run_primitives, takes
 from branchynet.cpu.threads import blocks
 
@@ -82,7 +82,7 @@ def linear(x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray]) -> np.ndarray:
     Returns:
         x w' + b, (B, O).
     """
-    y = np.empty((len(x), len(w)), np.float32)
+    y = memory.empty((len(x), len(w)))
     compute = onednn.product_of_rows(x, w, y, transpose_b=True)
     _run(compute, _blocks_of_rows(len(x), w.shape[1], len(w)), len(x) * w.size)
     if b is not None:
@@ -92,7 +92,7 @@ def linear(x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray]) -> np.ndarray:
 
 def linear_gx(w: np.ndarray, gy: np.ndarray) -> np.ndarray:
     """Gradient of x, (B, I), from w (O, I) and the gradient of y, (B, O)."""
-    gx = np.empty((len(gy), w.shape[1]), np.float32)
+    gx = memory.empty((len(gy), w.shape[1]))
     parts = _blocks_of_rows(len(gy), len(w), w.shape[1])
     _run(onednn.product_of_rows(gy, w, gx), parts, len(gy) * w.size)
     return gx

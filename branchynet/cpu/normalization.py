@@ -12,6 +12,7 @@ from branchynet.cpu.layout import (
     addresses_of,
     cached,
     dense,
+    empty_like,
     form_of,
     image_blocks,
     is_channels_last,
@@ -178,7 +179,7 @@ def local_response(
         y = x s**-beta, s = k + alpha (sum of x**2 over the window), and s**-beta, all in the shape and memory order
         of x.
     """
-    y, s, scale = (np.empty_like(x) for _ in range(3))
+    y, s, scale = (empty_like(x) for _ in range(3))
     parts = image_blocks(x, y, s, scale)
 
     def task(i: int) -> None:
@@ -217,7 +218,7 @@ def local_response_gx(
         alpha: as there.
         beta: as there.
     """
-    gx = np.empty_like(x)
+    gx = empty_like(x)
     parts = image_blocks(x, y, gy, gx)
 
     def task(i: int) -> None:
@@ -386,7 +387,7 @@ def _normalized_at_once(
     x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, eps: float, masks: Optional[Masks]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """batch_normalization in one call; the mean is the less exact the farther it is from zero."""
-    y = np.empty_like(x)
+    y = empty_like(x)
     vectors = np.empty((4, len(gamma)), np.float32)
     vectors[0], vectors[1] = gamma, beta
     forward, _ = _batch_normalization(x.shape, form_of(x), eps, masks is not None)
@@ -444,7 +445,7 @@ def scale_and_shift(
         mean: what is subtracted from every channel (C,).
         masks: where given, ReLU follows and fills these.
     """
-    y = np.empty_like(x)
+    y = empty_like(x)
     parts = parts_of(x) if masks is None else _batch_parts(x)
     xs, ys, form = addresses_of(x, parts), addresses_of(y, parts), form_of(x)
     vectors = np.array([mean, np.ones_like(mean), scale, shift], np.float32)
@@ -480,7 +481,7 @@ def batch_normalization_gradients(
         Gradients of x (B, C, H, W), gamma (C,) and beta (C,).
     """
     parts, form = _batch_parts(x), form_of(x)
-    gx = np.empty_like(x)
+    gx = empty_like(x)
     sums = ggammas, gbetas = np.empty((2, len(parts), x.shape[1]), np.float32)
     vectors = np.array([mean, inv_std**-2, gamma], np.float32)
     given = dict(zip((MEAN, VARIANCE, SCALE), rows_of(vectors)))

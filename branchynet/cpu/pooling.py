@@ -5,7 +5,7 @@ from __future__ import annotations
 from ctypes import c_void_p
 from typing import Any, Callable, NamedTuple, Optional
 
-from branchynet.cpu import onednn
+from branchynet.cpu import memory, onednn
 from branchynet.cpu.layout import (
     addresses_of,
     cached,
@@ -273,4 +273,4 @@ def _pooling_of(
 
 def _pooled(x: np.ndarray, y_shape: tuple[int, ...]) -> np.ndarray:
     """An uninitialised float32 array of y's shape, in the memory order of x."""
-    return channels_last(y_shape) if is_channels_last(x) else np.empty(y_shape, np.float32)
+    return channels_last(y_shape) if is_channels_last(x) else memory.empty(y_shape)

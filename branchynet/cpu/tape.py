@@ -18,7 +18,7 @@ from typing import Any, Callable, Optional
 from branchynet import _chainer  # noqa: F401
 from branchynet.batching import check_labels
 from branchynet.cpu import convolution, elementwise, install, normalization
-from branchynet.cpu.layout import dense, like, takes
+from branchynet.cpu.layout import dense, empty_like, like, takes
 from branchynet.links.links import FL, Net
 from branchynet.links.resnet import ResBlock, shortcut
 
@@ -354,7 +354,7 @@ def _relu_of_sum(x: Value, y: Value, is_free: bool) -> Value:
     """ReLU of x + y; ``is_free``: the result may take the place of x's array."""
     if not (install.are_in_place() and takes(x.array, y.array) and x.array.strides == y.array.strides):
         return _relu(_add(x, y))
-    array = elementwise.relu_of_sum(x.array, y.array, out=x.array if is_free else np.empty_like(x.array))
+    array = elementwise.relu_of_sum(x.array, y.array, out=x.array if is_free else empty_like(x.array))
 
     def back(gy: np.ndarray) -> list[Optional[np.ndarray]]:
         return [elementwise.relu_gx(array, like(gy, array))] * 2
