@@ -6,7 +6,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
-from branchynet.cpu.layout import plain, takes
+from branchynet.cpu.layout import plain, run_frames, takes
 from branchynet.cpu.threads import blocks, run, scratch
 
 import numpy as np
@@ -44,22 +44,26 @@ def adam(w: np.ndarray, grad: np.ndarray, m: np.ndarray, v: np.ndarray, alpha_t:
         alpha_t: the step, corrected for the moments' start at zero.
         hyperparam: of Chainer's rule: beta1, beta2, eps, eta.
     """
-    arrays = [array.reshape(-1) for array in (w, grad, m, v)]
     parts, code = blocks(w.size, 1, _ELEMENTS), _machine_code()
     numbers = alpha_t, 1 - hyperparam.beta1, 1 - hyperparam.beta2, hyperparam.eps, -hyperparam.eta
     if code is None or not all(type(number) in (float, int) for number in numbers):  # NumPy's own raise the precision
+        arrays = [array.reshape(-1) for array in (w, grad, m, v)]
         run(lambda i: _update([array[parts[i]] for array in arrays], numbers), len(parts))
         return
-    rounded, starts = np.array(numbers, np.float32), [array.ctypes.data for array in arrays]
-    frames = np.array(
+    rounded, starts = _rounded(numbers), [array.ctypes.data for array in (w, grad, m, v)]
+    run_frames(
+        code,
         [
             [*(start + 4 * part.start for start in starts), part.stop - part.start, rounded.ctypes.data]
             for part in parts
         ],
-        np.int64,
     )
-    addresses = [frames.ctypes.data + i * frames.strides[0] for i in range(len(parts))]
-    run(lambda i: code(addresses[i]), len(parts))
+
+
+@functools.lru_cache(maxsize=16)
+def _rounded(numbers: tuple) -> np.ndarray:
+    """The numbers, which are the same for many parameters, as float32."""
+    return np.array(numbers, np.float32)
 
 
 def _update(arrays: Sequence[np.ndarray], numbers: Sequence[float]) -> None:

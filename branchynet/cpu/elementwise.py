@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any, Callable, Optional
 
-from branchynet.cpu.layout import dense, empty_like, is_channels_last, like, takes
+from branchynet.cpu.layout import dense, empty_like, is_channels_last, like, run_frames, takes
 from branchynet.cpu.threads import blocks, run
 
 import numpy as np
@@ -78,16 +78,14 @@ def _lines(x: np.ndarray) -> np.ndarray:
 
 def _apply(name: str, *arrays: np.ndarray) -> np.ndarray:
     """Computes the last of the arrays from the others, by a function in _NUMPY or its machine code, and returns it."""
-    lines, parts, codes = [_lines(array) for array in arrays], blocks(arrays[0].size, 1, _ELEMENTS), _machine_code()
+    parts, codes = blocks(arrays[0].size, 1, _ELEMENTS), _machine_code()
     if codes is None:
+        lines = [_lines(array) for array in arrays]
         run(lambda i: _NUMPY[name](*(line[parts[i]] for line in lines)), len(parts))
         return arrays[-1]
-    starts, code = [line.ctypes.data for line in lines], codes[name]
-    frames = np.array(
-        [[part.stop - part.start, *(start + 4 * part.start for start in starts)] for part in parts], np.int64
-    )
-    addresses = [frames.ctypes.data + i * frames.strides[0] for i in range(len(parts))]
-    run(lambda i: code(addresses[i]), len(parts))
+    starts = [array.ctypes.data for array in arrays]
+    frames = [[part.stop - part.start, *(start + 4 * part.start for start in starts)] for part in parts]
+    run_frames(codes[name], frames)
     return arrays[-1]
 
 

@@ -124,10 +124,13 @@ class Emitter:
 
     def first_lanes(self, a: ir.Value, count: int, otherwise: float) -> ir.Value:
         """The vector a, with ``otherwise`` in all lanes from ``count`` on."""
-        if count >= LANES:
+        return self.choose([lane < count for lane in range(LANES)], a, vector(otherwise))
+
+    def choose(self, lanes: Sequence[bool], a: ir.Value, b: ir.Value) -> ir.Value:
+        """The vector a in the lanes that are true, and b in the others."""
+        if all(lanes):
             return a
-        mask = ir.Constant(_VECTOR_OF_BOOLS, [int(lane < count) for lane in range(LANES)])
-        return self.builder.select(mask, a, vector(otherwise))
+        return self.builder.select(ir.Constant(_VECTOR_OF_BOOLS, [int(lane) for lane in lanes]), a, b)
 
     def sum_of_lanes(self, a: ir.Value) -> ir.Value:
         """A float32: neighbours that lie 4 lanes apart are added first, then 2, then 1."""

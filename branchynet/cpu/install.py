@@ -15,7 +15,7 @@ import warnings
 from typing import Any, Callable, Optional
 
 from branchynet import _chainer
-from branchynet.cpu import adam, convolution, elementwise, linear, memory, normalization, onednn, pooling
+from branchynet.cpu import adam, convolution, elementwise, linear, local_response, memory, normalization, onednn, pooling
 
 import chainer
 from chainer.functions.activation.relu import ReLU, ReLUGrad2
@@ -37,8 +37,8 @@ from chainer.optimizers.adam import AdamRule
 _NUMPY = {
     Add: elementwise.Add,
     AdamRule: adam.Adam,
-    LocalResponseNormalization: normalization.LocalResponse,
-    LocalResponseNormalizationGrad: normalization.LocalResponseGradient,
+    LocalResponseNormalization: local_response.LocalResponse,
+    LocalResponseNormalizationGrad: local_response.LocalResponseGradient,
     ReLU: elementwise.ReLU,
     ReLUGrad2: elementwise.ReLUGradient,
 }

@@ -78,6 +78,13 @@ def run_primitives(task: Callable[[int], object], count: int) -> None:
     run(task, count, around=onednn.single_threaded)
 
 
+def run_frames(code: Callable[[int], object], frames: Sequence[Sequence[int]]) -> None:
+    """Calls machine code with the address of every frame of 64-bit numbers, shared among the threads."""
+    numbers = np.array(frames, np.int64)
+    first, step = numbers.ctypes.data, numbers.strides[0]
+    run(lambda i: code(first + i * step), len(frames))
+
+
 def addresses_of(array: np.ndarray, parts: Sequence[slice]) -> list[int]:
     """Where the parts of an array begin in memory."""
     first, step = array.ctypes.data, array.strides[0]

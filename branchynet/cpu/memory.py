@@ -7,7 +7,7 @@ import collections
 import math
 import os
 import threading
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,22 +29,29 @@ def release() -> None:
     _kept.release()
 
 
+_TYPE = np.dtype(np.float32).str
+
+
+class _Memory(NamedTuple):
+    """Bytes, their address, and how many."""
+
+    array: np.ndarray
+    address: int
+    size: int
+
+
 class _Lease:
     """What an array of NumPy's keeps alive as long as anything looks at its memory.
 
     Args:
-        memory: bytes, at least as many as the array has.
-        returned: takes the memory when the array is gone.
+        memory: the memory.
+        returned: takes it when the array is gone.
     """
 
-    def __init__(self, memory: np.ndarray, returned: collections.deque) -> None:
+    def __init__(self, memory: _Memory, returned: collections.deque) -> None:
         self._memory, self._returned = memory, returned
-        self.__array_interface__: dict[str, Any] = {
-            'version': 3,
-            'typestr': np.dtype(np.float32).str,
-            'shape': (len(memory) // 4,),
-            'data': (memory.ctypes.data, False),
-        }
+        data = memory.address, False
+        self.__array_interface__ = {'version': 3, 'typestr': _TYPE, 'shape': (memory.size // 4,), 'data': data}
 
     def __del__(self) -> None:
         self._returned.append(self._memory)
@@ -55,8 +62,8 @@ class Kept:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._returned: collections.deque[np.ndarray] = collections.deque()  # by arrays that are gone, in any thread
-        self._free: dict[int, list[np.ndarray]] = collections.defaultdict(list)
+        self._returned: collections.deque[_Memory] = collections.deque()  # by arrays that are gone, in any thread
+        self._free: dict[int, list[_Memory]] = collections.defaultdict(list)
         self.used = self.held = self._most = 0  # bytes
 
     def take(self, size: int) -> _Lease:
@@ -82,8 +89,8 @@ class Kept:
         """Takes back what arrays that are gone have used."""
         while self._returned:
             memory = self._returned.popleft()
-            self._free[len(memory)].append(memory)
-            self.used -= len(memory)
+            self._free[memory.size].append(memory)
+            self.used -= memory.size
 
     def _drop(self, most: int) -> None:
         """Drops free memory, the largest first, until no more than ``most`` bytes are held, or none is free."""
@@ -93,12 +100,11 @@ class Kept:
                 self.held -= size
 
 
-def _aligned(size: int) -> np.ndarray:
-    """Bytes that begin where a page does, if they fill one, so that huge pages hold them."""
+def _aligned(size: int) -> _Memory:
+    """New memory that begins where a page does, if it fills one, so that huge pages hold it."""
     step = _PAGE if size >= _PAGE else _LINE
-    memory = np.empty(size + step, np.uint8)
-    start = -memory.ctypes.data % step
-    return memory[start : start + size]
+    array = np.empty(size + step, np.uint8)
+    return _Memory(array, array.ctypes.data + -array.ctypes.data % step, size)
 
 
 _kept = Kept()

@@ -1,4 +1,4 @@
-"""Local response normalisation, by NumPy, and batch normalisation over (B, H, W), by oneDNN."""
+"""Batch normalisation over (B, H, W), by oneDNN."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from branchynet.cpu.layout import (
     dense,
     empty_like,
     form_of,
-    image_blocks,
     is_channels_last,
     like,
     parts_of,
@@ -40,41 +39,12 @@ from branchynet.cpu.onednn import (
     create_descriptor,
     describe,
 )
-from branchynet.cpu.threads import equal_blocks, run
+from branchynet.cpu.threads import equal_blocks
 
 import numpy as np
 
 _BYTES_OF_PART = 1 << 22  # of a batch normalisation, which takes less from memory the fewer calls it is made of
 _FAR = 2  # standard deviations between zero and a mean, where sums in float32 leave too much out
-
-
-class LocalResponse:
-    """LocalResponseNormalization's method."""
-
-    def forward_cpu(self: Any, inputs: tuple, stock: Callable) -> tuple:
-        """The method of this name, for arrays that the kernels take."""
-        (x,) = inputs
-        if not (takes(x) and x.ndim == 4 and self.n // 2 < x.shape[1]):
-            return stock(self, inputs)
-        self.retain_inputs((0,))
-        self.retain_outputs((0,))
-        (x,) = dense(x)
-        y, self.unit_scale, self.scale = local_response(x, self.n, self.k, self.alpha, self.beta)
-        return (y,)
-
-
-class LocalResponseGradient:
-    """LocalResponseNormalizationGrad's method."""
-
-    def forward_cpu(self: Any, inputs: tuple, stock: Callable) -> tuple:
-        """The method of this name, for arrays that the kernels take."""
-        x, y, gy = inputs
-        if not (takes(x, y, gy, self.scale) and x.ndim == 4 and self.n // 2 < x.shape[1]):
-            return stock(self, inputs)
-        self.retain_inputs((0, 1, 2))
-        (x,) = dense(x)
-        y, gy = like(y, x), like(gy, x)
-        return (local_response_gx(x, y, gy, self.unit_scale, self.scale, self.n, self.alpha, self.beta),)
 
 
 class BatchNormalization:
@@ -138,105 +108,6 @@ def apply_bn_fwd(xp: Any, x: Any, mean: Any, inv_std: Any, gamma: Any, beta: Any
         return stock(xp, x, mean, inv_std, gamma, beta)
     (x,) = dense(x)
     return scale_and_shift(x, (gamma * inv_std).ravel(), beta.ravel(), mean.ravel())
-
-
-# Local response normalisation
-
-
-def _window_sum(x: np.ndarray, n: int, out: np.ndarray) -> None:
-    """Writes into ``out`` the sum over n neighbouring channels, the channel itself in the middle."""
-    np.copyto(out, x)
-    for i in range(1, n // 2 + 1):
-        out[:, i:] += x[:, :-i]
-        out[:, :-i] += x[:, i:]
-
-
-def _negative_power(s: np.ndarray, beta: float, out: np.ndarray) -> None:
-    """Writes s ** -beta into ``out``; for the beta of the paper's networks, 0.75, by square roots."""
-    if beta != 0.75:
-        np.power(s, np.float32(-beta), out=out)
-        return
-    np.sqrt(s, out=out)
-    root = scratch_like('root', s)
-    np.sqrt(out, out=root)
-    out *= root
-    np.reciprocal(out, out=out)
-
-
-def local_response(
-    x: np.ndarray, n: int, k: float, alpha: float, beta: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Local response normalisation (Krizhevsky, Sutskever, Hinton, 2012, section 3.3).
-
-    Args:
-        x: images (B, C, H, W), float32, C-contiguous or channels last.
-        n: channels of a window.
-        k: added to the sum of squares.
-        alpha: factor of the sum of squares.
-        beta: exponent.
-
-    Returns:
-        y = x s**-beta, s = k + alpha (sum of x**2 over the window), and s**-beta, all in the shape and memory order
-        of x.
-    """
-    y, s, scale = (empty_like(x) for _ in range(3))
-    parts = image_blocks(x, y, s, scale)
-
-    def task(i: int) -> None:
-        part = parts[i]
-        square = scratch_like('square', x[part])
-        np.multiply(x[part], x[part], out=square)
-        _window_sum(square, n, s[part])
-        s[part] *= np.float32(alpha)
-        s[part] += np.float32(k)
-        _negative_power(s[part], beta, scale[part])
-        np.multiply(x[part], scale[part], out=y[part])
-
-    run(task, len(parts))
-    return y, s, scale
-
-
-def local_response_gx(
-    x: np.ndarray,
-    y: np.ndarray,
-    gy: np.ndarray,
-    s: np.ndarray,
-    scale: np.ndarray,
-    n: int,
-    alpha: float,
-    beta: float,
-) -> np.ndarray:
-    """Gradient of x: gy s**-beta - 2 alpha beta x (sum over n channels of gy y / s).
-
-    Args:
-        x: input of local_response; this and the other arrays are of its shape and memory order.
-        y: its output.
-        gy: gradient of y.
-        s: its second result.
-        scale: its third, s**-beta.
-        n: as there.
-        alpha: as there.
-        beta: as there.
-    """
-    gx = empty_like(x)
-    parts = image_blocks(x, y, gy, gx)
-
-    def task(i: int) -> None:
-        part = parts[i]
-        ratio, total = scratch_like('square', x[part]), scratch_like('root', x[part])
-        np.multiply(gy[part], y[part], out=ratio)
-        ratio /= s[part]
-        _window_sum(ratio, n, total)
-        total *= x[part]
-        total *= np.float32(-2 * alpha * beta)
-        np.multiply(gy[part], scale[part], out=gx[part])
-        gx[part] += total
-
-    run(task, len(parts))
-    return gx
-
-
-# Batch normalisation over (B, H, W)
 
 
 def fits(x: Any, gamma: Any, beta: Any) -> bool:

@@ -59,12 +59,14 @@ class Value:
 
     Attributes:
         rank: Number of functions on the longest way to it. Chainer goes back by falling rank.
+        makes_new: Whether ``back`` returns arrays that nobody else has.
     """
 
     def __init__(self, array: np.ndarray, inputs: Sequence[Value] = (), back: Optional[Back] = None) -> None:
         self.array = array
         self.inputs = inputs
         self.back = back
+        self.makes_new = False
         self.rank: int = 1 + max((value.rank for value in inputs), default=-1)
 
     @property
@@ -85,10 +87,17 @@ class Value:
             for x, gx in zip(value.inputs, value.back(gradients.pop(value))):
                 if gx is None or not x.wanted:
                     continue
-                gradients[x] = Add().forward((gradients[x], gx))[0] if x in gradients else gx
+                gradients[x] = _sum(gradients[x], gx, value.makes_new) if x in gradients else gx
                 if x not in seen:
                     heapq.heappush(waiting, (-x.rank, len(seen), x))
                     seen.add(x)
+
+
+def _sum(first: np.ndarray, second: np.ndarray, is_free: bool) -> np.ndarray:
+    """first + second; ``is_free``: the result may take the place of the second."""
+    if is_free and install.are_in_place() and takes(first, second) and first.strides == second.strides:
+        return elementwise.add(first, second, out=second)
+    return Add().forward((first, second))[0]
 
 
 def _made(array: np.ndarray, x: Value, back: Back) -> Value:
@@ -255,7 +264,9 @@ def _convolution(link: L.Convolution2D, x: Value) -> Value:
         _store(parameters, gradients)
         return [gx]
 
-    return Value(y, [x], back)
+    value = Value(y, [x], back)
+    value.makes_new = True
+    return value
 
 
 def _linear(link: L.Linear, x: Value) -> Value:
