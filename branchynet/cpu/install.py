@@ -30,13 +30,14 @@ from chainer.functions.normalization.local_response_normalization import (
 )
 from chainer.functions.pooling.average_pooling_2d import AveragePooling2D, AveragePooling2DGrad
 from chainer.functions.pooling.max_pooling_nd import MaxPoolingND, MaxPoolingNDGrad
-from chainer.optimizers.adam import AdamRule
+from chainer.optimizers.adam import Adam, AdamRule
 
 # The class or module that has a function, and the kernels' functions of the same names. Each takes the arguments of
 # the one that it replaces and, as ``stock``, that one itself, for the calls that it does not cover.
 _NUMPY = {
     Add: elementwise.Add,
-    AdamRule: adam.Adam,
+    Adam: adam.Optimizer,
+    AdamRule: adam.Rule,
     LocalResponseNormalization: local_response.LocalResponse,
     LocalResponseNormalizationGrad: local_response.LocalResponseGradient,
     ReLU: elementwise.ReLU,

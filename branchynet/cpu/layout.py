@@ -125,7 +125,8 @@ def geometry_of(
 
 def rows_of(array: np.ndarray) -> list[int]:
     """Where the elements of the first axis begin in memory."""
-    return addresses_of(array, [slice(i, i + 1) for i in range(len(array))])
+    first, step = array.ctypes.data, array.strides[0]
+    return [first + i * step for i in range(len(array))]
 
 
 def takes(*arrays: Optional[np.ndarray]) -> bool:

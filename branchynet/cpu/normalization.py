@@ -351,29 +351,25 @@ def batch_normalization_gradients(
     Returns:
         Gradients of x (B, C, H, W), gamma (C,) and beta (C,).
     """
-    parts, form = _batch_parts(x), form_of(x)
+    parts, form, relu = _batch_parts(x), form_of(x), masks is not None
     gx = empty_like(x)
-    sums = ggammas, gbetas = np.empty((2, len(parts), x.shape[1]), np.float32)
+    sums = np.empty((len(parts), 2, x.shape[1]), np.float32)
     vectors = np.array([mean, inv_std**-2, gamma], np.float32)
     given = dict(zip((MEAN, VARIANCE, SCALE), rows_of(vectors)))
-    own = [
-        dict(zip((SRC, DIFF_DST, DIFF_SRC, DIFF_SCALE, DIFF_SHIFT), addresses))
-        for addresses in zip(
-            *(addresses_of(array, parts) for array in (x, gy, gx)), *(rows_of(array) for array in sums)
-        )
-    ]
-    at_once, relu = len(parts) == 1, masks is not None
+    xs, gys, gxs = (addresses_of(array, parts) for array in (x, gy, gx))
+    at_once = len(parts) == 1
 
     def task(i: int) -> None:
         shape = sizes_of(parts[i], x)
         _, backward = _batch_normalization(shape, form, 0.0, relu) if at_once else _normalization(shape, form, relu)
-        backward({**own[i], **given, **_mask(masks, i)})
+        own = dict(zip((DIFF_SCALE, DIFF_SHIFT), rows_of(sums[i])))
+        backward({SRC: xs[i], DIFF_DST: gys[i], DIFF_SRC: gxs[i], **own, **given, **_mask(masks, i)})
 
     run_primitives(task, len(parts))
-    ggamma, gbeta = ggammas.sum(axis=0), gbetas.sum(axis=0)
-    if not at_once:  # what goes through the statistics of the whole batch is left to add
-        count = np.float32(x.size // x.shape[1])
-        add(
-            gx, scale_and_shift(x, -gamma * inv_std**2 * ggamma / count, -gamma * inv_std * gbeta / count, mean), out=gx
-        )
+    if at_once:
+        return (gx, *sums[0])
+    ggamma, gbeta = sums.sum(axis=0)
+    # What goes through the statistics of the whole batch is left to add.
+    count = np.float32(x.size // x.shape[1])
+    add(gx, scale_and_shift(x, -gamma * inv_std**2 * ggamma / count, -gamma * inv_std * gbeta / count, mean), out=gx)
     return gx, ggamma, gbeta
