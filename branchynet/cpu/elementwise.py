@@ -11,6 +11,7 @@ from branchynet.cpu.threads import blocks, run
 import numpy as np
 
 _ELEMENTS = 1 << 18  # of a block
+_BITS = 8  # of a byte
 
 
 class Add:
@@ -61,9 +62,17 @@ def relu(x: np.ndarray) -> np.ndarray:
     return _apply('relu', x, empty_like(x))
 
 
-def relu_of_sum(x: np.ndarray, y: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """Writes max(x + y, 0) into ``out``, all float32 of one shape and memory order, and returns it."""
-    return _apply('relu_of_sum', x, y, out)
+def relu_of_sum(x: np.ndarray, y: np.ndarray, out: np.ndarray, bits: Optional[np.ndarray] = None) -> np.ndarray:
+    """Writes max(x + y, 0) into ``out``, all float32 of one shape and memory order, and returns it.
+
+    Args:
+        x: an array.
+        y: an array.
+        out: where the result goes; it may be x or y.
+        bits: where given, uint8 of an eighth of the size, gets a bit for each number, in the order of memory: 1 where
+            it is positive.
+    """
+    return _apply('relu_of_sum', x, y, out, bits=bits)
 
 
 def relu_gx(y: np.ndarray, gy: np.ndarray) -> np.ndarray:
@@ -71,20 +80,40 @@ def relu_gx(y: np.ndarray, gy: np.ndarray) -> np.ndarray:
     return _apply('relu_gx', y, gy, empty_like(gy))
 
 
+def add_passed(y: np.ndarray, gy: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Adds relu_gx(y, gy) to x, all float32 of one shape and memory order, and returns it."""
+    return _apply('add_passed', y, gy, x)
+
+
 def _lines(x: np.ndarray) -> np.ndarray:
     """A view of all elements in the order of memory."""
     return (x.transpose(0, 2, 3, 1) if is_channels_last(x) else x).reshape(-1)
 
 
-def _apply(name: str, *arrays: np.ndarray) -> np.ndarray:
-    """Computes the last of the arrays from the others, by a function in _NUMPY or its machine code, and returns it."""
-    parts, codes = blocks(arrays[0].size, 1, _ELEMENTS), _machine_code()
+def _apply(name: str, *arrays: np.ndarray, bits: Optional[np.ndarray] = None) -> np.ndarray:
+    """Computes the last of the arrays from them, by a function in _NUMPY or its machine code, and returns it.
+
+    Args:
+        name: of the function.
+        arrays: of one size and memory order.
+        bits: as of relu_of_sum.
+    """
+    size, codes = arrays[0].size, _machine_code()
+    parts = [
+        slice(part.start * _BITS, min(part.stop * _BITS, size)) for part in blocks(-(-size // _BITS), _BITS, _ELEMENTS)
+    ]
     if codes is None:
         lines = [_lines(array) for array in arrays]
         run(lambda i: _NUMPY[name](*(line[parts[i]] for line in lines)), len(parts))
+        if bits is not None:
+            bits[:] = np.packbits(lines[-1] > 0, bitorder='little')
         return arrays[-1]
     starts = [array.ctypes.data for array in arrays]
     frames = [[part.stop - part.start, *(start + 4 * part.start for start in starts)] for part in parts]
+    if bits is not None:
+        name += '_with_bits'
+        for frame, part in zip(frames, parts):
+            frame.append(bits.ctypes.data + part.start // _BITS)
     run_frames(codes[name], frames)
     return arrays[-1]
 
@@ -106,8 +135,15 @@ def _relu_gx(y: np.ndarray, gy: np.ndarray, out: np.ndarray) -> None:
     out *= gy
 
 
+def _add_passed(y: np.ndarray, gy: np.ndarray, x: np.ndarray) -> None:
+    passed = np.greater(y, 0).astype(np.float32)
+    passed *= gy
+    x += passed
+
+
 _NUMPY: dict[str, Callable[..., Any]] = {
     'add': np.add,
+    'add_passed': _add_passed,
     'relu': _relu,
     'relu_of_sum': _relu_of_sum,
     'relu_gx': _relu_gx,
@@ -121,37 +157,49 @@ def _machine_code() -> Optional[dict[str, Callable[[int], int]]]:
     Each takes the address of a frame of 64-bit numbers: the number of elements, then the addresses of the arrays.
     """
     try:
-        from branchynet.cpu.emitter import INT, Code, Emitter, constant
+        from branchynet.cpu.emitter import BYTE, INT, VECTOR, Code, Emitter, constant
     except ImportError:
         return None
     emit = Emitter()
 
-    def relu(x: Any, kind: Any) -> Any:
+    def relu(x: Any, out: Any, kind: Any) -> Any:
         zero = constant(0, kind)
         return emit.builder.select(emit.builder.fcmp_unordered('>', x, zero), x, zero)  # NaN stays NaN
 
-    def relu_gx(y: Any, gy: Any, kind: Any) -> Any:
+    def relu_gx(y: Any, gy: Any, out: Any, kind: Any) -> Any:
         is_positive = emit.builder.fcmp_ordered('>', y, constant(0, kind))
         # A product, as NumPy's: infinity times 0 is NaN.
         return emit.builder.fmul(emit.builder.select(is_positive, constant(1, kind), constant(0, kind)), gy)
 
-    functions: dict[str, tuple[int, Callable]] = {
-        'add': (2, lambda x, y, kind: emit.builder.fadd(x, y)),
-        'relu': (1, relu),
-        'relu_of_sum': (2, lambda x, y, kind: relu(emit.builder.fadd(x, y), kind)),
-        'relu_gx': (2, relu_gx),
+    def relu_of_sum(x: Any, y: Any, out: Any, kind: Any) -> Any:
+        return relu(emit.builder.fadd(x, y), out, kind)
+
+    functions: dict[str, tuple[int, Callable]] = {  # with the number of arrays
+        'add': (3, lambda x, y, out, kind: emit.builder.fadd(x, y)),
+        'add_passed': (3, lambda y, gy, x, kind: emit.builder.fadd(x, relu_gx(y, gy, None, kind))),
+        'relu': (2, relu),
+        'relu_of_sum': (3, relu_of_sum),
+        'relu_of_sum_with_bits': (3, relu_of_sum),
+        'relu_gx': (3, relu_gx),
     }
 
-    def write(frame: Any, inputs: int, function: Callable) -> None:
-        count, *starts, out = (emit.load(emit.add(frame, 8 * i), INT) for i in range(inputs + 2))
+    def write(frame: Any, arrays: int, function: Callable, has_bits: bool) -> None:
+        count, *starts = (emit.load(emit.add(frame, 8 * i), INT) for i in range(1 + arrays + has_bits))
 
         def compute(i: Any, kind: Any) -> None:
-            values = [emit.load(emit.at(start, i, 4), kind) for start in starts]
-            emit.store(function(*values, kind), emit.at(out, i, 4))
+            places = [emit.at(start, i, 4) for start in starts[:arrays]]
+            result = function(*(emit.load(place, kind) for place in places), kind)
+            emit.store(result, places[-1])
+            if has_bits and kind == VECTOR:  # their number is a multiple of a vector's
+                is_positive = emit.builder.fcmp_ordered('>', result, constant(0, kind))
+                byte = emit.builder.bitcast(is_positive, BYTE)
+                emit.store(byte, emit.builder.add(starts[-1], emit.builder.lshr(i, INT(3))))
 
         emit.elements(count, compute)
 
-    for name, (inputs, function) in functions.items():
-        emit.function(name, 1, functools.partial(write, inputs=inputs, function=function), name=name)
+    for name, (arrays, function) in functions.items():
+        has_bits = name.endswith('_with_bits')
+        writer = functools.partial(write, arrays=arrays, function=function, has_bits=has_bits)
+        emit.function(name, 1, writer, name=name)
     code = Code(emit.module())
     return {name: code.call(name) for name in functions}

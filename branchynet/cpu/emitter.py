@@ -21,6 +21,7 @@ INT = ir.IntType(64)  # numbers and addresses alike
 REAL = ir.FloatType()
 DOUBLE = ir.DoubleType()
 INDEX = ir.IntType(32)  # of lanes, and C's int
+BYTE = ir.IntType(8)
 _BOOL = ir.IntType(1)
 
 LANES = 8  # float32 in a vector
@@ -91,7 +92,7 @@ class Emitter:
 
     def store(self, value: ir.Value, address: ir.Value) -> None:
         """Writes a value to an address."""
-        align = 8 if value.type in (INT, DOUBLE) else 4
+        align = {INT: 8, DOUBLE: 8, BYTE: 1}.get(value.type, 4)
         self.builder.store(value, self.builder.inttoptr(address, value.type.as_pointer()), align=align)
 
     # Vectors

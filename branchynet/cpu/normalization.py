@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from ctypes import c_void_p
 from typing import Any, Callable, Optional
 
@@ -186,14 +187,25 @@ def _descriptors(x: c_void_p, eps: float, flags: int, relu: bool) -> tuple[c_voi
 
 @cached
 def _has_relu(shape: tuple[int, ...], form: int) -> bool:
-    """Whether oneDNN normalises with the same code where a ReLU follows: then the bits are the same too."""
+    """Whether oneDNN normalises with the same code, and so to the same bits, where a ReLU follows, and masks as here."""
     x = describe(shape, form)
     names = [
         [onednn.implementation(descriptor) for descriptor in _descriptors(x, 0, flags, relu)]
         for relu in (False, True)
         for flags in (0, onednn.GIVEN_STATISTICS)
     ]
-    return names[:2] == names[2:]
+    return names[:2] == names[2:] and _has_bits(shape, form)
+
+
+def _has_bits(shape: tuple[int, ...], form: int) -> bool:
+    """Whether oneDNN's masks are those that Masks describes, on an example."""
+    forward, _ = _normalization(shape, form, True)
+    x = np.random.RandomState(0).rand(math.prod(shape)).astype(np.float32) - np.float32(0.5)
+    y, bits = np.empty_like(x), np.empty(forward.sizes[WORKSPACE], np.uint8)
+    vectors = np.repeat(np.array([[0], [1], [1], [0]], np.float32), shape[1], axis=1)
+    given = dict(zip((MEAN, VARIANCE, SCALE, SHIFT), rows_of(vectors)))
+    forward({SRC: x.ctypes.data, DST: y.ctypes.data, WORKSPACE: bits.ctypes.data, **given})
+    return np.array_equal(bits, np.packbits(x > 0, bitorder='little'))
 
 
 @cached
@@ -207,24 +219,25 @@ def _statistics(shape: tuple[int, ...], form: int) -> onednn.Primitive:
 
 
 class Masks:
-    """Where ReLU let the numbers of a batch normalisation pass, for its gradient.
+    """Where ReLU lets numbers pass: a bit for each, in the order of memory, as oneDNN takes them for the gradient.
 
     Args:
-        x: the input of the batch normalisation.
+        x: the input of the batch normalisation before it, (B, C, H, W).
 
     Attributes:
-        addresses: where the mask of each part of the batch lies.
+        bits: uint8, 8 numbers in each, the first of them in the lowest bit.
+        addresses: where those of each part of the batch lie.
     """
 
     def __init__(self, x: np.ndarray) -> None:
-        forms = [_normalization(sizes_of(part, x), form_of(x), True)[0] for part in _batch_parts(x)]
-        self._arrays = [np.empty(primitive.sizes[WORKSPACE], np.uint8) for primitive in forms]
-        self.addresses = [array.ctypes.data for array in self._arrays]
+        self.bits = np.empty(x.size // 8, np.uint8)
+        first, step = self.bits.ctypes.data, x[0].size // 8
+        self.addresses = [first + part.start * step for part in _batch_parts(x)]
 
     @staticmethod
     def fit(x: np.ndarray) -> bool:
-        """Whether there are masks for x (B, C, H, W)."""
-        return all(_has_relu(sizes_of(part, x), form_of(x)) for part in _batch_parts(x))
+        """Whether there are masks for x."""
+        return x[0].size % 8 == 0 and all(_has_relu(sizes_of(part, x), form_of(x)) for part in _batch_parts(x))
 
 
 def batch_normalization(

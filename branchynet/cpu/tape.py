@@ -45,7 +45,7 @@ from chainer.functions.pooling.average_pooling_2d import AveragePooling2D, Avera
 from chainer.functions.pooling.max_pooling_nd import MaxPoolingND, MaxPoolingNDGrad
 
 # Takes the gradient of a value; returns those of the values that it was made of, None where nothing needs one.
-Back = Callable[[np.ndarray], Sequence[Optional[np.ndarray]]]
+Back = Callable[[Any], Sequence[Any]]
 
 
 class Value:
@@ -60,13 +60,14 @@ class Value:
     Attributes:
         rank: Number of functions on the longest way to it. Chainer goes back by falling rank.
         makes_new: Whether ``back`` returns arrays that nobody else has.
+        takes_passed: Whether ``back`` takes a Passed too.
     """
 
     def __init__(self, array: np.ndarray, inputs: Sequence[Value] = (), back: Optional[Back] = None) -> None:
         self.array = array
         self.inputs = inputs
         self.back = back
-        self.makes_new = False
+        self.makes_new = self.takes_passed = False
         self.rank: int = 1 + max((value.rank for value in inputs), default=-1)
 
     @property
@@ -80,11 +81,13 @@ class Value:
 
     def backward(self) -> None:
         """Stores the gradients of all parameters that this number depends on."""
-        gradients, seen, waiting = {self: np.ones_like(self.array)}, {self}, [(0, 0, self)]
+        gradients: dict[Value, np.ndarray | Passed] = {self: np.ones_like(self.array)}
+        seen, waiting = {self}, [(0, 0, self)]
         while waiting:
             *_, value = heapq.heappop(waiting)
             assert value.back is not None
-            for x, gx in zip(value.inputs, value.back(gradients.pop(value))):
+            gradient = gradients.pop(value)
+            for x, gx in zip(value.inputs, value.back(gradient if value.takes_passed else _array_of(gradient))):
                 if gx is None or not x.wanted:
                     continue
                 gradients[x] = _sum(gradients[x], gx, value.makes_new) if x in gradients else gx
@@ -93,11 +96,36 @@ class Value:
                     seen.add(x)
 
 
-def _sum(first: np.ndarray, second: np.ndarray, is_free: bool) -> np.ndarray:
+class Passed:
+    """A gradient that ReLU lets pass where its output is positive, as long as nobody needs it as an array.
+
+    Args:
+        y: The output of ReLU.
+        gy: Its gradient, in the memory order of y.
+        masks: Where y is positive.
+    """
+
+    def __init__(self, y: np.ndarray, gy: np.ndarray, masks: normalization.Masks) -> None:
+        self.y, self.gy, self.masks = y, gy, masks
+
+    @functools.cached_property
+    def array(self) -> np.ndarray:
+        """The gradient."""
+        return elementwise.relu_gx(self.y, self.gy)
+
+
+def _array_of(gradient: np.ndarray | Passed) -> np.ndarray:
+    return gradient.array if isinstance(gradient, Passed) else gradient
+
+
+def _sum(first: np.ndarray | Passed, second: np.ndarray | Passed, is_free: bool) -> np.ndarray:
     """first + second; ``is_free``: the result may take the place of the second."""
-    if is_free and install.are_in_place() and takes(first, second) and first.strides == second.strides:
-        return elementwise.add(first, second, out=second)
-    return Add().forward((first, second))[0]
+    model = first.y if isinstance(first, Passed) else first
+    if not (is_free and install.are_in_place() and takes(model, second) and model.strides == second.strides):
+        return Add().forward((_array_of(first), _array_of(second)))[0]
+    if isinstance(first, Passed):
+        return elementwise.add_passed(first.y, first.gy, second)
+    return elementwise.add(first, second, out=second)
 
 
 def _made(array: np.ndarray, x: Value, back: Back) -> Value:
@@ -209,7 +237,8 @@ def forward(links: Iterable[chainer.Link], x: Value) -> Value:
     waiting = collections.deque(links)
     while waiting:
         link = waiting.popleft()
-        fused = _normalization_and_relu(link, x) if waiting and _is_relu(waiting[0]) and _is_norm(link) else None
+        is_pair = _is_norm(link) and waiting and _is_relu(waiting[0])
+        fused = _normalization(link, x, with_relu=True) if is_pair else None
         if fused is not None:
             waiting.popleft()
             x = fused
@@ -290,6 +319,9 @@ def _rows(x: Value) -> Value:
 
 
 def _batch_normalization(link: L.BatchNormalization, x: Value) -> Value:
+    ours = _normalization(link, x, with_relu=False)
+    if ours is not None:
+        return ours
     parameters: tuple[Any, ...] = link.gamma, link.beta
     if link.avg_mean is None or any(parameter is None for parameter in parameters):
         return _call_in_chainer(link, x)
@@ -318,10 +350,10 @@ def _batch_normalization(link: L.BatchNormalization, x: Value) -> Value:
     return Value(y, [x], back)
 
 
-def _normalization_and_relu(link: L.BatchNormalization, x: Value) -> Optional[Value]:
-    """A batch normalisation and the ReLU behind it; None where the kernels do not compute both in one pass.
+def _normalization(link: L.BatchNormalization, x: Value, with_relu: bool) -> Optional[Value]:
+    """A batch normalisation by the kernels, perhaps in one pass with the ReLU behind it; None where they do not do it.
 
-    The pass makes 0 of NaN: where a result may be NaN, it must be seen, and they are computed one after the other.
+    With ReLU, the pass makes 0 of NaN: where a result may be NaN, it must be seen, and it is not done.
     """
     parameters: Any = link.gamma, link.beta
     is_whole = link.avg_mean is not None and all(parameter is not None for parameter in parameters)
@@ -331,25 +363,27 @@ def _normalization_and_relu(link: L.BatchNormalization, x: Value) -> Optional[Va
     if not (normalization.fits(x.array, gamma, beta) and x.array.size > gamma.size):
         return None
     (images,) = dense(x.array)
-    if not normalization.Masks.fit(images):
+    has_masks = normalization.Masks.fit(images)
+    if with_relu and not has_masks:
         return None
-    eps, masks = float(link.eps), normalization.Masks(images)
-    y, mean, variance = normalization.batch_normalization(images, gamma, beta, eps, masks)
-    if not all(np.isfinite(vector).all() for vector in (gamma, beta, mean, variance)):
+    eps, own_masks = float(link.eps), normalization.Masks(images) if with_relu else None
+    y, mean, variance = normalization.batch_normalization(images, gamma, beta, eps, own_masks)
+    if with_relu and not all(np.isfinite(vector).all() for vector in (gamma, beta, mean, variance)):
         return None
     inv_std = normalization.inverse_deviation(variance, eps)
-    normalization.update_running(
-        link.avg_mean, link.avg_var, mean, variance, images.size // gamma.size, link.decay
-    )
+    normalization.update_running(link.avg_mean, link.avg_var, mean, variance, images.size // gamma.size, link.decay)
 
-    def back(gy: np.ndarray) -> list[Optional[np.ndarray]]:
+    def back(gradient: np.ndarray | Passed) -> list[Optional[np.ndarray]]:
+        gy, masks = (gradient.gy, gradient.masks) if isinstance(gradient, Passed) else (gradient, own_masks)
         gx, *gradients = normalization.batch_normalization_gradients(
             images, gamma, like(gy, images), mean, inv_std, masks
         )
         _store(parameters, gradients)
         return [gx]
 
-    return _two(Value(y, [x], back))
+    value = Value(y, [x], back)
+    value.takes_passed = has_masks and not with_relu
+    return _two(value) if with_relu else value
 
 
 _RELU = FL(F.relu)
@@ -365,10 +399,13 @@ def _relu_of_sum(x: Value, y: Value, is_free: bool) -> Value:
     """ReLU of x + y; ``is_free``: the result may take the place of x's array."""
     if not (install.are_in_place() and takes(x.array, y.array) and x.array.strides == y.array.strides):
         return _relu(_add(x, y))
-    array = elementwise.relu_of_sum(x.array, y.array, out=x.array if is_free else empty_like(x.array))
+    masks = normalization.Masks(x.array) if x.takes_passed else None
+    out = x.array if is_free else empty_like(x.array)
+    array = elementwise.relu_of_sum(x.array, y.array, out, None if masks is None else masks.bits)
 
-    def back(gy: np.ndarray) -> list[Optional[np.ndarray]]:
-        return [elementwise.relu_gx(array, like(gy, array))] * 2
+    def back(gy: np.ndarray) -> Sequence[np.ndarray | Passed]:
+        gy = like(gy, array)
+        return [elementwise.relu_gx(array, gy) if masks is None else Passed(array, gy, masks)] * 2
 
     return _two(Value(array, [x, y], back if x.wanted or y.wanted else None))
 
