@@ -106,28 +106,33 @@ class Convolution:
         gradients = dict(zip(sorted(slow), stock(self, tuple(sorted(slow)), grad_outputs))) if slow else {}
         if len(slow) < len(indexes):
             of_x, of_w = (any(i in indexes and i not in slow for i in inputs) for inputs in ((0,), (1, 2)))
-            ours = gradients_of(self, x, w, gy, of_x, of_w)
+            (w,), (x, gy) = plain(w), dense(x, gy)
+            ours = convolution_gradients(x, w, gy, geometry, of_x, of_w)
             gradients.update((i, chainer.Variable(ours[i])) for i in indexes if i not in slow)
         return tuple(gradients[i] for i in indexes)
 
 
-def has_fast_gradients(function: Any, x: np.ndarray, w: np.ndarray, of_x: bool) -> bool:
-    """Whether the kernels compute y and the gradients of w, b and, if ``of_x``, of x: not so where stock is faster."""
-    if not (takes(x, w) and _is_simple_convolution(function) and _fits(function, x, w, None)):
-        return False
-    y_shape = len(x), len(w), *function._get_out_size(x.shape, w.shape)
-    geometry = _geometry_of(function, x, w, y_shape).lying()
-    return not (_is_y_slow(geometry) or _is_gw_slow(geometry) or (of_x and _is_gx_slow(geometry)))
+def fast_geometry(
+    function: Any, x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray], of_x: bool
+) -> Optional[Geometry]:
+    """The shapes of Chainer's function of x, w and b, where the kernels compute it and its gradients.
 
+    Args:
+        function: a Convolution2DFunction.
+        x: images (B, C, H, W).
+        w: weights (O, C, KH, KW).
+        b: bias (O,), or None.
+        of_x: whether the gradient of x is among those.
 
-def gradients_of(
-    function: Any, x: np.ndarray, w: np.ndarray, gy: np.ndarray, of_x: bool, of_w: bool
-) -> tuple[Optional[np.ndarray], ...]:
-    """Gradients of x, w and b of a call of Chainer's function, as `convolution_gradients` gives them."""
-    geometry = _geometry_of(function, x, w, gy.shape)
-    x, gy = dense(x, gy)
-    (w,) = plain(w)
-    return convolution_gradients(x, w, gy, geometry, of_x, of_w)
+    Returns:
+        None where stock Chainer is faster, or the kernels do not take it.
+    """
+    if not (takes(x, w, b) and _is_simple_convolution(function) and _fits(function, x, w, b)):
+        return None
+    geometry = _geometry_of(function, x, w, (len(x), len(w), *function._get_out_size(x.shape, w.shape)))
+    lying = geometry.lying()
+    is_slow = _is_y_slow(lying) or _is_gw_slow(lying) or (of_x and _is_gx_slow(lying))
+    return None if is_slow else geometry
 
 
 def _is_simple_convolution(function: Any) -> bool:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 _SMALLEST = 1 << 19  # bytes; malloc keeps smaller ones by itself
-_PAGE = 1 << 21  # a huge page, in which arrays that are as large begin
+_PAGE = 1 << 21  # a huge page, in which arrays that nearly fill one begin
 _LINE = 64
 
 
@@ -101,9 +101,9 @@ class Kept:
 
 
 def _aligned(size: int) -> _Memory:
-    """New memory that begins where a page does, if it fills one, so that huge pages hold it."""
-    step = _PAGE if size >= _PAGE else _LINE
-    array = np.empty(size + step, np.uint8)
+    """New memory that begins where a huge page does, if it nearly fills one."""
+    step = _PAGE if size >= _PAGE * 3 // 4 else _LINE
+    array = np.empty(max(size + step, 2 * step), np.uint8)  # NumPy asks for huge pages from two of them on
     return _Memory(array, array.ctypes.data + -array.ctypes.data % step, size)
 
 

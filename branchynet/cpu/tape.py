@@ -18,7 +18,7 @@ from typing import Any, Callable, Optional
 from branchynet import _chainer  # noqa: F401
 from branchynet.batching import check_labels
 from branchynet.cpu import convolution, elementwise, install, normalization
-from branchynet.cpu.layout import dense, empty_like, like, takes
+from branchynet.cpu.layout import dense, empty_like, like, plain, takes
 from branchynet.links.links import FL, Net
 from branchynet.links.resnet import ResBlock, shortcut
 
@@ -281,15 +281,16 @@ def _convolution(link: L.Convolution2D, x: Value) -> Value:
     function: Any = Convolution2DFunction(
         link.stride, link.pad, dilate=link.dilate, groups=link.groups, cudnn_fast=link.cudnn_fast
     )
-    parameters = [link.W] if link.b is None else [link.W, link.b]
-    inputs: tuple[Any, ...] = (x.array, *(parameter.array for parameter in parameters))
-    if not (install.are_in_place() and convolution.has_fast_gradients(function, x.array, inputs[1], x.wanted)):
+    parameters: Any = [link.W] if link.b is None else [link.W, link.b]
+    w, b = link.W.array, None if link.b is None else link.b.array
+    geometry = convolution.fast_geometry(function, x.array, w, b, x.wanted) if install.are_in_place() else None
+    if geometry is None:
         return _call_in_chainer(link, x)
-    function._input_layouts = (None,) * len(inputs)
-    (y,) = function.forward(inputs)
+    (images,), (w, b) = dense(x.array), plain(w, b)
+    y = convolution.convolution(images, w, b, geometry)
 
     def back(gy: np.ndarray) -> list[Optional[np.ndarray]]:
-        gx, *gradients = convolution.gradients_of(function, x.array, inputs[1], gy, x.wanted, True)
+        gx, *gradients = convolution.convolution_gradients(images, w, *dense(gy), geometry, x.wanted, True)
         _store(parameters, gradients)
         return [gx]
 
