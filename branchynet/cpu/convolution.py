@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from ctypes import c_void_p
 from typing import Any, Callable, NamedTuple, Optional
 
 from branchynet import _chainer  # noqa: F401
-from branchynet.cpu import onednn
+from branchynet.cpu import memory, onednn
 from branchynet.cpu.layout import (
     BYTES_OF_BLOCK,
     PARTS,
@@ -112,24 +113,26 @@ class Convolution:
         return tuple(gradients[i] for i in indexes)
 
 
+@functools.lru_cache(maxsize=1024)
 def fast_geometry(
-    function: Any, x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray], of_x: bool
+    x: tuple[int, ...], w: tuple[int, ...], stride: tuple[int, int], pad: tuple[int, int], of_x: bool
 ) -> Optional[Geometry]:
-    """The shapes of Chainer's function of x, w and b, where the kernels compute it and its gradients.
+    """The shapes of a convolution, where the kernels compute it and its gradients.
 
     Args:
-        function: a Convolution2DFunction.
-        x: images (B, C, H, W).
-        w: weights (O, C, KH, KW).
-        b: bias (O,), or None.
+        x: shape of the images, (B, C, H, W).
+        w: of the weights, (O, C, KH, KW).
+        stride: as of Geometry.
+        pad: as of Geometry.
         of_x: whether the gradient of x is among those.
 
     Returns:
         None where stock Chainer is faster, or the kernels do not take it.
     """
-    if not (takes(x, w, b) and _is_simple_convolution(function) and _fits(function, x, w, b)):
+    sizes = [get_conv_outsize(*each) for each in zip(x[2:], w[2:], stride, pad)]
+    if x[1] != w[1] or min(*stride, *sizes) < 1 or min(pad) < 0:
         return None
-    geometry = _geometry_of(function, x, w, (len(x), len(w), *function._get_out_size(x.shape, w.shape)))
+    geometry = Geometry(x, w, (x[0], w[0], *sizes), stride, pad)
     lying = geometry.lying()
     is_slow = _is_y_slow(lying) or _is_gw_slow(lying) or (of_x and _is_gx_slow(lying))
     return None if is_slow else geometry
@@ -159,7 +162,7 @@ def _geometry_of(function: Any, x: np.ndarray, w: np.ndarray, y_shape: tuple[int
     return Geometry(x.shape, w.shape, y_shape, (function.sy, function.sx), (function.ph, function.pw))
 
 
-def _blocks_of(geometry: Geometry) -> list[slice]:
+def _blocks_of(geometry: Geometry) -> tuple[slice, ...]:
     """Blocks of images that fit the cache, and more of them where their work is worth a call."""
     size = 4 * (math.prod(geometry.x) + math.prod(geometry.y))
     return equal_blocks(geometry.x[0], max(-(-size // BYTES_OF_BLOCK), _parts_of_work(geometry)))
@@ -397,7 +400,7 @@ def _gradient_of_w(x: np.ndarray, gy: np.ndarray, geometry: Geometry) -> tuple[l
     """(loops, the arrays whose sums over the first axis are the gradients of w and b)."""
     loops = _loops_of_gw(geometry, form_of(x), form_of(gy))
     parts = sum(blocks.count for blocks, _ in loops)
-    gw = np.empty((parts, *geometry.w), np.float32)
+    gw = memory.empty((parts, *geometry.w))
     gb = np.empty((parts, geometry.w[0]), np.float32)
     made, done = [], 0
     for blocks, primitive in loops:

@@ -7,7 +7,9 @@ over long rows. The shape is (B, C, H, W) either way.
 
 from __future__ import annotations
 
+import array as packed
 import functools
+import itertools
 from collections.abc import Hashable, Sequence
 from ctypes import Array
 from typing import Any, Callable, Optional, TypeVar
@@ -63,12 +65,12 @@ def scratch_like(slot: Hashable, x: np.ndarray) -> np.ndarray:
     return scratch(slot, x.shape)
 
 
-def image_blocks(*arrays: np.ndarray) -> list[slice]:
+def image_blocks(*arrays: np.ndarray) -> tuple[slice, ...]:
     """Blocks of images whose part of all arrays fits the cache."""
     return blocks(len(arrays[0]), sum(array[:1].nbytes for array in arrays))
 
 
-def parts_of(array: np.ndarray) -> list[slice]:
+def parts_of(array: np.ndarray) -> tuple[slice, ...]:
     """Blocks of images, each worth a call."""
     return equal_blocks(len(array), min(PARTS, array.nbytes // BYTES_OF_BLOCK))
 
@@ -80,8 +82,8 @@ def run_primitives(task: Callable[[int], object], count: int) -> None:
 
 def run_frames(code: Callable[[int], object], frames: Sequence[Sequence[int]]) -> None:
     """Calls machine code with the address of every frame of 64-bit numbers, shared among the threads."""
-    numbers = np.array(frames, np.int64)
-    first, step = numbers.ctypes.data, numbers.strides[0]
+    numbers = packed.array('q', itertools.chain.from_iterable(frames))
+    first, step = numbers.buffer_info()[0], 8 * len(frames[0])
     run(lambda i: code(first + i * step), len(frames))
 
 

@@ -6,6 +6,7 @@ Threads that share a loop take its blocks from one counter. Without llvmlite the
 
 from __future__ import annotations
 
+import array as packed
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
@@ -66,7 +67,7 @@ class Loop:
 
     def __init__(self, primitive: onednn.Primitive, places: Mapping[int, Place], count: int) -> None:
         self._primitive, self._places, self.count = primitive, places, count
-        self._next = np.zeros(1, np.int64)  # of machine code
+        self._next = packed.array('q', [0])  # of machine code
         self._remaining = iter(range(count))  # of Python; next() is atomic
 
     def run(self) -> None:
@@ -77,11 +78,11 @@ class Loop:
                 self._primitive({kind: first + i * step for kind, (first, step) in self._places.items()})
             return
         calls = self._primitive.calls(self._places)
-        frame = [self._next.ctypes.data, self.count, *_functions(), len(calls)]
+        frame = [self._next.buffer_info()[0], self.count, *_functions(), len(calls)]
         for primitive, places in calls:
             frame += primitive.frame(places)
-        numbers = np.array(frame, np.int64)
-        if code(numbers.ctypes.data):
+        numbers = packed.array('q', frame)
+        if code(numbers.buffer_info()[0]):
             raise RuntimeError('oneDNN: primitive_execute failed')
 
 

@@ -3,17 +3,17 @@ many a kernel."""
 
 from __future__ import annotations
 
-import collections
 import math
 import os
 import threading
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
 _SMALLEST = 1 << 19  # bytes; malloc keeps smaller ones by itself
 _PAGE = 1 << 21  # a huge page, in which arrays that nearly fill one begin
 _LINE = 64
+_TYPE = np.dtype(np.float32).str
 
 
 def empty(shape: tuple[int, ...]) -> np.ndarray:
@@ -29,15 +29,22 @@ def release() -> None:
     _kept.release()
 
 
-_TYPE = np.dtype(np.float32).str
+class _Memory:
+    """New memory that begins where a huge page does, if it nearly fills one.
 
+    Args:
+        size: bytes.
 
-class _Memory(NamedTuple):
-    """Bytes, their address, and how many."""
+    Attributes:
+        interface: how NumPy finds it.
+    """
 
-    array: np.ndarray
-    address: int
-    size: int
+    def __init__(self, size: int) -> None:
+        step = _PAGE if size >= _PAGE * 3 // 4 else _LINE
+        self._array = np.empty(max(size + step, 2 * step), np.uint8)  # NumPy asks for huge pages from two of them on
+        address = self._array.ctypes.data + -self._array.ctypes.data % step
+        data = address, False
+        self.interface: dict[str, Any] = {'version': 3, 'typestr': _TYPE, 'shape': (size // 4,), 'data': data}
 
 
 class _Lease:
@@ -45,66 +52,69 @@ class _Lease:
 
     Args:
         memory: the memory.
-        returned: takes it when the array is gone.
+        home: the list that takes it when the array is gone, in whatever thread that is.
     """
 
-    def __init__(self, memory: _Memory, returned: collections.deque) -> None:
-        self._memory, self._returned = memory, returned
-        data = memory.address, False
-        self.__array_interface__ = {'version': 3, 'typestr': _TYPE, 'shape': (memory.size // 4,), 'data': data}
+    __slots__ = ('__array_interface__', '_home', '_memory')
+
+    def __init__(self, memory: _Memory, home: list[_Memory]) -> None:
+        self._memory, self._home = memory, home
+        self.__array_interface__ = memory.interface
 
     def __del__(self) -> None:
-        self._returned.append(self._memory)
+        self._home.append(self._memory)
 
 
 class Kept:
-    """Memory by its size. It never holds more than was in use at once."""
+    """Memory by its size. A new array takes no more from the system than was in use at once before.
+
+    Lists are changed by their atomic methods, so that only new memory needs the lock.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._returned: collections.deque[_Memory] = collections.deque()  # by arrays that are gone, in any thread
-        self._free: dict[int, list[_Memory]] = collections.defaultdict(list)
-        self.used = self.held = self._most = 0  # bytes
+        self._free: dict[int, list[_Memory]] = {}
+        self.held = self._most = 0  # bytes
+
+    @property
+    def used(self) -> int:
+        """Bytes that arrays use."""
+        return self.held - sum(size * len(free) for size, free in list(self._free.items()))
 
     def take(self, size: int) -> _Lease:
         """Memory for an array of ``size`` bytes."""
+        free = self._free.get(size)
+        if free is None:
+            free = self._free.setdefault(size, [])
+        try:
+            memory = free.pop()
+        except IndexError:
+            memory = self._new(size)
+        return _Lease(memory, free)
+
+    def _new(self, size: int) -> _Memory:
         with self._lock:
-            self._sort()
-            self.used += size
-            self._most = max(self._most, self.used)
-            if not self._free[size]:
-                self._drop(self._most - size)
-                self._free[size].append(_aligned(size))
-                self.held += size
-            return _Lease(self._free[size].pop(), self._returned)
+            self._most = max(self._most, self.used + size)
+            self._drop(self._most - size)
+            self.held += size
+        return _Memory(size)
 
     def release(self) -> None:
         """Drops all that is free."""
         with self._lock:
-            self._sort()
-            self._drop(self.used)
-            self._most = self.used
-
-    def _sort(self) -> None:
-        """Takes back what arrays that are gone have used."""
-        while self._returned:
-            memory = self._returned.popleft()
-            self._free[memory.size].append(memory)
-            self.used -= memory.size
+            self._drop(0)
+            self._most = self.held
 
     def _drop(self, most: int) -> None:
         """Drops free memory, the largest first, until no more than ``most`` bytes are held, or none is free."""
         for size in sorted(self._free, reverse=True):
-            while self._free[size] and self.held > most:
-                self._free[size].pop()
+            free = self._free[size]
+            while free and self.held > most:
+                try:
+                    free.pop()
+                except IndexError:  # another thread was faster
+                    break
                 self.held -= size
-
-
-def _aligned(size: int) -> _Memory:
-    """New memory that begins where a huge page does, if it nearly fills one."""
-    step = _PAGE if size >= _PAGE * 3 // 4 else _LINE
-    array = np.empty(max(size + step, 2 * step), np.uint8)  # NumPy asks for huge pages from two of them on
-    return _Memory(array, array.ctypes.data + -array.ctypes.data % step, size)
 
 
 _kept = Kept()

@@ -263,7 +263,7 @@ def batch_normalization(
     return scale_and_shift(x, gamma / np.sqrt(variance + np.float32(eps)), beta, mean, masks), mean, variance
 
 
-def _batch_parts(x: np.ndarray) -> list[slice]:
+def _batch_parts(x: np.ndarray) -> tuple[slice, ...]:
     return equal_blocks(len(x), min(PARTS, x.nbytes // _BYTES_OF_PART))
 
 

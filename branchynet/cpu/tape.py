@@ -12,6 +12,7 @@ import collections
 import functools
 import heapq
 import inspect
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Callable, Optional
 
@@ -27,7 +28,6 @@ import chainer.functions as F
 import chainer.links as L
 import numpy as np
 from chainer.functions.activation.relu import ReLU, ReLUGrad2
-from chainer.functions.connection.convolution_2d import Convolution2DFunction
 from chainer.functions.connection.linear import LinearFunction, LinearGradData, LinearGradWeight
 from chainer.functions.evaluation.accuracy import Accuracy
 from chainer.functions.loss.softmax_cross_entropy import (
@@ -278,12 +278,11 @@ def _call_in_chainer(link: chainer.Link, x: Value) -> Value:
 
 
 def _convolution(link: L.Convolution2D, x: Value) -> Value:
-    function: Any = Convolution2DFunction(
-        link.stride, link.pad, dilate=link.dilate, groups=link.groups, cudnn_fast=link.cudnn_fast
-    )
     parameters: Any = [link.W] if link.b is None else [link.W, link.b]
     w, b = link.W.array, None if link.b is None else link.b.array
-    geometry = convolution.fast_geometry(function, x.array, w, b, x.wanted) if install.are_in_place() else None
+    geometry, is_simple = None, (link.groups, link.dilate, link.cudnn_fast) == (1, (1, 1), False)
+    if install.are_in_place() and is_simple and takes(x.array, w, b) and x.array.ndim == 4:
+        geometry = convolution.fast_geometry(x.array.shape, w.shape, link.stride, link.pad, x.wanted)
     if geometry is None:
         return _call_in_chainer(link, x)
     (images,), (w, b) = dense(x.array), plain(w, b)
@@ -369,7 +368,7 @@ def _normalization(link: L.BatchNormalization, x: Value, with_relu: bool) -> Opt
         return None
     eps, own_masks = float(link.eps), normalization.Masks(images) if with_relu else None
     y, mean, variance = normalization.batch_normalization(images, gamma, beta, eps, own_masks)
-    if with_relu and not all(np.isfinite(vector).all() for vector in (gamma, beta, mean, variance)):
+    if with_relu and not math.isfinite((gamma + beta + mean + variance).sum()):
         return None
     inv_std = normalization.inverse_deviation(variance, eps)
     normalization.update_running(link.avg_mean, link.avg_var, mean, variance, images.size // gamma.size, link.decay)

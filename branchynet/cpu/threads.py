@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import threading
@@ -149,7 +150,7 @@ def _buffer(slot: Hashable, size: int) -> tuple[np.ndarray, int]:
     return buffers[slot]
 
 
-def blocks(count: int, size_of_one: int, most: int = 1 << 20) -> list[slice]:
+def blocks(count: int, size_of_one: int, most: int = 1 << 20) -> tuple[slice, ...]:
     """Divides items into blocks of about equal size.
 
     Args:
@@ -164,8 +165,9 @@ def blocks(count: int, size_of_one: int, most: int = 1 << 20) -> list[slice]:
     return equal_blocks(count, parts)
 
 
-def equal_blocks(count: int, parts: int) -> list[slice]:
+@functools.lru_cache(maxsize=1024)
+def equal_blocks(count: int, parts: int) -> tuple[slice, ...]:
     """Divides ``count`` items into about ``parts`` slices, made an even number where it is more than one."""
     parts += parts % 2 if parts > 1 else 0
     step = max(1, -(-count // max(1, parts)))
-    return [slice(i, min(i + step, count)) for i in range(0, count, step)]
+    return tuple(slice(i, min(i + step, count)) for i in range(0, count, step))
