@@ -335,7 +335,7 @@ def convolution(x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray], geometry:
     packed, bias = _pack(w, loops), Place(b.ctypes.data)
     run_loops(
         [
-            Loop(primitive, {SRC: blocks.of(x), WEIGHTS: weights, BIAS: bias, DST: blocks.of(y)}, blocks.count)
+            Loop(primitive, {SRC: blocks.of(x), WEIGHTS: weights, BIAS: bias, DST: blocks.of(y)}, blocks.number)
             for (blocks, primitive), weights in zip(loops, map(_place, packed))
         ]
     )
@@ -388,7 +388,7 @@ def _gradient_of_x(
     packed = _pack(w, loops)
     return (
         [
-            Loop(primitive, {DIFF_SRC: blocks.of(gx), WEIGHTS: weights, DIFF_DST: blocks.of(gy)}, blocks.count)
+            Loop(primitive, {DIFF_SRC: blocks.of(gx), WEIGHTS: weights, DIFF_DST: blocks.of(gy)}, blocks.number)
             for (blocks, primitive), weights in zip(loops, map(_place, packed))
         ],
         gx,
@@ -399,13 +399,13 @@ def _gradient_of_x(
 def _gradient_of_w(x: np.ndarray, gy: np.ndarray, geometry: Geometry) -> tuple[list[Loop], np.ndarray, np.ndarray]:
     """(loops, the arrays whose sums over the first axis are the gradients of w and b)."""
     loops = _loops_of_gw(geometry, form_of(x), form_of(gy))
-    parts = sum(blocks.count for blocks, _ in loops)
+    parts = sum(blocks.number for blocks, _ in loops)
     gw = memory.empty((parts, *geometry.w))
     gb = np.empty((parts, geometry.w[0]), np.float32)
     made, done = [], 0
     for blocks, primitive in loops:
         places = {SRC: blocks.of(x), DIFF_DST: blocks.of(gy)}
-        results = Blocks(done, 1, blocks.count)
-        made.append(Loop(primitive, {**places, DIFF_WEIGHTS: results.of(gw), DIFF_BIAS: results.of(gb)}, blocks.count))
-        done += blocks.count
+        results = Blocks(done, 1, blocks.number)
+        made.append(Loop(primitive, {**places, DIFF_WEIGHTS: results.of(gw), DIFF_BIAS: results.of(gb)}, blocks.number))
+        done += blocks.number
     return made, gw, gb

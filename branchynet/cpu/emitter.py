@@ -166,7 +166,7 @@ class Emitter:
         return results
 
     def elements(self, count: ir.Value, body: Callable[[ir.Value, ir.Type], None]) -> None:
-        """``body(i, kind)`` for all numbers below ``count``: at VECTOR for LANES of them at once, at REAL for the rest."""
+        """``body(i, kind)`` for all i below ``count``: kind is VECTOR for LANES of them at once, REAL for the rest."""
         builder = self.builder
         whole = builder.and_(count, INT(-LANES))
         with builder.if_then(builder.icmp_signed('>', whole, INT(0))):

@@ -15,7 +15,17 @@ import warnings
 from typing import Any, Callable, Optional
 
 from branchynet import _chainer
-from branchynet.cpu import adam, convolution, elementwise, linear, local_response, memory, normalization, onednn, pooling
+from branchynet.cpu import (
+    adam,
+    convolution,
+    elementwise,
+    linear,
+    local_response,
+    memory,
+    normalization,
+    onednn,
+    pooling,
+)
 
 import chainer
 from chainer.functions.activation.relu import ReLU, ReLUGrad2

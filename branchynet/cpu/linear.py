@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
 from branchynet import _chainer  # noqa: F401
@@ -105,7 +106,7 @@ def linear_gw(x: np.ndarray, gy: np.ndarray) -> np.ndarray:
     return gw
 
 
-def _run(compute: Callable[[slice], None], parts: list[slice], work: int) -> None:
+def _run(compute: Callable[[slice], None], parts: Sequence[slice], work: int) -> None:
     """Computes the parts of a product; ``work`` is the number of its multiplications and additions."""
     if work <= _WORK_OF_BLOCK:  # not worth another thread
         with onednn.single_threaded():
@@ -116,7 +117,7 @@ def _run(compute: Callable[[slice], None], parts: list[slice], work: int) -> Non
 
 
 @functools.lru_cache(maxsize=1024)
-def _blocks_of_rows(count: int, inputs: int, outputs: int) -> list[slice]:
+def _blocks_of_rows(count: int, inputs: int, outputs: int) -> tuple[slice, ...]:
     """Blocks of rows of a product; two may overlap, and compute the same.
 
     Args:
@@ -135,10 +136,10 @@ def _blocks_of_rows(count: int, inputs: int, outputs: int) -> list[slice]:
         return parts
     step = most // _ALIKE * _ALIKE
     whole = count - count % _ALIKE
-    parts = [slice(i, min(i + step, whole)) for i in range(0, whole, step)]
-    return parts if whole == count else [*parts, slice(count - _ALIKE, count)]
+    parts = tuple(slice(i, min(i + step, whole)) for i in range(0, whole, step))
+    return parts if whole == count else (*parts, slice(count - _ALIKE, count))
 
 
 @functools.lru_cache(maxsize=1024)
-def _blocks_of_columns(count: int) -> list[slice]:
+def _blocks_of_columns(count: int) -> tuple[slice, ...]:
     return blocks(count, 1, max(_COLUMNS, count // _MOST_BLOCKS))

@@ -1,4 +1,4 @@
-"""Local response normalisation: in machine code where channels lie last, else by NumPy, in blocks that threads share."""
+"""Local response normalisation, in blocks for threads: in machine code where channels lie last, else by NumPy."""
 
 from __future__ import annotations
 

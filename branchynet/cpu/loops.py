@@ -37,12 +37,12 @@ class Blocks(NamedTuple):
     Attributes:
         start: the index at which the first begins.
         size: indexes of a block.
-        count: how many blocks.
+        number: how many blocks.
     """
 
     start: int
     size: int
-    count: int
+    number: int
 
     def of(self, array: np.ndarray) -> Place:
         """Where they lie in an array."""

@@ -1,5 +1,7 @@
-"""Memory of large arrays, kept for the next ones: the system clears every page that it gives, which takes as long as
-many a kernel."""
+"""Memory of large arrays, kept for the next ones.
+
+The system clears every page that it gives, which takes as long as many a kernel.
+"""
 
 from __future__ import annotations
 

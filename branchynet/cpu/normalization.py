@@ -149,9 +149,7 @@ def _batch_normalization(
 
 
 @cached
-def _normalization(
-    shape: tuple[int, ...], form: int, relu: bool = False
-) -> tuple[onednn.Primitive, onednn.Primitive]:
+def _normalization(shape: tuple[int, ...], form: int, relu: bool = False) -> tuple[onednn.Primitive, onednn.Primitive]:
     """(forward, backward) primitives of a block, with statistics that are given."""
     return _forward_and_backward(shape, form, 0, relu, onednn.GIVEN_STATISTICS)
 
@@ -178,16 +176,14 @@ def _forward_and_backward(
 
 def _descriptors(x: c_void_p, eps: float, flags: int, relu: bool) -> tuple[c_void_p, c_void_p]:
     """(forward, backward), scaled and shifted."""
-    numbers = onednn.real(eps), onednn.flags(
-        flags | onednn.SCALED | onednn.SHIFTED | (onednn.WITH_RELU if relu else 0)
-    )
+    numbers = onednn.real(eps), onednn.flags(flags | onednn.SCALED | onednn.SHIFTED | (onednn.WITH_RELU if relu else 0))
     hint = create_descriptor('batch_normalization_forward', onednn.FORWARD_TRAINING, x, x, *numbers)
     return hint, create_descriptor('batch_normalization_backward', onednn.BACKWARD, x, x, x, *numbers, hint)
 
 
 @cached
 def _has_relu(shape: tuple[int, ...], form: int) -> bool:
-    """Whether oneDNN normalises with the same code, and so to the same bits, where a ReLU follows, and masks as here."""
+    """Whether oneDNN uses the same code where a ReLU follows, so that the bits are the same, and its masks are ours."""
     x = describe(shape, form)
     names = [
         [onednn.implementation(descriptor) for descriptor in _descriptors(x, 0, flags, relu)]

@@ -353,7 +353,7 @@ class Primitive:
                 own[_SCRATCHPAD] = scratchpad, 0
         return calls
 
-    def frame(self, places: Mapping[int, tuple[int, int]]) -> list[Optional[int]]:
+    def frame(self, places: Mapping[int, tuple[int, int]]) -> list[int]:
         """A call in numbers, for machine code of the calling thread.
 
         Returns:
@@ -362,7 +362,7 @@ class Primitive:
         """
         memories, arguments = self._own_arguments()
         stream = self._library.stream()
-        frame = [self._handle.value, stream.value, len(memories), ctypes.addressof(arguments), len(places)]
+        frame: list[Any] = [self._handle.value, stream.value, len(memories), ctypes.addressof(arguments), len(places)]
         for kind, place in places.items():
             frame += memories[kind].value, *place
         return frame

@@ -119,13 +119,18 @@ def _array_of(gradient: np.ndarray | Passed) -> np.ndarray:
 
 
 def _sum(first: np.ndarray | Passed, second: np.ndarray | Passed, is_free: bool) -> np.ndarray:
-    """first + second; ``is_free``: the result may take the place of the second."""
+    """first + second; ``is_free``: the second is an array whose place the result may take."""
     model = first.y if isinstance(first, Passed) else first
-    if not (is_free and install.are_in_place() and takes(model, second) and model.strides == second.strides):
+    if isinstance(second, Passed) or not is_free or not _fit(model, second):
         return Add().forward((_array_of(first), _array_of(second)))[0]
     if isinstance(first, Passed):
         return elementwise.add_passed(first.y, first.gy, second)
     return elementwise.add(first, second, out=second)
+
+
+def _fit(x: np.ndarray, y: np.ndarray) -> bool:
+    """Whether the kernels take both, element by element in the order of memory."""
+    return install.are_in_place() and takes(x, y) and x.strides == y.strides and dense(x)[0] is x
 
 
 def _made(array: np.ndarray, x: Value, back: Back) -> Value:
@@ -279,7 +284,8 @@ def _call_in_chainer(link: chainer.Link, x: Value) -> Value:
 
 def _convolution(link: L.Convolution2D, x: Value) -> Value:
     parameters: Any = [link.W] if link.b is None else [link.W, link.b]
-    w, b = link.W.array, None if link.b is None else link.b.array
+    w: Any = link.W.array
+    b: Any = None if link.b is None else link.b.array
     geometry, is_simple = None, (link.groups, link.dilate, link.cudnn_fast) == (1, (1, 1), False)
     if install.are_in_place() and is_simple and takes(x.array, w, b) and x.array.ndim == 4:
         geometry = convolution.fast_geometry(x.array.shape, w.shape, link.stride, link.pad, x.wanted)
@@ -289,7 +295,7 @@ def _convolution(link: L.Convolution2D, x: Value) -> Value:
     y = convolution.convolution(images, w, b, geometry)
 
     def back(gy: np.ndarray) -> list[Optional[np.ndarray]]:
-        gx, *gradients = convolution.convolution_gradients(images, w, *dense(gy), geometry, x.wanted, True)
+        gx, *gradients = convolution.convolution_gradients(images, w, dense(gy)[0], geometry, x.wanted, True)
         _store(parameters, gradients)
         return [gx]
 
@@ -397,7 +403,7 @@ def _block(link: ResBlock, x: Value) -> Value:
 
 def _relu_of_sum(x: Value, y: Value, is_free: bool) -> Value:
     """ReLU of x + y; ``is_free``: the result may take the place of x's array."""
-    if not (install.are_in_place() and takes(x.array, y.array) and x.array.strides == y.array.strides):
+    if not _fit(x.array, y.array):
         return _relu(_add(x, y))
     masks = normalization.Masks(x.array) if x.takes_passed else None
     out = x.array if is_free else empty_like(x.array)

@@ -702,6 +702,68 @@ def test_machine_code_of_adam_has_numpys_bits(size, scale, seed):
         assert a.tobytes() == b.tobytes()
 
 
+def parameters(link, **shapes):
+    with link.init_scope():
+        for name, shape in shapes.items():
+            setattr(link, name, chainer.Parameter(array(*shape)))
+
+
+def with_unused(link, optimizer):
+    parameters(link, unused=(3,))
+    optimizer.setup(link)
+
+
+def with_rule_of_its_own(link, optimizer):
+    link.b.update_rule = chainer.optimizers.adam.AdamRule(optimizer.hyperparam, alpha=0.1)
+
+
+def twice(link, optimizer):
+    with link.init_scope():
+        link.again = link.W
+
+
+WEIGHT_DECAY = chainer.optimizer_hooks.WeightDecay(0.1)
+CHANGES = {
+    'none': lambda link, optimizer: None,
+    'a parameter without gradient': with_unused,
+    'a parameter twice': twice,
+    'a rule that is off': lambda link, optimizer: setattr(link.b.update_rule, 'enabled', False),
+    'a rule of its own': with_rule_of_its_own,
+    'a rule at another step': lambda link, optimizer: setattr(link.b.update_rule, 't', 5),
+    'a hook': lambda link, optimizer: optimizer.add_hook(WEIGHT_DECAY),
+    'a hook of a rule': lambda link, optimizer: link.b.update_rule.add_hook(WEIGHT_DECAY),
+    'a loss scale': lambda link, optimizer: optimizer.set_loss_scale(4.0),
+}
+
+
+@pytest.mark.parametrize('change', CHANGES.values(), ids=CHANGES)
+def test_an_optimizers_step_is_chainers_to_the_bit(change):
+    def train():
+        link, steps = chainer.Link(), []
+        parameters(link, W=(4, 3), b=(4,))
+        optimizer = chainer.optimizers.Adam(eps=1e-4).setup(link)
+        change(link, optimizer)
+        for seed in range(4):
+            link.cleargrads()
+            loss = F.sum(F.linear(array(5, 3, seed=seed), link.W, link.b) ** 2)
+            if seed == 2:
+                optimizer.update(lambda: loss)
+            else:
+                loss.backward()
+                optimizer.update()
+            steps.append((optimizer.t, [param.update_rule.t for param in link.params()]))
+        states = [param.update_rule.state or {} for param in link.params()]
+        return steps, [param.array for param in link.params()] + [array for state in states for array in state.values()]
+
+    steps, expected = train()
+    with cpu.fast():
+        found_steps, found = train()
+    assert found_steps == steps
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_adam_passes_over_parameters_without_gradient():
     def train():
         link = L.Linear(7, 5, initialW=array(5, 7))

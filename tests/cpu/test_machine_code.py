@@ -1,0 +1,212 @@
+"""Kernels in machine code against the same by NumPy, to the bit, and the loops that share blocks among threads."""
+
+import collections
+import threading
+
+from branchynet import cpu
+from branchynet.cpu import convolution, elementwise, layout, local_response, loops, normalization, onednn, tape
+from branchynet.links.links import FL
+
+import chainer.functions as F
+import chainer.links as L
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytestmark = [pytest.mark.onednn, pytest.mark.filterwarnings('ignore::RuntimeWarning')]  # NumPy's, in threads
+
+SPECIAL = [0.0, -0.0, np.nan, np.inf, -np.inf, 1e-42, 3e38]
+
+
+def numbers(shape, seed):
+    """float32 of many sizes, with NaN, infinities, zeros of both signs and numbers next to nothing among them."""
+    random = np.random.RandomState(seed)
+    made = (random.randn(*shape) * 10.0 ** random.randint(-3, 4, shape)).astype(np.float32)
+    chosen = random.rand(*shape) < 0.2
+    made[chosen] = random.choice(SPECIAL, chosen.sum())
+    return made
+
+
+def last(x):
+    """Images (B, C, H, W) from an array (B, H, W, C)."""
+    return x.transpose(0, 3, 1, 2)
+
+
+def check_bits(found, expected):
+    for a, b in zip(found, expected):
+        assert np.array_equal(np.isnan(a), np.isnan(b))
+        known = ~np.isnan(a)
+        assert a[known].tobytes() == b[known].tobytes()
+
+
+def by_both(module, call):
+    """What a call gives in machine code and by NumPy."""
+    with pytest.MonkeyPatch.context() as patch, np.errstate(all='ignore'):
+        found = call()
+        patch.setattr(module, '_machine_code', lambda *_: None)
+        return found, call()
+
+
+@given(st.integers(1, 70) | st.sampled_from([(1 << 18) + 3, (1 << 19) - 8]), st.integers(0, 1000))
+@settings(deadline=None)
+def test_elementwise_functions_have_numpys_bits(size, seed):
+    x, y = numbers((2, size), seed)
+    whole = size // 8 * 8
+
+    def call():
+        bits = np.empty(whole // 8, np.uint8)
+        results = [
+            elementwise.add(x, y, np.empty_like(x)),
+            elementwise.relu(x),
+            elementwise.relu_of_sum(x, y, np.empty_like(x)),
+            elementwise.relu_gx(x, y),
+            elementwise.add_passed(x, y, y[::-1].copy()),
+        ]
+        if whole:
+            results.append(elementwise.relu_of_sum(x[:whole], y[:whole], np.empty(whole, np.float32), bits))
+        return [*results, bits]
+
+    found, expected = by_both(elementwise, call)
+    check_bits(found, expected)
+    assert np.array_equal(found[-1], np.packbits(found[2][:whole] > 0, bitorder='little'))
+
+
+@given(
+    st.sampled_from([8, 16, 24, 64, 12]), st.sampled_from([1, 2, 3, 5, 8, 15]), st.sampled_from([0.75, 0.5]), st.data()
+)
+@settings(deadline=None, max_examples=40)
+def test_local_response_has_numpys_bits(channels, n, beta, data):
+    seed = data.draw(st.integers(0, 1000))
+    x, gy = (last(numbers((3, 2, 5, channels), seed + i)) for i in range(2))
+
+    def call():
+        y, s, scale = local_response.local_response(x, n, 2, 5e-5, beta)
+        return [y, s, scale, local_response.local_response_gx(x, y, gy, s, scale, n, 5e-5, beta)]
+
+    check_bits(*by_both(local_response, call))
+
+
+def test_local_response_of_the_papers_networks_is_machine_code():
+    pytest.importorskip('llvmlite')
+    assert local_response._machine_code(last(numbers((2, 4, 4, 64), 0)), 3, 0.75) is not None
+
+
+# Loops
+
+
+def arrays_and_geometry(images, channels=8):
+    random = np.random.RandomState(images)
+    x, gy = (last(random.randn(images, 9, 9, channels).astype(np.float32)) for _ in range(2))
+    w, b = random.randn(channels, channels, 3, 3).astype(np.float32), random.randn(channels).astype(np.float32)
+    return x, w, b, gy, convolution.Geometry(x.shape, w.shape, gy.shape, (1, 1), (1, 1))
+
+
+def outputs(x, w, b, gy, geometry):
+    y = convolution.convolution(x, w, b, geometry)
+    return [y, *convolution.convolution_gradients(x, w, gy, geometry, True, True)]
+
+
+@pytest.mark.parametrize('images', [1, 7, 64, 129])  # blocks of one size, and a smaller one behind them
+@pytest.mark.parametrize('threads', [1, 2, 5])
+def test_loops_have_the_bits_of_pythons(images, threads, monkeypatch):
+    given = arrays_and_geometry(images)
+    cpu.set_num_threads(1)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(loops, '_machine_code', lambda: None)
+            expected = outputs(*given)
+        cpu.set_num_threads(threads)
+        for _ in range(5):
+            for a, b in zip(outputs(*given), expected):
+                assert np.array_equal(a, b)
+    finally:
+        cpu.set_num_threads(None)
+
+
+@pytest.mark.parametrize('count', [0, 1, 8, 100])
+@pytest.mark.parametrize('has_code', [True, False])
+def test_threads_compute_every_block_once(count, has_code, monkeypatch):
+    if not has_code:
+        monkeypatch.setattr(loops, '_machine_code', lambda: None)
+    x = np.arange(count * 6, dtype=np.float32).reshape(count, 1, 2, 3)
+    y = np.zeros((count, 1, 2, 3), np.float32)
+    form = onednn.describe((1, 1, 2, 3), onednn.NCHW)
+    descriptor = onednn.create_descriptor(
+        'eltwise_forward', onednn.FORWARD_INFERENCE, onednn.RELU, form, form, onednn.real(0), onednn.real(0)
+    )
+    primitive = onednn.Primitive(descriptor, {onednn.SRC: None, onednn.DST: None})
+    blocks = loops.Blocks(0, 1, count)
+    loop = loops.Loop(primitive, {onednn.SRC: blocks.of(x), onednn.DST: blocks.of(y)}, count)
+    barrier = threading.Barrier(4)
+
+    def work():
+        barrier.wait()
+        with onednn.single_threaded():
+            loop.run()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert np.array_equal(x, y)
+    loop.run()  # nothing is left
+    y[:] = -1
+    loop.run()
+    assert (y == -1).all()
+
+
+@given(st.integers(1, 300), st.integers(1, 40))
+def test_runs_of_blocks_are_the_parts(count, parts):
+    slices = layout.equal_blocks(count, parts)
+    runs = loops.grouped(slices)
+    found = [(run.start + i * run.size, run.start + (i + 1) * run.size) for run in runs for i in range(run.number)]
+    assert found == [(part.start, part.stop) for part in slices]
+    assert all(amount == 1 for amount in collections.Counter(run.size for run in runs).values())
+
+
+# Batch normalisation and the ReLU behind it
+
+
+@pytest.mark.parametrize('shape', [(6, 7, 7, 8), (5, 4, 6, 24), (64, 32, 33, 32)])  # the last is in two parts
+@pytest.mark.parametrize('mean', [0, 30])  # far from zero, another way computes the statistics
+def test_relu_behind_a_normalization_has_the_bits_of_both(shape, mean):
+    random = np.random.RandomState(0)
+    b, h, w, c = shape
+    x, gy = ((random.randn(b, h, w, c) + shift).astype(np.float32).transpose(0, 3, 1, 2) for shift in (mean, 0))
+    gamma, beta = random.randn(2, c).astype(np.float32)
+    assert normalization.Masks.fit(x)
+    assert len(normalization._batch_parts(x)) == 1 + (b == 64)
+    masks = normalization.Masks(x)
+    y, *statistics = normalization.batch_normalization(x, gamma, beta, 1e-5, masks)
+    plain, *expected = normalization.batch_normalization(x, gamma, beta, 1e-5)
+    passed = elementwise.relu(plain)
+    assert np.array_equal(y, passed)
+    assert all(map(np.array_equal, statistics, expected))
+    inv_std = normalization.inverse_deviation(statistics[1], 1e-5)
+    found = normalization.batch_normalization_gradients(x, gamma, gy, statistics[0], inv_std, masks)
+    gradient = elementwise.relu_gx(passed, gy)
+    for a, b in zip(found, normalization.batch_normalization_gradients(x, gamma, gradient, statistics[0], inv_std)):
+        assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize('number', [np.nan, np.inf])
+@pytest.mark.parametrize('where', ['x', 'gamma', 'beta'])
+def test_what_is_no_number_is_not_lost_in_relu(number, where):
+    x, link = last(numbers_near_one(3, 4, 4, 8)), L.BatchNormalization(8)
+    with cpu.fast():
+        tape.forward([link, FL(F.relu)], tape.Value(x.copy()))
+        if where == 'x':
+            x[1, 2, 3, 3] = number
+        else:
+            getattr(link, where).array[2] = number
+        with np.errstate(all='ignore'):
+            found = tape.forward([link, FL(F.relu)], tape.Value(x)).array
+            expected = F.relu(link(x)).array
+    assert not np.isfinite(expected).all()
+    np.testing.assert_array_equal(found, expected)
+
+
+def numbers_near_one(*shape):
+    return np.random.RandomState(0).rand(*shape).astype(np.float32)
