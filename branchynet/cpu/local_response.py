@@ -45,12 +45,14 @@ class LocalResponseGradient:
     def forward_cpu(self: Any, inputs: tuple, stock: Callable) -> tuple:
         """The method of this name, for arrays that the kernels take."""
         x, y, gy = inputs
-        if not (takes(x, y, gy, self.scale) and x.ndim == 4 and self.n // 2 < x.shape[1]):
+        if not (takes(x, y, gy, self.unit_scale, self.scale) and x.ndim == 4 and self.n // 2 < x.shape[1]):
             return stock(self, inputs)
         self.retain_inputs((0, 1, 2))
         (x,) = dense(x)
-        y, gy = like(y, x), like(gy, x)
-        return (local_response_gx(x, y, gy, self.unit_scale, self.scale, self.n, self.alpha, self.beta),)
+        y, gy, s, scale = (
+            like(a, x) for a in (y, gy, self.unit_scale, self.scale)
+        )  # stock ones lie as Chainer made them
+        return (local_response_gx(x, y, gy, s, scale, self.n, self.alpha, self.beta),)
 
 
 def _window_sum(x: np.ndarray, n: int, out: np.ndarray) -> None:
