@@ -20,6 +20,8 @@ linear layers with fewer than 10 inputs or outputs. Their bits are those of NumP
 
 What a convolution returns has Chainer's shape, (B, C, H, W), but lies in memory with its channels last
 (``y.array.strides``); code that needs C-contiguous arrays asks for them by np.ascontiguousarray.
+
+Memory of large results is kept for the next ones, but never more than was in use at once; ``disable()`` gives it back.
 """
 
 from __future__ import annotations
@@ -40,7 +42,10 @@ def enable() -> None:
 
 
 def disable() -> None:
-    """Back to stock Chainer, in a ``fast()`` of this thread too; other threads' blocks go on."""
+    """Back to stock Chainer, in a ``fast()`` of this thread too; other threads' blocks go on.
+
+    The memory that the kernels keep for their next results, after ``fast()`` too, goes back to the system.
+    """
     from branchynet.cpu import install
 
     install.disable()

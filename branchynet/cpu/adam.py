@@ -10,6 +10,7 @@ from branchynet import _chainer  # noqa: F401
 from branchynet.cpu.layout import plain, run_frames, takes
 from branchynet.cpu.threads import blocks, run, scratch
 
+import chainer
 import numpy as np
 from chainer.optimizers.adam import AdamRule
 
@@ -20,43 +21,43 @@ class Optimizer:
     """Adam's method."""
 
     def update(self: Any, *args: Any, stock: Callable, **kwargs: Any) -> None:
-        """The method of this name, for gradients that are there and rules that nobody looks at.
+        """The method of this name, for plain Adam: no hooks, no loss scaling, no rule that was changed.
 
         Chainer goes from rule to rule, which takes longer than to update a small parameter.
         """
-        frames = _frames_of(self) if not (args or kwargs) else None
-        if frames is None:
+        params = list(self.target.params())
+        if args or kwargs or _machine_code() is None or not _is_plain(self, params):
             stock(self, *args, **kwargs)
             return
-        code = _machine_code()
-        assert code is not None
         self.t += 1
-        run_frames(code, frames)
+        for param in params:
+            param.update_rule.t += 1
+        _run([_arrays_of(param) for param in params], _numbers(params[0].update_rule.alpha_t, self.hyperparam))
 
 
-def _frames_of(optimizer: Any) -> Optional[list[list[int]]]:
-    """Frames of machine code for all parameters, whose rules count the step; None where Chainer's own way is needed."""
-    params, hp = list(optimizer.target.params()), optimizer.hyperparam
-    if _machine_code() is None or _is_special(hp) or optimizer._loss_scale is not None or _has_hooks(optimizer):
-        return None
-    if not 0 < len(params) == len(set(map(id, params))):  # one that is there twice is updated twice
-        return None
+def _is_plain(optimizer: Any, params: Sequence[Any]) -> bool:
+    """Whether Chainer would do with all parameters, at once, as the machine code does.
+
+    Gradients that are missing become zeros, as Chainer makes them.
+    """
+    hp = optimizer.hyperparam
+    if not params or _is_special(hp) or optimizer._loss_scale is not None or _has_hooks(optimizer):
+        return False
+    if not all(type(param) is chainer.Parameter and param.layout is None for param in params):
+        return False
     for param in params:
-        if type(param.array) is np.ndarray and param.grad is None:  # nothing depends on it: it moves on, as in Chainer
+        if type(param.array) is np.ndarray and param.grad is None:
             param.grad = np.zeros_like(param.array)
-    if not all(_is_ordinary(param, params[0].update_rule, hp) for param in params):
-        return None
-    for param in params:
-        param.update_rule.t += 1
-    numbers, frames = _numbers(params[0].update_rule.alpha_t, hp), []
-    for param in params:
-        state = param.update_rule.state
-        frames += _frames([param.array, param.grad, state['m'], state['v']], numbers)
-    return frames
+    rules = [param.update_rule for param in params]
+    return (
+        all(_is_ordinary(rule, rules[0], hp) for rule in rules)
+        and all(param._loss_scale is None and _fit(*_arrays_of(param)) for param in params)
+        and _are_apart([array for param in params for array in _arrays_of(param)])
+    )
 
 
 def _is_special(hp: Any) -> bool:
-    """Whether the rule is another than Adam's, or its numbers raise NumPy's precision."""
+    """Whether the numbers are not those of plain Adam, raise NumPy's precision, or are too small for float32."""
     are_plain = all(type(number) in (float, int) for number in (hp.alpha, hp.beta1, hp.beta2, hp.eps, hp.eta))
     return bool(hp.amsgrad or hp.adabound or hp.weight_decay_rate or not are_plain or not np.float32(hp.eps))
 
@@ -66,9 +67,8 @@ def _has_hooks(owner: Any) -> bool:
     return hooks is not None and bool(hooks._pre_update_hooks or hooks._post_update_hooks)
 
 
-def _is_ordinary(param: Any, first: Any, hp: Any) -> bool:
-    """Whether Chainer would do with a parameter as the machine code does, at the same step as with the first one's."""
-    rule = param.update_rule
+def _is_ordinary(rule: Any, first: Any, hp: Any) -> bool:
+    """Whether a rule is as the optimizer made it, and at the same step as the first one."""
     return (
         type(rule) is AdamRule
         and rule.enabled
@@ -76,15 +76,30 @@ def _is_ordinary(param: Any, first: Any, hp: Any) -> bool:
         and rule.state is not None
         and vars(rule.hyperparam) == {'_parent': hp}
         and not rule._use_fp32_update
-        and param._loss_scale is None
-        and param.layout is None
         and not _has_hooks(rule)
-        and _are_plain(param.array, param.grad, rule.state['m'], rule.state['v'])
     )
 
 
-def _are_plain(*arrays: Any) -> bool:
-    return all(a is not None for a in arrays) and takes(*arrays) and all(a.flags.c_contiguous for a in arrays)
+def _arrays_of(param: Any) -> list[Any]:
+    """w, grad, m and v."""
+    state = param.update_rule.state
+    return [param.array, param.grad, state['m'], state['v']]
+
+
+def _fit(w: Any, grad: Any, m: Any, v: Any) -> bool:
+    """Whether the kernels take these arrays."""
+    arrays = w, grad, m, v
+    return (
+        all(type(array) is np.ndarray and array.shape == w.shape and array.flags.c_contiguous for array in arrays)
+        and takes(*arrays)
+        and all(array.flags.writeable for array in (w, m, v))
+    )
+
+
+def _are_apart(arrays: Sequence[np.ndarray]) -> bool:
+    """Whether no two of them share memory: parameters that do are updated one after the other."""
+    ends = sorted((array.ctypes.data, array.ctypes.data + array.nbytes) for array in arrays)
+    return all(end <= start for (_, end), (start, _) in zip(ends, ends[1:]))
 
 
 class Rule:
@@ -97,12 +112,12 @@ class Rule:
         if param.grad is None or hp.amsgrad or hp.adabound or hp.weight_decay_rate:
             stock(self, param)
             return
-        changed = w, m, v = param.array, self.state['m'], self.state['v']
-        if not (takes(param.grad, *changed) and all(a.flags.c_contiguous for a in changed)):
+        (grad,) = plain(param.grad)
+        w, m, v = param.array, self.state['m'], self.state['v']
+        if not _fit(w, grad, m, v):
             stock(self, param)
             return
         self._check_eps(np.float32)
-        (grad,) = plain(param.grad)
         adam(w, grad, m, v, self.alpha_t, hp)
 
 
@@ -117,12 +132,13 @@ def adam(w: np.ndarray, grad: np.ndarray, m: np.ndarray, v: np.ndarray, alpha_t:
         alpha_t: the step, corrected for the moments' start at zero.
         hyperparam: of Chainer's rule: beta1, beta2, eps, eta.
     """
-    code, numbers = _machine_code(), _numbers(alpha_t, hyperparam)
-    if code is None or not all(type(number) in (float, int) for number in numbers):  # NumPy's own raise the precision
+    numbers = _numbers(alpha_t, hyperparam)
+    if _machine_code() is None or not all(type(number) in (float, int) for number in numbers):
+        # NumPy's own numbers raise the precision.
         arrays, parts = [array.reshape(-1) for array in (w, grad, m, v)], blocks(w.size, 1, _ELEMENTS)
         run(lambda i: _update([array[parts[i]] for array in arrays], numbers), len(parts))
         return
-    run_frames(code, _frames([w, grad, m, v], numbers))
+    _run([[w, grad, m, v]], numbers)
 
 
 def _numbers(alpha_t: float, hyperparam: Any) -> tuple:
@@ -130,20 +146,16 @@ def _numbers(alpha_t: float, hyperparam: Any) -> tuple:
     return alpha_t, 1 - hyperparam.beta1, 1 - hyperparam.beta2, hyperparam.eps, -hyperparam.eta
 
 
-def _frames(arrays: Sequence[np.ndarray], numbers: tuple) -> list[list[int]]:
-    """Frames for blocks of w, grad, m and v, which are C-contiguous."""
-    starts, at = [array.ctypes.data for array in arrays], _rounded(numbers)[1]
-    return [
-        [*(start + 4 * part.start for start in starts), part.stop - part.start, at]
-        for part in blocks(arrays[0].size, 1, _ELEMENTS)
-    ]
-
-
-@functools.lru_cache(maxsize=16)
-def _rounded(numbers: tuple) -> tuple[np.ndarray, int]:
-    """The numbers, which are the same for many parameters, as float32, and their address."""
-    rounded = np.array(numbers, np.float32)
-    return rounded, rounded.ctypes.data
+def _run(parameters: Sequence[Sequence[np.ndarray]], numbers: tuple) -> None:
+    """Updates parameters in machine code, each given as w, grad, m and v, by the numbers of `_numbers`."""
+    code, rounded = _machine_code(), np.array(numbers, np.float32)
+    assert code is not None
+    address, frames = rounded.ctypes.data, []
+    for arrays in parameters:
+        starts = [array.ctypes.data for array in arrays]
+        for part in blocks(arrays[0].size, 1, _ELEMENTS):
+            frames.append([*(start + 4 * part.start for start in starts), part.stop - part.start, address])
+    run_frames(code, frames)
 
 
 def _update(arrays: Sequence[np.ndarray], numbers: Sequence[float]) -> None:
@@ -168,7 +180,7 @@ def _update(arrays: Sequence[np.ndarray], numbers: Sequence[float]) -> None:
 
 @functools.cache
 def _machine_code() -> Optional[Callable[[int], int]]:
-    """The same in machine code; None without llvmlite.
+    """`_update` in machine code; None without llvmlite.
 
     It takes the address of a frame of 64-bit numbers: the addresses of w, grad, m and v, their size, and the address of
     the five numbers, as float32.

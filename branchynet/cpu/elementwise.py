@@ -91,7 +91,7 @@ def _lines(x: np.ndarray) -> np.ndarray:
 
 
 def _apply(name: str, *arrays: np.ndarray, bits: Optional[np.ndarray] = None) -> np.ndarray:
-    """Computes the last of the arrays from them, by a function in _NUMPY or its machine code, and returns it.
+    """Calls a function of _NUMPY, or its machine code, on blocks of arrays; the last is the result, and is returned.
 
     Args:
         name: of the function.
@@ -152,7 +152,7 @@ _NUMPY: dict[str, Callable[..., Any]] = {
 
 @functools.cache
 def _machine_code() -> Optional[dict[str, Callable[[int], int]]]:
-    """The functions of _NUMPY in machine code; None without llvmlite.
+    """The functions of _NUMPY in machine code, and relu_of_sum with bits; None without llvmlite.
 
     Each takes the address of a frame of 64-bit numbers: the number of elements, then the addresses of the arrays.
     """

@@ -67,6 +67,9 @@ _ONEDNN = {
 }
 
 
+_INHERITED = {(Adam, 'update')}  # are not the owner's own: the way back is to take the kernel away
+
+
 class _Thread(threading.local):
     """The calling thread's innermost ``fast()`` that still holds, or None."""
 
@@ -90,7 +93,7 @@ def enable() -> None:
 def disable() -> None:
     """Undoes ``enable()`` and ends this thread's ``fast()``; where other threads' blocks hold, the kernels stay.
 
-    The memory that the kernels keep for their next results goes back to the system.
+    The memory that the kernels keep for their next results, after ``fast()`` too, goes back to the system.
     """
     block, _thread.block = _thread.block, None
     while block is not None:
@@ -130,6 +133,11 @@ def are_in_place() -> bool:
     return _in_place
 
 
+def has_onednn() -> bool:
+    """Whether those of oneDNN are among the kernels."""
+    return (Convolution2DFunction, 'forward_cpu') in _kernels
+
+
 def _change(stacklevel: int = 0, enabled: Optional[bool] = None) -> None:
     """Puts the kernels in place or takes them away, by what is asked for now.
 
@@ -151,7 +159,11 @@ def _change(stacklevel: int = 0, enabled: Optional[bool] = None) -> None:
                 owner, name = key
                 if wanted:
                     _stock[key] = getattr(owner, name)
-                _chainer.set_method(owner, name, kernel if wanted else _stock[key])
+                    _chainer.set_method(owner, name, kernel)
+                elif key in _INHERITED:
+                    delattr(owner, name)
+                else:
+                    _chainer.set_method(owner, name, _stock[key])
 
 
 def _make_kernels(stacklevel: int) -> dict[tuple[Any, str], Callable]:
@@ -187,7 +199,8 @@ def _method(owner: Any, name: str, kernel: Callable) -> Callable:
         @functools.wraps(getattr(owner, name))
         def method(self: Any, *args: Any, **kwargs: Any) -> Any:
             # A subclass may have changed what this method builds on; chainer.static_graph records calls of Chainer's.
-            if type(self) is owner and chainer.config.schedule_func is None:
+            # A user's own keyword of the name that kernels take goes to Chainer.
+            if type(self) is owner and chainer.config.schedule_func is None and 'stock' not in kwargs:
                 return kernel(self, *args, **kwargs, stock=_stock[key])
             return _stock[key](self, *args, **kwargs)
 

@@ -49,9 +49,8 @@ class LocalResponseGradient:
             return stock(self, inputs)
         self.retain_inputs((0, 1, 2))
         (x,) = dense(x)
-        y, gy, s, scale = (
-            like(a, x) for a in (y, gy, self.unit_scale, self.scale)
-        )  # stock ones lie as Chainer made them
+        # Where the forward pass was stock Chainer's, its arrays may have another memory order.
+        y, gy, s, scale = (like(a, x) for a in (y, gy, self.unit_scale, self.scale))
         return (local_response_gx(x, y, gy, s, scale, self.n, self.alpha, self.beta),)
 
 
@@ -158,10 +157,7 @@ def local_response_gx(
     return gx
 
 
-Code = dict[str, Callable[[int], int]]
-
-
-def _machine_code(x: np.ndarray, n: int, beta: float) -> Optional[Code]:
+def _machine_code(x: np.ndarray, n: int, beta: float) -> Optional[dict[str, Callable]]:
     """The functions 'y' and 'gx' for images like x; None where there are none: channels first, or without llvmlite."""
     channels = x.shape[1]
     if not is_channels_last(x) or channels % 8 or channels > _MOST_CHANNELS or n // 2 > 8 or beta != 0.75:
@@ -183,8 +179,8 @@ def _run(function: Callable[[int], int], parts: Sequence[slice], arrays: Sequenc
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(channels: int, n: int) -> Optional[Code]:
-    """The same for beta = 0.75, with NumPy's bits; None without llvmlite.
+def _compiled(channels: int, n: int) -> Optional[dict[str, Callable]]:
+    """The machine code for images of these channels and beta = 0.75, with NumPy's bits; None without llvmlite.
 
     Each takes the address of a frame of 64-bit numbers: the number of pixels, the address of the factors, as float32,
     and the addresses of the arrays, in the order in which the functions above name them.

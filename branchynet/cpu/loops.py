@@ -1,4 +1,4 @@
-"""Calls of a oneDNN primitive for block after block of images: one call of machine code, not one of Python's each.
+"""Calls of a oneDNN primitive for block after block of images: one call of machine code makes them all.
 
 Blocks are of one size, so that the next block of every array begins a fixed number of bytes behind the one before.
 Threads that share a loop take its blocks from one counter. Without llvmlite the loop is Python's.
@@ -57,7 +57,7 @@ def grouped(parts: Sequence[slice]) -> list[Blocks]:
 
 
 class Loop:
-    """The calls of a primitive for blocks. Each block is computed once, by a thread that calls ``run``.
+    """The calls of a primitive for blocks. Each block is computed once, by one of the threads that call ``run``.
 
     Args:
         primitive: of the blocks' shape.
@@ -67,8 +67,8 @@ class Loop:
 
     def __init__(self, primitive: onednn.Primitive, places: Mapping[int, Place], count: int) -> None:
         self._primitive, self._places, self.count = primitive, places, count
-        self._next = packed.array('q', [0])  # of machine code
-        self._remaining = iter(range(count))  # of Python; next() is atomic
+        self._next = packed.array('q', [0])  # the counter of blocks, in machine code
+        self._remaining = iter(range(count))  # the same in Python, where next() is atomic
 
     def run(self) -> None:
         """Computes blocks until none is left that no other thread has begun."""

@@ -38,7 +38,7 @@ class _Memory:
         size: bytes.
 
     Attributes:
-        interface: how NumPy finds it.
+        interface: NumPy's ``__array_interface__`` of it.
     """
 
     def __init__(self, size: int) -> None:
@@ -68,13 +68,13 @@ class _Lease:
 
 
 class Kept:
-    """Memory by its size. A new array takes no more from the system than was in use at once before.
+    """Memory by its size: as many bytes, as arrays asked for them, as have been in use at once since it was released.
 
     Lists are changed by their atomic methods, so that only new memory needs the lock.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may come while it is held
         self._free: dict[int, list[_Memory]] = {}
         self.held = self._most = 0  # bytes
 
@@ -96,10 +96,12 @@ class Kept:
 
     def _new(self, size: int) -> _Memory:
         with self._lock:
-            self._most = max(self._most, self.used + size)
-            self._drop(self._most - size)
+            most = max(self._most, self.used + size)
+            self._drop(most - size)
+            memory = _Memory(size)
             self.held += size
-        return _Memory(size)
+            self._most = most
+        return memory
 
     def release(self) -> None:
         """Drops all that is free."""

@@ -130,7 +130,8 @@ def _sum(first: np.ndarray | Passed, second: np.ndarray | Passed, is_free: bool)
 
 def _fit(x: np.ndarray, y: np.ndarray) -> bool:
     """Whether the kernels take both, element by element in the order of memory."""
-    return install.are_in_place() and takes(x, y) and x.strides == y.strides and dense(x)[0] is x
+    is_alike = x.shape == y.shape and x.strides == y.strides
+    return install.are_in_place() and takes(x, y) and is_alike and dense(x)[0] is x
 
 
 def _made(array: np.ndarray, x: Value, back: Back) -> Value:
@@ -282,13 +283,22 @@ def _call_in_chainer(link: chainer.Link, x: Value) -> Value:
 # The links that are known. Each function takes a link and its input.
 
 
+def _has_onednn() -> bool:
+    return install.are_in_place() and install.has_onednn()
+
+
+def _are_of_images(x: np.ndarray, w: Any, b: Any) -> bool:
+    """Whether the numbers of dimensions are those of a convolution, and the bias is one for each output channel."""
+    return w is not None and x.ndim == w.ndim == 4 and (b is None or b.shape == w.shape[:1])
+
+
 def _convolution(link: L.Convolution2D, x: Value) -> Value:
     parameters: Any = [link.W] if link.b is None else [link.W, link.b]
     w: Any = link.W.array
     b: Any = None if link.b is None else link.b.array
-    geometry, is_simple = None, (link.groups, link.dilate, link.cudnn_fast) == (1, (1, 1), False)
-    if install.are_in_place() and is_simple and takes(x.array, w, b) and x.array.ndim == 4:
-        geometry = convolution.fast_geometry(x.array.shape, w.shape, link.stride, link.pad, x.wanted)
+    geometry, is_simple = None, (link.groups, tuple(link.dilate), link.cudnn_fast) == (1, (1, 1), False)
+    if _has_onednn() and is_simple and takes(x.array, w, b) and _are_of_images(x.array, w, b):
+        geometry = convolution.fast_geometry(x.array.shape, w.shape, tuple(link.stride), tuple(link.pad), of_x=x.wanted)
     if geometry is None:
         return _call_in_chainer(link, x)
     (images,), (w, b) = dense(x.array), plain(w, b)
@@ -359,11 +369,13 @@ def _batch_normalization(link: L.BatchNormalization, x: Value) -> Value:
 def _normalization(link: L.BatchNormalization, x: Value, with_relu: bool) -> Optional[Value]:
     """A batch normalisation by the kernels, perhaps in one pass with the ReLU behind it; None where they do not do it.
 
-    With ReLU, the pass makes 0 of NaN: where a result may be NaN, it must be seen, and it is not done.
+    oneDNN's ReLU makes 0 of NaN. So if a result may be NaN, the one of both is thrown away, and None is returned before
+    any running statistic has changed. Its gradient is 0 where the ReLU passes nothing, as Chainer's is unless the
+    gradient behind it is NaN or infinite there: then what is behind it has such gradients too.
     """
     parameters: Any = link.gamma, link.beta
     is_whole = link.avg_mean is not None and all(parameter is not None for parameter in parameters)
-    if not (install.are_in_place() and is_whole and link.axis in (None, (0, 2, 3))):
+    if not (_has_onednn() and is_whole and link.axis in (None, (0, 2, 3))):
         return None
     gamma, beta = (parameter.array for parameter in parameters)
     if not (normalization.fits(x.array, gamma, beta) and x.array.size > gamma.size):
@@ -374,9 +386,9 @@ def _normalization(link: L.BatchNormalization, x: Value, with_relu: bool) -> Opt
         return None
     eps, own_masks = float(link.eps), normalization.Masks(images) if with_relu else None
     y, mean, variance = normalization.batch_normalization(images, gamma, beta, eps, own_masks)
-    if with_relu and not math.isfinite((gamma + beta + mean + variance).sum()):
-        return None
     inv_std = normalization.inverse_deviation(variance, eps)
+    if with_relu and not math.isfinite((gamma * inv_std + beta + mean + variance).sum()):
+        return None
     normalization.update_running(link.avg_mean, link.avg_var, mean, variance, images.size // gamma.size, link.decay)
 
     def back(gradient: np.ndarray | Passed) -> list[Optional[np.ndarray]]:

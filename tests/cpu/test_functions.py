@@ -722,11 +722,25 @@ def twice(link, optimizer):
         link.again = link.W
 
 
+def with_one_array(link, optimizer):
+    link.more = chainer.Parameter()
+    parameters(link, more=(4, 3))
+    link.more.array = link.W.array
+    optimizer.setup(link)
+
+
+def with_one_rule(link, optimizer):
+    parameters(link, more=(4, 3))
+    link.more.update_rule = link.W.update_rule
+
+
 WEIGHT_DECAY = chainer.optimizer_hooks.WeightDecay(0.1)
 CHANGES = {
     'none': lambda link, optimizer: None,
     'a parameter without gradient': with_unused,
     'a parameter twice': twice,
+    'two parameters of one array': with_one_array,
+    'two parameters of one rule': with_one_rule,
     'a rule that is off': lambda link, optimizer: setattr(link.b.update_rule, 'enabled', False),
     'a rule of its own': with_rule_of_its_own,
     'a rule at another step': lambda link, optimizer: setattr(link.b.update_rule, 't', 5),
@@ -762,6 +776,53 @@ def test_an_optimizers_step_is_chainers_to_the_bit(change):
     assert len(found) == len(expected)
     for a, b in zip(found, expected):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize('name', ['m', 'v', 'grad', 'array'])
+def test_arrays_of_other_shapes_are_refused_as_by_chainer(name):
+    def train():
+        link = chainer.Link()
+        parameters(link, W=(40, 30), b=(4,))
+        optimizer = chainer.optimizers.Adam().setup(link)
+        for _ in range(2):
+            for param in link.params():
+                param.grad = np.ones_like(param.array)
+            optimizer.update()
+        if name in ('m', 'v'):
+            link.W.update_rule.state[name] = np.zeros((5, 3), np.float32)
+        else:
+            setattr(link.W, '_grad' if name == 'grad' else name, np.zeros((5, 3), np.float32))
+        optimizer.update()
+
+    with pytest.raises(ValueError), cpu.fast():
+        train()
+
+
+def test_a_read_only_parameter_is_refused_as_by_chainer():
+    link = chainer.Link()
+    parameters(link, W=(4, 3))
+    optimizer = chainer.optimizers.Adam().setup(link)
+    link.W.array.flags.writeable = False
+    with cpu.fast():
+        for _ in range(2):
+            link.W.grad = array(4, 3)
+            with pytest.raises(ValueError, match='read-only'):
+                optimizer.update()
+
+
+def test_a_loss_function_may_have_any_keyword():
+    link = chainer.Link()
+    parameters(link, W=(4, 3))
+    optimizer = chainer.optimizers.Adam().setup(link)
+    with cpu.fast():
+        optimizer.update(lambda stock: F.sum(link.W * stock), stock=2)
+    np.testing.assert_array_equal(link.W.grad, np.full((4, 3), 2, np.float32))
+
+
+def test_methods_that_adam_inherits_are_inherited_again():
+    with cpu.fast():
+        assert 'update' in vars(chainer.optimizers.Adam)
+    assert 'update' not in vars(chainer.optimizers.Adam)
 
 
 def test_adam_passes_over_parameters_without_gradient():

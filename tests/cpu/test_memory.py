@@ -86,6 +86,16 @@ def test_threads_share_the_memory():
     assert 0 < memory._kept.held <= 8 * 4 * SIZES[2]
 
 
+def test_memory_that_there_is_not_is_not_counted():
+    array = take(SIZES[2])
+    with pytest.raises(MemoryError):
+        memory.empty((1 << 46,))
+    assert memory._kept.held == memory._kept.used == SIZES[2]
+    address = array.ctypes.data
+    del array
+    assert take(SIZES[2]).ctypes.data == address
+
+
 def test_disable_gives_the_memory_back():
     take(SIZES[3])
     assert memory._kept.held == SIZES[3]

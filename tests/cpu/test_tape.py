@@ -4,6 +4,7 @@ import copy
 import pickle
 
 from branchynet import cpu
+from branchynet.cpu import install, tape
 from branchynet.cpu.tape import Tapes
 from branchynet.links.links import FL, Branch, X
 from branchynet.links.resnet import ResBlock, batch_norm, conv
@@ -215,6 +216,31 @@ def test_samples_that_training_drops_are_left_to_chainer():
         trained(lambda: lenet_mnist.get_network(percentTrainKeeps=0.5), x, t, graph)[1] for graph in (False, True)
     )
     np.testing.assert_equal(ours, theirs)
+
+
+def test_strides_may_be_lists():
+    link = L.Convolution2D(6, 6, 3, stride=[1, 1], pad=[1, 1])
+    x = np.random.RandomState(0).rand(4, 6, 8, 8).astype(np.float32)
+    with cpu.fast():
+        np.testing.assert_array_equal(tape.forward([link], tape.Value(x)).array, link(x).array)
+
+
+@pytest.mark.onednn
+def test_a_bias_of_another_size_is_named_by_chainer():
+    link = L.Convolution2D(6, 8, 3)
+    link.b.array = np.zeros(3, np.float32)
+    with cpu.fast(), pytest.raises(chainer.utils.type_check.InvalidType):
+        tape.forward([link], tape.Value(np.zeros((2, 6, 8, 8), np.float32)))
+
+
+def test_without_onednn_the_graph_is_not_needed_either(monkeypatch):
+    def fail():
+        raise OSError('not installed')
+
+    monkeypatch.setattr(install, '_kernels', {})
+    monkeypatch.setattr(install.onednn, 'library', fail)
+    with pytest.warns(UserWarning, match='oneDNN does not load'), cpu.fast():
+        check(residual_net, (3, 12, 12))
 
 
 def test_copies_go_on_to_the_same_bits():
