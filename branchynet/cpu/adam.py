@@ -186,14 +186,14 @@ def _machine_code() -> Optional[Callable[[int], int]]:
     the five numbers, as float32.
     """
     try:
-        from branchynet.cpu.emitter import INT, LANES, REAL, VECTOR, Code, Emitter
+        from branchynet.cpu.emitter import LANES, REAL, VECTOR, Code, Emitter
     except ImportError:
         return None
     emit = Emitter()
 
     def write(frame: Any) -> None:
         build = emit.builder
-        *starts, count, numbers = (emit.load(emit.add(frame, 8 * i), INT) for i in range(6))
+        *starts, count, numbers = emit.words(frame, 6)
         scalars = [emit.load(emit.add(numbers, 4 * i), REAL) for i in range(5)]
         constants = {REAL: scalars, VECTOR: [emit.splat(scalar) for scalar in scalars]}
         roots = {

@@ -82,7 +82,7 @@ def relu_gx(y: np.ndarray, gy: np.ndarray) -> np.ndarray:
 
 def add_passed(y: np.ndarray, gy: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Adds relu_gx(y, gy) to x, all float32 of one shape and memory order, and returns it."""
-    return _apply('add_passed', y, gy, x)
+    return _apply('add_passed', y, gy, x, x)
 
 
 def _lines(x: np.ndarray) -> np.ndarray:
@@ -91,7 +91,7 @@ def _lines(x: np.ndarray) -> np.ndarray:
 
 
 def _apply(name: str, *arrays: np.ndarray, bits: Optional[np.ndarray] = None) -> np.ndarray:
-    """Calls a function of _NUMPY, or its machine code, on blocks of arrays; the last is the result, and is returned.
+    """Calls a function of _NUMPY, or its machine code, on blocks of arrays; the last gets the result, and is returned.
 
     Args:
         name: of the function.
@@ -135,10 +135,10 @@ def _relu_gx(y: np.ndarray, gy: np.ndarray, out: np.ndarray) -> None:
     out *= gy
 
 
-def _add_passed(y: np.ndarray, gy: np.ndarray, x: np.ndarray) -> None:
+def _add_passed(y: np.ndarray, gy: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
     passed = np.greater(y, 0).astype(np.float32)
     passed *= gy
-    x += passed
+    np.add(x, passed, out=out)
 
 
 _NUMPY: dict[str, Callable[..., Any]] = {
@@ -162,34 +162,33 @@ def _machine_code() -> Optional[dict[str, Callable[[int], int]]]:
         return None
     emit = Emitter()
 
-    def relu(x: Any, out: Any, kind: Any) -> Any:
+    def relu(x: Any, kind: Any) -> Any:
         zero = constant(0, kind)
         return emit.builder.select(emit.builder.fcmp_unordered('>', x, zero), x, zero)  # NaN stays NaN
 
-    def relu_gx(y: Any, gy: Any, out: Any, kind: Any) -> Any:
+    def relu_gx(y: Any, gy: Any, kind: Any) -> Any:
         is_positive = emit.builder.fcmp_ordered('>', y, constant(0, kind))
         # A product, as NumPy's: infinity times 0 is NaN.
         return emit.builder.fmul(emit.builder.select(is_positive, constant(1, kind), constant(0, kind)), gy)
 
-    def relu_of_sum(x: Any, y: Any, out: Any, kind: Any) -> Any:
-        return relu(emit.builder.fadd(x, y), out, kind)
+    def relu_of_sum(x: Any, y: Any, kind: Any) -> Any:
+        return relu(emit.builder.fadd(x, y), kind)
 
-    functions: dict[str, tuple[int, Callable]] = {  # with the number of arrays
-        'add': (3, lambda x, y, out, kind: emit.builder.fadd(x, y)),
-        'add_passed': (3, lambda y, gy, x, kind: emit.builder.fadd(x, relu_gx(y, gy, None, kind))),
-        'relu': (2, relu),
-        'relu_of_sum': (3, relu_of_sum),
-        'relu_of_sum_with_bits': (3, relu_of_sum),
-        'relu_gx': (3, relu_gx),
+    functions: dict[str, tuple[int, Callable]] = {  # with the number of arrays that they read
+        'add': (2, lambda x, y, kind: emit.builder.fadd(x, y)),
+        'add_passed': (3, lambda y, gy, x, kind: emit.builder.fadd(x, relu_gx(y, gy, kind))),
+        'relu': (1, relu),
+        'relu_of_sum': (2, relu_of_sum),
+        'relu_of_sum_with_bits': (2, relu_of_sum),
+        'relu_gx': (2, relu_gx),
     }
 
-    def write(frame: Any, arrays: int, function: Callable, has_bits: bool) -> None:
-        count, *starts = (emit.load(emit.add(frame, 8 * i), INT) for i in range(1 + arrays + has_bits))
+    def write(frame: Any, inputs: int, function: Callable, has_bits: bool) -> None:
+        count, *starts = emit.words(frame, 2 + inputs + has_bits)
 
         def compute(i: Any, kind: Any) -> None:
-            places = [emit.at(start, i, 4) for start in starts[:arrays]]
-            result = function(*(emit.load(place, kind) for place in places), kind)
-            emit.store(result, places[-1])
+            result = function(*(emit.load(emit.at(start, i, 4), kind) for start in starts[:inputs]), kind)
+            emit.store(result, emit.at(starts[inputs], i, 4))
             if has_bits and kind == VECTOR:  # their number is a multiple of a vector's
                 is_positive = emit.builder.fcmp_ordered('>', result, constant(0, kind))
                 byte = emit.builder.bitcast(is_positive, BYTE)
@@ -197,9 +196,9 @@ def _machine_code() -> Optional[dict[str, Callable[[int], int]]]:
 
         emit.elements(count, compute)
 
-    for name, (arrays, function) in functions.items():
+    for name, (inputs, function) in functions.items():
         has_bits = name.endswith('_with_bits')
-        writer = functools.partial(write, arrays=arrays, function=function, has_bits=has_bits)
+        writer = functools.partial(write, inputs=inputs, function=function, has_bits=has_bits)
         emit.function(name, 1, writer, name=name)
     code = Code(emit.module())
     return {name: code.call(name) for name in functions}

@@ -90,6 +90,10 @@ class Emitter:
         value.align = 8 if kind in (INT, DOUBLE) else 4
         return value
 
+    def words(self, address: ir.Value, count: int) -> list[ir.Value]:
+        """The 64-bit numbers that lie at an address and behind it."""
+        return [self.load(self.add(address, 8 * i), INT) for i in range(count)]
+
     def store(self, value: ir.Value, address: ir.Value) -> None:
         """Writes a value to an address."""
         align = {INT: 8, DOUBLE: 8, BYTE: 1}.get(value.type, 4)

@@ -186,7 +186,7 @@ def _compiled(channels: int, n: int) -> Optional[dict[str, Callable]]:
     and the addresses of the arrays, in the order in which the functions above name them.
     """
     try:
-        from branchynet.cpu.emitter import INT, LANES, REAL, Code, Emitter, vector
+        from branchynet.cpu.emitter import LANES, REAL, Code, Emitter, vector
     except ImportError:
         return None
     emit, starts = Emitter(), range(0, channels, LANES)
@@ -207,12 +207,9 @@ def _compiled(channels: int, n: int) -> Optional[dict[str, Callable]]:
                 total = emit.choose(exist, emit.builder.fadd(total, neighbours), total)
         return total
 
-    def load(frame: Any, count: int) -> list[Any]:
-        return [emit.load(emit.add(frame, 8 * i), INT) for i in range(count)]
-
     def write_y(frame: Any) -> None:
         build = emit.builder
-        pixels, numbers, *arrays = load(frame, 6)
+        pixels, numbers, *arrays = emit.words(frame, 6)
         alpha, k = (emit.splat(emit.load(emit.add(numbers, 4 * i), REAL)) for i in range(2))
 
         def pixel(i: Any) -> None:
@@ -230,7 +227,7 @@ def _compiled(channels: int, n: int) -> Optional[dict[str, Callable]]:
 
     def write_gx(frame: Any) -> None:
         build = emit.builder
-        pixels, numbers, *arrays = load(frame, 8)
+        pixels, numbers, *arrays = emit.words(frame, 8)
         factor = emit.splat(emit.load(numbers, REAL))
 
         def pixel(i: Any) -> None:

@@ -119,12 +119,9 @@ def _machine_code() -> Optional[Callable[[int], int]]:
         return None
     emit = Emitter()
 
-    def load(address: Any, count: int) -> list[Any]:
-        return [emit.load(emit.add(address, 8 * i), INT) for i in range(count)]
-
     def write(frame: Any) -> Any:
         build = emit.builder
-        counter, count, set_address, execute, calls = load(frame, 5)
+        counter, count, set_address, execute, calls = emit.words(frame, 5)
         set_address = build.inttoptr(set_address, ir.FunctionType(INDEX, [INT, INT]).as_pointer())
         execute = build.inttoptr(execute, ir.FunctionType(INDEX, [INT, INT, INDEX, INT]).as_pointer())
         begin, head, body, end = build.block, *(build.append_basic_block() for _ in range(3))
@@ -137,12 +134,12 @@ def _machine_code() -> Optional[Callable[[int], int]]:
         build.position_at_end(body)
 
         def place(_: Any, entry: Any) -> list[Any]:
-            memory, first, step = load(entry, 3)
+            memory, first, step = emit.words(entry, 3)
             build.call(set_address, [memory, build.add(first, build.mul(block, step))])
             return [emit.add(entry, 24)]
 
         def call(_: Any, entry: Any, failed: Any) -> list[Any]:
-            primitive, stream, size, arguments, places = load(entry, 5)
+            primitive, stream, size, arguments, places = emit.words(entry, 5)
             (following,) = emit.loop(places, place, [emit.add(entry, 40)])
             result = build.call(execute, [primitive, stream, build.trunc(size, INDEX), arguments])
             return [following, build.or_(failed, build.zext(result, INT))]
