@@ -186,7 +186,7 @@ def _machine_code() -> Optional[Callable[[int], int]]:
     the five numbers, as float32.
     """
     try:
-        from branchynet.cpu.emitter import LANES, REAL, VECTOR, Code, Emitter
+        from branchynet.cpu.emitter import REAL, VECTOR, Code, Emitter
     except ImportError:
         return None
     emit = Emitter()
@@ -196,10 +196,6 @@ def _machine_code() -> Optional[Callable[[int], int]]:
         *starts, count, numbers = emit.words(frame, 6)
         scalars = [emit.load(emit.add(numbers, 4 * i), REAL) for i in range(5)]
         constants = {REAL: scalars, VECTOR: [emit.splat(scalar) for scalar in scalars]}
-        roots = {
-            kind: emit.external(name, kind, [kind])
-            for kind, name in ((REAL, 'llvm.sqrt.f32'), (VECTOR, f'llvm.sqrt.v{LANES}f32'))
-        }
 
         def update(i: Any, kind: Any) -> None:
             alpha_t, rest1, rest2, eps, minus_eta = constants[kind]
@@ -207,7 +203,7 @@ def _machine_code() -> Optional[Callable[[int], int]]:
             w, grad, m, v = (emit.load(place, kind) for place in places)
             m = build.fadd(m, build.fmul(build.fsub(grad, m), rest1))
             v = build.fadd(v, build.fmul(build.fsub(build.fmul(grad, grad), v), rest2))
-            step = build.fdiv(alpha_t, build.fadd(build.call(roots[kind], [v]), eps))
+            step = build.fdiv(alpha_t, build.fadd(emit.square_root(v), eps))
             w = build.fadd(w, build.fmul(build.fmul(step, m), minus_eta))
             for value, place in zip((w, m, v), (places[0], places[2], places[3])):
                 emit.store(value, place)

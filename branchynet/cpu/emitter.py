@@ -116,8 +116,9 @@ class Emitter:
         return self.builder.call(self.external(f'llvm.fma.v{LANES}f32', VECTOR, [VECTOR] * 3), [a, b, c])
 
     def square_root(self, a: ir.Value) -> ir.Value:
-        """Of every lane."""
-        return self.builder.call(self.external(f'llvm.sqrt.v{LANES}f32', VECTOR, [VECTOR]), [a])
+        """Of a float32, or of every lane of a vector."""
+        name = f'llvm.sqrt.v{LANES}f32' if a.type == VECTOR else 'llvm.sqrt.f32'
+        return self.builder.call(self.external(name, a.type, [a.type]), [a])
 
     def power(self, a: ir.Value, exponent: ir.Value) -> ir.Value:
         """Of every lane."""
