@@ -205,11 +205,11 @@ def _has_bits(shape: tuple[int, ...], form: int) -> bool:
 
 
 @cached
-def _statistics(shape: tuple[int, ...], form: int) -> onednn.Primitive:
-    """The primitive of a block's mean and variance, and of (x - mean) / sqrt(variance)."""
+def _whitening(shape: tuple[int, ...], form: int, flags: int) -> onednn.Primitive:
+    """The primitive of (x - mean) / sqrt(variance) of a block, and of its mean and variance unless those are given."""
     x, vector = describe(shape, form), describe(shape[1:2], VECTOR)
     descriptor = create_descriptor(
-        'batch_normalization_forward', onednn.FORWARD_TRAINING, x, x, onednn.real(0), onednn.flags(0)
+        'batch_normalization_forward', onednn.FORWARD_TRAINING, x, x, onednn.real(0), onednn.flags(flags)
     )
     return onednn.Primitive(descriptor, {SRC: x, DST: x, MEAN: vector, VARIANCE: vector})
 
@@ -251,11 +251,12 @@ def batch_normalization(
     Returns:
         y in the shape and memory order of x, and the mean and the (biased) variance of every channel, (C,).
     """
+    rough = None
     if len(_batch_parts(x)) == 1:
-        y, mean, variance = _normalized_at_once(x, gamma, beta, eps, masks)
+        y, mean, variance = rough = _normalized_at_once(x, gamma, beta, eps, masks)
         if (np.abs(mean) <= _FAR * np.sqrt(variance + np.float32(eps))).all():
-            return y, mean, variance
-    mean, variance = mean_and_variance(x)
+            return rough
+    mean, variance = _mean_and_variance(x, rough and rough[1:])
     return scale_and_shift(x, gamma / np.sqrt(variance + np.float32(eps)), beta, mean, masks), mean, variance
 
 
@@ -282,17 +283,25 @@ def _mask(masks: Optional[Masks], i: int) -> dict[int, int]:
     return {} if masks is None else {WORKSPACE: masks.addresses[i]}
 
 
-def mean_and_variance(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and (biased) variance of every channel of images (B, C, H, W), both (C,) float32."""
+def _mean_and_variance(
+    x: np.ndarray, rough: Optional[tuple[np.ndarray, np.ndarray]] = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and (biased) variance of every channel of images (B, C, H, W), both (C,) float32, in float64's precision.
+
+    Args:
+        x: the images.
+        rough: both in float32's precision, if known, where the batch is one part.
+    """
     parts, pixels = _batch_parts(x), x[0, 0].size
     means, variances = (np.empty((len(parts), x.shape[1])) for _ in range(2))
     counts = np.array([(part.stop - part.start) * pixels for part in parts])[:, None]
     xs, form = addresses_of(x, parts), form_of(x)
 
     def task(i: int) -> None:
-        mean, variance = statistics = np.empty((2, x.shape[1]), np.float32)
+        mean, variance = statistics = np.empty((2, x.shape[1]), np.float32) if rough is None else np.array(rough)
         y = scratch_like('difference', x[parts[i]])
-        _statistics(y.shape, form)({SRC: xs[i], DST: y.ctypes.data, **dict(zip((MEAN, VARIANCE), rows_of(statistics)))})
+        whitening = _whitening(y.shape, form, 0 if rough is None else onednn.GIVEN_STATISTICS)
+        whitening({SRC: xs[i], DST: y.ctypes.data, **dict(zip((MEAN, VARIANCE), rows_of(statistics)))})
         # The float32 mean has a rounding error; the mean of y recovers it.
         deviation = np.sqrt(variance.astype(np.float64))
         rest = np.where(deviation > 0, _sum(y) / counts[i], 0) * deviation
