@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from ctypes import c_void_p
 from typing import Any, Callable, Optional
 
@@ -251,12 +252,13 @@ def batch_normalization(
     Returns:
         y in the shape and memory order of x, and the mean and the (biased) variance of every channel, (C,).
     """
-    rough = None
+    rough: Optional[list[np.ndarray]] = None
     if len(_batch_parts(x)) == 1:
-        y, mean, variance = rough = _normalized_at_once(x, gamma, beta, eps, masks)
+        y, *rough = _normalized_at_once(x, gamma, beta, eps, masks)
+        mean, variance = rough
         if (np.abs(mean) <= _FAR * np.sqrt(variance + np.float32(eps))).all():
-            return rough
-    mean, variance = _mean_and_variance(x, rough and rough[1:])
+            return y, mean, variance
+    mean, variance = _mean_and_variance(x, rough)
     return scale_and_shift(x, gamma / np.sqrt(variance + np.float32(eps)), beta, mean, masks), mean, variance
 
 
@@ -283,14 +285,12 @@ def _mask(masks: Optional[Masks], i: int) -> dict[int, int]:
     return {} if masks is None else {WORKSPACE: masks.addresses[i]}
 
 
-def _mean_and_variance(
-    x: np.ndarray, rough: Optional[tuple[np.ndarray, np.ndarray]] = None
-) -> tuple[np.ndarray, np.ndarray]:
+def _mean_and_variance(x: np.ndarray, rough: Optional[Sequence[np.ndarray]] = None) -> tuple[np.ndarray, np.ndarray]:
     """Mean and (biased) variance of every channel of images (B, C, H, W), both (C,) float32, in float64's precision.
 
     Args:
         x: the images.
-        rough: both in float32's precision, if known, where the batch is one part.
+        rough: both in float32's precision, where they are known of a batch that is one part.
     """
     parts, pixels = _batch_parts(x), x[0, 0].size
     means, variances = (np.empty((len(parts), x.shape[1])) for _ in range(2))
