@@ -14,7 +14,7 @@ from ctypes import c_void_p, cast
 from typing import Any, Callable, NamedTuple, Optional
 
 from branchynet.cpu import onednn
-from branchynet.cpu.threads import num_threads, run
+from branchynet.cpu.threads import num_threads, run, scratch_address
 
 import numpy as np
 
@@ -77,11 +77,11 @@ class Loop:
             for i in self._remaining:
                 self._primitive({kind: first + i * step for kind, (first, step) in self._places.items()})
             return
-        calls = self._primitive.calls(self._places)
-        frame = [self._next.buffer_info()[0], self.count, *_functions(), len(calls)]
-        for primitive, places in calls:
-            frame += primitive.frame(places)
-        numbers = packed.array('q', frame)
+        frame = self._primitive.frame()
+        places = [self._places[kind] for kind in frame.kinds]
+        places += [Place(scratch_address(slot, size)) for slot, size in frame.scratch]
+        head = self._next.buffer_info()[0], self.count, *_functions(), frame.address
+        numbers = packed.array('q', itertools.chain(head, *places))
         if code(numbers.buffer_info()[0]):
             raise RuntimeError('oneDNN: primitive_execute failed')
 
@@ -109,9 +109,9 @@ def _functions() -> tuple[int, int]:
 def _machine_code() -> Optional[Callable[[int], int]]:
     """The loop in machine code; None without llvmlite.
 
-    It takes the address of a frame of 64-bit numbers: the address of the counter, the number of blocks, the addresses
-    of two functions, the number of calls for each block, and what Primitive.frame gives for each call. It returns 0, or
-    a number that is not.
+    It takes the address of 64-bit numbers: the address of the counter, the number of blocks, the addresses of two
+    functions and of the primitive's frame, and the places of the frame's arguments. It returns 0, or a number that is
+    not.
     """
     try:
         from branchynet.cpu.emitter import INDEX, INT, Code, Emitter, integer, ir
@@ -119,9 +119,11 @@ def _machine_code() -> Optional[Callable[[int], int]]:
         return None
     emit = Emitter()
 
-    def write(frame: Any) -> Any:
+    def write(numbers: Any) -> Any:
         build = emit.builder
-        counter, count, set_address, execute, calls = emit.words(frame, 5)
+        counter, count, set_address, execute, frame = emit.words(numbers, 5)
+        places = emit.add(numbers, 40)
+        (calls,) = emit.words(frame, 1)
         set_address = build.inttoptr(set_address, ir.FunctionType(INDEX, [INT, INT]).as_pointer())
         execute = build.inttoptr(execute, ir.FunctionType(INDEX, [INT, INT, INDEX, INT]).as_pointer())
         begin, head, body, end = build.block, *(build.append_basic_block() for _ in range(3))
@@ -134,17 +136,18 @@ def _machine_code() -> Optional[Callable[[int], int]]:
         build.position_at_end(body)
 
         def place(_: Any, entry: Any) -> list[Any]:
-            memory, first, step = emit.words(entry, 3)
+            memory, i = emit.words(entry, 2)
+            first, step = emit.words(emit.at(places, i, 16), 2)
             build.call(set_address, [memory, build.add(first, build.mul(block, step))])
-            return [emit.add(entry, 24)]
+            return [emit.add(entry, 16)]
 
         def call(_: Any, entry: Any, failed: Any) -> list[Any]:
-            primitive, stream, size, arguments, places = emit.words(entry, 5)
-            (following,) = emit.loop(places, place, [emit.add(entry, 40)])
+            primitive, stream, size, arguments, placed = emit.words(entry, 5)
+            (following,) = emit.loop(placed, place, [emit.add(entry, 40)])
             result = build.call(execute, [primitive, stream, build.trunc(size, INDEX), arguments])
             return [following, build.or_(failed, build.zext(result, INT))]
 
-        _, failed = emit.loop(calls, call, [emit.add(frame, 40), status])
+        _, failed = emit.loop(calls, call, [emit.add(frame, 8), status])
         status.add_incoming(failed, build.block)
         build.branch(head)
         build.position_at_end(end)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array as packed
 import ctypes
 import functools
 import importlib.metadata
@@ -259,6 +260,25 @@ def equal(form: c_void_p, other: c_void_p) -> bool:
 real, flags = c_float, c_uint
 
 
+class Frame:
+    """The calls of a primitive for a block, for machine code of the thread whose memory objects they use.
+
+    Args:
+        kinds: the arguments that the caller places.
+        scratch: slot and bytes of every scratch memory, whose places follow those of the arguments.
+        numbers: how many calls; for each, the addresses of the primitive and of the stream, the number of arguments, the
+            address of their list, how many of them have a place, and for each of those, the address of its memory
+            object and the number of its place.
+
+    Attributes:
+        address: where the numbers lie.
+    """
+
+    def __init__(self, kinds: Sequence[int], scratch: Sequence[tuple[int, int]], numbers: packed.array) -> None:
+        self.kinds, self.scratch, self._numbers = kinds, scratch, numbers
+        self.address = numbers.buffer_info()[0]
+
+
 class Primitive:
     """A primitive for blocks of one shape; any thread may call it.
 
@@ -331,41 +351,42 @@ class Primitive:
         if library.execute(self._handle, library.stream(), len(memories), arguments):
             raise RuntimeError('oneDNN: primitive_execute failed')
 
-    def calls(self, places: Mapping[int, tuple[int, int]]) -> list[tuple[Primitive, dict[int, tuple[int, int]]]]:
-        """The calls that ``__call__`` makes for a block, each a primitive and the places of its arguments.
+    def frame(self) -> Frame:
+        """What machine code of the calling thread needs to make the calls of ``__call__``, block after block."""
+        try:
+            return self._local.frame
+        except AttributeError:
+            self._local.frame = self._make_frame()
+            return self._local.frame
 
-        They are for the calling thread, as long as it runs no other primitive.
-
-        Args:
-            places: for every argument, where the first block lies, and the bytes from each block to the next.
-        """
+    def _make_frame(self) -> Frame:
+        kinds = tuple(self.sizes)
+        places = {kind: i for i, kind in enumerate(kinds)}
         inner, before, after = dict(places), [], []
-        for kind, reorder in self._reorders.items():
-            inner[kind] = scratch_address(kind, self.sizes[kind]), 0
+        scratch = [(kind, self.sizes[kind]) for kind in self._reorders]
+        for i, (kind, reorder) in enumerate(self._reorders.items(), len(kinds)):
+            inner[kind] = i
             if kind in _OUTPUTS:
-                after.append((reorder, {SRC: inner[kind], DST: places[kind]}))
+                after.append((reorder, {SRC: i, DST: places[kind]}))
             else:
-                before.append((reorder, {SRC: places[kind], DST: inner[kind]}))
-        calls = [*before, (self, inner), *after]
-        scratchpad = scratch_address(_SCRATCHPAD, max(primitive._scratchpad for primitive, _ in calls))
+                before.append((reorder, {SRC: places[kind], DST: i}))
+        calls: list[tuple[Primitive, dict[int, int]]] = [*before, (self, inner), *after]
         for primitive, own in calls:
             if primitive._scratchpad:
-                own[_SCRATCHPAD] = scratchpad, 0
-        return calls
+                own[_SCRATCHPAD] = len(kinds) + len(scratch)
+        scratch.append((_SCRATCHPAD, max(primitive._scratchpad for primitive, _ in calls)))
+        numbers = [len(calls)]
+        for primitive, own in calls:
+            numbers += primitive._call_in_numbers(own)
+        return Frame(kinds, scratch, packed.array('q', numbers))
 
-    def frame(self, places: Mapping[int, tuple[int, int]]) -> list[int]:
-        """A call in numbers, for machine code of the calling thread.
-
-        Returns:
-            The addresses of the primitive and of the thread's stream, the number of arguments, the address of their
-            list, how many of them have a place, and for each of those, the address of its memory object and the place.
-        """
+    def _call_in_numbers(self, places: Mapping[int, int]) -> list[int]:
         memories, arguments = self._own_arguments()
         stream = self._library.stream()
-        frame: list[Any] = [self._handle.value, stream.value, len(memories), ctypes.addressof(arguments), len(places)]
+        numbers: list[Any] = [self._handle.value, stream.value, len(memories), ctypes.addressof(arguments), len(places)]
         for kind, place in places.items():
-            frame += memories[kind].value, *place
-        return frame
+            numbers += memories[kind].value, place
+        return numbers
 
     def _own_arguments(self) -> tuple[dict[int, c_void_p], Array]:
         """The calling thread's memory object of every argument, and the array that oneDNN takes."""
