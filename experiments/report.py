@@ -81,29 +81,48 @@ def lines(verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def summary(verdicts: Sequence[Verdict]) -> list[str]:
-    """Writes a line for each failure, the counts, and a line for each group of reasons why claims were not run.
+    """Writes what failed, the counts, and a line for each group of reasons why claims were not run.
 
     Args:
         verdicts: on all claims.
     """
-    return (
-        [line(v) for v in verdicts if v.status == FAIL]
-        + [counts(verdicts)]
-        + [f'{NOT_RUN}: {text}' for text in reasons(verdicts)]
-    )
+    return failures(verdicts) + [counts(verdicts)] + [f'{NOT_RUN}: {text}' for text in reasons(verdicts)]
 
 
-def line(verdict: Verdict) -> str:
+def failures(verdicts: Sequence[Verdict]) -> list[str]:
+    """Writes a line for each failure. Claims of one kind that failed for one known cause share the line of the worst.
+
+    Args:
+        verdicts: on all claims.
+    """
+    groups: dict[tuple[str, ...], list[Verdict]] = {}
+    for verdict in verdicts:
+        if verdict.status == FAIL:
+            claim = verdict.claim
+            groups.setdefault((claim.entry['id'], claim.cause) if claim.cause else (claim.id,), []).append(verdict)
+    return [line(max(group, key=_miss), like_it=len(group) - 1) for group in groups.values()]
+
+
+def _miss(verdict: Verdict) -> float:
+    """By how much a figure is out of its claim's range; infinite where there is no figure."""
+    least, most = verdict.claim.bounds()
+    found = np.mean(verdict.measured) if verdict.measured else np.nan
+    return float(max(least - found, found - most)) if np.isfinite(found) else np.inf
+
+
+def line(verdict: Verdict, like_it: int = 0) -> str:
     """Puts a verdict into one line.
 
     Args:
         verdict: on one claim.
+        like_it: how many more claims failed as this one did, by no more.
     """
     claim = verdict.claim
     if verdict.status == NOT_RUN:
         return f'{NOT_RUN}: {claim.id}: {verdict.reason}'
+    others = f' (and {like_it} more of this kind, which miss by no more)' if like_it else ''
     cause = f' (cause: {claim.cause})' if verdict.status == FAIL and claim.cause else ''
-    return f'{verdict.status}: {claim.id}: {claim.text}: {_found(verdict)}, expected {bounds(claim)}{cause}'
+    return f'{verdict.status}: {claim.id}{others}: {claim.text}: {_found(verdict)}, expected {bounds(claim)}{cause}'
 
 
 def bounds(claim: Claim) -> str:
@@ -376,9 +395,8 @@ def for_readme(results: Results) -> str:
     checked = [v for v in claims.check(results) if v.status != NOT_RUN]
     if not checked:
         return tables(results)
-    failed = [line(v) for v in checked if v.status == FAIL]
-    holding = f'Claims that such a run can check: {len(checked) - len(failed)} of {len(checked)} hold.'
-    return tables(results) + '\n' + pages.markdown([pages.Lines([*failed, holding])])
+    holding = f'Claims that such a run can check: {_counted(checked)[PASS]} of {len(checked)} hold.'
+    return tables(results) + '\n' + pages.markdown([pages.Lines([*failures(checked), holding])])
 
 
 def _tables(name: str, seeds: Sequence[Any], results: Results) -> list[pages.Block]:

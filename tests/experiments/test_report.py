@@ -163,6 +163,24 @@ def test_a_claim_holds_or_falls_short(example, capsys, accuracy, status):
     assert f'\n{status}: quick/lenet_mnist: ' in capsys.readouterr().out
 
 
+def test_failures_of_one_cause_share_the_line_of_the_worst():
+    kind = 'notebook/{network}/{thresholds}/accuracy'
+    same = [claim for claim in claims.claims() if claim.entry['id'] == kind and claim.experiment == 'alex_cifar10'][:3]
+    alone = [claim for claim in claims.claims() if claim.id in ('quick/lenet_mnist', 'quick/alex_cifar10')]
+    below = [[claim.bounds()[0] - miss] for claim, miss in zip(same, (0.25, 2.5, 0.5))]
+    failed = [claims.Verdict(claim, 'FAIL', found, '') for claim, found in zip(same, below)]
+    failed += [claims.Verdict(claim, 'FAIL', [1.0], '') for claim in alone]
+    lines = report.failures([*failed, claims.Verdict(same[0], 'PASS', [99.0], '')])
+    assert [line.split(':')[1] for line in lines] == [
+        f' {same[1].id} (and 2 more of this kind, which miss by no more)',
+        ' quick/lenet_mnist',
+        ' quick/alex_cifar10',
+    ]
+    for nothing in ([], [float('nan')]):
+        worst = report.failures([*failed, claims.Verdict(same[2], 'FAIL', nothing, 'no figure')])[0]
+        assert worst.startswith(f'FAIL: {same[2].id} (and 3 more')
+
+
 def test_what_is_not_run_says_why(example):
     assert verdict_of(example, 'quick/alex_cifar10').reason == 'alex_cifar10 was not run'
     assert verdict_of(example, 'table1/CPU/LeNet/accuracy').reason == 'needs preset paper'
