@@ -517,7 +517,7 @@ def plot_leaving(
                     f'{title}: {which} of {len(group)}' if len(group) else f'{title}: none', loc='left', fontsize=9
                 )
                 texts = [
-                    f'{names[answers[i]]}' + ('' if right else f'\nis {names[labels[i]]}') + f'\n{entropies[i]:.2g}'
+                    f'{names[answers[i]]}' + ('' if right else f'\nis {names[labels[i]]}') + f'\n{entropies[i] + 0:.2g}'
                     for i in chosen
                 ]
                 _strip(axes, x[chosen], texts, count)
