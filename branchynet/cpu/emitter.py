@@ -24,9 +24,8 @@ INDEX = ir.IntType(32)  # of lanes, and C's int
 BYTE = ir.IntType(8)
 _BOOL = ir.IntType(1)
 
-LANES = 8  # float32 in a vector
+LANES = 8  # float32 in a vector, where no other number is given
 VECTOR = ir.VectorType(REAL, LANES)
-_VECTOR_OF_BOOLS = ir.VectorType(_BOOL, LANES)
 LINE = 64  # bytes of a cache line
 
 
@@ -101,19 +100,19 @@ class Emitter:
 
     # Vectors
 
-    def splat(self, value: ir.Value) -> ir.Value:
-        """A vector of LANES times one float32."""
-        undefined = ir.Constant(VECTOR, ir.Undefined)
+    def splat(self, value: ir.Value, lanes: int = LANES) -> ir.Value:
+        """A vector of one float32."""
+        undefined = ir.Constant(vector_type(lanes), ir.Undefined)
         first = self.builder.insert_element(undefined, value, ir.Constant(INDEX, 0))
-        return self.pick(first, undefined, [0] * LANES)
+        return self.pick(first, undefined, [0] * lanes)
 
     def pick(self, a: ir.Value, b: ir.Value, lanes: Sequence[int]) -> ir.Value:
-        """The named lanes of a (0 to LANES - 1) and b (LANES and up)."""
-        return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(INDEX, LANES), list(lanes)))
+        """A vector of the named lanes of a and b, whose lanes are counted on from those of a."""
+        return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(INDEX, len(lanes)), list(lanes)))
 
     def multiply_add(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
         """The sum of a * b and c, rounded once."""
-        return self.builder.call(self.external(f'llvm.fma.v{LANES}f32', VECTOR, [VECTOR] * 3), [a, b, c])
+        return self.builder.call(self.external(f'llvm.fma.v{a.type.count}f32', a.type, [a.type] * 3), [a, b, c])
 
     def square_root(self, a: ir.Value) -> ir.Value:
         """Of a float32, or of every lane of a vector."""
@@ -130,13 +129,15 @@ class Emitter:
 
     def first_lanes(self, a: ir.Value, count: int, otherwise: float) -> ir.Value:
         """The vector a, with ``otherwise`` in all lanes from ``count`` on."""
-        return self.choose([lane < count for lane in range(LANES)], a, vector(otherwise))
+        lanes = a.type.count
+        return self.choose([lane < count for lane in range(lanes)], a, vector(otherwise, lanes))
 
     def choose(self, lanes: Sequence[bool], a: ir.Value, b: ir.Value) -> ir.Value:
         """The vector a in the lanes that are true, and b in the others."""
         if all(lanes):
             return a
-        return self.builder.select(ir.Constant(_VECTOR_OF_BOOLS, [int(lane) for lane in lanes]), a, b)
+        kind = ir.VectorType(_BOOL, len(lanes))
+        return self.builder.select(ir.Constant(kind, [int(lane) for lane in lanes]), a, b)
 
     def sum_of_lanes(self, a: ir.Value) -> ir.Value:
         """A float32: neighbours that lie 4 lanes apart are added first, then 2, then 1."""
@@ -253,9 +254,14 @@ def integer(value: int) -> ir.Constant:
     return ir.Constant(INT, value)
 
 
-def vector(value: float) -> ir.Constant:
+def vector_type(lanes: int) -> ir.Type:
+    """The type of vectors of float32."""
+    return ir.VectorType(REAL, lanes)
+
+
+def vector(value: float, lanes: int = LANES) -> ir.Constant:
     """A constant vector of one value."""
-    return ir.Constant(VECTOR, [value] * LANES)
+    return ir.Constant(vector_type(lanes), [value] * lanes)
 
 
 def constant(value: float, kind: ir.Type) -> ir.Constant:

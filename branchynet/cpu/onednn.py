@@ -266,8 +266,8 @@ class Frame:
     Args:
         kinds: the arguments that the caller places.
         scratch: slot and bytes of every scratch memory, whose places follow those of the arguments.
-        numbers: how many calls; for each, the addresses of the primitive and of the stream, the number of arguments, the
-            address of their list, how many of them have a place, and for each of those, the address of its memory
+        numbers: how many calls; for each, the addresses of the primitive and of the stream, the number of arguments,
+            the address of their list, how many of them have a place, and for each of those, the address of its memory
             object and the number of its place.
 
     Attributes:

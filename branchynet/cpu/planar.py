@@ -11,11 +11,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from branchynet.cpu.emitter import INT, LANES, REAL, Emitter, has, integer, vector
+from branchynet.cpu.emitter import INT, LANES, REAL, Emitter, has, integer, vector, vector_type
 
 import numpy as np
 from llvmlite import ir
 
+_MOST_LANES = 2 * LANES if has('avx512f') else LANES
 _REGISTERS = 24 if has('avx512vl') else 12  # vectors that sums may take of the processor's 32 or 16
 _TOGETHER = 4  # vectors of pixels that share a weight
 _CHANNELS_BYTES = 10 * 1024  # of the weights that stay in the first cache while an image passes
@@ -124,7 +125,8 @@ class _Convolution(NamedTuple):
     """Writes a convolution.
 
     A tile of sums stays in the processor's registers: for a group of output channels, some vectors of pixels of one or
-    more rows. Every weight is read once for all pixels of a tile, every pixel once for all its output channels.
+    more rows; where a row is shorter than the processor's vectors, each holds pixels of two rows. Every weight is read
+    once for all pixels of a tile, every pixel once for all its output channels.
     """
 
     emit: Emitter
@@ -137,9 +139,19 @@ class _Convolution(NamedTuple):
     onto: Plane | None
 
     @property
+    def lanes(self) -> int:
+        """Pixels of a row in a vector: as many as it has, where longer vectors take a row in fewer."""
+        return _MOST_LANES if -self.y.width % _MOST_LANES < LANES else LANES
+
+    @property
+    def depth(self) -> int:
+        """Rows of a vector."""
+        return 1 if self.y.height % 2 else _MOST_LANES // self.lanes
+
+    @property
     def vectors(self) -> int:
         """Vectors of a row."""
-        return -(-self.y.width // LANES)
+        return -(-self.y.width // self.lanes)
 
     @property
     def columns(self) -> int:
@@ -149,11 +161,11 @@ class _Convolution(NamedTuple):
     @property
     def rows(self) -> int:
         """Rows of a tile."""
-        return max(1, min(self.y.height, _TOGETHER // self.columns))
+        return self.depth * max(1, min(self.y.height // self.depth, _TOGETHER // self.columns))
 
     @property
     def groups(self) -> list[_Groups]:
-        return _groups(self.w_shape[0], _REGISTERS // (self.columns * self.rows))
+        return _groups(self.w_shape[0], _REGISTERS // (self.columns * self.rows // self.depth))
 
     def parts(self) -> list[int]:
         """Numbers of input channels that are summed up in one pass over the image."""
@@ -239,29 +251,38 @@ class _Convolution(NamedTuple):
         """The tiles of some rows: sums over ``count`` input channels from ``start``."""
         emit = self.emit
         for first in range(0, self.vectors, self.columns):
-            tile = [(r, v) for r in range(rows) for v in range(first, min(first + self.columns, self.vectors))]
+            columns = range(first, min(first + self.columns, self.vectors))
+            tile = [(r, v) for r in range(0, rows, self.depth) for v in columns]
             places = [(o, r, v) for o in range(each) for r, v in tile]
             if start == 0:
-                sums = [
-                    value
-                    for o in range(each)
-                    for value in [emit.splat(emit.load(emit.add(biases, 4 * o), REAL))]
-                    for _ in tile
-                ]
+                sums = [value for o in range(each) for value in [self._splat(emit.add(biases, 4 * o))] for _ in tile]
             else:
-                sums = [emit.load(self._place(y, self.y, *place)) for place in places]
+                sums = [self._load(self._place(y, self.y, *place), self.y.row) for place in places]
             sums = emit.loop(count, functools.partial(self._channel, each, start, tile, x, weights), sums)
             for place, value in zip(places, sums):
                 if start + count == self.w_shape[1]:
                     if self.onto:
-                        value = emit.builder.fadd(value, emit.load(self._place(added, self.onto, *place)))
+                        other = self._load(self._place(added, self.onto, *place), self.onto.row)
+                        value = emit.builder.fadd(value, other)
                     if self.relu:
-                        value = emit.maximum(value, vector(0.0))
-                    value = emit.first_lanes(value, self.y.width - LANES * place[2], self.y.fill)
-                emit.store(value, self._place(y, self.y, *place))
+                        value = emit.maximum(value, vector(0.0, value.type.count))
+                for i in range(self.depth):
+                    row = emit.pick(value, value, range(self.lanes * i, self.lanes * (i + 1)))
+                    if start + count == self.w_shape[1]:
+                        row = emit.first_lanes(row, self.y.width - self.lanes * place[2], self.y.fill)
+                    emit.store(row, emit.add(self._place(y, self.y, *place), i * self.y.row))
 
     def _place(self, address: ir.Value, plane: Plane, o: int, r: int, v: int) -> ir.Value:
-        return self.emit.add(address, o * plane.channel + r * plane.row + 4 * LANES * v)
+        return self.emit.add(address, o * plane.channel + r * plane.row + 4 * self.lanes * v)
+
+    def _load(self, address: ir.Value, row: int, stride: int = 1) -> ir.Value:
+        """A vector of every ``stride``-th pixel from an address, and of the rows behind, ``row`` bytes apart."""
+        rows = [_strided(self.emit, self.emit.add(address, i * row), stride, self.lanes) for i in range(self.depth)]
+        return rows[0] if self.depth == 1 else self.emit.pick(rows[0], rows[1], range(2 * self.lanes))
+
+    def _splat(self, address: ir.Value) -> ir.Value:
+        """A vector of the number at an address."""
+        return self.emit.splat(self.emit.load(address, REAL), self.lanes * self.depth)
 
     def _channel(
         self,
@@ -308,28 +329,27 @@ class _Convolution(NamedTuple):
     ) -> list[ir.Value]:
         """Adds a weight of every output channel times the pixels."""
         emit, sums = self.emit, list(sums)
-        inputs = [
-            _strided(
-                emit, emit.add(pixels, r * self.stride[0] * self.x.row + 4 * LANES * v * self.stride[1]), self.stride[1]
-            )
-            for r, v in tile
-        ]
+        down, right = self.stride
+        row = down * self.x.row
+        inputs = [self._load(emit.add(pixels, r * row + 4 * self.lanes * v * right), row, right) for r, v in tile]
         for o in range(each):
-            weight = emit.splat(emit.load(emit.add(taps, 4 * o), REAL))
+            weight = self._splat(emit.add(taps, 4 * o))
             for j, value in enumerate(inputs):
                 k = o * len(tile) + j
                 sums[k] = emit.multiply_add(value, weight, sums[k])
         return sums
 
 
-def _strided(emit: Emitter, address: ir.Value, stride: int) -> ir.Value:
-    """Every ``stride``-th number from an address."""
+def _strided(emit: Emitter, address: ir.Value, stride: int, lanes: int = LANES) -> ir.Value:
+    """A vector of every ``stride``-th number from an address."""
+    kind = vector_type(lanes)
     if stride == 1:
-        return emit.load(address)
+        return emit.load(address, kind)
     if stride == 2:
-        return emit.pick(emit.load(address), emit.load(emit.add(address, 4 * LANES)), range(0, 2 * LANES, 2))
-    value = vector(0.0)
-    for lane in range(LANES):
+        following = emit.load(emit.add(address, 4 * lanes), kind)
+        return emit.pick(emit.load(address, kind), following, range(0, 2 * lanes, 2))
+    value = vector(0.0, lanes)
+    for lane in range(lanes):
         value = emit.builder.insert_element(
             value, emit.load(emit.add(address, 4 * lane * stride), REAL), ir.Constant(ir.IntType(32), lane)
         )

@@ -1,9 +1,12 @@
 """The native cascade against Chainer, link by link and as a whole."""
 
 import threading
+from unittest import mock
 
 from branchynet import _chainer  # noqa: F401
+from branchynet.cpu import planar
 from branchynet.cpu.cascade import Cascade, NotCovered, NotFinite
+from branchynet.cpu.emitter import LANES
 from branchynet.functions import entropy
 from branchynet.links.links import FL, SL, Branch
 from branchynet.links.resnet import ResBlock
@@ -66,6 +69,10 @@ def check(net, x):
     cascade = compiled(net, x.shape[1:])
     expected = scores_of(net, x)
     scores, released, whole = cascade.record(x)
+    for lanes in {LANES, 2 * LANES} - {planar._MOST_LANES}:
+        with mock.patch.object(planar, '_MOST_LANES', lanes):
+            other = compiled(net, x.shape[1:])
+        np.testing.assert_array_equal(other.record(x)[0], scores)
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
     # What an exit shares with the next stage is that stage's on the clock of the trunk.
     assert (released > 0).all() and (released.cumsum(axis=0) <= whole.cumsum(axis=0) + 1e-12).all()
@@ -145,7 +152,11 @@ def test_other_links(links):
 
 @pytest.mark.parametrize('width', range(1, 34))
 def test_every_width_of_rows(width):
-    check(*net_of(FL(F.max_pooling_2d, 2, 1, cover_all=False) if width > 1 else FL(F.relu), shape=(2, 5, width)))
+    check(
+        *net_of(
+            FL(F.max_pooling_2d, 2, 1, cover_all=False) if width > 1 else FL(F.relu), shape=(2, 6 - width % 2, width)
+        )
+    )
 
 
 def published():
