@@ -17,8 +17,8 @@ from branchynet import (
 )
 from branchynet.cpu import onednn
 from branchynet.cpu.chain import Chain
-from branchynet.cpu.engine import Engine, NotFinite
-from branchynet.cpu.threads import run
+from branchynet.cpu.engine import SHARED, Engine, NotFinite, Result
+from branchynet.cpu.threads import num_threads, run
 from branchynet.exits import ENTROPY, Array, Criterion, Setting, answer, check_per_exit, closed, leave_at, rounded
 from branchynet.links.links import FL, Net
 from branchynet.net import BranchyNet, Look, check_labels, inference_mode
@@ -253,7 +253,9 @@ class Compiled:
         x, _ = self._given(x, None)
         if chainer._get_link_hooks():
             return classify(self._net, x, cuts)
-        return _without_nan(self._classify(x, cuts)[0])
+        result = self._leave(x, cuts)
+        prob, entropy = answer(result.score)
+        return _without_nan(Classification(prob.argmax(axis=1), result.exit, entropy, prob))
 
     def _classify_by(self, criterion: Criterion, x: Array, thresholds: Setting) -> Classification:
         """classify by any criterion: the machine code knows entropy alone, so all exits answer all samples."""
@@ -297,13 +299,13 @@ class Compiled:
             accuracies = [0.0] * len(counts)
             counts[k], accuracies[k] = 1, accuracy
             return accuracy, accuracies, counts, seconds
-        result, seconds = self._classify(x, cuts)
+        result = self._leave(x, cuts)
         if t is not None:
-            check_labels(result.prob, t)
+            check_labels(result.score, t)
         counts = np.bincount(result.exit, minlength=len(counts)).tolist()
         right = np.full(len(x), math.nan) if t is None else result.label == t
         correct = np.bincount(result.exit, right, len(counts)).tolist()
-        return sum(correct) / len(x), [c / n if n else 0.0 for c, n in zip(correct, counts)], counts, seconds
+        return sum(correct) / len(x), [c / n if n else 0.0 for c, n in zip(correct, counts)], counts, result.seconds
 
     def test_main(self, x: Array, t: Optional[Array] = None) -> tuple[float, float]:
         """Classifies by main, as BranchyNet.test_main does.
@@ -328,7 +330,7 @@ class Compiled:
             start = time.perf_counter()
             label = self._call(engine.main_one, x)
             return math.nan if t is None else float(label == t[0]), time.perf_counter() - start
-        parts, x = _chunks(len(x)), np.ascontiguousarray(x)
+        parts, x = _chunks(len(x), engine), np.ascontiguousarray(x)
         labels, seconds = np.empty(len(x), int), [0.0] * len(parts)
 
         def task(i: int) -> None:
@@ -362,7 +364,7 @@ class Compiled:
         if chainer._get_link_hooks():
             return self._net.look(x)
         engine, x = self._engine(x), np.ascontiguousarray(x)
-        scores, released, whole = zip(*(self._call(engine.record, x[part]) for part in _chunks(len(x))))
+        scores, released, whole = zip(*(self._call(engine.record, x[part]) for part in _chunks(len(x), engine)))
         logits = [np.concatenate(parts) for parts in zip(*scores)]
         return [
             Look(
@@ -413,18 +415,20 @@ class Compiled:
             self._checked[key] = cuts
         return cuts
 
-    def _classify(self, x: np.ndarray, cuts: Sequence[float]) -> tuple[Classification, float]:
-        """(Classification, seconds in the trunk's stages) of a batch, whose chunks threads share."""
-        engine, parts, rule, x = self._engine(x), _chunks(len(x)), _rule(cuts), np.ascontiguousarray(x)
+    def _leave(self, x: np.ndarray, cuts: Sequence[float]) -> Result:
+        """The answer to a batch, whose chunks threads share."""
+        engine, rule, x = self._engine(x), _rule(cuts), np.ascontiguousarray(x)
+        parts = _chunks(len(x), engine)
         results: list[Any] = [None] * len(parts)
 
         def task(i: int) -> None:
             results[i] = self._call(engine.leave, x[parts[i]], cuts, rule)
 
         run(task, len(parts))
-        exit, score = (np.concatenate([getattr(result, name) for result in results]) for name in ('exit', 'score'))
-        prob, entropy = answer(score)
-        return Classification(prob.argmax(axis=1), exit, entropy, prob), sum(result.seconds for result in results)
+        label, exit, score = (
+            np.concatenate([getattr(result, name) for result in results]) for name in ('label', 'exit', 'score')
+        )
+        return Result(label, exit, score, sum(result.seconds for result in results))
 
     def _engine(self, x: np.ndarray) -> Engine:
         """The engine for samples like those of x: machine code, or a Chain where a link has no kernel there."""
@@ -484,8 +488,9 @@ def _rule(cuts: Sequence[float]) -> Callable[[np.ndarray], int]:
 
 
 _REMEMBERED = 1000  # settings of thresholds
-_CHUNK = 32  # samples that are classified together
 
 
-def _chunks(count: int) -> list[slice]:
-    return [slice(i, min(i + _CHUNK, count)) for i in range(0, count, _CHUNK)]
+def _chunks(count: int, engine: Engine) -> list[slice]:
+    """The samples of a batch in chunks: one for each thread, unless they are too few or too many for that."""
+    size = min(engine.most, max(SHARED, -(-count // num_threads())))
+    return [slice(i, min(i + size, count)) for i in range(0, count, size)]

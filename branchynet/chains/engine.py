@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from branchynet import cpu
 from branchynet.cpu import onednn
-from branchynet.cpu.engine import NotFinite, Result, Rule
+from branchynet.cpu.engine import SHARED, NotFinite, Result, Rule
 from branchynet.exits import Thresholds
 from branchynet.net import BranchyNet, inference_mode
 
@@ -25,6 +25,8 @@ class Forward:
     Attributes:
         classes: Number of classes.
     """
+
+    most = SHARED  # the bits of a sample may depend on how many there are: not on the number of threads, so
 
     def __init__(self, net: BranchyNet, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self._net = net

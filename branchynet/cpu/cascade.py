@@ -37,6 +37,8 @@ class Cascade:
         NotCovered: there is no kernel for a link or function.
     """
 
+    most = 512  # what a call of it costs is little beside these
+
     def __init__(self, models: Sequence[Any], main: Any, shape: tuple[int, int, int]) -> None:
         graph = Graph()
         node = x = graph.input(shape)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from branchynet.cpu import onednn
-from branchynet.cpu.engine import NotFinite, Result, Rule
+from branchynet.cpu.engine import SHARED, NotFinite, Result, Rule
 from branchynet.cpu.program import Packed, Program, Workspace
 from branchynet.exits import answer, answer_on_cpu, below
 
@@ -39,6 +39,8 @@ class Chain:
         shape: of a sample, without the batch.
         dtype: of the samples.
     """
+
+    most = SHARED  # the bits of a sample may depend on how many there are: not on the number of threads, so
 
     def __init__(self, models: Sequence[Any], main: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self._models, self._main_links = models, main

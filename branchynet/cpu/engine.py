@@ -9,6 +9,8 @@ import numpy as np
 
 Rule = Callable[[np.ndarray], int]
 
+SHARED = 32  # samples that are worth a thread's call
+
 
 class Result(NamedTuple):
     """The answer to N samples.
@@ -35,6 +37,10 @@ class Engine(Protocol):
 
     Any number of threads may call an engine at once.
     """
+
+    @property
+    def most(self) -> int:
+        """Samples in one call, at most."""
 
     @property
     def classes(self) -> int:
