@@ -37,7 +37,7 @@ class Cascade:
         NotCovered: there is no kernel for a link or function.
     """
 
-    most = 512  # what a call of it costs is little beside these
+    most = 512  # beside so many samples the cost of a call is small
 
     def __init__(self, models: Sequence[Any], main: Any, shape: tuple[int, int, int]) -> None:
         graph = Graph()

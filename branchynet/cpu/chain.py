@@ -40,7 +40,7 @@ class Chain:
         dtype: of the samples.
     """
 
-    most = SHARED  # the bits of a sample may depend on how many there are: not on the number of threads, so
+    most = SHARED  # fixed: a sample's bits may depend on how many there are, and must not on the number of threads
 
     def __init__(self, models: Sequence[Any], main: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self._models, self._main_links = models, main
