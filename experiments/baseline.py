@@ -5,8 +5,8 @@
 
 The first command trains main as preset paper does, with the same bits, for every seed. From the state that is LAST
 epochs before the end it then goes on once more, with the same batches and a tenth of Adam's step size. On 2 cores,
-a seed of lenet_mnist takes about 8 minutes, one of alex_cifar10 about 45. Accuracies go to the folder's baseline.json.
-The second command trains nothing: it puts the table of a folder between the markers of a page.
+a seed of lenet_mnist takes about 8 minutes, one of alex_cifar10 about an hour. Accuracies go to the folder's
+baseline.json. The second command trains nothing: it puts the table of a folder between the markers of a page.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class Forward:
         classes: Number of classes.
     """
 
-    most = SHARED  # fixed: a sample's bits may depend on how many there are, and must not on the number of threads
+    most = SHARED
 
     def __init__(self, net: BranchyNet, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self._net = net

@@ -40,7 +40,7 @@ class Chain:
         dtype: of the samples.
     """
 
-    most = SHARED  # fixed: a sample's bits may depend on how many there are, and must not on the number of threads
+    most = SHARED
 
     def __init__(self, models: Sequence[Any], main: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self._models, self._main_links = models, main

@@ -40,7 +40,11 @@ class Engine(Protocol):
 
     @property
     def most(self) -> int:
-        """Samples in one call, at most."""
+        """Samples in one call, at most.
+
+        An engine of which a sample's bits may depend on how many there are takes SHARED: chunks are then the same with
+        any number of threads.
+        """
 
     @property
     def classes(self) -> int:
