@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import array as packed
 import functools
 from collections.abc import Sequence
-from typing import Any, Callable, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 from branchynet import _chainer  # noqa: F401
-from branchynet.cpu.layout import plain, run_frames, takes
+from branchynet.cpu.layout import plain, takes
 from branchynet.cpu.threads import blocks, run, scratch
 
 import chainer
@@ -29,14 +30,19 @@ class Optimizer:
         if args or kwargs or _machine_code() is None or not _is_plain(self, params):
             stock(self, *args, **kwargs)
             return
+        parameters = [_arrays_of(param) for param in params]
+        places = [_places(arrays) for arrays in parameters] if all(_fit(*arrays) for arrays in parameters) else []
+        if not places or not _are_apart(places):
+            stock(self, *args, **kwargs)
+            return
         self.t += 1
         for param in params:
             param.update_rule.t += 1
-        _run([_arrays_of(param) for param in params], _numbers(params[0].update_rule.alpha_t, self.hyperparam))
+        _run(places, _numbers(params[0].update_rule.alpha_t, self.hyperparam))
 
 
 def _is_plain(optimizer: Any, params: Sequence[Any]) -> bool:
-    """Whether Chainer would do with all parameters, at once, as the machine code does.
+    """Whether Chainer would do with all parameters, at once, as the machine code does, if it takes their arrays.
 
     Gradients that are missing become zeros, as Chainer makes them.
     """
@@ -49,11 +55,7 @@ def _is_plain(optimizer: Any, params: Sequence[Any]) -> bool:
         if type(param.array) is np.ndarray and param.grad is None:
             param.grad = np.zeros_like(param.array)
     rules = [param.update_rule for param in params]
-    return (
-        all(_is_ordinary(rule, rules[0], hp) for rule in rules)
-        and all(param._loss_scale is None and _fit(*_arrays_of(param)) for param in params)
-        and _are_apart([array for param in params for array in _arrays_of(param)])
-    )
+    return all(_is_ordinary(rule, rules[0], hp) for rule in rules) and all(p._loss_scale is None for p in params)
 
 
 def _is_special(hp: Any) -> bool:
@@ -96,9 +98,20 @@ def _fit(w: Any, grad: Any, m: Any, v: Any) -> bool:
     )
 
 
-def _are_apart(arrays: Sequence[np.ndarray]) -> bool:
-    """Whether no two of them share memory: parameters that do are updated one after the other."""
-    ends = sorted((array.ctypes.data, array.ctypes.data + array.nbytes) for array in arrays)
+class _Places(NamedTuple):
+    """Where a parameter's arrays lie: the addresses of w, grad, m and v, and their numbers of elements."""
+
+    starts: list[int]
+    size: int
+
+
+def _places(arrays: Sequence[np.ndarray]) -> _Places:
+    return _Places([array.ctypes.data for array in arrays], arrays[0].size)
+
+
+def _are_apart(places: Sequence[_Places]) -> bool:
+    """Whether no two arrays share memory: parameters that do are updated one after the other."""
+    ends = sorted((start, start + 4 * size) for starts, size in places for start in starts)
     return all(end <= start for (_, end), (start, _) in zip(ends, ends[1:]))
 
 
@@ -138,7 +151,7 @@ def adam(w: np.ndarray, grad: np.ndarray, m: np.ndarray, v: np.ndarray, alpha_t:
         arrays, parts = [array.reshape(-1) for array in (w, grad, m, v)], blocks(w.size, 1, _ELEMENTS)
         run(lambda i: _update([array[parts[i]] for array in arrays], numbers), len(parts))
         return
-    _run([[w, grad, m, v]], numbers)
+    _run([_places((w, grad, m, v))], numbers)
 
 
 def _numbers(alpha_t: float, hyperparam: Any) -> tuple:
@@ -146,16 +159,23 @@ def _numbers(alpha_t: float, hyperparam: Any) -> tuple:
     return alpha_t, 1 - hyperparam.beta1, 1 - hyperparam.beta2, hyperparam.eps, -hyperparam.eta
 
 
-def _run(parameters: Sequence[Sequence[np.ndarray]], numbers: tuple) -> None:
-    """Updates parameters in machine code, each given as w, grad, m and v, by the numbers of `_numbers`."""
+def _run(places: Sequence[_Places], numbers: tuple) -> None:
+    """Updates parameters in machine code, by the numbers of `_numbers`."""
     code, rounded = _machine_code(), np.array(numbers, np.float32)
     assert code is not None
-    address, frames = rounded.ctypes.data, []
-    for arrays in parameters:
-        starts = [array.ctypes.data for array in arrays]
-        for part in blocks(arrays[0].size, 1, _ELEMENTS):
-            frames.append([*(start + 4 * part.start for start in starts), part.stop - part.start, address])
-    run_frames(code, frames)
+    address = rounded.ctypes.data
+    calls: list[packed.array] = []
+    room = 0
+    for starts, size in places:
+        for part in blocks(size, 1, _ELEMENTS):
+            count = part.stop - part.start
+            if count > room:
+                calls.append(packed.array('q', [0]))
+                room = _ELEMENTS
+            calls[-1].extend((*(start + 4 * part.start for start in starts), count, address))
+            calls[-1][0] += 1
+            room -= count
+    run(lambda i: code(calls[i].buffer_info()[0]), len(calls))
 
 
 def _update(arrays: Sequence[np.ndarray], numbers: Sequence[float]) -> None:
@@ -182,8 +202,8 @@ def _update(arrays: Sequence[np.ndarray], numbers: Sequence[float]) -> None:
 def _machine_code() -> Optional[Callable[[int], int]]:
     """`_update` in machine code; None without llvmlite.
 
-    It takes the address of a frame of 64-bit numbers: the addresses of w, grad, m and v, their size, and the address of
-    the five numbers, as float32.
+    It takes the address of 64-bit numbers: how many blocks, and for each the addresses of w, grad, m and v, their
+    size, and the address of the five numbers, as float32.
     """
     try:
         from branchynet.cpu.emitter import REAL, VECTOR, Code, Emitter
@@ -191,7 +211,7 @@ def _machine_code() -> Optional[Callable[[int], int]]:
         return None
     emit = Emitter()
 
-    def write(frame: Any) -> None:
+    def block(frame: Any) -> None:
         build = emit.builder
         *starts, count, numbers = emit.words(frame, 6)
         scalars = [emit.load(emit.add(numbers, 4 * i), REAL) for i in range(5)]
@@ -209,6 +229,10 @@ def _machine_code() -> Optional[Callable[[int], int]]:
                 emit.store(value, place)
 
         emit.elements(count, update)
+
+    def write(numbers: Any) -> None:
+        (count,) = emit.words(numbers, 1)
+        emit.loop(count, lambda i: block(emit.add(emit.at(numbers, i, 48), 8)))
 
     emit.function('adam', 1, write, name='adam')
     return Code(emit.module()).call('adam')

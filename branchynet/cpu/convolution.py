@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
 from ctypes import c_void_p
 from typing import Any, Callable, NamedTuple, Optional
 
@@ -22,7 +21,7 @@ from branchynet.cpu.layout import (
     plain,
     takes,
 )
-from branchynet.cpu.loops import Blocks, Loop, Place, grouped, run_loops
+from branchynet.cpu.loops import Blocks, Loop, Loops, Place, grouped
 from branchynet.cpu.onednn import (
     ANY,
     BIAS,
@@ -173,6 +172,11 @@ def _parts_of_work(geometry: Geometry) -> int:
     return min(PARTS, 2 * math.prod(geometry.w[1:]) * math.prod(geometry.y) // _WORK_OF_BLOCK)
 
 
+def _parts_of_gw(geometry: Geometry) -> tuple[slice, ...]:
+    """Blocks of images whose gradients of w are added up."""
+    return equal_blocks(geometry.x[0], _parts_of_work(geometry))
+
+
 def _descriptor_of_y(geometry: Geometry) -> c_void_p:
     x, w, y, stride, pad = geometry
     return create_descriptor(
@@ -215,19 +219,40 @@ def _descriptor_of_gw(geometry: Geometry) -> c_void_p:
 
 
 @cached
-def _loops_of_y(geometry: Geometry, x_form: int) -> list[tuple[Blocks, onednn.Primitive]]:
-    return [(blocks, _convolution(geometry.of(blocks), x_form)) for blocks in grouped(_blocks_of(geometry))]
+def _loops_of_y(geometry: Geometry, x_form: int) -> Loops:
+    """Of x, w, b and y."""
+    x, y = (4 * math.prod(shape[1:]) for shape in (geometry.x, geometry.y))
+    return Loops(
+        [
+            Loop(
+                _convolution(geometry.of(blocks), x_form),
+                {SRC: blocks.of(0, x), WEIGHTS: Place(1), BIAS: Place(2), DST: blocks.of(3, y)},
+                blocks.number,
+            )
+            for blocks in grouped(_blocks_of(geometry))
+        ],
+        arrays=4,
+    )
 
 
 @cached
-def _loops_of_gx(geometry: Geometry, x_form: int, y_form: int) -> list[tuple[Blocks, onednn.Primitive]]:
-    return [(blocks, _convolution_gx(geometry.of(blocks), x_form, y_form)) for blocks in grouped(_blocks_of(geometry))]
-
-
-@cached
-def _loops_of_gw(geometry: Geometry, x_form: int, y_form: int) -> list[tuple[Blocks, onednn.Primitive]]:
-    parts = equal_blocks(geometry.x[0], _parts_of_work(geometry))
-    return [(blocks, _convolution_gw(geometry.of(blocks), x_form, y_form)) for blocks in grouped(parts)]
+def _loops_of_gradients(geometry: Geometry, x_form: int, y_form: int, of_x: bool, of_w: bool) -> Loops:
+    """Of x, w, gy, gx and the parts of the gradients of w and b."""
+    x, w, y = (4 * math.prod(shape[1:]) for shape in (geometry.x, (1, *geometry.w), geometry.y))
+    done, loops = 0, []
+    for blocks in grouped(_parts_of_gw(geometry)) if of_w else ():
+        results = Blocks(done, 1, blocks.number)
+        places = {
+            **{SRC: blocks.of(0, x), DIFF_DST: blocks.of(2, y)},
+            **{DIFF_WEIGHTS: results.of(4, w), DIFF_BIAS: results.of(5, 4 * geometry.w[0])},
+        }
+        loops.append(Loop(_convolution_gw(geometry.of(blocks), x_form, y_form), places, blocks.number))
+        done += blocks.number
+    # The larger blocks come first, or a thread would wait for the last of them.
+    for blocks in grouped(_blocks_of(geometry)) if of_x else ():
+        places = {DIFF_SRC: blocks.of(3, x), WEIGHTS: Place(1), DIFF_DST: blocks.of(2, y)}
+        loops.append(Loop(_convolution_gx(geometry.of(blocks), x_form, y_form), places, blocks.number))
+    return Loops(loops, arrays=6)
 
 
 @cached
@@ -331,25 +356,8 @@ def convolution(x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray], geometry:
         return _turned(convolution(_turned(x), _turned(w), b, lying))
     y = channels_last(geometry.y)
     b = np.zeros(len(w), np.float32) if b is None else b
-    loops = _loops_of_y(geometry, form_of(x))
-    packed, bias = _pack(w, loops), Place(b.ctypes.data)
-    run_loops(
-        [
-            Loop(primitive, {SRC: blocks.of(x), WEIGHTS: weights, BIAS: bias, DST: blocks.of(y)}, blocks.number)
-            for (blocks, primitive), weights in zip(loops, map(_place, packed))
-        ]
-    )
+    _loops_of_y(geometry, form_of(x)).run(x, w, b, y)
     return y
-
-
-def _pack(w: np.ndarray, loops: Iterable[tuple[Blocks, onednn.Primitive]]) -> list[np.ndarray]:
-    """The weights as each loop's primitive wants them."""
-    with onednn.single_threaded():
-        return [primitive.pack(w) for _, primitive in loops]
-
-
-def _place(array: np.ndarray) -> Place:
-    return Place(array.ctypes.data)
 
 
 def convolution_gradients(
@@ -372,40 +380,10 @@ def convolution_gradients(
     if lying is not geometry:
         gx, gw, gb = convolution_gradients(_turned(x), _turned(w), _turned(gy), lying, of_x, of_w)
         return None if gx is None else _turned(gx), None if gw is None else _turned(gw), gb
-    x_loops, gx, packed = _gradient_of_x(x, w, gy, geometry) if of_x else ([], None, None)
-    w_loops, gws, gbs = _gradient_of_w(x, gy, geometry) if of_w else ([], None, None)
-    run_loops(w_loops + x_loops)  # the larger blocks first, or a thread would wait for the last of them
-    del packed  # oneDNN knew its address only
-    return (gx, *(None if parts is None else parts.sum(axis=0) for parts in (gws, gbs)))
-
-
-def _gradient_of_x(
-    x: np.ndarray, w: np.ndarray, gy: np.ndarray, geometry: Geometry
-) -> tuple[list[Loop], np.ndarray, list[np.ndarray]]:
-    """(loops, the array that they fill, the weights that they read)."""
-    gx = empty_like(x)
-    loops = _loops_of_gx(geometry, form_of(gx), form_of(gy))
-    packed = _pack(w, loops)
-    return (
-        [
-            Loop(primitive, {DIFF_SRC: blocks.of(gx), WEIGHTS: weights, DIFF_DST: blocks.of(gy)}, blocks.number)
-            for (blocks, primitive), weights in zip(loops, map(_place, packed))
-        ],
-        gx,
-        packed,
-    )
-
-
-def _gradient_of_w(x: np.ndarray, gy: np.ndarray, geometry: Geometry) -> tuple[list[Loop], np.ndarray, np.ndarray]:
-    """(loops, the arrays whose sums over the first axis are the gradients of w and b)."""
-    loops = _loops_of_gw(geometry, form_of(x), form_of(gy))
-    parts = sum(blocks.number for blocks, _ in loops)
-    gw = memory.empty((parts, *geometry.w))
-    gb = np.empty((parts, geometry.w[0]), np.float32)
-    made, done = [], 0
-    for blocks, primitive in loops:
-        places = {SRC: blocks.of(x), DIFF_DST: blocks.of(gy)}
-        results = Blocks(done, 1, blocks.number)
-        made.append(Loop(primitive, {**places, DIFF_WEIGHTS: results.of(gw), DIFF_BIAS: results.of(gb)}, blocks.number))
-        done += blocks.number
-    return made, gw, gb
+    gx = empty_like(x) if of_x else None
+    gw = gb = None
+    if of_w:
+        parts = len(_parts_of_gw(geometry))
+        gw, gb = memory.empty((parts, *geometry.w)), np.empty((parts, geometry.w[0]), np.float32)
+    _loops_of_gradients(geometry, form_of(x), form_of(gy), of_x, of_w).run(x, w, gy, gx, gw, gb)
+    return (gx, *(None if parts is None else parts.sum(axis=0) for parts in (gw, gb)))

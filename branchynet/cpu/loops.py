@@ -1,4 +1,4 @@
-"""Calls of a oneDNN primitive for block after block of images: one call of machine code makes them all.
+"""Calls of oneDNN primitives for block after block of images: one call of machine code makes them all.
 
 Blocks are of one size, so that the next block of every array begins a fixed number of bytes behind the one before.
 Threads that share a loop take its blocks from one counter. Without llvmlite the loop is Python's.
@@ -9,11 +9,13 @@ from __future__ import annotations
 import array as packed
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from ctypes import c_void_p, cast
 from typing import Any, Callable, NamedTuple, Optional
 
 from branchynet.cpu import onednn
+from branchynet.cpu.onednn import DST, SRC, WEIGHTS
 from branchynet.cpu.threads import num_threads, run, scratch_address
 
 import numpy as np
@@ -23,11 +25,13 @@ class Place(NamedTuple):
     """Where an argument's blocks lie.
 
     Attributes:
-        first: address of the first.
-        step: bytes from each to the next; 0: all use the same.
+        array: number of the array, in the order in which ``Loops.run`` takes them.
+        first: bytes from its begin to the first block.
+        step: bytes from each block to the next; 0: all use the same.
     """
 
-    first: int
+    array: int
+    first: int = 0
     step: int = 0
 
 
@@ -44,10 +48,9 @@ class Blocks(NamedTuple):
     size: int
     number: int
 
-    def of(self, array: np.ndarray) -> Place:
-        """Where they lie in an array."""
-        step = array.strides[0]
-        return Place(array.ctypes.data + self.start * step, self.size * step)
+    def of(self, array: int, bytes_of_index: int) -> Place:
+        """Where they lie in the array of a number, an index of which takes so many bytes."""
+        return Place(array, self.start * bytes_of_index, self.size * bytes_of_index)
 
 
 def grouped(parts: Sequence[slice]) -> list[Blocks]:
@@ -56,44 +59,88 @@ def grouped(parts: Sequence[slice]) -> list[Blocks]:
     return [Blocks(run[0].start, run[0].stop - run[0].start, len(run)) for run in runs]
 
 
-class Loop:
-    """The calls of a primitive for blocks. Each block is computed once, by one of the threads that call ``run``.
+class Loop(NamedTuple):
+    """The calls of a primitive for blocks.
 
-    Args:
+    Attributes:
         primitive: of the blocks' shape.
-        places: where the blocks of every argument lie; the caller keeps the arrays.
-        count: how many blocks.
+        places: of the blocks of every argument; that of weights, as the caller has them.
+        number: how many blocks.
     """
 
-    def __init__(self, primitive: onednn.Primitive, places: Mapping[int, Place], count: int) -> None:
-        self._primitive, self._places, self.count = primitive, places, count
-        self._next = packed.array('q', [0])  # the counter of blocks, in machine code
-        self._remaining = iter(range(count))  # the same in Python, where next() is atomic
+    primitive: onednn.Primitive
+    places: Mapping[int, Place]
+    number: int
 
-    def run(self) -> None:
-        """Computes blocks until none is left that no other thread has begun."""
+
+class Loops:
+    """Loops that threads share; any thread may run them.
+
+    Args:
+        loops: one after the other, each with no need of another's results.
+        arrays: how many arrays they use.
+    """
+
+    def __init__(self, loops: Sequence[Loop], arrays: int) -> None:
+        self._loops: list[Loop] = []
+        self._packings: list[tuple[onednn.Primitive, int, Hashable, int]] = []  # with source, slot and bytes
+        for loop in loops:
+            packing = loop.primitive.packing
+            if packing is not None:
+                slot = 'packed', len(self._packings)
+                self._packings.append((packing, loop.places[WEIGHTS].array, slot, loop.primitive.sizes[WEIGHTS]))
+                loop = loop._replace(places={**loop.places, WEIGHTS: Place(arrays + len(self._packings) - 1)})
+            self._loops.append(loop)
+        self._arrays = arrays + len(self._packings)
+        self._count = sum(loop.number for loop in loops)
+        self._local = threading.local()
+
+    def run(self, *arrays: Optional[np.ndarray]) -> None:
+        """Runs all loops on arrays without gaps; None for those that no loop uses."""
+        addresses = [0 if array is None else array.ctypes.data for array in arrays]
+        with onednn.single_threaded():
+            for packing, source, slot, size in self._packings:
+                addresses.append(scratch_address(slot, size))
+                packing.run({SRC: addresses[source], DST: addresses[-1]})
+        share = self._share(addresses)
+        run(lambda i: share(), min(num_threads(), self._count), around=onednn.single_threaded)
+
+    def _share(self, addresses: Sequence[int]) -> Callable[[], None]:
+        """What every thread calls: it computes blocks until none is left that no other thread has begun."""
         code = _machine_code()
         if code is None:
-            for i in self._remaining:
-                self._primitive({kind: first + i * step for kind, (first, step) in self._places.items()})
-            return
-        frame = self._primitive.frame()
-        places = [self._places[kind] for kind in frame.kinds]
-        places += [Place(scratch_address(slot, size)) for slot, size in frame.scratch]
-        head = self._next.buffer_info()[0], self.count, *_functions(), frame.address
-        numbers = packed.array('q', itertools.chain(head, *places))
+            remaining = [iter(range(loop.number)) for loop in self._loops]  # next() is atomic
+            return lambda: self._run_in_python(addresses, remaining)
+        counters = packed.array('q', bytes(8 * len(self._loops)))
+        return lambda: self._run_in_code(code, addresses, counters)
+
+    def _run_in_python(self, addresses: Sequence[int], remaining: Sequence[Iterator[int]]) -> None:
+        for (primitive, places, _), left in zip(self._loops, remaining):
+            for i in left:
+                primitive({kind: addresses[k] + first + i * step for kind, (k, first, step) in places.items()})
+
+    def _run_in_code(self, code: Callable[[int], int], addresses: Sequence[int], counters: packed.array) -> None:
+        try:
+            program, scratch = self._local.program
+        except AttributeError:
+            program, scratch = self._local.program = self._make_program()
+        places = (scratch_address(slot, size) for slot, size in scratch.items())
+        numbers = packed.array('q', (program.buffer_info()[0], counters.buffer_info()[0], *addresses, *places))
         if code(numbers.buffer_info()[0]):
             raise RuntimeError('oneDNN: primitive_execute failed')
 
-
-def run_loops(loops: Sequence[Loop]) -> None:
-    """Runs all loops, one after the other, shared among the threads."""
-
-    def share(i: int) -> None:
-        for loop in loops:
-            loop.run()
-
-    run(share, min(num_threads(), sum(loop.count for loop in loops)), around=onednn.single_threaded)
+    def _make_program(self) -> tuple[packed.array, dict[int, int]]:
+        """What machine code of the calling thread runs, and the bytes of the scratch memory that it uses, by slot."""
+        frames = [loop.primitive.frame() for loop in self._loops]
+        scratch: dict[int, int] = {}
+        for slot, size in itertools.chain.from_iterable(frame.scratch for frame in frames):
+            scratch[slot] = max(scratch.get(slot, 0), size)
+        places_of_scratch = {slot: Place(i) for i, slot in enumerate(scratch, self._arrays)}
+        numbers = [len(self._loops), *_functions()]
+        for frame, (_, places, number) in zip(frames, self._loops):
+            own = [*(places[kind] for kind in frame.kinds), *(places_of_scratch[slot] for slot, _ in frame.scratch)]
+            numbers += [number, frame.address, len(own), *itertools.chain(*own)]
+        return packed.array('q', numbers), scratch
 
 
 @functools.cache
@@ -107,11 +154,12 @@ def _functions() -> tuple[int, int]:
 
 @functools.cache
 def _machine_code() -> Optional[Callable[[int], int]]:
-    """The loop in machine code; None without llvmlite.
+    """The loops in machine code; None without llvmlite.
 
-    It takes the address of 64-bit numbers: the address of the counter, the number of blocks, the addresses of two
-    functions and of the primitive's frame, and the places of the frame's arguments. It returns 0, or a number that is
-    not.
+    It takes the address of 64-bit numbers: the addresses of the program and of a counter for each loop, then those of
+    the arrays and of the scratch memory. A program is the number of loops, the addresses of two functions, and for each
+    loop its number of blocks, the address of the primitive's frame, and the number and the places of its arguments. It
+    returns 0, or a number that is not.
     """
     try:
         from branchynet.cpu.emitter import INDEX, INT, Code, Emitter, integer, ir
@@ -121,37 +169,49 @@ def _machine_code() -> Optional[Callable[[int], int]]:
 
     def write(numbers: Any) -> Any:
         build = emit.builder
-        counter, count, set_address, execute, frame = emit.words(numbers, 5)
-        places = emit.add(numbers, 40)
-        (calls,) = emit.words(frame, 1)
+        program, counters = emit.words(numbers, 2)
+        arrays = emit.add(numbers, 16)
+        loops, set_address, execute = emit.words(program, 3)
         set_address = build.inttoptr(set_address, ir.FunctionType(INDEX, [INT, INT]).as_pointer())
         execute = build.inttoptr(execute, ir.FunctionType(INDEX, [INT, INT, INDEX, INT]).as_pointer())
-        begin, head, body, end = build.block, *(build.append_basic_block() for _ in range(3))
-        build.branch(head)
-        build.position_at_end(head)
-        status = build.phi(INT)
-        status.add_incoming(integer(0), begin)
-        block = build.atomic_rmw('add', build.inttoptr(counter, INT.as_pointer()), integer(1), 'monotonic')
-        build.cbranch(build.icmp_signed('<', block, count), body, end)
-        build.position_at_end(body)
 
-        def place(_: Any, entry: Any) -> list[Any]:
-            memory, i = emit.words(entry, 2)
-            first, step = emit.words(emit.at(places, i, 16), 2)
-            build.call(set_address, [memory, build.add(first, build.mul(block, step))])
-            return [emit.add(entry, 16)]
+        def compute(block: Any, frame: Any, places: Any) -> Any:
+            """The primitive's calls for a block."""
 
-        def call(_: Any, entry: Any, failed: Any) -> list[Any]:
-            primitive, stream, size, arguments, placed = emit.words(entry, 5)
-            (following,) = emit.loop(placed, place, [emit.add(entry, 40)])
-            result = build.call(execute, [primitive, stream, build.trunc(size, INDEX), arguments])
-            return [following, build.or_(failed, build.zext(result, INT))]
+            def place(_: Any, entry: Any) -> list[Any]:
+                memory, i = emit.words(entry, 2)
+                array, first, step = emit.words(emit.at(places, i, 24), 3)
+                address = build.add(emit.load(emit.at(arrays, array, 8), INT), first)
+                build.call(set_address, [memory, build.add(address, build.mul(block, step))])
+                return [emit.add(entry, 16)]
 
-        _, failed = emit.loop(calls, call, [emit.add(frame, 8), status])
-        status.add_incoming(failed, build.block)
-        build.branch(head)
-        build.position_at_end(end)
-        return status
+            def call(_: Any, entry: Any, failed: Any) -> list[Any]:
+                primitive, stream, size, arguments, placed = emit.words(entry, 5)
+                (following,) = emit.loop(placed, place, [emit.add(entry, 40)])
+                result = build.call(execute, [primitive, stream, build.trunc(size, INDEX), arguments])
+                return [following, build.or_(failed, build.zext(result, INT))]
 
-    emit.function('loop', 1, write, name='loop')
-    return Code(emit.module()).call('loop')
+            (calls,) = emit.words(frame, 1)
+            return emit.loop(calls, call, [emit.add(frame, 8), integer(0)])[1]
+
+        def loop(i: Any, entry: Any, failed: Any) -> list[Any]:
+            count, frame, arguments = emit.words(entry, 3)
+            places, counter = emit.add(entry, 24), build.inttoptr(emit.at(counters, i, 8), INT.as_pointer())
+            begin, head, body, end = build.block, *(build.append_basic_block() for _ in range(3))
+            build.branch(head)
+            build.position_at_end(head)
+            status = build.phi(INT)
+            status.add_incoming(failed, begin)
+            block = build.atomic_rmw('add', counter, integer(1), 'monotonic')
+            build.cbranch(build.icmp_signed('<', block, count), body, end)
+            build.position_at_end(body)
+            result = build.or_(status, compute(block, frame, places))
+            status.add_incoming(result, build.block)
+            build.branch(head)
+            build.position_at_end(end)
+            return [emit.at(places, arguments, 24), status]
+
+        return emit.loop(loops, loop, [emit.add(program, 24), integer(0)])[1]
+
+    emit.function('loops', 1, write, name='loops')
+    return Code(emit.module()).call('loops')

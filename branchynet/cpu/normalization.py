@@ -10,6 +10,7 @@ from typing import Any, Callable, Optional
 from branchynet.cpu import onednn
 from branchynet.cpu.elementwise import add
 from branchynet.cpu.layout import (
+    BYTES_OF_BLOCK,
     PARTS,
     addresses_of,
     cached,
@@ -18,13 +19,13 @@ from branchynet.cpu.layout import (
     form_of,
     is_channels_last,
     like,
-    parts_of,
     rows_of,
     run_primitives,
     scratch_like,
-    sizes_of,
     takes,
 )
+from branchynet.cpu.loops import Blocks, Loop, Loops, Place, grouped
+from branchynet.cpu.moments import Moments
 from branchynet.cpu.onednn import (
     DIFF_DST,
     DIFF_SCALE,
@@ -46,7 +47,6 @@ from branchynet.cpu.threads import equal_blocks
 import numpy as np
 
 _BYTES_OF_PART = 1 << 22  # of a batch normalisation, which takes less from memory the fewer calls it is made of
-_FAR = 2  # standard deviations between zero and a mean, where sums in float32 leave too much out
 
 
 class BatchNormalization:
@@ -71,12 +71,10 @@ class BatchNormalization:
         if not (fits(x, gamma, beta) and tuple(axis) == (0, 2, 3)):
             return stock(self, axis, gamma, x, x_layout, xp, expander, beta, eps, decay, running_mean, running_var)
         (x,) = dense(x)
-        eps = float(eps)  # users give arrays too
-        y, mean, var = batch_normalization(x, gamma, beta, eps)
-        inv_std = inverse_deviation(var, eps)
+        y, moments = batch_normalization(x, gamma, beta, float(eps))  # users give arrays too
         if running_mean is not None:
-            update_running(running_mean, running_var, mean, var, x.size // gamma.size, decay)
-        return y, x_layout, running_mean, running_var, mean, var, inv_std, None
+            moments.move(running_mean, running_var, x.size // gamma.size, decay)
+        return y, x_layout, running_mean, running_var, moments.mean, moments.variance, moments.inv_std, None
 
     def backward(
         self: Any,
@@ -115,30 +113,6 @@ def apply_bn_fwd(xp: Any, x: Any, mean: Any, inv_std: Any, gamma: Any, beta: Any
 def fits(x: Any, gamma: Any, beta: Any) -> bool:
     """Whether the kernels take images x (B, C, H, W) with factors and shifts of every channel, (C,)."""
     return takes(x, gamma, beta) and x.ndim == 4 and gamma.shape == beta.shape == x.shape[1:2]
-
-
-def inverse_deviation(variance: np.ndarray, eps: float) -> np.ndarray:
-    """(variance + eps)**-0.5, of every channel (C,)."""
-    return np.reciprocal(np.sqrt(variance + np.float32(eps)))
-
-
-def update_running(
-    running_mean: Any, running_var: Any, mean: np.ndarray, variance: np.ndarray, count: int, decay: float
-) -> None:
-    """Moves the running statistics (C,) towards a batch's, whose variance is made unbiased, as Chainer does.
-
-    Args:
-        running_mean: changed in place.
-        running_var: changed in place.
-        mean: of the batch.
-        variance: of the batch, biased.
-        count: numbers that each of them was taken of.
-        decay: factor of what was.
-    """
-    running_mean *= decay
-    running_mean += (1 - decay) * mean
-    running_var *= decay
-    running_var += (1 - decay) * (count / max(count - 1.0, 1.0)) * variance
 
 
 @cached
@@ -195,7 +169,7 @@ def _has_relu(shape: tuple[int, ...], form: int) -> bool:
 
 
 def _has_bits(shape: tuple[int, ...], form: int) -> bool:
-    """Whether oneDNN's masks are those that Masks describes, on an example."""
+    """Whether oneDNN's masks are those that empty_masks describes, on an example."""
     forward, _ = _normalization(shape, form, True)
     x = np.random.RandomState(0).rand(math.prod(shape)).astype(np.float32) - np.float32(0.5)
     y, bits = np.empty_like(x), np.empty(forward.sizes[WORKSPACE], np.uint8)
@@ -215,31 +189,30 @@ def _whitening(shape: tuple[int, ...], form: int, flags: int) -> onednn.Primitiv
     return onednn.Primitive(descriptor, {SRC: x, DST: x, MEAN: vector, VARIANCE: vector})
 
 
-class Masks:
-    """Where ReLU lets numbers pass: a bit for each, in the order of memory, as oneDNN takes them for the gradient.
+def has_masks(x: np.ndarray) -> bool:
+    """Whether there are masks for images x (B, C, H, W), which are what batch normalisation takes."""
+    return _are_masked(x.shape, form_of(x))
 
-    Args:
-        x: the input of the batch normalisation before it, (B, C, H, W).
 
-    Attributes:
-        bits: uint8, 8 numbers in each, the first of them in the lowest bit.
-        addresses: where those of each part of the batch lie.
+@cached
+def _are_masked(shape: tuple[int, ...], form: int) -> bool:
+    parts = {(part.stop - part.start, *shape[1:]) for part in _batch_parts(shape)}
+    return math.prod(shape[1:]) % 8 == 0 and all(_has_relu(part, form) for part in parts)
+
+
+def empty_masks(x: np.ndarray) -> np.ndarray:
+    """Masks for images x: where the ReLU behind their batch normalisation lets numbers pass.
+
+    Returns:
+        uint8: a bit for each number, in the order of memory, the first of a byte in its lowest bit, as oneDNN takes
+        them for the gradient.
     """
-
-    def __init__(self, x: np.ndarray) -> None:
-        self.bits = np.empty(x.size // 8, np.uint8)
-        first, step = self.bits.ctypes.data, x[0].size // 8
-        self.addresses = [first + part.start * step for part in _batch_parts(x)]
-
-    @staticmethod
-    def fit(x: np.ndarray) -> bool:
-        """Whether there are masks for x."""
-        return x[0].size % 8 == 0 and all(_has_relu(sizes_of(part, x), form_of(x)) for part in _batch_parts(x))
+    return np.empty(x.size // 8, np.uint8)
 
 
 def batch_normalization(
-    x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, eps: float, masks: Optional[Masks] = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, eps: float, masks: Optional[np.ndarray] = None
+) -> tuple[np.ndarray, Moments]:
     """Batch normalisation (Ioffe, Szegedy, 2015) over all but the channels.
 
     Args:
@@ -250,57 +223,56 @@ def batch_normalization(
         masks: where given, ReLU follows, which makes 0 of NaN, and fills these.
 
     Returns:
-        y in the shape and memory order of x, and the mean and the (biased) variance of every channel, (C,).
+        y in the shape and memory order of x, and the moments, derived.
     """
-    rough: Optional[list[np.ndarray]] = None
-    if len(_batch_parts(x)) == 1:
-        y, *rough = _normalized_at_once(x, gamma, beta, eps, masks)
-        mean, variance = rough
-        if (np.abs(mean) <= _FAR * np.sqrt(variance + np.float32(eps))).all():
-            return y, mean, variance
-    mean, variance = _mean_and_variance(x, rough)
-    return scale_and_shift(x, gamma / np.sqrt(variance + np.float32(eps)), beta, mean, masks), mean, variance
+    moments, is_rough = Moments(gamma, beta), len(_batch_parts(x.shape)) == 1
+    if is_rough:
+        y = empty_like(x)
+        _loops_at_once(x.shape, form_of(x), eps, masks is not None).run(x, y, moments.rows, masks)
+        if moments.derive(eps):
+            return y, moments
+    _measure(x, moments, is_rough)
+    moments.derive(eps)
+    scale = gamma / np.sqrt(moments.variance + np.float32(eps))
+    return scale_and_shift(x, scale, beta, moments.mean, masks), moments
 
 
-def _batch_parts(x: np.ndarray) -> tuple[slice, ...]:
-    return equal_blocks(len(x), min(PARTS, x.nbytes // _BYTES_OF_PART))
+def _batch_parts(shape: tuple[int, ...]) -> tuple[slice, ...]:
+    return equal_blocks(shape[0], min(PARTS, 4 * math.prod(shape) // _BYTES_OF_PART))
 
 
-def _normalized_at_once(
-    x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, eps: float, masks: Optional[Masks]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """batch_normalization in one call; the mean is the less exact the farther it is from zero."""
-    y = empty_like(x)
-    vectors = np.empty((4, len(gamma)), np.float32)
-    vectors[0], vectors[1] = gamma, beta
-    forward, _ = _batch_normalization(x.shape, form_of(x), eps, masks is not None)
-    given = dict(zip((SCALE, SHIFT, MEAN, VARIANCE), rows_of(vectors)))
-    with onednn.single_threaded():
-        forward({SRC: x.ctypes.data, DST: y.ctypes.data, **given, **_mask(masks, 0)})
-    return y, vectors[2], vectors[3]
+@cached
+def _loops_at_once(shape: tuple[int, ...], form: int, eps: float, relu: bool) -> Loops:
+    """Of x, y, the rows of moments, and masks. A mean is the less exact the farther it is from zero."""
+    forward, _ = _batch_normalization(shape, form, eps, relu)
+    mask = {WORKSPACE: Place(3)} if relu else {}
+    return Loops(
+        [Loop(forward, {SRC: Place(0), DST: Place(1), **_rows((SCALE, SHIFT, MEAN, VARIANCE), 2, shape), **mask}, 1)], 4
+    )
 
 
-def _mask(masks: Optional[Masks], i: int) -> dict[int, int]:
-    """A primitive's argument for the mask of a part."""
-    return {} if masks is None else {WORKSPACE: masks.addresses[i]}
+def _rows(kinds: Sequence[int], array: int, shape: tuple[int, ...]) -> dict[int, Place]:
+    """Places of arguments of every channel, which are the rows of an array."""
+    return {kind: Place(array, 4 * shape[1] * i) for i, kind in enumerate(kinds)}
 
 
-def _mean_and_variance(x: np.ndarray, rough: Optional[Sequence[np.ndarray]] = None) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and (biased) variance of every channel of images (B, C, H, W), both (C,) float32, in float64's precision.
+def _measure(x: np.ndarray, moments: Moments, is_rough: bool) -> None:
+    """Fills mean and variance in float64's precision.
 
     Args:
-        x: the images.
-        rough: both in float32's precision, where they are known of a batch that is one part.
+        x: images (B, C, H, W).
+        moments: the moments.
+        is_rough: whether they have those of float32's precision now, of a batch that is one part.
     """
-    parts, pixels = _batch_parts(x), x[0, 0].size
+    parts, pixels = _batch_parts(x.shape), x[0, 0].size
     means, variances = (np.empty((len(parts), x.shape[1])) for _ in range(2))
     counts = np.array([(part.stop - part.start) * pixels for part in parts])[:, None]
     xs, form = addresses_of(x, parts), form_of(x)
 
     def task(i: int) -> None:
-        mean, variance = statistics = np.empty((2, x.shape[1]), np.float32) if rough is None else np.array(rough)
+        mean, variance = statistics = np.array([moments.mean, moments.variance])
         y = scratch_like('difference', x[parts[i]])
-        whitening = _whitening(y.shape, form, 0 if rough is None else onednn.GIVEN_STATISTICS)
+        whitening = _whitening(y.shape, form, onednn.GIVEN_STATISTICS if is_rough else 0)
         whitening({SRC: xs[i], DST: y.ctypes.data, **dict(zip((MEAN, VARIANCE), rows_of(statistics)))})
         # The float32 mean has a rounding error; the mean of y recovers it.
         deviation = np.sqrt(variance.astype(np.float64))
@@ -310,7 +282,7 @@ def _mean_and_variance(x: np.ndarray, rough: Optional[Sequence[np.ndarray]] = No
     run_primitives(task, len(parts))
     mean = (means * counts).sum(axis=0) / counts.sum()
     variance = ((variances + (means - mean) ** 2) * counts).sum(axis=0) / counts.sum()
-    return mean.astype(np.float32), variance.astype(np.float32)
+    moments.mean[:], moments.variance[:] = mean, variance
 
 
 def _sum(x: np.ndarray) -> np.ndarray:
@@ -323,7 +295,7 @@ def _sum(x: np.ndarray) -> np.ndarray:
 
 
 def scale_and_shift(
-    x: np.ndarray, scale: np.ndarray, shift: np.ndarray, mean: np.ndarray, masks: Optional[Masks] = None
+    x: np.ndarray, scale: np.ndarray, shift: np.ndarray, mean: np.ndarray, masks: Optional[np.ndarray] = None
 ) -> np.ndarray:
     """(x - mean) * scale + shift, in this order: far from zero, another order would lose digits of x.
 
@@ -335,17 +307,24 @@ def scale_and_shift(
         masks: where given, ReLU follows and fills these.
     """
     y = empty_like(x)
-    parts = parts_of(x) if masks is None else _batch_parts(x)
-    xs, ys, form = addresses_of(x, parts), addresses_of(y, parts), form_of(x)
     vectors = np.array([mean, np.ones_like(mean), scale, shift], np.float32)
-    given = dict(zip((MEAN, VARIANCE, SCALE, SHIFT), rows_of(vectors)))
-
-    def task(i: int) -> None:
-        forward, _ = _normalization(sizes_of(parts[i], x), form, masks is not None)
-        forward({SRC: xs[i], DST: ys[i], **given, **_mask(masks, i)})
-
-    run_primitives(task, len(parts))
+    _loops_of_scaling(x.shape, form_of(x), masks is not None).run(x, y, vectors, masks)
     return y
+
+
+@cached
+def _loops_of_scaling(shape: tuple[int, ...], form: int, relu: bool) -> Loops:
+    """Of x, y, the rows of mean, variance, scale and shift, and masks."""
+    parts = _batch_parts(shape) if relu else equal_blocks(shape[0], min(PARTS, 4 * math.prod(shape) // BYTES_OF_BLOCK))
+    size, loops = math.prod(shape[1:]), []
+    for blocks in grouped(parts):
+        forward, _ = _normalization((blocks.size, *shape[1:]), form, relu)
+        mask = {WORKSPACE: blocks.of(3, size // 8)} if relu else {}
+        images = {SRC: blocks.of(0, 4 * size), DST: blocks.of(1, 4 * size)}
+        loops.append(
+            Loop(forward, {**images, **_rows((MEAN, VARIANCE, SCALE, SHIFT), 2, shape), **mask}, blocks.number)
+        )
+    return Loops(loops, 4)
 
 
 def batch_normalization_gradients(
@@ -354,7 +333,7 @@ def batch_normalization_gradients(
     gy: np.ndarray,
     mean: np.ndarray,
     inv_std: np.ndarray,
-    masks: Optional[Masks] = None,
+    masks: Optional[np.ndarray] = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of batch normalisation.
 
@@ -369,25 +348,36 @@ def batch_normalization_gradients(
     Returns:
         Gradients of x (B, C, H, W), gamma (C,) and beta (C,).
     """
-    parts, form, relu = _batch_parts(x), form_of(x), masks is not None
-    gx = empty_like(x)
-    sums = np.empty((len(parts), 2, x.shape[1]), np.float32)
+    parts, gx = len(_batch_parts(x.shape)), empty_like(x)
+    sums = np.empty((parts, 2, x.shape[1]), np.float32)
     vectors = np.array([mean, inv_std**-2, gamma], np.float32)
-    given = dict(zip((MEAN, VARIANCE, SCALE), rows_of(vectors)))
-    xs, gys, gxs = (addresses_of(array, parts) for array in (x, gy, gx))
-    at_once = len(parts) == 1
-
-    def task(i: int) -> None:
-        shape = sizes_of(parts[i], x)
-        _, backward = _batch_normalization(shape, form, 0.0, relu) if at_once else _normalization(shape, form, relu)
-        own = dict(zip((DIFF_SCALE, DIFF_SHIFT), rows_of(sums[i])))
-        backward({SRC: xs[i], DIFF_DST: gys[i], DIFF_SRC: gxs[i], **own, **given, **_mask(masks, i)})
-
-    run_primitives(task, len(parts))
-    if at_once:
+    _loops_of_gradients(x.shape, form_of(x), masks is not None).run(x, gy, gx, vectors, sums, masks)
+    if parts == 1:
         return (gx, *sums[0])
     ggamma, gbeta = sums.sum(axis=0)
     # What goes through the statistics of the whole batch is left to add.
     count = np.float32(x.size // x.shape[1])
     add(gx, scale_and_shift(x, -gamma * inv_std**2 * ggamma / count, -gamma * inv_std * gbeta / count, mean), out=gx)
     return gx, ggamma, gbeta
+
+
+@cached
+def _loops_of_gradients(shape: tuple[int, ...], form: int, relu: bool) -> Loops:
+    """Of x, gy, gx, the rows of mean, variance and gamma, the gradients of gamma and beta of each part, and masks."""
+    parts = _batch_parts(shape)
+    size, loops, done = math.prod(shape[1:]), [], 0
+    for blocks in grouped(parts):
+        part = (blocks.size, *shape[1:])
+        _, backward = (
+            _batch_normalization(part, form, 0.0, relu) if len(parts) == 1 else _normalization(part, form, relu)
+        )
+        sums = Blocks(done, 1, blocks.number).of(4, 8 * shape[1])
+        places = {
+            **{SRC: blocks.of(0, 4 * size), DIFF_DST: blocks.of(1, 4 * size), DIFF_SRC: blocks.of(2, 4 * size)},
+            **_rows((MEAN, VARIANCE, SCALE), 3, shape),
+            **{DIFF_SCALE: sums, DIFF_SHIFT: sums._replace(first=sums.first + 4 * shape[1])},
+            **({WORKSPACE: blocks.of(5, size // 8)} if relu else {}),
+        }
+        loops.append(Loop(backward, places, blocks.number))
+        done += blocks.number
+    return Loops(loops, arrays=6)

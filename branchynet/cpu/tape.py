@@ -9,17 +9,17 @@ is not known by its exact class is called as it is, with a graph of its own.
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import heapq
 import inspect
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Callable, Optional
 
 from branchynet import _chainer  # noqa: F401
 from branchynet.batching import check_labels
-from branchynet.cpu import convolution, elementwise, install, normalization
-from branchynet.cpu.layout import dense, empty_like, like, plain, takes
+from branchynet.cpu import convolution, elementwise, install, normalization, onednn
+from branchynet.cpu.layout import channels_last, dense, empty_like, like, plain, takes
 from branchynet.links.links import FL, Net
 from branchynet.links.resnet import ResBlock, shortcut
 
@@ -46,6 +46,21 @@ from chainer.functions.pooling.max_pooling_nd import MaxPoolingND, MaxPoolingNDG
 
 # Takes the gradient of a value; returns those of the values that it was made of, None where nothing needs one.
 Back = Callable[[Any], Sequence[Any]]
+
+
+def _has_onednn() -> bool:
+    return install.are_in_place() and install.has_onednn()
+
+
+def _of_one_thread(function: Callable) -> Callable:
+    """The function in a context in which oneDNN uses one thread, so that none of its calls must see to that."""
+
+    @functools.wraps(function)
+    def called(*arguments: Any) -> Any:
+        with onednn.single_threaded() if _has_onednn() else contextlib.nullcontext():
+            return function(*arguments)
+
+    return called
 
 
 class Value:
@@ -79,6 +94,7 @@ class Value:
         """The number that the array holds."""
         return self.array.item()
 
+    @_of_one_thread
     def backward(self) -> None:
         """Stores the gradients of all parameters that this number depends on."""
         gradients: dict[Value, np.ndarray | Passed] = {self: np.ones_like(self.array)}
@@ -102,10 +118,10 @@ class Passed:
     Args:
         y: The output of ReLU.
         gy: Its gradient, in the memory order of y.
-        masks: Where y is positive.
+        masks: Where y is positive, as of normalization.empty_masks.
     """
 
-    def __init__(self, y: np.ndarray, gy: np.ndarray, masks: normalization.Masks) -> None:
+    def __init__(self, y: np.ndarray, gy: np.ndarray, masks: np.ndarray) -> None:
         self.y, self.gy, self.masks = y, gy, masks
 
     @functools.cached_property
@@ -182,6 +198,7 @@ def _is_graph_unseen() -> bool:
     )
 
 
+@_of_one_thread
 def joint(
     models: Sequence[Net], x: np.ndarray, t: np.ndarray, reach: Sequence[bool]
 ) -> tuple[list[Value], list[np.ndarray], Value]:
@@ -209,6 +226,7 @@ def joint(
     return losses, accuracies, total
 
 
+@_of_one_thread
 def alone(links: Iterable[chainer.Link], x: np.ndarray, t: np.ndarray) -> tuple[Value, np.ndarray]:
     """(loss, accuracy) of links that make logits of samples x (B, ...) with labels t (B,)."""
     return _loss(forward(links, Value(x)), t)
@@ -281,10 +299,6 @@ def _call_in_chainer(link: chainer.Link, x: Value) -> Value:
 
 
 # The links that are known. Each function takes a link and its input.
-
-
-def _has_onednn() -> bool:
-    return install.are_in_place() and install.has_onednn()
 
 
 def _are_of_images(x: np.ndarray, w: Any, b: Any) -> bool:
@@ -381,20 +395,19 @@ def _normalization(link: L.BatchNormalization, x: Value, with_relu: bool) -> Opt
     if not (normalization.fits(x.array, gamma, beta) and x.array.size > gamma.size):
         return None
     (images,) = dense(x.array)
-    has_masks = normalization.Masks.fit(images)
+    has_masks = normalization.has_masks(images)
     if with_relu and not has_masks:
         return None
-    eps, own_masks = float(link.eps), normalization.Masks(images) if with_relu else None
-    y, mean, variance = normalization.batch_normalization(images, gamma, beta, eps, own_masks)
-    inv_std = normalization.inverse_deviation(variance, eps)
-    if with_relu and not math.isfinite((gamma * inv_std + beta + mean + variance).sum()):
+    eps, own_masks = float(link.eps), normalization.empty_masks(images) if with_relu else None
+    y, moments = normalization.batch_normalization(images, gamma, beta, eps, own_masks)
+    if with_relu and not moments.is_finite:
         return None
-    normalization.update_running(link.avg_mean, link.avg_var, mean, variance, images.size // gamma.size, link.decay)
+    moments.move(link.avg_mean, link.avg_var, images.size // gamma.size, link.decay)
 
     def back(gradient: np.ndarray | Passed) -> list[Optional[np.ndarray]]:
         gy, masks = (gradient.gy, gradient.masks) if isinstance(gradient, Passed) else (gradient, own_masks)
         gx, *gradients = normalization.batch_normalization_gradients(
-            images, gamma, like(gy, images), mean, inv_std, masks
+            images, gamma, like(gy, images), moments.mean, moments.inv_std, masks
         )
         _store(parameters, gradients)
         return [gx]
@@ -409,17 +422,38 @@ _RELU = FL(F.relu)
 
 def _block(link: ResBlock, x: Value) -> Value:
     h = forward([link.conv1, link.bn1, _RELU, link.conv2, link.bn2], x)
-    short = x if x.array.shape == h.array.shape else _call_in_chainer(FL(shortcut, h.array.shape), x)
+    short = x if x.array.shape == h.array.shape else _shortcut(x, h.array.shape)
     return _relu_of_sum(h, short, is_free=_is_norm(link.bn2))  # a batch normalisation does not need its output again
+
+
+def _shortcut(x: Value, shape: tuple[int, ...]) -> Value:
+    """links.shortcut, in the memory order of convolutions where it takes every second pixel."""
+    pixels, front = x.array[:, :, ::2, ::2], shape[1] - x.array.shape[1]
+    is_half = x.array.shape[2:] != shape[2:] == pixels.shape[2:]
+    if not (is_half and front >= 0 and _has_onednn() and takes(x.array)):
+        return _call_in_chainer(FL(shortcut, shape), x)
+    y = channels_last(shape)
+    y[:, :front] = 0
+    np.add(pixels, 0, out=y[:, front:])  # as the pooling of one pixel does: -0 becomes 0
+
+    def back(gy: np.ndarray) -> list[np.ndarray]:
+        gx = channels_last(x.array.shape)
+        gx[:] = 0
+        gx[:, :, ::2, ::2] += gy[:, front:]
+        return [gx]
+
+    value = _made(y, x, back)
+    value.makes_new = True
+    return _two(value) if front else value  # Chainer adds the channels by a function of their own
 
 
 def _relu_of_sum(x: Value, y: Value, is_free: bool) -> Value:
     """ReLU of x + y; ``is_free``: the result may take the place of x's array."""
     if not _fit(x.array, y.array):
         return _relu(_add(x, y))
-    masks = normalization.Masks(x.array) if x.takes_passed else None
+    masks = normalization.empty_masks(x.array) if x.takes_passed else None
     out = x.array if is_free else empty_like(x.array)
-    array = elementwise.relu_of_sum(x.array, y.array, out, None if masks is None else masks.bits)
+    array = elementwise.relu_of_sum(x.array, y.array, out, masks)
 
     def back(gy: np.ndarray) -> Sequence[np.ndarray | Passed]:
         gy = like(gy, array)

@@ -4,7 +4,18 @@ import collections
 import threading
 
 from branchynet import cpu
-from branchynet.cpu import convolution, elementwise, layout, local_response, loops, normalization, onednn, tape
+from branchynet.cpu import (
+    convolution,
+    elementwise,
+    layout,
+    local_response,
+    loops,
+    moments,
+    normalization,
+    onednn,
+    tape,
+    threads,
+)
 from branchynet.links.links import FL
 
 import chainer.functions as F
@@ -108,15 +119,15 @@ def outputs(x, w, b, gy, geometry):
 
 
 @pytest.mark.parametrize('images', [1, 7, 64, 129])  # blocks of one size, and a smaller one behind them
-@pytest.mark.parametrize('threads', [1, 2, 5])
-def test_loops_have_the_bits_of_pythons(images, threads, monkeypatch):
+@pytest.mark.parametrize('number', [1, 2, 5])
+def test_loops_have_the_bits_of_pythons(images, number, monkeypatch):
     given = arrays_and_geometry(images)
     cpu.set_num_threads(1)
     try:
         with monkeypatch.context() as patch:
             patch.setattr(loops, '_machine_code', lambda: None)
             expected = outputs(*given)
-        cpu.set_num_threads(threads)
+        cpu.set_num_threads(number)
         for _ in range(5):
             for a, b in zip(outputs(*given), expected):
                 assert np.array_equal(a, b)
@@ -137,24 +148,46 @@ def test_threads_compute_every_block_once(count, has_code, monkeypatch):
     )
     primitive = onednn.Primitive(descriptor, {onednn.SRC: None, onednn.DST: None})
     blocks = loops.Blocks(0, 1, count)
-    loop = loops.Loop(primitive, {onednn.SRC: blocks.of(x), onednn.DST: blocks.of(y)}, count)
+    loop = loops.Loop(primitive, {onednn.SRC: blocks.of(0, 24), onednn.DST: blocks.of(1, 24)}, count)
+    share = loops.Loops([loop], arrays=2)._share([x.ctypes.data, y.ctypes.data])
     barrier = threading.Barrier(4)
 
     def work():
         barrier.wait()
         with onednn.single_threaded():
-            loop.run()
+            share()
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
     assert np.array_equal(x, y)
-    loop.run()  # nothing is left
     y[:] = -1
-    loop.run()
+    share()  # nothing is left
     assert (y == -1).all()
+
+
+def test_loops_that_share_scratch_memory_ask_once_for_the_largest(monkeypatch):
+    pytest.importorskip('llvmlite')
+    asked = []
+
+    def scratch_address(slot, size):
+        asked.append((slot, size))
+        return threads.scratch_address(slot, size)
+
+    monkeypatch.setattr(loops, 'scratch_address', scratch_address)
+    monkeypatch.setattr(loops, 'num_threads', lambda: 1)
+    places, made = {onednn.SRC: loops.Place(0), onednn.WEIGHTS: loops.Place(1), onednn.BIAS: loops.Place(2)}, []
+    for images in (1, 30, 2):  # reordered on the way in: a small batch, a large one, a small one
+        geometry = convolution.Geometry((images, 8, 9, 9), (8, 8, 3, 3), (images, 8, 9, 9), (1, 1), (1, 1))
+        primitive = convolution._convolution(geometry, onednn.NCHW)
+        made.append(loops.Loop(primitive, {**places, onednn.DST: loops.Place(3)}, 1))
+    x, w = np.ones((30, 8, 9, 9), np.float32), np.ones((8, 8, 3, 3), np.float32)
+    loops.Loops(made, arrays=4).run(x, w, np.ones(8, np.float32), np.empty((30, 9, 9, 8), np.float32))
+    sizes = {slot: {size for other, size in asked if other == slot} for slot, _ in asked}
+    assert len(asked) == len(sizes)
+    assert sizes[onednn.SRC] == {x.nbytes}
 
 
 @given(st.integers(1, 300), st.integers(1, 40))
@@ -176,19 +209,48 @@ def test_relu_behind_a_normalization_has_the_bits_of_both(shape, mean):
     b, h, w, c = shape
     x, gy = ((random.randn(b, h, w, c) + shift).astype(np.float32).transpose(0, 3, 1, 2) for shift in (mean, 0))
     gamma, beta = random.randn(2, c).astype(np.float32)
-    assert normalization.Masks.fit(x)
-    assert len(normalization._batch_parts(x)) == 1 + (b == 64)
-    masks = normalization.Masks(x)
-    y, *statistics = normalization.batch_normalization(x, gamma, beta, 1e-5, masks)
-    plain, *expected = normalization.batch_normalization(x, gamma, beta, 1e-5)
+    assert normalization.has_masks(x)
+    assert len(normalization._batch_parts(x.shape)) == 1 + (b == 64)
+    masks = normalization.empty_masks(x)
+    y, found = normalization.batch_normalization(x, gamma, beta, 1e-5, masks)
+    plain, expected = normalization.batch_normalization(x, gamma, beta, 1e-5)
     passed = elementwise.relu(plain)
     assert np.array_equal(y, passed)
-    assert all(map(np.array_equal, statistics, expected))
-    inv_std = normalization.inverse_deviation(statistics[1], 1e-5)
-    found = normalization.batch_normalization_gradients(x, gamma, gy, statistics[0], inv_std, masks)
+    assert np.array_equal(found.rows, expected.rows)
+    statistics = found.mean, found.inv_std
+    gradients = normalization.batch_normalization_gradients(x, gamma, gy, *statistics, masks)
     gradient = elementwise.relu_gx(passed, gy)
-    for a, b in zip(found, normalization.batch_normalization_gradients(x, gamma, gradient, statistics[0], inv_std)):
+    for a, b in zip(gradients, normalization.batch_normalization_gradients(x, gamma, gradient, *statistics)):
         assert np.array_equal(a, b)
+
+
+@given(st.integers(1, 40), st.integers(0, 1000), st.sampled_from([0.9, 0.0, 0.99999, np.float64(0.9)]))
+@settings(deadline=None)
+def test_moments_have_numpys_bits(channels, seed, decay):
+    gamma, beta, mean, running_mean, running_var = numbers((5, channels), seed)
+    variance = np.abs(numbers((channels,), seed + 1))
+
+    def call():
+        made, running = moments.Moments(gamma, beta), [running_mean.copy(), running_var.copy()]
+        made.mean[:], made.variance[:] = mean, variance
+        is_near = made.derive(2e-5)
+        made.move(*running, 100, decay)
+        return [made.rows, *running, np.array([is_near, made.is_finite])]
+
+    check_bits(*by_both(moments, call))
+
+
+@pytest.mark.parametrize('variance', [1, 0.25])
+@pytest.mark.parametrize('side', [1, -1])
+def test_a_mean_is_near_up_to_two_deviations(variance, side):
+    def are_near(mean):
+        made = moments.Moments(*np.ones((2, 3), np.float32))
+        made.mean[:], made.variance[:] = [0, side * mean, 0], [1, variance, 1]
+        return made.derive(0.0)
+
+    bound = np.float32(2 * variance**0.5)
+    assert by_both(moments, lambda: are_near(bound)) == (True, True)
+    assert by_both(moments, lambda: are_near(np.nextafter(bound, np.float32(9)))) == (False, False)
 
 
 @pytest.mark.parametrize('number', [np.nan, np.inf])
