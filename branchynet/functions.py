@@ -1,8 +1,10 @@
-"""Functions of arrays on any device."""
+"""Functions of arrays on any device, and the mode of Chainer in which inference runs."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 from branchynet import _chainer  # noqa: F401
@@ -10,6 +12,13 @@ from branchynet import _chainer  # noqa: F401
 import chainer
 import numpy as np
 from chainer.backend import get_array_module
+
+
+@contextlib.contextmanager
+def inference_mode() -> Iterator[None]:
+    """A context in which Chainer is in testing mode and builds no graphs."""
+    with chainer.using_config('train', False), chainer.no_backprop_mode():
+        yield
 
 
 def entropy(prob: Any) -> Any:

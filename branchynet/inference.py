@@ -20,8 +20,10 @@ from branchynet.cpu.chain import Chain
 from branchynet.cpu.engine import SHARED, Engine, NotFinite, Result
 from branchynet.cpu.threads import num_threads, run
 from branchynet.exits import ENTROPY, Array, Criterion, Setting, answer, check_per_exit, closed, leave_at, rounded
+from branchynet.forward import Forward
+from branchynet.functions import inference_mode
 from branchynet.links.links import FL, Net
-from branchynet.net import BranchyNet, Look, check_labels, inference_mode
+from branchynet.net import BranchyNet, Look, check_labels
 
 import chainer
 import chainer.links as L
@@ -443,8 +445,6 @@ class Compiled:
 
     def _new_engine(self, shape: tuple[int, ...], dtype: np.dtype) -> Engine:
         if not isinstance(self._net.main, Net):
-            from branchynet.chains.engine import Forward
-
             return Forward(self._net, shape, dtype)
         if dtype == np.float32 and len(shape) == 3:
             channels, height, width = shape

@@ -10,17 +10,20 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import import_module
 from typing import Any, NamedTuple, Union
 
 from branchynet import exits
 from branchynet.batching import batches, check_labels, check_pairs
+from branchynet.chains.arguments import parse
+from branchynet.chains.reading import read
+from branchynet.chains.trunk import Trunk
 from branchynet.cpu import tape
 from branchynet.devices import now
 from branchynet.exits import Array, Setting, check_per_exit
-from branchynet.functions import rows
+from branchynet.functions import inference_mode, rows
 from branchynet.links.links import Branch, Net, check_links, check_number
 from branchynet.progress import progress
 from branchynet.shares import Whole
@@ -70,13 +73,6 @@ class Look(NamedTuple):
 
 Stage = Callable[[int, Array], chainer.Variable]  # BranchyNet.stage, within one pass
 Part = Union[str, int]  # 'trunk', or the number of an exit
-
-
-@contextlib.contextmanager
-def inference_mode() -> Iterator[None]:
-    """A context in which Chainer is in testing mode and builds no graphs."""
-    with chainer.using_config('train', False), chainer.no_backprop_mode():
-        yield
 
 
 class BranchyNet(chainer.Chain):
@@ -249,8 +245,14 @@ class BranchyNet(chainer.Chain):
             >>> net.numexits(), net.run(x).shape
             (2, (10, 3))
         """
-        # Made by a module that is built on this one, and loads greenlet.
-        return import_module('branchynet.chains').from_chain(chain, exits, final, x, settings)
+        branches, logits, last, network = parse(chain, exits, final)
+        if network is None:
+            net: BranchyNet = ChainNet(chain, branches, logits, last, **settings)
+        else:
+            net = BranchyNet(network, **settings)
+        if x is not None:
+            net.get_SM(x)
+        return net
 
     def _setup_optimizers(self) -> None:
         self.optimizer = self._make_optimizer(self.main, self.alpha, self.momentum)
@@ -918,6 +920,84 @@ class BranchyNet(chainer.Chain):
             sample = int((~xp.isfinite(x)).reshape(len(x), -1).any(axis=1).argmax())
             raise ValueError(f'x holds NaN or infinity, first in sample {sample}: expected finite numbers')
         return x
+
+
+class ChainNet(BranchyNet):
+    """A BranchyNet whose trunk is a whole chain, with exits behind some of its layers.
+
+    Args:
+        chain: The chain.
+        branches: The Branch of each exit, by the path of its layer, in the order of the layers' calls.
+        logits: As of Trunk.
+        last: Links that run on the chain's output, and the weight of the last exit.
+        **settings: As of BranchyNet.
+
+    Attributes:
+        main: The Trunk, which gives the last exit's logits.
+        models: A Net of the own links of every exit; that of the last one is empty.
+    """
+
+    def __init__(
+        self, chain: chainer.Link, branches: Mapping[str, Branch], logits: str | None, last: Branch, **settings: Any
+    ) -> None:
+        super().__init__([*branches.values(), Branch([], last.weight)], **{**settings, 'verbose': False})
+        del self.main  # of a network of branches alone
+        with self.init_scope():
+            self.main = Trunk(chain, list(branches), logits, list(last))
+        self._setup_optimizers()
+        self.verbose = settings.get('verbose', False)
+        if self.verbose:
+            self.print_models()
+
+    def checked(self, x: Array, t: Array | None = None) -> tuple[Array, Array | None]:
+        """As of BranchyNet; the first batch is also read (see from_chain)."""
+        x, t = super().checked(x, t)
+        if not self.main.is_read:
+            with _reading:
+                if not self.main.is_read:
+                    read(self.main, x, self.exit, self.one_pass)
+        return x, t
+
+    def one_pass(self) -> Stage:
+        """As of BranchyNet. Where samples are left, the pass ends when the result is deleted."""
+        return self.main.one_pass(self.main.layers, self._mode('trunk'))
+
+    def stage(self, k: int, x: Array) -> chainer.Variable:
+        """As of BranchyNet, for the first stage alone.
+
+        Raises:
+            ValueError: k is not 0: the other stages belong to a pass.
+        """
+        if k != 0:
+            raise ValueError(
+                f'stage {k} cannot run alone: call stage = net.one_pass(), then stage(0, x), stage(1, h), ...'
+            )
+        return self.one_pass()(0, x)
+
+    def train_branch(self, i: int, x: Array, t: Array) -> tuple[float, float]:
+        """As of BranchyNet.
+
+        Raises:
+            ValueError: As of BranchyNet; also for the last exit, which has no links of its own.
+        """
+        if i == self.numexits() - 1:
+            raise ValueError(f'exit {i} is the end of the chain and has no links of its own: call train_main')
+        return super().train_branch(i, x, t)
+
+    def copy(self, mode: str = 'share') -> BranchyNet:
+        """As of BranchyNet."""
+        if mode == 'copy':
+            return super().copy(mode)
+        new = chainer.Chain.copy(self, mode)
+        new._setup_optimizers()
+        new.clearLearnedExitsThresholds()
+        return new
+
+    def _links_of(self, part: Part) -> list[chainer.Link]:
+        return [self.main] if part == 'trunk' else super()._links_of(part)
+
+
+_reading = threading.RLock()  # a layer may be a net that reads a chain
 
 
 def _check_network(network: list[chainer.Link]) -> None:

@@ -19,7 +19,8 @@ from typing import Any, Callable
 
 from branchynet import _chainer  # noqa: F401
 from branchynet.exits import Array
-from branchynet.net import BranchyNet, inference_mode
+from branchynet.functions import inference_mode
+from branchynet.net import BranchyNet
 from branchynet.shares import Whole
 
 import chainer

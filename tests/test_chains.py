@@ -9,7 +9,7 @@ import threading
 import traceback
 
 import branchynet
-from branchynet import Branch, BranchyNet, cost, cpu, exits, export, heads, inference, sweep, utils
+from branchynet import Branch, BranchyNet, cost, cpu, exits, export, functions, heads, inference, sweep, utils
 from branchynet.datasets import cifar10
 
 import chainer
@@ -170,7 +170,7 @@ def test_every_exit_answers_as_the_chain_does_up_to_it():
 def test_samples_that_stay_get_the_answers_that_they_get_alone(leaving):
     net, rule = residual(), Given(leaving)
     everything = net.look(X)
-    with inference.inference_mode():
+    with functions.inference_mode():
         parts = list(net.leave(X, rule))
     assert sorted(np.concatenate([part.index for part in parts])) == list(range(24))
     for part, look in zip(parts, everything):
@@ -310,7 +310,7 @@ def test_a_dropped_forward_ends_at_once_and_cleans_up():
 def test_a_pass_may_be_dropped_by_another_thread():
     net = residual()
     leaving = [net.leave(X, exits.Thresholds(-1.0))]
-    with inference.inference_mode():
+    with functions.inference_mode():
         next(leaving[0])
     seen = []
 

@@ -12,10 +12,10 @@ from unittest import mock
 
 import branchynet
 from branchynet import cpu, inference, sweep, timing
-from branchynet.chains.engine import Forward
 from branchynet.cpu import onednn
 from branchynet.cpu.cascade import Cascade
 from branchynet.cpu.chain import Chain
+from branchynet.forward import Forward
 from branchynet.functions import entropy
 from branchynet.inference import Compiled, classify
 from branchynet.links.links import FL, SL, Branch, X

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from branchynet.chains.trunk import Trunk, find, only
 from branchynet.exits import Array
-from branchynet.net import inference_mode
+from branchynet.functions import inference_mode
 
 import chainer
 import numpy as np
 from chainer.functions.activation.softmax import Softmax
 
-if TYPE_CHECKING:
-    from branchynet.chains import ChainNet
+Exit = Callable[[int, chainer.Variable], chainer.Variable]
+Stage = Callable[[int, Array], chainer.Variable]
 
 
 class _Call(NamedTuple):
@@ -54,9 +54,17 @@ class _Uses(chainer.FunctionHook):
         return {function.inputs[i] for function, i in self._uses if function.inputs}
 
 
-def read(net: ChainNet, x: Array) -> None:
-    """Reads net's chain by a few of the samples x (B, ...): where the logits are, and whether the exits can stand."""
-    trunk, samples = net.main, _differing(x, net.numexits() + 1)
+def read(trunk: Trunk, x: Array, exit: Exit, one_pass: Callable[[], Stage]) -> None:
+    """Reads a chain by a few samples: where the logits are, and whether the exits can stand.
+
+    Args:
+        trunk: The chain as a trunk.
+        x: Samples (B, ...).
+        exit: Gives the logits of exit k, from the features in front of it.
+        one_pass: Makes a function that runs the stages of the trunk in turn: it takes the number of a stage, and the
+            samples or the features in front of it.
+    """
+    samples = _differing(x, len(trunk.layers) + 2)
     record, uses = _Record(trunk.chain), _Uses(samples)
     with chainer.using_config('train', False), chainer.force_backprop_mode(), record, uses:
         y = trunk.call(samples)
@@ -76,8 +84,8 @@ def read(net: ChainNet, x: Array) -> None:
     trunk.is_read = True  # for the passes to come
     try:
         with inference_mode():
-            _check_exits(net, features)
-            _check_leaving(net, samples, features)
+            _check_exits(trunk, exit, features)
+            _check_leaving(trunk, one_pass(), samples, features)
     except BaseException:
         trunk.is_read = False
         raise
@@ -178,7 +186,7 @@ def _node(output: Any) -> Any:
     return output.node if isinstance(output, chainer.Variable) else None
 
 
-def _check_exits(net: ChainNet, features: Sequence[Any]) -> None:
+def _check_exits(trunk: Trunk, exit: Exit, features: Sequence[Any]) -> None:
     """Raises ValueError unless every exit's links make logits of its features."""
     classes = features[-1].shape[1:]
     if len(classes) != 1:
@@ -186,11 +194,11 @@ def _check_exits(net: ChainNet, features: Sequence[Any]) -> None:
             f'the last exit gives arrays of shape {classes} for a sample: expected (classes,); say by final= where the '
             'logits are'
         )
-    for k, path in enumerate(net.main.layers):
+    for k, path in enumerate(trunk.layers):
         shape = features[k].shape[1:]
         advice = f'branchynet.heads.suggest({shape}, {classes[0]}) makes links that fit'
         try:
-            logits = net.exit(k, features[k])
+            logits = exit(k, features[k])
         except Exception as e:
             raise ValueError(f'the exit at {path} cannot take features of shape {shape}: {_line(e)}; {advice}') from e
         if not isinstance(logits, chainer.Variable):
@@ -202,10 +210,9 @@ def _check_exits(net: ChainNet, features: Sequence[Any]) -> None:
             )
 
 
-def _check_leaving(net: ChainNet, samples: Array, features: Sequence[Any]) -> None:
+def _check_leaving(trunk: Trunk, stage: Stage, samples: Array, features: Sequence[Any]) -> None:
     """Raises ValueError if forward does not give the same when a sample leaves at each exit."""
-    stage, h = net.one_pass(), samples
-    names = [*net.main.layers, 'the end']
+    h, names = samples, [*trunk.layers, 'the end']
     for k, name in enumerate(names):
         where = f'when samples have left at {names[k - 1]}' if k else 'a second time'
         try:

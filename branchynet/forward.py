@@ -9,7 +9,8 @@ from branchynet import cpu
 from branchynet.cpu import onednn
 from branchynet.cpu.engine import SHARED, NotFinite, Result, Rule
 from branchynet.exits import Thresholds
-from branchynet.net import BranchyNet, inference_mode
+from branchynet.functions import inference_mode
+from branchynet.net import BranchyNet
 
 import numpy as np
 
