@@ -13,6 +13,8 @@ import functools
 from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
+from branchynet.cpu import memory
+
 import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
@@ -230,7 +232,11 @@ class Code:
 
 
 def aligned(count: int) -> np.ndarray:
-    """Zeros, float32 (count,), that begin on a cache line."""
+    """Zeros, float32 (count,), that begin on a cache line; many of them, in huge pages where the system has those."""
+    if 4 * count >= memory.SMALLEST:
+        kept = memory.empty((count,))
+        kept[:] = 0
+        return kept
     block = np.zeros(count + LINE // 4, np.float32)
     start = -block.ctypes.data % LINE // 4
     return block[start : start + count]

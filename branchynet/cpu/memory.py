@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-_SMALLEST = 1 << 19  # bytes; malloc keeps smaller ones by itself
+SMALLEST = 1 << 19  # bytes; malloc keeps smaller ones by itself
 _PAGE = 1 << 21  # a huge page, in which arrays that nearly fill one begin
 _LINE = 64
 _TYPE = np.dtype(np.float32).str
@@ -21,7 +21,7 @@ _TYPE = np.dtype(np.float32).str
 def empty(shape: tuple[int, ...]) -> np.ndarray:
     """An uninitialised C-contiguous float32 array."""
     size = 4 * math.prod(shape)
-    if size < _SMALLEST:
+    if size < SMALLEST:
         return np.empty(shape, np.float32)
     return np.asarray(_kept.take(size)).reshape(shape)
 
