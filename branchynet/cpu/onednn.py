@@ -444,18 +444,13 @@ class Reorder(Primitive):
         super().__init__(descriptor, {SRC: None, DST: None})
 
 
-def _row_length(a: np.ndarray) -> int:
-    """Elements from row to row; NumPy has any stride, even 0, where there is one row."""
-    return a.strides[0] // _FLOAT_SIZE if len(a) > 1 else a.shape[1]
-
-
 def product_of_rows(
     a: np.ndarray, b: np.ndarray, out: np.ndarray, transpose_b: bool = False
 ) -> Callable[[slice], None]:
     """A matrix product that is computed in blocks of rows, each in the thread that calls.
 
     Args:
-        a: (M, K), float32 as all three, their rows contiguous. The caller keeps the arrays.
+        a: (M, K), float32 and C-contiguous as all three. The caller keeps the arrays.
         b: (K, N), or (N, K) if ``transpose_b``.
         out: (M, N), where the product a b goes.
         transpose_b: whether b lies transposed.
@@ -464,30 +459,26 @@ def product_of_rows(
         A function of a slice, which computes those rows of ``out``.
     """
     n, k = out.shape[1], a.shape[1]
-    form = b'T' if transpose_b else b'N'
-    sgemm = library().sgemm
-    a_address, b_address, out_address = a.ctypes.data, b.ctypes.data, out.ctypes.data
-    a_row, b_row, out_row = _row_length(a), _row_length(b), _row_length(out)
+    form, b_row = (b'T', k) if transpose_b else (b'N', n)
+    sgemm, a_address, b_address, out_address = library().sgemm, a.ctypes.data, b.ctypes.data, out.ctypes.data
+    a_step, out_step = _FLOAT_SIZE * k, _FLOAT_SIZE * n
 
     def compute(rows: slice) -> None:
-        start, count = rows.start * _FLOAT_SIZE, rows.stop - rows.start
-        a_block, out_block = a_address + start * a_row, out_address + start * out_row
-        _check(sgemm(b'N', form, count, n, k, 1, a_block, a_row, b_address, b_row, 0, out_block, out_row))
+        start = rows.start
+        a_block, out_block = a_address + start * a_step, out_address + start * out_step
+        _check(sgemm(b'N', form, rows.stop - start, n, k, 1, a_block, k, b_address, b_row, 0, out_block, n))
 
     return compute
 
 
 def product_of_columns(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> Callable[[slice], None]:
     """As product_of_rows, for out (M, N) = a' b with a (K, M) and b (K, N), in blocks of columns of ``out``."""
-    k, m = a.shape
-    sgemm = library().sgemm
-    a_address, b_address, out_address = a.ctypes.data, b.ctypes.data, out.ctypes.data
-    a_row, b_row, out_row = _row_length(a), _row_length(b), _row_length(out)
+    (k, m), n = a.shape, out.shape[1]
+    sgemm, a_address, b_address, out_address = library().sgemm, a.ctypes.data, b.ctypes.data, out.ctypes.data
 
     def compute(columns: slice) -> None:
         start, count = columns.start * _FLOAT_SIZE, columns.stop - columns.start
-        b_block, out_block = b_address + start, out_address + start
-        _check(sgemm(b'T', b'N', m, count, k, 1, a_address, a_row, b_block, b_row, 0, out_block, out_row))
+        _check(sgemm(b'T', b'N', m, count, k, 1, a_address, m, b_address + start, n, 0, out_address + start, n))
 
     return compute
 
