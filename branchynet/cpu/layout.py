@@ -16,7 +16,7 @@ from typing import Any, Callable, Optional, TypeVar
 
 from branchynet.cpu import memory, onednn
 from branchynet.cpu.onednn import NCHW, NHWC, integers
-from branchynet.cpu.threads import blocks, equal_blocks, run, scratch
+from branchynet.cpu.threads import blocks, run, scratch
 
 import numpy as np
 
@@ -70,11 +70,6 @@ def image_blocks(*arrays: np.ndarray) -> tuple[slice, ...]:
     return blocks(len(arrays[0]), sum(array[:1].nbytes for array in arrays))
 
 
-def parts_of(array: np.ndarray) -> tuple[slice, ...]:
-    """Blocks of images, each worth a call."""
-    return equal_blocks(len(array), min(PARTS, array.nbytes // BYTES_OF_BLOCK))
-
-
 def run_primitives(task: Callable[[int], object], count: int) -> None:
     """run(task, count), each call of oneDNN by one thread."""
     run(task, count, around=onednn.single_threaded)
@@ -102,11 +97,6 @@ def cached(create: Callable[..., _Made]) -> Callable[..., _Made]:
             return create(*arguments)
 
     return cached
-
-
-def sizes_of(part: slice, whole: np.ndarray) -> tuple[int, ...]:
-    """Shape of a block of an array."""
-    return (part.stop - part.start, *whole.shape[1:])
 
 
 def geometry_of(

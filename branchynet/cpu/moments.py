@@ -29,8 +29,8 @@ class Moments:
         mean: of every channel, (C,); uninitialised.
         variance: of every channel, biased, (C,); uninitialised.
         inv_std: (variance + eps)**-0.5, by ``derive``.
-        is_finite: whether all of them are finite, and what the formula makes of them, by ``derive``.
         rows: all these, in this order, (5, C).
+        is_finite: whether they, and so the batch normalisation of finite numbers, are finite; by ``derive``.
     """
 
     def __init__(self, gamma: np.ndarray, beta: np.ndarray) -> None:
@@ -47,12 +47,8 @@ class Moments:
         Returns:
             Whether every mean is so near zero that float32 was enough to compute it.
         """
-        codes = _machine_code()
-        found = (
-            _derive(self, eps)
-            if codes is None
-            else _call(codes['derive'], (len(self.mean), *rows_of(self.rows)), (eps,))
-        )
+        codes, frame = _machine_code(), (len(self.mean), *rows_of(self.rows))
+        found = _derive(self, eps) if codes is None else _call(codes['derive'], frame, (eps,))
         self.is_finite = bool(found & _IS_FINITE)
         return bool(found & _IS_NEAR)
 
@@ -72,14 +68,12 @@ class Moments:
         if codes is None or type(decay) is not float or not all(map(self._fits, running)):
             _move(self, running_mean, running_var, *factors)
             return
-        _call(
-            codes['move'],
-            (len(self.mean), *(array.ctypes.data for array in running), *rows_of(self.rows)[2:4]),
-            factors,
-        )
+        places = *(array.ctypes.data for array in running), *rows_of(self.rows)[2:4]
+        _call(codes['move'], (len(self.mean), *places), factors)
 
     def _fits(self, running: Any) -> bool:
-        return takes(running) and running.shape == self.mean.shape and running.flags.c_contiguous
+        """Whether the machine code takes a running statistic."""
+        return takes(running) and running.shape == self.mean.shape and running.flags.carray
 
 
 def _call(code: Callable[[int], int], frame: tuple[int, ...], reals: tuple[float, ...]) -> int:

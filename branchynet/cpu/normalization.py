@@ -245,10 +245,12 @@ def _batch_parts(shape: tuple[int, ...]) -> tuple[slice, ...]:
 def _loops_at_once(shape: tuple[int, ...], form: int, eps: float, relu: bool) -> Loops:
     """Of x, y, the rows of moments, and masks. A mean is the less exact the farther it is from zero."""
     forward, _ = _batch_normalization(shape, form, eps, relu)
-    mask = {WORKSPACE: Place(3)} if relu else {}
-    return Loops(
-        [Loop(forward, {SRC: Place(0), DST: Place(1), **_rows((SCALE, SHIFT, MEAN, VARIANCE), 2, shape), **mask}, 1)], 4
-    )
+    places = {
+        **{SRC: Place(0), DST: Place(1)},
+        **_rows((SCALE, SHIFT, MEAN, VARIANCE), 2, shape),
+        **({WORKSPACE: Place(3)} if relu else {}),
+    }
+    return Loops([Loop(forward, places, 1)], arrays=4)
 
 
 def _rows(kinds: Sequence[int], array: int, shape: tuple[int, ...]) -> dict[int, Place]:
@@ -324,7 +326,7 @@ def _loops_of_scaling(shape: tuple[int, ...], form: int, relu: bool) -> Loops:
         loops.append(
             Loop(forward, {**images, **_rows((MEAN, VARIANCE, SCALE, SHIFT), 2, shape), **mask}, blocks.number)
         )
-    return Loops(loops, 4)
+    return Loops(loops, arrays=4)
 
 
 def batch_normalization_gradients(

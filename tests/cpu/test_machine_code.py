@@ -7,7 +7,6 @@ from branchynet import cpu
 from branchynet.cpu import (
     convolution,
     elementwise,
-    layout,
     local_response,
     loops,
     moments,
@@ -192,7 +191,7 @@ def test_loops_that_share_scratch_memory_ask_once_for_the_largest(monkeypatch):
 
 @given(st.integers(1, 300), st.integers(1, 40))
 def test_runs_of_blocks_are_the_parts(count, parts):
-    slices = layout.equal_blocks(count, parts)
+    slices = threads.equal_blocks(count, parts)
     runs = loops.grouped(slices)
     found = [(run.start + i * run.size, run.start + (i + 1) * run.size) for run in runs for i in range(run.number)]
     assert found == [(part.start, part.stop) for part in slices]
@@ -238,6 +237,14 @@ def test_moments_have_numpys_bits(channels, seed, decay):
         return [made.rows, *running, np.array([is_near, made.is_finite])]
 
     check_bits(*by_both(moments, call))
+
+
+def test_running_statistics_that_cannot_be_written_are_refused():
+    made, kept = moments.Moments(*np.ones((2, 3), np.float32)), np.ones(3, np.float32)
+    kept.flags.writeable = False
+    with pytest.raises(ValueError, match='read-only'):
+        made.move(kept, np.ones(3, np.float32), 10, 0.9)
+    assert (kept == 1).all()
 
 
 @pytest.mark.parametrize('variance', [1, 0.25])
