@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Union
 from branchynet import exits
 from branchynet.batching import batches, check_labels, check_pairs
 from branchynet.chains.arguments import parse
-from branchynet.chains.reading import read
+from branchynet.chains.reading import Stage, read
 from branchynet.chains.trunk import Trunk
 from branchynet.cpu import tape
 from branchynet.devices import now
@@ -71,7 +71,6 @@ class Look(NamedTuple):
     logits: Array
 
 
-Stage = Callable[[int, Array], chainer.Variable]  # BranchyNet.stage, within one pass
 Part = Union[str, int]  # 'trunk', or the number of an exit
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from chainer.functions.activation.softmax import Softmax
 
 Exit = Callable[[int, chainer.Variable], chainer.Variable]
-Stage = Callable[[int, Array], chainer.Variable]
+Stage = Callable[[int, Array], chainer.Variable]  # BranchyNet.stage, within one pass
 
 
 class _Call(NamedTuple):

@@ -220,7 +220,7 @@ def _descriptor_of_gw(geometry: Geometry) -> c_void_p:
 
 @cached
 def _loops_of_y(geometry: Geometry, x_form: int) -> Loops:
-    """Of x, w, b and y."""
+    """Loops that run on x, w, b and y, in this order."""
     x, y = (4 * math.prod(shape[1:]) for shape in (geometry.x, geometry.y))
     return Loops(
         [
@@ -237,7 +237,7 @@ def _loops_of_y(geometry: Geometry, x_form: int) -> Loops:
 
 @cached
 def _loops_of_gradients(geometry: Geometry, x_form: int, y_form: int, of_x: bool, of_w: bool) -> Loops:
-    """Of x, w, gy, gx and the parts of the gradients of w and b."""
+    """Loops that run on x, w, gy, gx, and the parts of the gradients of w and b, in this order."""
     x, w, y = (4 * math.prod(shape[1:]) for shape in (geometry.x, (1, *geometry.w), geometry.y))
     done, loops = 0, []
     for blocks in grouped(_parts_of_gw(geometry)) if of_w else ():

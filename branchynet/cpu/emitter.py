@@ -233,13 +233,9 @@ class Code:
 
 def aligned(count: int) -> np.ndarray:
     """Zeros, float32 (count,), that begin on a cache line; many of them, in huge pages where the system has those."""
-    if 4 * count >= memory.SMALLEST:
-        kept = memory.empty((count,))
-        kept[:] = 0
-        return kept
-    block = np.zeros(count + LINE // 4, np.float32)
-    start = -block.ctypes.data % LINE // 4
-    return block[start : start + count]
+    block = memory.unshared(count)
+    block[:] = 0
+    return block
 
 
 def has(feature: str) -> bool:

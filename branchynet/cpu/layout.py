@@ -89,7 +89,10 @@ def addresses_of(array: np.ndarray, parts: Sequence[slice]) -> list[int]:
 
 
 def cached(create: Callable[..., _Made]) -> Callable[..., _Made]:
-    """Keeps primitives by their arguments; oneDNN makes them for as many threads as will run them: one."""
+    """Keeps primitives, and loops of them, by their arguments.
+
+    oneDNN makes a primitive for as many threads as will run it: one.
+    """
 
     @functools.lru_cache(maxsize=128)  # each takes up to a megabyte of code and scratch
     def cached(*arguments: Hashable) -> _Made:

@@ -10,11 +10,11 @@ import array as packed
 import functools
 import itertools
 import threading
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from ctypes import c_void_p, cast
 from typing import Any, Callable, NamedTuple, Optional
 
-from branchynet.cpu import onednn
+from branchynet.cpu import memory, onednn
 from branchynet.cpu.onednn import DST, SRC, WEIGHTS
 from branchynet.cpu.threads import num_threads, run, scratch_address
 
@@ -26,7 +26,7 @@ class Place(NamedTuple):
 
     Attributes:
         array: number of the array, in the order in which ``Loops.run`` takes them.
-        first: bytes from its begin to the first block.
+        first: bytes from its beginning to the first block.
         step: bytes from each block to the next; 0: all use the same.
     """
 
@@ -49,7 +49,7 @@ class Blocks(NamedTuple):
     number: int
 
     def of(self, array: int, bytes_of_index: int) -> Place:
-        """Where they lie in the array of a number, an index of which takes so many bytes."""
+        """Where they lie in an array of ``Loops.run``, of which the number is given, and the bytes of an index."""
         return Place(array, self.start * bytes_of_index, self.size * bytes_of_index)
 
 
@@ -83,12 +83,11 @@ class Loops:
 
     def __init__(self, loops: Sequence[Loop], arrays: int) -> None:
         self._loops: list[Loop] = []
-        self._packings: list[tuple[onednn.Primitive, int, Hashable, int]] = []  # with source, slot and bytes
+        self._packings: list[tuple[onednn.Primitive, int, int]] = []  # with the number of an array, and bytes
         for loop in loops:
             packing = loop.primitive.packing
             if packing is not None:
-                slot = 'packed', len(self._packings)
-                self._packings.append((packing, loop.places[WEIGHTS].array, slot, loop.primitive.sizes[WEIGHTS]))
+                self._packings.append((packing, loop.places[WEIGHTS].array, loop.primitive.sizes[WEIGHTS]))
                 loop = loop._replace(places={**loop.places, WEIGHTS: Place(arrays + len(self._packings) - 1)})
             self._loops.append(loop)
         self._arrays = arrays + len(self._packings)
@@ -98,9 +97,10 @@ class Loops:
     def run(self, *arrays: Optional[np.ndarray]) -> None:
         """Runs all loops on arrays without gaps; None for those that no loop uses."""
         addresses = [0 if array is None else array.ctypes.data for array in arrays]
+        packed_weights = [memory.empty((size // 4,)) for *_, size in self._packings]
         with onednn.single_threaded():
-            for packing, source, slot, size in self._packings:
-                addresses.append(scratch_address(slot, size))
+            for (packing, source, _), weights in zip(self._packings, packed_weights):
+                addresses.append(weights.ctypes.data)
                 packing.run({SRC: addresses[source], DST: addresses[-1]})
         share = self._share(addresses)
         run(lambda i: share(), min(num_threads(), self._count), around=onednn.single_threaded)

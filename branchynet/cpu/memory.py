@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-SMALLEST = 1 << 19  # bytes; malloc keeps smaller ones by itself
+_SMALLEST = 1 << 19  # bytes; malloc keeps smaller ones by itself
 _PAGE = 1 << 21  # a huge page, in which arrays that nearly fill one begin
 _LINE = 64
 _TYPE = np.dtype(np.float32).str
@@ -21,9 +21,14 @@ _TYPE = np.dtype(np.float32).str
 def empty(shape: tuple[int, ...]) -> np.ndarray:
     """An uninitialised C-contiguous float32 array."""
     size = 4 * math.prod(shape)
-    if size < SMALLEST:
+    if size < _SMALLEST:
         return np.empty(shape, np.float32)
     return np.asarray(_kept.take(size)).reshape(shape)
+
+
+def unshared(count: int) -> np.ndarray:
+    """An uninitialised float32 array (count,) that gives its memory back to the system when it is gone."""
+    return np.asarray(_Lease(_Memory(4 * count), []))
 
 
 def release() -> None:

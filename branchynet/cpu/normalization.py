@@ -243,7 +243,10 @@ def _batch_parts(shape: tuple[int, ...]) -> tuple[slice, ...]:
 
 @cached
 def _loops_at_once(shape: tuple[int, ...], form: int, eps: float, relu: bool) -> Loops:
-    """Of x, y, the rows of moments, and masks. A mean is the less exact the farther it is from zero."""
+    """Loops that run on x, y, the rows of moments, and masks, in this order.
+
+    They fill mean and variance; a mean is the less exact the farther it is from zero.
+    """
     forward, _ = _batch_normalization(shape, form, eps, relu)
     places = {
         **{SRC: Place(0), DST: Place(1)},
@@ -316,7 +319,7 @@ def scale_and_shift(
 
 @cached
 def _loops_of_scaling(shape: tuple[int, ...], form: int, relu: bool) -> Loops:
-    """Of x, y, the rows of mean, variance, scale and shift, and masks."""
+    """Loops that run on x, y, the rows of mean, variance, scale and shift, and masks, in this order."""
     parts = _batch_parts(shape) if relu else equal_blocks(shape[0], min(PARTS, 4 * math.prod(shape) // BYTES_OF_BLOCK))
     size, loops = math.prod(shape[1:]), []
     for blocks in grouped(parts):
@@ -365,7 +368,10 @@ def batch_normalization_gradients(
 
 @cached
 def _loops_of_gradients(shape: tuple[int, ...], form: int, relu: bool) -> Loops:
-    """Of x, gy, gx, the rows of mean, variance and gamma, the gradients of gamma and beta of each part, and masks."""
+    """Loops that run on x, gy, gx, vectors, sums, and masks, in this order.
+
+    The vectors are mean, variance and gamma; the sums, the gradients of gamma and beta of each part, (parts, 2, C).
+    """
     parts = _batch_parts(shape)
     size, loops, done = math.prod(shape[1:]), [], 0
     for blocks in grouped(parts):

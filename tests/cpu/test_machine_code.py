@@ -198,6 +198,20 @@ def test_runs_of_blocks_are_the_parts(count, parts):
     assert all(amount == 1 for amount in collections.Counter(run.size for run in runs).values())
 
 
+def test_a_convolution_while_another_one_waits_does_not_change_its_weights(monkeypatch):
+    *arrays, geometry = arrays_and_geometry(7)
+    x, w, b, _ = arrays
+    expected = convolution.convolution(x, w, b, geometry)
+
+    def run(*arguments, **keywords):  # as a signal's handler would
+        monkeypatch.setattr(loops, 'run', threads.run)
+        convolution.convolution(x, np.zeros_like(w), b, geometry)
+        threads.run(*arguments, **keywords)
+
+    monkeypatch.setattr(loops, 'run', run)
+    assert np.array_equal(convolution.convolution(x, w, b, geometry), expected)
+
+
 # Batch normalisation and the ReLU behind it
 
 

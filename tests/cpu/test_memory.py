@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-SIZES = [memory.SMALLEST, memory.SMALLEST + 4, memory._PAGE, memory._PAGE * 2 + 4096]
+SIZES = [memory._SMALLEST, memory._SMALLEST + 4, memory._PAGE, memory._PAGE * 2 + 4096]
 
 
 @pytest.fixture(autouse=True)
