@@ -99,7 +99,7 @@ def _fit(w: Any, grad: Any, m: Any, v: Any) -> bool:
 
 
 class _Places(NamedTuple):
-    """Where a parameter's arrays lie: the addresses of w, grad, m and v, and their numbers of elements."""
+    """Where a parameter's arrays lie: the addresses of w, grad, m and v, and the number of elements of each."""
 
     starts: list[int]
     size: int

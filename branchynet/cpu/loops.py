@@ -14,11 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from ctypes import c_void_p, cast
 from typing import Any, Callable, NamedTuple, Optional
 
-from branchynet.cpu import memory, onednn
-from branchynet.cpu.onednn import DST, SRC, WEIGHTS
+from branchynet.cpu import onednn
+from branchynet.cpu.onednn import WEIGHTS
 from branchynet.cpu.threads import num_threads, run, scratch_address
-
-import numpy as np
 
 
 class Place(NamedTuple):
@@ -83,25 +81,21 @@ class Loops:
 
     def __init__(self, loops: Sequence[Loop], arrays: int) -> None:
         self._loops: list[Loop] = []
-        self._packings: list[tuple[onednn.Primitive, int, int]] = []  # with the number of an array, and bytes
+        self._weights: list[tuple[onednn.Primitive, int]] = []  # and the number of the array that has them
         for loop in loops:
-            packing = loop.primitive.packing
-            if packing is not None:
-                self._packings.append((packing, loop.places[WEIGHTS].array, loop.primitive.sizes[WEIGHTS]))
-                loop = loop._replace(places={**loop.places, WEIGHTS: Place(arrays + len(self._packings) - 1)})
+            if WEIGHTS in loop.places:
+                self._weights.append((loop.primitive, loop.places[WEIGHTS].array))
+                loop = loop._replace(places={**loop.places, WEIGHTS: Place(arrays + len(self._weights) - 1)})
             self._loops.append(loop)
-        self._arrays = arrays + len(self._packings)
+        self._arrays = arrays + len(self._weights)
         self._count = sum(loop.number for loop in loops)
         self._local = threading.local()
 
-    def run(self, *arrays: Optional[np.ndarray]) -> None:
+    def run(self, *arrays: Any) -> None:
         """Runs all loops on arrays without gaps; None for those that no loop uses."""
-        addresses = [0 if array is None else array.ctypes.data for array in arrays]
-        packed_weights = [memory.empty((size // 4,)) for *_, size in self._packings]
         with onednn.single_threaded():
-            for (packing, source, _), weights in zip(self._packings, packed_weights):
-                addresses.append(weights.ctypes.data)
-                packing.run({SRC: addresses[source], DST: addresses[-1]})
+            packed_weights = [primitive.pack(arrays[k]) for primitive, k in self._weights]
+        addresses = [0 if array is None else array.ctypes.data for array in (*arrays, *packed_weights)]
         share = self._share(addresses)
         run(lambda i: share(), min(num_threads(), self._count), around=onednn.single_threaded)
 

@@ -287,10 +287,6 @@ class Primitive:
         formats: memory descriptor of every argument, as the caller has it; None: as the primitive does.
             An argument that the primitive wants in another layout is reordered on the way in or out,
             but for weights, which ``pack`` reorders once for many blocks.
-
-    Attributes:
-        packing: Makes the weights that the primitive wants of those that the caller has; None: they are the same.
-        sizes: Bytes of every argument, as the primitive wants it.
     """
 
     def __init__(self, descriptor: c_void_p, formats: Mapping[int, Optional[c_void_p]]) -> None:
@@ -303,7 +299,7 @@ class Primitive:
             self._formats[kind] = wanted
             if given is not None and not equal(given, wanted):
                 self._reorders[kind] = Reorder(wanted, given) if kind in _OUTPUTS else Reorder(given, wanted)
-        self.packing = self._reorders.pop(WEIGHTS, None)
+        self._pack = self._reorders.pop(WEIGHTS, None)
         self.sizes = {kind: size(form) for kind, form in self._formats.items()}
         scratchpad = self._query(descriptor, _SCRATCHPAD)
         self._scratchpad = size(scratchpad) if scratchpad else 0
@@ -326,10 +322,10 @@ class Primitive:
 
     def pack(self, weights: np.ndarray) -> np.ndarray:
         """The weights as the primitive wants them, perhaps the array itself."""
-        if self.packing is None:
+        if self._pack is None:
             return weights
         packed = np.empty(self.sizes[WEIGHTS], np.uint8)
-        self.packing.run({SRC: weights.ctypes.data, DST: packed.ctypes.data})
+        self._pack.run({SRC: weights.ctypes.data, DST: packed.ctypes.data})
         return packed
 
     def __call__(self, addresses: Mapping[int, int]) -> None:

@@ -6,7 +6,7 @@ import pickle
 from branchynet import cpu
 from branchynet.cpu import install, tape
 from branchynet.cpu.tape import Tapes
-from branchynet.links.links import FL, Branch, X
+from branchynet.links.links import FL, Branch, X, shortcut
 from branchynet.links.resnet import ResBlock, batch_norm, conv
 from branchynet.net import BranchyNet
 from branchynet.networks import alex_cifar10, lenet_mnist
@@ -250,3 +250,24 @@ def test_copies_go_on_to_the_same_bits():
     for other in copies:
         other.train(x, t)
         np.testing.assert_equal(states(other), states(net))
+
+
+@pytest.mark.onednn
+@pytest.mark.parametrize('channels', [3, 6])  # with channels of zeros in front, and without
+@pytest.mark.parametrize('size', [4, 5])
+def test_a_shortcut_has_the_bits_and_the_rank_of_chainers(channels, size):
+    random, special = np.random.RandomState(0), np.float32([0.0, -0.0, np.nan, np.inf, -np.inf, 1e-42, 3e38, -1])
+    given = random.choice(special, (2, channels, size, size))
+    gy = random.choice(special, (2, 6, (size + 1) // 2, (size + 1) // 2))
+
+    def outcome(step):
+        x = tape.Value(given, [], lambda gx: [])
+        y = value = step(x)
+        gradient = gy
+        while value is not x:
+            (gradient,), (value,) = value.back(gradient), value.inputs
+        return y.rank, y.array.tobytes(), gradient.tobytes()
+
+    link = FL(shortcut, gy.shape)
+    with cpu.fast():
+        assert outcome(lambda x: tape._shortcut(x, gy.shape)) == outcome(lambda x: tape._call_in_chainer(link, x))
