@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import array as packed
 import functools
 from collections.abc import Sequence
-from typing import Any, Callable, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
 
 from branchynet import _chainer  # noqa: F401
 from branchynet.cpu.layout import plain, takes
+from branchynet.cpu.team import call_frames, run_frames
 from branchynet.cpu.threads import blocks, run, scratch
 
 import chainer
 import numpy as np
 from chainer.optimizers.adam import AdamRule
+
+if TYPE_CHECKING:
+    from branchynet.cpu.emitter import Function
 
 _ELEMENTS = 1 << 18  # of a block
 
@@ -164,18 +167,13 @@ def _run(places: Sequence[_Places], numbers: tuple) -> None:
     code, rounded = _machine_code(), np.array(numbers, np.float32)
     assert code is not None
     address = rounded.ctypes.data
-    calls: list[packed.array] = []
-    room = 0
-    for starts, size in places:
-        for part in blocks(size, 1, _ELEMENTS):
-            count = part.stop - part.start
-            if count > room:
-                calls.append(packed.array('q', [0]))
-                room = _ELEMENTS
-            calls[-1].extend((*(start + 4 * part.start for start in starts), count, address))
-            calls[-1][0] += 1
-            room -= count
-    run(lambda i: code(calls[i].buffer_info()[0]), len(calls))
+    frames = [
+        (*(start + 4 * part.start for start in starts), part.stop - part.start, address)
+        for starts, size in places
+        for part in blocks(size, 1, _ELEMENTS)
+    ]
+    is_little = sum(size for _, size in places) <= _ELEMENTS
+    (call_frames if is_little else run_frames)(code, frames)
 
 
 def _update(arrays: Sequence[np.ndarray], numbers: Sequence[float]) -> None:
@@ -199,11 +197,11 @@ def _update(arrays: Sequence[np.ndarray], numbers: Sequence[float]) -> None:
 
 
 @functools.cache
-def _machine_code() -> Optional[Callable[[int], int]]:
+def _machine_code() -> Optional[Function]:
     """`_update` in machine code; None without llvmlite.
 
-    It takes the address of 64-bit numbers: how many blocks, and for each the addresses of w, grad, m and v, their
-    size, and the address of the five numbers, as float32.
+    It takes the address of 64-bit numbers: the addresses of w, grad, m and v, their size, and the address of the five
+    numbers, as float32.
     """
     try:
         from branchynet.cpu.emitter import REAL, VECTOR, Code, Emitter
@@ -230,9 +228,5 @@ def _machine_code() -> Optional[Callable[[int], int]]:
 
         emit.elements(count, update)
 
-    def write(numbers: Any) -> None:
-        (count,) = emit.words(numbers, 1)
-        emit.loop(count, lambda i: block(emit.add(emit.at(numbers, i, 48), 8)))
-
-    emit.function('adam', 1, write, name='adam')
+    emit.function('adam', 1, block, name='adam')
     return Code(emit.module()).call('adam')

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, Callable, Optional
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
-from branchynet.cpu.layout import dense, empty_like, is_channels_last, like, run_frames, takes
+from branchynet.cpu.layout import dense, empty_like, is_channels_last, like, takes
+from branchynet.cpu.team import run_frames
 from branchynet.cpu.threads import blocks, run
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from branchynet.cpu.emitter import Function
+
 _ELEMENTS = 1 << 18  # of a block
 _BITS = 8  # of a byte
+_LOWEST = float(np.finfo(np.float32).min)
 
 
 class Add:
@@ -85,6 +90,16 @@ def add_passed(y: np.ndarray, gy: np.ndarray, x: np.ndarray) -> np.ndarray:
     return _apply('add_passed', y, gy, x, x)
 
 
+def are_ordinary(x: np.ndarray) -> bool:
+    """Whether all numbers of x, float32 without gaps, are finite, and above the lowest that is."""
+    codes = _machine_code()
+    if codes is None:
+        with np.errstate(invalid='ignore'):
+            return bool(x.min() > _LOWEST and x.max() < np.inf)  # NaN is neither
+    start, parts = x.ctypes.data, blocks(x.size, 1, _ELEMENTS)
+    return not run_frames(codes['is_odd'], [(part.stop - part.start, start + 4 * part.start) for part in parts])
+
+
 def _lines(x: np.ndarray) -> np.ndarray:
     """A view of all elements in the order of memory."""
     return (x.transpose(0, 2, 3, 1) if is_channels_last(x) else x).reshape(-1)
@@ -151,10 +166,11 @@ _NUMPY: dict[str, Callable[..., Any]] = {
 
 
 @functools.cache
-def _machine_code() -> Optional[dict[str, Callable[[int], int]]]:
-    """The functions of _NUMPY in machine code, and relu_of_sum with bits; None without llvmlite.
+def _machine_code() -> Optional[dict[str, Function]]:
+    """The functions of _NUMPY in machine code, relu_of_sum with bits, and is_odd; None without llvmlite.
 
-    Each takes the address of a frame of 64-bit numbers: the number of elements, then the addresses of the arrays.
+    Each takes the address of a frame of 64-bit numbers: the number of elements, then the addresses of the arrays. The
+    result of is_odd is not 0 where an element is not ordinary.
     """
     try:
         from branchynet.cpu.emitter import BYTE, INT, VECTOR, Code, Emitter, constant
@@ -196,9 +212,25 @@ def _machine_code() -> Optional[dict[str, Callable[[int], int]]]:
 
         emit.elements(count, compute)
 
+    def is_odd(frame: Any) -> Any:
+        build = emit.builder
+        count, start = emit.words(frame, 2)
+
+        def look(i: Any, kind: Any, found: Any) -> list[Any]:
+            x = emit.load(emit.at(start, i, 4), kind)
+            is_low = build.fcmp_unordered('<=', x, constant(_LOWEST, kind))  # NaN is too
+            is_high = build.fcmp_unordered('>=', x, constant(float('inf'), kind))
+            bits = build.or_(is_low, is_high)
+            bits = build.bitcast(bits, BYTE) if kind == VECTOR else build.zext(bits, BYTE)
+            return [build.or_(found, bits)]
+
+        (found,) = emit.elements(count, look, [BYTE(0)])
+        return build.zext(found, INT)
+
     for name, (inputs, function) in functions.items():
         has_bits = name.endswith('_with_bits')
         writer = functools.partial(write, inputs=inputs, function=function, has_bits=has_bits)
         emit.function(name, 1, writer, name=name)
+    emit.function('is_odd', 1, is_odd, name='is_odd')
     code = Code(emit.module())
-    return {name: code.call(name) for name in functions}
+    return {name: code.call(name) for name in (*functions, 'is_odd')}

@@ -11,7 +11,7 @@ import contextlib
 import ctypes
 import functools
 from collections.abc import Sequence
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Protocol
 
 from branchynet.cpu import memory
 
@@ -173,14 +173,60 @@ class Emitter:
         builder.position_at_end(after)
         return results
 
-    def elements(self, count: ir.Value, body: Callable[[ir.Value, ir.Type], None]) -> None:
-        """``body(i, kind)`` for all i below ``count``: kind is VECTOR for LANES of them at once, REAL for the rest."""
+    def elements(
+        self, count: ir.Value, body: Callable[..., Any], carried: Sequence[ir.Value] = ()
+    ) -> Sequence[ir.Value]:
+        """``carried = body(i, kind, *carried)`` for all i below ``count``; returns the last.
+
+        The kind is VECTOR for LANES elements at once, and REAL for each of those that are left.
+        """
         builder = self.builder
         whole = builder.and_(count, INT(-LANES))
-        with builder.if_then(builder.icmp_signed('>', whole, INT(0))):
-            self.loop(whole, lambda i: body(i, VECTOR), step=LANES)
-        with builder.if_then(builder.icmp_signed('>', count, whole)):
-            self.loop(builder.sub(count, whole), lambda i: body(builder.add(whole, i), REAL))
+        carried = self._loop_if_any(whole, lambda i, *values: body(i, VECTOR, *values), carried, LANES)
+        rest = builder.sub(count, whole)
+        return self._loop_if_any(rest, lambda i, *values: body(builder.add(whole, i), REAL, *values), carried, 1)
+
+    def _loop_if_any(
+        self, count: ir.Value, body: Callable[..., Any], carried: Sequence[ir.Value], step: int
+    ) -> Sequence[ir.Value]:
+        """``loop``, or nothing if the count is 0."""
+        builder = self.builder
+        before = builder.block
+        with builder.if_then(builder.icmp_signed('>', count, INT(0))):
+            results = self.loop(count, body, carried, step)
+            inside = builder.block
+        values = [builder.phi(value.type) for value in carried]
+        for phi, value, result in zip(values, carried, results):
+            phi.add_incoming(value, before)
+            phi.add_incoming(result, inside)
+        return values
+
+    def shared_loop(
+        self, counter: ir.Value, count: ir.Value, body: Callable[..., Any], carried: Sequence[ir.Value] = ()
+    ) -> list[ir.Value]:
+        """``carried = body(i, *carried)`` for every i below ``count`` that no other thread has begun; returns the last.
+
+        Args:
+            counter: Address of a number that all threads share, 0 at first.
+            count: How often the body runs, in all threads together.
+            body: Emits what is done for i, and returns the values that the next time gets.
+            carried: The first values.
+        """
+        builder = self.builder
+        before, head, work, after = builder.block, *(builder.append_basic_block() for _ in range(3))
+        builder.branch(head)
+        builder.position_at_end(head)
+        values = [builder.phi(value.type) for value in carried]
+        i = builder.atomic_rmw('add', builder.inttoptr(counter, INT.as_pointer()), integer(1), 'monotonic')
+        builder.cbranch(builder.icmp_signed('<', i, count), work, after)
+        builder.position_at_end(work)
+        results = list(body(i, *values) or ())
+        for phi, value, result in zip(values, carried, results):
+            phi.add_incoming(value, before)
+            phi.add_incoming(result, builder.block)
+        builder.branch(head)
+        builder.position_at_end(after)
+        return values
 
     def module(self) -> str:
         """All functions, in LLVM's language."""
@@ -211,6 +257,15 @@ class Constants:
         return block
 
 
+class Function(Protocol):
+    """A function in machine code, which takes an address. Other threads run while it works."""
+
+    address: int
+
+    def __call__(self, argument: int, /) -> int:
+        """Calls it, with an address."""
+
+
 class Code:
     """Machine code for the processor that it is made on."""
 
@@ -224,9 +279,11 @@ class Code:
         self._engine = llvm.create_mcjit_compiler(parsed, machine)  # the code lives as long as its engine
         self._engine.finalize_object()
 
-    def call(self, name: str) -> Callable[[int], int]:
-        """A Python function of one address; other threads run while it works."""
-        function: Any = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(self._engine.get_function_address(name))
+    def call(self, name: str) -> Function:
+        """The function of a name."""
+        address = self._engine.get_function_address(name)
+        function: Any = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(address)
+        function.address = address
         function.code = self  # the code lives as long as a function that runs it
         return function
 

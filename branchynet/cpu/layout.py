@@ -7,16 +7,14 @@ over long rows. The shape is (B, C, H, W) either way.
 
 from __future__ import annotations
 
-import array as packed
 import functools
-import itertools
 from collections.abc import Hashable, Sequence
 from ctypes import Array
 from typing import Any, Callable, Optional, TypeVar
 
 from branchynet.cpu import memory, onednn
 from branchynet.cpu.onednn import NCHW, NHWC, integers
-from branchynet.cpu.threads import blocks, run, scratch
+from branchynet.cpu.threads import blocks, scratch
 
 import numpy as np
 
@@ -68,18 +66,6 @@ def scratch_like(slot: Hashable, x: np.ndarray) -> np.ndarray:
 def image_blocks(*arrays: np.ndarray) -> tuple[slice, ...]:
     """Blocks of images whose part of all arrays fits the cache."""
     return blocks(len(arrays[0]), sum(array[:1].nbytes for array in arrays))
-
-
-def run_primitives(task: Callable[[int], object], count: int) -> None:
-    """run(task, count), each call of oneDNN by one thread."""
-    run(task, count, around=onednn.single_threaded)
-
-
-def run_frames(code: Callable[[int], object], frames: Sequence[Sequence[int]]) -> None:
-    """Calls machine code with the address of every frame of 64-bit numbers, shared among the threads."""
-    numbers = packed.array('q', itertools.chain.from_iterable(frames))
-    first, step = numbers.buffer_info()[0], 8 * len(frames[0])
-    run(lambda i: code(first + i * step), len(frames))
 
 
 def addresses_of(array: np.ndarray, parts: Sequence[slice]) -> list[int]:

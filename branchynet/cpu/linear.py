@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
 from branchynet import _chainer  # noqa: F401
-from branchynet.cpu import memory, onednn
-from branchynet.cpu.layout import plain, run_primitives, takes
+from branchynet.cpu import memory
+from branchynet.cpu.layout import BYTES_OF_BLOCK, plain, takes
+from branchynet.cpu.products import WORK_OF_BLOCK, product_of_columns, product_of_rows
 from branchynet.cpu.threads import blocks
 
 import chainer
@@ -17,11 +17,11 @@ import numpy as np
 _LEAST_FEATURES = 10  # a product with fewer rows or columns is done sooner by NumPy than by oneDNN
 _ROWS, _COLUMNS = 64, 256  # of a block of a matrix product: the bits of sums depend on how many there are
 _MOST_BLOCKS = 128  # of columns
+_FEW_ROWS = 8  # so few that a large matrix of weights takes longer to read than to multiply
 # oneDNN sums these many rows, and their multiples, in one order; of others, its code for AVX2 sums the last three or so
 # in another one. Blocks of _ROWS have that order too, as long as there are no more than _COLUMNS columns.
 _ALIKE = 24
 _LARGEST_BATCH = 512  # that keeps blocks of fewer than _ROWS: training's bits were made with them
-_WORK_OF_BLOCK = 1 << 21  # multiplications and additions that are worth a thread's call
 _MOST_NUMBERS = 1 << 16  # of x in such a block: processors with smaller caches sum larger ones in another order
 
 
@@ -84,8 +84,7 @@ def linear(x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray]) -> np.ndarray:
         x w' + b, (B, O).
     """
     y = memory.empty((len(x), len(w)))
-    compute = onednn.product_of_rows(x, w, y, transpose_b=True)
-    _run(compute, _blocks_of_rows(len(x), w.shape[1], len(w)), len(x) * w.size)
+    _multiply(x, w.T, y)
     if b is not None:
         y += b
     return y
@@ -94,26 +93,23 @@ def linear(x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray]) -> np.ndarray:
 def linear_gx(w: np.ndarray, gy: np.ndarray) -> np.ndarray:
     """Gradient of x, (B, I), from w (O, I) and the gradient of y, (B, O)."""
     gx = memory.empty((len(gy), w.shape[1]))
-    parts = _blocks_of_rows(len(gy), len(w), w.shape[1])
-    _run(onednn.product_of_rows(gy, w, gx), parts, len(gy) * w.size)
+    _multiply(gy, w, gx)
     return gx
 
 
 def linear_gw(x: np.ndarray, gy: np.ndarray) -> np.ndarray:
     """Gradient of w, (O, I), from x (B, I) and the gradient of y, (B, O)."""
     gw = np.empty((gy.shape[1], x.shape[1]), np.float32)
-    _run(onednn.product_of_columns(gy, x, gw), _blocks_of_columns(x.shape[1]), len(x) * gw.size)
+    product_of_columns(gy.T, x, gw, _blocks_of_columns(x.shape[1]))
     return gw
 
 
-def _run(compute: Callable[[slice], None], parts: Sequence[slice], work: int) -> None:
-    """Computes the parts of a product; ``work`` is the number of its multiplications and additions."""
-    if work <= _WORK_OF_BLOCK:  # not worth another thread
-        with onednn.single_threaded():
-            for part in parts:
-                compute(part)
+def _multiply(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+    """Writes a b of a few samples a in blocks of columns if b, the weights, is large, else in blocks of samples."""
+    if len(a) <= _FEW_ROWS and b.nbytes > BYTES_OF_BLOCK:
+        product_of_columns(a, b, out, _blocks_of_columns(b.shape[1]))
     else:
-        run_primitives(lambda i: compute(parts[i]), len(parts))
+        product_of_rows(a, b, out, _blocks_of_rows(len(a), *b.shape))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -126,7 +122,7 @@ def _blocks_of_rows(count: int, inputs: int, outputs: int) -> tuple[slice, ...]:
         outputs: numbers in a row of the product.
     """
     parts = blocks(count, 1, _ROWS)
-    most = min(_MOST_NUMBERS // inputs, _WORK_OF_BLOCK // (inputs * outputs))
+    most = min(_MOST_NUMBERS // inputs, WORK_OF_BLOCK // (inputs * outputs))
     if (
         outputs > _COLUMNS
         or most < 2 * _ROWS

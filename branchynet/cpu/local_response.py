@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, Callable, Optional
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from branchynet.cpu.layout import (
     addresses_of,
@@ -13,13 +13,16 @@ from branchynet.cpu.layout import (
     image_blocks,
     is_channels_last,
     like,
-    run_frames,
     scratch_like,
     takes,
 )
+from branchynet.cpu.team import run_frames
 from branchynet.cpu.threads import run
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from branchynet.cpu.emitter import Function
 
 _MOST_CHANNELS = 512  # the machine code of a pixel is written out for all channels
 
@@ -157,7 +160,7 @@ def local_response_gx(
     return gx
 
 
-def _machine_code(x: np.ndarray, n: int, beta: float) -> Optional[dict[str, Callable]]:
+def _machine_code(x: np.ndarray, n: int, beta: float) -> Optional[dict[str, Function]]:
     """The functions 'y' and 'gx' for images like x; None where there are none: channels first, or without llvmlite."""
     channels = x.shape[1]
     if not is_channels_last(x) or channels % 8 or channels > _MOST_CHANNELS or n // 2 > 8 or beta != 0.75:
@@ -165,7 +168,7 @@ def _machine_code(x: np.ndarray, n: int, beta: float) -> Optional[dict[str, Call
     return _compiled(channels, n)
 
 
-def _run(function: Callable[[int], int], parts: Sequence[slice], arrays: Sequence[np.ndarray], numbers: list) -> None:
+def _run(function: Function, parts: Sequence[slice], arrays: Sequence[np.ndarray], numbers: list) -> None:
     """Calls a function of `_compiled` for parts of the images."""
     rounded, pixels = np.array(numbers, np.float32), arrays[0][0, 0].size
     starts = zip(*(addresses_of(array, parts) for array in arrays))
@@ -179,7 +182,7 @@ def _run(function: Callable[[int], int], parts: Sequence[slice], arrays: Sequenc
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(channels: int, n: int) -> Optional[dict[str, Callable]]:
+def _compiled(channels: int, n: int) -> Optional[dict[str, Function]]:
     """The machine code for images of these channels and beta = 0.75, with NumPy's bits; None without llvmlite.
 
     Each takes the address of a frame of 64-bit numbers: the number of pixels, the address of the factors, as float32,

@@ -12,11 +12,15 @@ import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from ctypes import c_void_p, cast
-from typing import Any, Callable, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
 from branchynet.cpu import onednn
 from branchynet.cpu.onednn import WEIGHTS
-from branchynet.cpu.threads import num_threads, run, scratch_address
+from branchynet.cpu.team import run_frames
+from branchynet.cpu.threads import run, scratch_address, workers
+
+if TYPE_CHECKING:
+    from branchynet.cpu.emitter import Function
 
 
 class Place(NamedTuple):
@@ -71,6 +75,20 @@ class Loop(NamedTuple):
     number: int
 
 
+class _Program(NamedTuple):
+    """What machine code runs for a worker.
+
+    Attributes:
+        numbers: as _machine_code describes them.
+        scratch: the bytes of the scratch memory that it uses, by slot.
+        frames: of the primitives; the numbers have their addresses.
+    """
+
+    numbers: packed.array
+    scratch: dict[int, int]
+    frames: list[onednn.Frame]
+
+
 class Loops:
     """Loops that threads share; any thread may run them.
 
@@ -95,36 +113,36 @@ class Loops:
         """Runs all loops on arrays without gaps; None for those that no loop uses."""
         with onednn.single_threaded():
             packed_weights = [primitive.pack(arrays[k]) for primitive, k in self._weights]
-        addresses = [0 if array is None else array.ctypes.data for array in (*arrays, *packed_weights)]
-        share = self._share(addresses)
-        run(lambda i: share(), min(num_threads(), self._count), around=onednn.single_threaded)
-
-    def _share(self, addresses: Sequence[int]) -> Callable[[], None]:
-        """What every thread calls: it computes blocks until none is left that no other thread has begun."""
-        code = _machine_code()
-        if code is None:
-            remaining = [iter(range(loop.number)) for loop in self._loops]  # next() is atomic
-            return lambda: self._run_in_python(addresses, remaining)
-        counters = packed.array('q', bytes(8 * len(self._loops)))
-        return lambda: self._run_in_code(code, addresses, counters)
+            addresses = [0 if array is None else array.ctypes.data for array in (*arrays, *packed_weights)]
+            code, threads = _machine_code(), workers(self._count)
+            if code is None:
+                remaining = [iter(range(loop.number)) for loop in self._loops]  # next() is atomic
+                run(lambda i: self._run_in_python(addresses, remaining), threads, around=onednn.single_threaded)
+            elif self._count:
+                counters = packed.array('q', bytes(8 * len(self._loops)))
+                fixed = counters.buffer_info()[0], *addresses
+                frames = [self._frame(worker, fixed) for worker in range(threads)]
+                if run_frames(code, frames):
+                    raise RuntimeError('oneDNN: primitive_execute failed')
 
     def _run_in_python(self, addresses: Sequence[int], remaining: Sequence[Iterator[int]]) -> None:
         for (primitive, places, _), left in zip(self._loops, remaining):
             for i in left:
                 primitive({kind: addresses[k] + first + i * step for kind, (k, first, step) in places.items()})
 
-    def _run_in_code(self, code: Callable[[int], int], addresses: Sequence[int], counters: packed.array) -> None:
+    def _frame(self, worker: int, fixed: Sequence[int]) -> list[int]:
+        """What the machine code takes for a worker, one of the threads that compute for the calling thread."""
         try:
-            program, scratch = self._local.program
+            programs = self._local.programs
         except AttributeError:
-            program, scratch = self._local.program = self._make_program()
-        places = (scratch_address(slot, size) for slot, size in scratch.items())
-        numbers = packed.array('q', (program.buffer_info()[0], counters.buffer_info()[0], *addresses, *places))
-        if code(numbers.buffer_info()[0]):
-            raise RuntimeError('oneDNN: primitive_execute failed')
+            programs = self._local.programs = []
+        while len(programs) <= worker:
+            programs.append(self._make_program())
+        program: _Program = programs[worker]
+        places = (scratch_address((worker, slot), size) for slot, size in program.scratch.items())
+        return [program.numbers.buffer_info()[0], *fixed, *places]
 
-    def _make_program(self) -> tuple[packed.array, dict[int, int]]:
-        """What machine code of the calling thread runs, and the bytes of the scratch memory that it uses, by slot."""
+    def _make_program(self) -> _Program:
         frames = [loop.primitive.frame() for loop in self._loops]
         scratch: dict[int, int] = {}
         for slot, size in itertools.chain.from_iterable(frame.scratch for frame in frames):
@@ -134,7 +152,7 @@ class Loops:
         for frame, (_, places, number) in zip(frames, self._loops):
             own = [*(places[kind] for kind in frame.kinds), *(places_of_scratch[slot] for slot, _ in frame.scratch)]
             numbers += [number, frame.address, len(own), *itertools.chain(*own)]
-        return packed.array('q', numbers), scratch
+        return _Program(packed.array('q', numbers), scratch, frames)
 
 
 @functools.cache
@@ -147,7 +165,7 @@ def _functions() -> tuple[int, int]:
 
 
 @functools.cache
-def _machine_code() -> Optional[Callable[[int], int]]:
+def _machine_code() -> Optional[Function]:
     """The loops in machine code; None without llvmlite.
 
     It takes the address of 64-bit numbers: the addresses of the program and of a counter for each loop, then those of
@@ -190,20 +208,11 @@ def _machine_code() -> Optional[Callable[[int], int]]:
 
         def loop(i: Any, entry: Any, failed: Any) -> list[Any]:
             count, frame, arguments = emit.words(entry, 3)
-            places, counter = emit.add(entry, 24), build.inttoptr(emit.at(counters, i, 8), INT.as_pointer())
-            begin, head, body, end = build.block, *(build.append_basic_block() for _ in range(3))
-            build.branch(head)
-            build.position_at_end(head)
-            status = build.phi(INT)
-            status.add_incoming(failed, begin)
-            block = build.atomic_rmw('add', counter, integer(1), 'monotonic')
-            build.cbranch(build.icmp_signed('<', block, count), body, end)
-            build.position_at_end(body)
-            result = build.or_(status, compute(block, frame, places))
-            status.add_incoming(result, build.block)
-            build.branch(head)
-            build.position_at_end(end)
-            return [emit.at(places, arguments, 24), status]
+            places, counter = emit.add(entry, 24), emit.at(counters, i, 8)
+            (failed,) = emit.shared_loop(
+                counter, count, lambda block, status: [build.or_(status, compute(block, frame, places))], [failed]
+            )
+            return [emit.at(places, arguments, 24), failed]
 
         return emit.loop(loops, loop, [emit.add(program, 24), integer(0)])[1]
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import array as packed
 import functools
-from typing import Any, Callable, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from branchynet.cpu.layout import rows_of, takes
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from branchynet.cpu.emitter import Function
 
 _FAR = 2  # standard deviations between zero and a mean, where sums in float32 leave too much out
 _IS_NEAR, _IS_FINITE = 1, 2
@@ -76,7 +79,7 @@ class Moments:
         return takes(running) and running.shape == self.mean.shape and running.flags.carray
 
 
-def _call(code: Callable[[int], int], frame: tuple[int, ...], reals: tuple[float, ...]) -> int:
+def _call(code: Function, frame: tuple[int, ...], reals: tuple[float, ...]) -> int:
     """Calls machine code with a frame of 64-bit numbers, the last of which is the address of float64 numbers."""
     numbers = packed.array('d', reals)
     words = packed.array('q', (*frame, numbers.buffer_info()[0]))
@@ -99,7 +102,7 @@ def _move(moments: Moments, running_mean: Any, running_var: Any, decay: Any, of_
 
 
 @functools.cache
-def _machine_code() -> Optional[dict[str, Callable[[int], int]]]:
+def _machine_code() -> Optional[dict[str, Function]]:
     """`_derive` and `_move` in machine code; None without llvmlite.
 
     Both take the address of a frame of 64-bit numbers: the number of channels, then addresses. Those of derive are of

@@ -20,7 +20,6 @@ from branchynet.cpu.layout import (
     is_channels_last,
     like,
     rows_of,
-    run_primitives,
     scratch_like,
     takes,
 )
@@ -42,7 +41,7 @@ from branchynet.cpu.onednn import (
     create_descriptor,
     describe,
 )
-from branchynet.cpu.threads import equal_blocks
+from branchynet.cpu.threads import equal_blocks, run
 
 import numpy as np
 
@@ -284,7 +283,7 @@ def _measure(x: np.ndarray, moments: Moments, is_rough: bool) -> None:
         rest = np.where(deviation > 0, _sum(y) / counts[i], 0) * deviation
         means[i], variances[i] = mean + rest, np.maximum(variance - rest**2, 0)
 
-    run_primitives(task, len(parts))
+    run(task, len(parts), around=onednn.single_threaded)
     mean = (means * counts).sum(axis=0) / counts.sum()
     variance = ((variances + (means - mean) ** 2) * counts).sum(axis=0) / counts.sum()
     moments.mean[:], moments.variance[:] = mean, variance

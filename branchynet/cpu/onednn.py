@@ -39,7 +39,6 @@ _QUERIES = {
 }
 _IMPLEMENTATION = 8  # a query
 _MAX_DIMS = 12
-_FLOAT_SIZE = 4  # bytes
 
 
 class _Argument(ctypes.Structure):
@@ -96,9 +95,14 @@ class _Library:
     def stream(self) -> c_void_p:
         """The calling thread's stream."""
         if not hasattr(self.local, 'stream'):
-            self.local.stream = _null('stream')
-            self.call('stream_create', byref(self.local.stream), self.engine, 1)
+            self.local.stream = self.new_stream()
         return self.local.stream
+
+    def new_stream(self) -> c_void_p:
+        """A stream, by which one thread at a time runs primitives."""
+        stream = _null('stream')
+        self.call('stream_create', byref(stream), self.engine, 1)
+        return stream
 
 
 class _Handle(c_void_p):
@@ -148,6 +152,12 @@ _loading = threading.Lock()
 @functools.cache
 def _load() -> _Library:
     return _Library()
+
+
+@functools.cache
+def is_available() -> bool:
+    """Whether the library is installed, and loads."""
+    return version() is not None
 
 
 def version() -> Optional[dict[str, str]]:
@@ -261,7 +271,7 @@ real, flags = c_float, c_uint
 
 
 class Frame:
-    """The calls of a primitive for a block, for machine code of the thread whose memory objects they use.
+    """The calls of a primitive for a block, for machine code; one thread at a time runs them.
 
     Args:
         kinds: the arguments that the caller places.
@@ -269,13 +279,16 @@ class Frame:
         numbers: how many calls; for each, the addresses of the primitive and of the stream, the number of arguments,
             the address of their list, how many of them have a place, and for each of those, the address of its memory
             object and the number of its place.
+        used: the objects that the numbers name.
 
     Attributes:
         address: where the numbers lie.
     """
 
-    def __init__(self, kinds: Sequence[int], scratch: Sequence[tuple[int, int]], numbers: packed.array) -> None:
-        self.kinds, self.scratch, self._numbers = kinds, scratch, numbers
+    def __init__(
+        self, kinds: Sequence[int], scratch: Sequence[tuple[int, int]], numbers: packed.array, used: object
+    ) -> None:
+        self.kinds, self.scratch, self._numbers, self._used = kinds, scratch, numbers, used
         self.address = numbers.buffer_info()[0]
 
 
@@ -352,14 +365,7 @@ class Primitive:
             raise RuntimeError('oneDNN: primitive_execute failed')
 
     def frame(self) -> Frame:
-        """What machine code of the calling thread needs to make the calls of ``__call__``, block after block."""
-        try:
-            return self._local.frame
-        except AttributeError:
-            self._local.frame = self._make_frame()
-            return self._local.frame
-
-    def _make_frame(self) -> Frame:
+        """What machine code needs to make the calls of ``__call__``, block after block."""
         kinds = tuple(self.sizes)
         places = {kind: i for i, kind in enumerate(kinds)}
         inner, before, after = dict(places), [], []
@@ -375,18 +381,16 @@ class Primitive:
             if primitive._scratchpad:
                 own[_SCRATCHPAD] = len(kinds) + len(scratch)
         scratch.append((_SCRATCHPAD, max(primitive._scratchpad for primitive, _ in calls)))
-        numbers = [len(calls)]
+        stream = self._library.new_stream()
+        numbers: list[Any] = [len(calls)]
+        used: list[object] = [stream]
         for primitive, own in calls:
-            numbers += primitive._call_in_numbers(own)
-        return Frame(kinds, scratch, packed.array('q', numbers))
-
-    def _call_in_numbers(self, places: Mapping[int, int]) -> list[int]:
-        memories, arguments = self._own_arguments()
-        stream = self._library.stream()
-        numbers: list[Any] = [self._handle.value, stream.value, len(memories), ctypes.addressof(arguments), len(places)]
-        for kind, place in places.items():
-            numbers += memories[kind].value, place
-        return numbers
+            memories, arguments = primitive._make_arguments({})
+            numbers += primitive._handle.value, stream.value, len(memories), ctypes.addressof(arguments), len(own)
+            for kind, place in own.items():
+                numbers += memories[kind].value, place
+            used += primitive, memories, arguments
+        return Frame(kinds, scratch, packed.array('q', numbers), used)
 
     def _own_arguments(self) -> tuple[dict[int, c_void_p], Array]:
         """The calling thread's memory object of every argument, and the array that oneDNN takes."""
@@ -406,8 +410,7 @@ class Primitive:
         if self._scratchpad:
             addresses[_SCRATCHPAD] = memory.ctypes.data
         memories, arguments = self._make_arguments(addresses)
-        stream = _null('stream')
-        self._library.call('stream_create', byref(stream), self._library.engine, 1)
+        stream = self._library.new_stream()
         execute = functools.partial(self._library.execute, self._handle, stream, len(arguments), arguments)
         execute.keeps = self, memory, memories  # type: ignore[attr-defined]
         return execute
@@ -438,47 +441,3 @@ class Reorder(Primitive):
             'reorder_primitive_desc_create', byref(descriptor), source, engine, target, engine, library().attribute
         )
         super().__init__(descriptor, {SRC: None, DST: None})
-
-
-def product_of_rows(
-    a: np.ndarray, b: np.ndarray, out: np.ndarray, transpose_b: bool = False
-) -> Callable[[slice], None]:
-    """A matrix product that is computed in blocks of rows, each in the thread that calls.
-
-    Args:
-        a: (M, K), float32 and C-contiguous as all three. The caller keeps the arrays.
-        b: (K, N), or (N, K) if ``transpose_b``.
-        out: (M, N), where the product a b goes.
-        transpose_b: whether b lies transposed.
-
-    Returns:
-        A function of a slice, which computes those rows of ``out``.
-    """
-    n, k = out.shape[1], a.shape[1]
-    form, b_row = (b'T', k) if transpose_b else (b'N', n)
-    sgemm, a_address, b_address, out_address = library().sgemm, a.ctypes.data, b.ctypes.data, out.ctypes.data
-    a_step, out_step = _FLOAT_SIZE * k, _FLOAT_SIZE * n
-
-    def compute(rows: slice) -> None:
-        start = rows.start
-        a_block, out_block = a_address + start * a_step, out_address + start * out_step
-        _check(sgemm(b'N', form, rows.stop - start, n, k, 1, a_block, k, b_address, b_row, 0, out_block, n))
-
-    return compute
-
-
-def product_of_columns(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> Callable[[slice], None]:
-    """As product_of_rows, for out (M, N) = a' b with a (K, M) and b (K, N), in blocks of columns of ``out``."""
-    (k, m), n = a.shape, out.shape[1]
-    sgemm, a_address, b_address, out_address = library().sgemm, a.ctypes.data, b.ctypes.data, out.ctypes.data
-
-    def compute(columns: slice) -> None:
-        start, count = columns.start * _FLOAT_SIZE, columns.stop - columns.start
-        _check(sgemm(b'T', b'N', m, count, k, 1, a_address, m, b_address + start, n, 0, out_address + start, n))
-
-    return compute
-
-
-def _check(status: int) -> None:
-    if status:
-        raise RuntimeError(f'oneDNN: sgemm ended with status {status}')

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from ctypes import c_void_p
 from typing import Any, Callable, NamedTuple, Optional
 
-from branchynet.cpu import memory, onednn
-from branchynet.cpu.layout import (
-    addresses_of,
-    cached,
-    channels_last,
-    dense,
-    form_of,
-    geometry_of,
-    image_blocks,
-    is_channels_last,
-    run_primitives,
-    takes,
-)
+from branchynet.cpu import memory, onednn, threads
+from branchynet.cpu.elementwise import are_ordinary
+from branchynet.cpu.layout import cached, channels_last, dense, form_of, geometry_of, is_channels_last, takes
+from branchynet.cpu.loops import Blocks, Loop, Loops, Place, grouped
 from branchynet.cpu.onednn import DIFF_DST, DIFF_SRC, DST, SRC, WORKSPACE, create_descriptor, describe, integers
 
 import numpy as np
 from chainer.utils.conv import get_conv_outsize
 
-_LOWEST = np.finfo(np.float32).min
 _LARGEST_WINDOW = 255  # of a maximum pooling: its indexes are uint8
 _FEWEST_CHANNELS = 5  # oneDNN fills a vector with channels; stock Chainer is faster below (benchmarks/shapes.py)
 
@@ -52,10 +44,6 @@ class Windows(NamedTuple):
         return min(y_shape) > 0 and all(
             0 <= p < k and (n - 1) * s - p < size for size, n, k, s, p in zip(x_shape[2:], y_shape[2:], *self)
         )
-
-    def are_padded(self, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> bool:
-        """Whether any window reaches beyond the image."""
-        return any(p or (n - 1) * s + k - p > size for size, n, k, s, p in zip(x_shape[2:], y_shape[2:], *self))
 
 
 class MaxPooling:
@@ -174,6 +162,42 @@ def _pooling(
 
 
 @cached
+def _loops_of_y(
+    algorithm: int, x_shape: tuple[int, ...], form: int, y_shape: tuple[int, ...], windows: Windows
+) -> Loops:
+    """Loops that run on x, y, and the indexes of maxima, in this order."""
+    loops = []
+    for blocks, places in _blocks(algorithm, x_shape, y_shape, (SRC, DST)):
+        size = blocks.size
+        forward, _ = _pooling(algorithm, (size, *x_shape[1:]), form, (size, *y_shape[1:]), form, windows)
+        loops.append(Loop(forward, places, blocks.number))
+    return Loops(loops, arrays=3)
+
+
+@cached
+def _loops_of_gx(
+    algorithm: int, x_shape: tuple[int, ...], form: int, y_shape: tuple[int, ...], y_form: int, windows: Windows
+) -> Loops:
+    """Loops that run on gx, gy, and the indexes of maxima, in this order; y_form: of gy, all else is in ``form``."""
+    loops = []
+    for blocks, places in _blocks(algorithm, x_shape, y_shape, (DIFF_SRC, DIFF_DST)):
+        size = blocks.size
+        _, backward = _pooling(algorithm, (size, *x_shape[1:]), form, (size, *y_shape[1:]), y_form, windows)
+        loops.append(Loop(backward, places, blocks.number))
+    return Loops(loops, arrays=3)
+
+
+def _blocks(
+    algorithm: int, x_shape: tuple[int, ...], y_shape: tuple[int, ...], kinds: tuple[int, int]
+) -> Iterator[tuple[Blocks, dict[int, Place]]]:
+    """Blocks of images that fit the cache, and where they lie; the kinds are of the arguments like x and y."""
+    x, y = (4 * math.prod(shape[1:]) for shape in (x_shape, y_shape))
+    for blocks in grouped(threads.blocks(x_shape[0], x + y)):
+        indexes = {WORKSPACE: blocks.of(2, y // 4)} if algorithm == onednn.POOLING_MAX else {}
+        yield blocks, {kinds[0]: blocks.of(0, x), kinds[1]: blocks.of(1, y), **indexes}
+
+
+@cached
 def _is_slow(algorithm: int, x_shape: tuple[int, ...], form: int, y_shape: tuple[int, ...], windows: Windows) -> bool:
     """Whether stock Chainer is faster: oneDNN would use no vectors, or leave most of them empty."""
     descriptor = _descriptor_of_y(algorithm, x_shape, form, y_shape, windows)
@@ -191,29 +215,12 @@ def max_pooling(x: np.ndarray, y_shape: tuple[int, ...], windows: Windows) -> tu
 
     Returns:
         y, and uint8 of y's shape: where in its window each maximum is, row by row. The latter is None where x has
-        infinities or NaN, which are not for oneDNN, or where the maximum of a window that reaches into the padding may
-        be the lowest number, which oneDNN takes the padding for.
+        NaN, which oneDNN passes over, infinities, or the lowest finite number, which oneDNN takes the padding for.
     """
     y = _pooled(x, y_shape)
     indexes = np.empty_like(y, np.uint8)
-    parts = image_blocks(x, y)
-    ordinary = [True] * len(parts)
-    are_padded = windows.are_padded(x.shape, y_shape)
-    xs, ys, workspaces = (addresses_of(array, parts) for array in (x, y, indexes))
-
-    def task(i: int) -> None:
-        part = parts[i]
-        # oneDNN passes over NaN, and its maximum of nothing is the lowest number instead of -inf. Any of them
-        # makes the sum NaN or infinite (so do numbers near the largest, at no cost but time).
-        with np.errstate(over='ignore', invalid='ignore'):
-            ordinary[i] = bool(np.isfinite(x[part].sum()))
-        forward, _ = _pooling_of(onednn.POOLING_MAX, x[part], y[part], windows)
-        forward({SRC: xs[i], DST: ys[i], WORKSPACE: workspaces[i]})
-        if are_padded and y[part].min() <= _LOWEST:
-            ordinary[i] = False
-
-    run_primitives(task, len(parts))
-    return y, indexes if all(ordinary) else None
+    _loops_of_y(onednn.POOLING_MAX, x.shape, form_of(x), y_shape, windows).run(x, y, indexes)
+    return y, indexes if are_ordinary(x) else None
 
 
 def max_pooling_gx(gy: np.ndarray, indexes: np.ndarray, windows: Windows, x_shape: tuple[int, ...]) -> np.ndarray:
@@ -233,14 +240,7 @@ def average_pooling(x: np.ndarray, y_shape: tuple[int, ...], windows: Windows) -
         y: the mean of every window, in which padding counts as zeros.
     """
     y = _pooled(x, y_shape)
-    parts = image_blocks(x, y)
-    xs, ys = addresses_of(x, parts), addresses_of(y, parts)
-
-    def task(i: int) -> None:
-        forward, _ = _pooling_of(onednn.POOLING_AVERAGE_INCLUDE_PADDING, x[parts[i]], y[parts[i]], windows)
-        forward({SRC: xs[i], DST: ys[i]})
-
-    run_primitives(task, len(parts))
+    _loops_of_y(onednn.POOLING_AVERAGE_INCLUDE_PADDING, x.shape, form_of(x), y_shape, windows).run(x, y, None)
     return y
 
 
@@ -253,22 +253,8 @@ def _pooling_gx(
     algorithm: int, gy: np.ndarray, gx: np.ndarray, windows: Windows, indexes: Optional[np.ndarray]
 ) -> np.ndarray:
     """Fills gx and returns it; the indexes, if any, are in its memory order."""
-    parts = image_blocks(gx, gy)
-    arrays = {DIFF_SRC: gx, DIFF_DST: gy, **({} if indexes is None else {WORKSPACE: indexes})}
-    addresses = {kind: addresses_of(array, parts) for kind, array in arrays.items()}
-
-    def task(i: int) -> None:
-        _, backward = _pooling_of(algorithm, gx[parts[i]], gy[parts[i]], windows)
-        backward({kind: starts[i] for kind, starts in addresses.items()})
-
-    run_primitives(task, len(parts))
+    _loops_of_gx(algorithm, gx.shape, form_of(gx), gy.shape, form_of(gy), windows).run(gx, gy, indexes)
     return gx
-
-
-def _pooling_of(
-    algorithm: int, x: np.ndarray, y: np.ndarray, windows: Windows
-) -> tuple[onednn.Primitive, onednn.Primitive]:
-    return _pooling(algorithm, x.shape, form_of(x), y.shape, form_of(y), windows)
 
 
 def _pooled(x: np.ndarray, y_shape: tuple[int, ...]) -> np.ndarray:

@@ -50,6 +50,11 @@ def _checked(count: int | str) -> int:
     return int(count)
 
 
+def workers(count: int) -> int:
+    """How many threads share ``count`` tasks; a thread that works on one of others does all by itself."""
+    return 1 if count <= 1 or getattr(_local, 'works', False) else min(num_threads(), count)
+
+
 def run(
     task: Callable[[int], object],
     count: int,
@@ -65,8 +70,8 @@ def run(
     Raises:
         BaseException: what the first task to fail raised, once no thread works on any task.
     """
-    workers = min(num_threads(), count) if count > 1 else 1
-    if workers <= 1 or getattr(_local, 'works', False):
+    share = workers(count)
+    if share <= 1:
         with around():
             for i in range(count):
                 task(i)
@@ -75,7 +80,7 @@ def run(
     futures: list[Future] = []
     try:
         try:
-            for _ in range(workers - 1):
+            for _ in range(share - 1):
                 futures.append(_get_pool().submit(_work, task, remaining, around))
         except RuntimeError:  # the pool was closed meanwhile, by set_num_threads or by Python, which ends
             pass

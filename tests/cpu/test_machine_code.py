@@ -13,6 +13,7 @@ from branchynet.cpu import (
     normalization,
     onednn,
     tape,
+    team,
     threads,
 )
 from branchynet.links.links import FL
@@ -148,23 +149,24 @@ def test_threads_compute_every_block_once(count, has_code, monkeypatch):
     primitive = onednn.Primitive(descriptor, {onednn.SRC: None, onednn.DST: None})
     blocks = loops.Blocks(0, 1, count)
     loop = loops.Loop(primitive, {onednn.SRC: blocks.of(0, 24), onednn.DST: blocks.of(1, 24)}, count)
-    share = loops.Loops([loop], arrays=2)._share([x.ctypes.data, y.ctypes.data])
+    made, computed = loops.Loops([loop], arrays=2), np.empty_like(y)
+    monkeypatch.setattr(threads, '_count', 4)
+    for _ in range(20):
+        y[:] = -1
+        made.run(x, y)
+        assert np.array_equal(x, y)
     barrier = threading.Barrier(4)
 
     def work():
         barrier.wait()
-        with onednn.single_threaded():
-            share()
+        made.run(x, computed)
 
     workers = [threading.Thread(target=work) for _ in range(4)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    assert np.array_equal(x, y)
-    y[:] = -1
-    share()  # nothing is left
-    assert (y == -1).all()
+    assert np.array_equal(x, computed)
 
 
 def test_loops_that_share_scratch_memory_ask_once_for_the_largest(monkeypatch):
@@ -176,7 +178,7 @@ def test_loops_that_share_scratch_memory_ask_once_for_the_largest(monkeypatch):
         return threads.scratch_address(slot, size)
 
     monkeypatch.setattr(loops, 'scratch_address', scratch_address)
-    monkeypatch.setattr(loops, 'num_threads', lambda: 1)
+    monkeypatch.setattr(threads, '_count', 1)
     places, made = {onednn.SRC: loops.Place(0), onednn.WEIGHTS: loops.Place(1), onednn.BIAS: loops.Place(2)}, []
     for images in (1, 30, 2):  # reordered on the way in: a small batch, a large one, a small one
         geometry = convolution.Geometry((images, 8, 9, 9), (8, 8, 3, 3), (images, 8, 9, 9), (1, 1), (1, 1))
@@ -186,7 +188,7 @@ def test_loops_that_share_scratch_memory_ask_once_for_the_largest(monkeypatch):
     loops.Loops(made, arrays=4).run(x, w, np.ones(8, np.float32), np.empty((30, 9, 9, 8), np.float32))
     sizes = {slot: {size for other, size in asked if other == slot} for slot, _ in asked}
     assert len(asked) == len(sizes)
-    assert sizes[onednn.SRC] == {x.nbytes}
+    assert sizes[0, onednn.SRC] == {x.nbytes}
 
 
 @given(st.integers(1, 300), st.integers(1, 40))
@@ -203,12 +205,12 @@ def test_a_convolution_while_another_one_waits_does_not_change_its_weights(monke
     x, w, b, _ = arrays
     expected = convolution.convolution(x, w, b, geometry)
 
-    def run(*arguments, **keywords):  # as a signal's handler would
-        monkeypatch.setattr(loops, 'run', threads.run)
+    def run_frames(*arguments):  # as a signal's handler would
+        monkeypatch.setattr(loops, 'run_frames', team.run_frames)
         convolution.convolution(x, np.zeros_like(w), b, geometry)
-        threads.run(*arguments, **keywords)
+        return team.run_frames(*arguments)
 
-    monkeypatch.setattr(loops, 'run', run)
+    monkeypatch.setattr(loops, 'run_frames', run_frames)
     assert np.array_equal(convolution.convolution(x, w, b, geometry), expected)
 
 

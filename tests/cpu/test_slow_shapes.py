@@ -6,7 +6,7 @@ import sys
 
 import branchynet  # noqa: F401  (before chainer)
 from branchynet import cpu
-from branchynet.cpu import convolution, linear, onednn
+from branchynet.cpu import convolution, linear
 from networks import alex_cifar10, lenet_mnist, resnet_cifar10
 
 import chainer
@@ -129,7 +129,7 @@ def test_thin_products_are_stock(monkeypatch, inputs, outputs):
 
     arrays = array(30, inputs), array(outputs, inputs, seed=1), array(outputs, seed=2)
     check(layer, *arrays)
-    monkeypatch.setattr(onednn, 'product_of_rows', fail)
+    monkeypatch.setattr(linear, 'product_of_rows', fail)
     gradients(set(), layer, *arrays)
     with pytest.raises(AssertionError, match='product_of_rows'):
         gradients(set(), layer, array(30, 10), array(10, 10), array(10))
@@ -155,7 +155,8 @@ def test_large_blocks_of_rows_have_the_bits_of_small_ones(isa):
     """The published networks' layers, in batches of their trainings: their bits are those of blocks of 64 rows."""
     program = """if True:
         import branchynet, numpy as np
-        from branchynet.cpu import convolution, linear, onednn
+        from branchynet.cpu import linear
+        from branchynet.cpu.products import product_of_rows
         from branchynet.cpu.threads import blocks
 
         large = 0
@@ -165,13 +166,9 @@ def test_large_blocks_of_rows_have_the_bits_of_small_ones(isa):
                     np.random.rand(*shape).astype('f')
                     for shape in ((rows, inputs), (outputs, inputs), (rows, outputs))
                 )
-                for y, a, b, transposed in (
-                    (linear.linear(x, w, None), x, w, True), (linear.linear_gx(w, gy), gy, w, False)
-                ):
+                for y, a, b in (linear.linear(x, w, None), x, w.T), (linear.linear_gx(w, gy), gy, w):
                     small = np.empty_like(y)
-                    with onednn.single_threaded():
-                        for part in blocks(rows, 1, 64):
-                            onednn.product_of_rows(a, b, small, transposed)(part)
+                    product_of_rows(a, b, small, blocks(rows, 1, 64))
                     assert np.array_equal(y, small), (rows, inputs, outputs)
                 large += linear._blocks_of_rows(rows, inputs, outputs) != blocks(rows, 1, 64)
         assert large

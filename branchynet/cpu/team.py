@@ -1,0 +1,288 @@
+"""Calls of machine code that threads share, without Python between them.
+
+Python's own threads begin a task a tenth of a millisecond after it is given, which is as long as many a kernel takes.
+Here a team of threads stays in machine code. A member that has nothing to do looks for work a while, then sleeps. Who
+gives work does it too, and waits for no member that has not begun, as when another program has its core.
+"""
+
+from __future__ import annotations
+
+import array as packed
+import contextlib
+import ctypes
+import functools
+import itertools
+import os
+import platform
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from branchynet.cpu import onednn
+from branchynet.cpu.threads import num_threads, run, workers
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from branchynet.cpu.emitter import Function
+
+# What a member's first number says, where it is not the address of the order that it is to begin.
+_IDLE, _BUSY, _ASLEEP = 0, 1, -1
+_SEMAPHORE = 64  # bytes from the first number to the semaphore, on a cache line of its own
+_BYTES_OF_MEMBER = 192
+_LOOKS = 1 << 13  # at its first number, before a member sleeps
+_WAITS = 1 << 10  # looks at who is still busy, before the core goes to another thread
+# The numbers of an order.
+_FUNCTION, _FIRST, _STEP, _COUNT, _TAKEN, _RESULTS, _FINISHED, _MEMBERS = range(8)
+
+
+def run_frames(function: Function, frames: Sequence[Sequence[int]]) -> int:
+    """Calls a function with the address of every frame, shared among the threads.
+
+    Args:
+        function: Called once for each frame.
+        frames: 64-bit numbers, as many in each.
+
+    Returns:
+        All results, or-ed.
+    """
+    if workers(len(frames)) <= 1:
+        return call_frames(function, frames)
+    if not _has_semaphores():
+        order = _Order(function, frames)
+        run(lambda i: order.share(), num_threads(), around=_context_of_thread)
+        return order.results
+    order = _Order(function, frames, _members(num_threads() - 1))
+    order.lead()
+    return order.results
+
+
+def call_frames(function: Function, frames: Sequence[Sequence[int]]) -> int:
+    """As run_frames, by the calling thread alone: for little work."""
+    order = _Order(function, frames)
+    order.share()
+    return order.results
+
+
+class _Order:
+    """Frames for a function, and the members who may help."""
+
+    def __init__(self, function: Function, frames: Sequence[Sequence[int]], members: Sequence[_Member] = ()) -> None:
+        self._frames = packed.array('q', itertools.chain.from_iterable(frames))
+        first, step = self._frames.buffer_info()[0], 8 * len(frames[0])
+        helpers = [member.address for member in members]
+        self._numbers = packed.array('q', (function.address, first, step, len(frames), 0, 0, 0, len(helpers), *helpers))
+
+    def share(self) -> None:
+        """Calls the function with every frame that nobody else has taken."""
+        _codes()['share'](self._numbers.buffer_info()[0])
+
+    def lead(self) -> None:
+        """``share`` together with those members who have nothing to do; returns when all is done."""
+        _codes()['lead'](self._numbers.buffer_info()[0])
+
+    @property
+    def results(self) -> int:
+        """What the calls returned, or-ed."""
+        return self._numbers[_RESULTS]
+
+
+class _Member(threading.Thread):
+    """A thread of the team; it ends with the program.
+
+    Attributes:
+        address: of its numbers.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name='branchynet', daemon=True)
+        self._memory = np.zeros(_BYTES_OF_MEMBER, np.uint8)
+        self.address: int = self._memory.ctypes.data + -self._memory.ctypes.data % 64
+        _libc().sem_init(ctypes.c_void_p(self.address + _SEMAPHORE), 0, 0)
+
+    def run(self) -> None:
+        """Serves."""
+        with _context_of_thread():
+            _codes()['serve'](self.address)
+
+
+_team: list[_Member] = []
+_lock = threading.Lock()
+
+
+def _members(count: int) -> list[_Member]:
+    """So many members, or fewer where the system or Python, which ends, starts no more."""
+    if len(_team) < count:
+        with _lock, contextlib.suppress(RuntimeError):
+            while len(_team) < count:
+                member = _Member()
+                member.start()
+                _team.append(member)
+    return _team[:count]
+
+
+def _after_fork() -> None:
+    # A forked child has none of its parent's threads.
+    global _team, _lock
+    _team, _lock = [], threading.Lock()
+
+
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _context_of_thread() -> contextlib.AbstractContextManager:
+    return onednn.single_threaded() if onednn.is_available() else contextlib.nullcontext()
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
+@functools.cache
+def _has_semaphores() -> bool:
+    """Whether the C library has POSIX's semaphores without names."""
+    try:
+        return _libc().sem_init((ctypes.c_int64 * 16)(), 0, 0) == 0
+    except (AttributeError, OSError, TypeError):
+        return False
+
+
+@functools.cache
+def _codes() -> dict[str, Function]:
+    """What threads do, in machine code.
+
+    'share' and 'lead' take the address of an order: the address of the function, that of the first frame, the bytes
+    from frame to frame, how many frames there are and how many are taken, the results, how many members have finished,
+    how many may help, and their addresses. 'serve' takes the address of a member's numbers, and does not return.
+    """
+    from branchynet.cpu.emitter import INDEX, INT, Code, Emitter, integer, ir
+
+    emit = Emitter()
+
+    def pointer(address: Any) -> Any:
+        return emit.builder.inttoptr(address, INT.as_pointer())
+
+    def look(address: Any) -> Any:
+        """The number at an address, which other threads change."""
+        return emit.builder.load_atomic(pointer(address), 'acquire', 8)
+
+    def change(address: Any, before: Any, after: Any) -> Any:
+        """Whether the number at an address was ``before``; if so, it is ``after`` now."""
+        change = emit.builder.cmpxchg(pointer(address), before, after, 'seq_cst', 'seq_cst')
+        return emit.builder.extract_value(change, 1)
+
+    def pause() -> None:
+        if platform.machine() in ('x86_64', 'AMD64'):
+            emit.builder.call(emit.external('llvm.x86.sse2.pause', ir.VoidType(), []), [])
+
+    def share(order: Any) -> None:
+        build = emit.builder
+        function, first, step, count = emit.words(order, 4)
+        function = build.inttoptr(function, ir.FunctionType(INT, [INT]).as_pointer())
+
+        def call(i: Any) -> None:
+            result = build.call(function, [build.add(first, build.mul(i, step))])
+            build.atomic_rmw('or', pointer(emit.add(order, 8 * _RESULTS)), result, 'monotonic')
+
+        emit.shared_loop(emit.add(order, 8 * _TAKEN), count, call)
+
+    shared = emit.function('share', 1, share, name='share')
+
+    def lead(order: Any) -> None:
+        build = emit.builder
+        count = emit.load(emit.add(order, 8 * _MEMBERS), INT)
+        helpers = emit.add(order, 8 * (_MEMBERS + 1))
+
+        def ask(i: Any) -> None:
+            """Gives the order to a member; one who is busy is none of the helpers."""
+            place = emit.at(helpers, i, 8)
+            member = emit.load(place, INT)
+            is_idle = change(member, integer(_IDLE), order)
+            with build.if_then(build.not_(is_idle)):
+                was_asleep = change(member, integer(_ASLEEP), order)
+                with build.if_else(was_asleep) as (is_asleep, is_busy):
+                    with is_asleep:
+                        wake = emit.external('sem_post', INDEX, [INT])
+                        build.call(wake, [emit.add(member, _SEMAPHORE)])
+                    with is_busy:
+                        emit.store(integer(0), place)
+
+        def take_back(i: Any, begun: Any) -> list[Any]:
+            """Takes the order from a member who has not begun."""
+            member = emit.load(emit.at(helpers, i, 8), INT)
+            before = build.block
+            with build.if_then(build.icmp_signed('!=', member, integer(0))):
+                has_begun = build.not_(change(member, order, integer(_IDLE)))
+                more = build.add(begun, build.zext(has_begun, INT))
+                inside = build.block
+            total = build.phi(INT)
+            total.add_incoming(begun, before)
+            total.add_incoming(more, inside)
+            return [total]
+
+        with build.if_then(build.icmp_signed('>', count, integer(0))):
+            emit.loop(count, ask)
+            build.call(shared, [order])
+            (begun,) = emit.loop(count, take_back, [integer(0)])
+            wait(emit.add(order, 8 * _FINISHED), begun)
+            build.ret(integer(0))
+        build.call(shared, [order])
+
+    def wait(address: Any, number: Any) -> None:
+        """Returns when another number at an address is as great."""
+        build = emit.builder
+        before, head, body, behind = build.block, *(build.append_basic_block() for _ in range(3))
+        build.branch(head)
+        build.position_at_end(head)
+        i = build.phi(INT)
+        build.cbranch(build.icmp_signed('<', look(address), number), body, behind)
+        build.position_at_end(body)
+        pause()
+        with build.if_then(build.icmp_signed('==', build.and_(i, integer(_WAITS - 1)), integer(_WAITS - 1))):
+            build.call(emit.external('sched_yield', INDEX, []), [])
+        i.add_incoming(integer(0), before)
+        i.add_incoming(build.add(i, integer(1)), build.block)
+        build.branch(head)
+        build.position_at_end(behind)
+
+    def serve(member: Any) -> None:
+        build = emit.builder
+        before, head, ready, begin, idle, sleep = (
+            build.block,
+            *(build.append_basic_block(name) for name in ('head', 'ready', 'begin', 'idle', 'sleep')),
+        )
+        build.branch(head)
+        build.position_at_end(head)
+        looks = build.phi(INT)
+        looks.add_incoming(integer(0), before)
+        order = look(member)
+        build.cbranch(build.icmp_signed('>', order, integer(_BUSY)), ready, idle)
+
+        build.position_at_end(ready)
+        looks.add_incoming(integer(0), ready)
+        build.cbranch(change(member, order, integer(_BUSY)), begin, head)
+
+        build.position_at_end(begin)
+        build.call(shared, [order])
+        build.atomic_rmw('add', pointer(emit.add(order, 8 * _FINISHED)), integer(1), 'seq_cst')
+        build.store_atomic(integer(_IDLE), pointer(member), 'release', 8)
+        looks.add_incoming(integer(0), build.block)
+        build.branch(head)
+
+        build.position_at_end(idle)
+        pause()
+        looks.add_incoming(build.add(looks, integer(1)), idle)
+        build.cbranch(build.icmp_signed('<', looks, integer(_LOOKS)), head, sleep)
+
+        build.position_at_end(sleep)
+        with build.if_then(change(member, integer(_IDLE), integer(_ASLEEP))):
+            build.call(emit.external('sem_wait', INDEX, [INT]), [emit.add(member, _SEMAPHORE)])
+        looks.add_incoming(integer(0), build.block)
+        build.branch(head)
+
+    for function in (lead, serve):
+        emit.function(function.__name__, 1, function, name=function.__name__)
+    code = Code(emit.module())
+    return {name: code.call(name) for name in ('share', 'lead', 'serve')}

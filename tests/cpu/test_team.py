@@ -1,0 +1,182 @@
+"""Machine code that threads share: every call is made once, whoever is busy, asleep or gone."""
+
+import os
+import threading
+import time
+import warnings
+
+from branchynet.cpu import team, threads
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip('llvmlite')
+
+
+@pytest.fixture(autouse=True)
+def count_put_back():
+    yield
+    threads.set_num_threads(None)
+
+
+@pytest.fixture(scope='module')
+def functions():
+    """'count' adds 1 to the number at an address and returns a second one; 'wait' returns when the number is not 0."""
+    from branchynet.cpu.emitter import INT, Code, Emitter, integer
+
+    emit = Emitter()
+
+    def pointer(frame):
+        (address,) = emit.words(frame, 1)
+        return emit.builder.inttoptr(address, INT.as_pointer())
+
+    def count(frame):
+        emit.builder.atomic_rmw('add', pointer(frame), integer(1), 'monotonic')
+        return emit.words(frame, 2)[1]
+
+    def wait(frame):
+        number, head = pointer(frame), emit.builder.append_basic_block()
+        emit.builder.branch(head)
+        emit.builder.position_at_end(head)
+        is_zero = emit.builder.icmp_signed('==', emit.builder.load_atomic(number, 'acquire', 8), integer(0))
+        behind = emit.builder.append_basic_block()
+        emit.builder.cbranch(is_zero, head, behind)
+        emit.builder.position_at_end(behind)
+
+    for function in (count, wait):
+        emit.function(function.__name__, 1, function, name=function.__name__)
+    code = Code(emit.module())
+    return {name: code.call(name) for name in ('count', 'wait')}
+
+
+def check_all_are_counted(function, calls, results=None):
+    numbers = np.zeros(calls, np.int64)
+    results = [0] * calls if results is None else results
+    found = team.run_frames(function, [(numbers.ctypes.data + 8 * i, results[i]) for i in range(calls)])
+    assert (numbers == 1).all()
+    assert found == np.bitwise_or.reduce(results)
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.integers(1, 9), st.lists(st.integers(0, 2**62), min_size=1, max_size=200))
+def test_every_frame_is_taken_once_and_the_results_are_combined(functions, count, results):
+    threads.set_num_threads(count)
+    check_all_are_counted(functions['count'], len(results), results)
+
+
+@pytest.mark.parametrize('pause', [0, 1e-5, 1e-4, 1e-3, 1e-2])
+def test_members_who_sleep_are_woken_and_those_who_fall_asleep_lose_nothing(functions, pause):
+    threads.set_num_threads(4)
+    for _ in range(300 if pause < 1e-3 else 30):
+        check_all_are_counted(functions['count'], 8)
+        time.sleep(pause)
+
+
+def test_the_work_is_shared(functions):
+    """Each of two frames waits for what the other's end would allow, if one thread took both."""
+    threads.set_num_threads(2)
+    flag = np.zeros(1, np.int64)
+    address = flag.ctypes.data
+    done = threading.Thread(target=team.run_frames, args=(functions['wait'], [(address, 0)] * 2))
+    done.start()
+    time.sleep(0.05)
+    assert done.is_alive()
+    member = team._team[0]
+    assert np.frombuffer(member._memory, np.int64)[(member.address - member._memory.ctypes.data) // 8] == team._BUSY
+    flag[0] = 1
+    done.join(10)
+    assert not done.is_alive()
+
+
+def test_nobody_waits_for_a_member_who_is_busy(functions):
+    threads.set_num_threads(3)
+    flag = np.zeros(1, np.int64)
+    others = threading.Thread(target=team.run_frames, args=(functions['wait'], [(flag.ctypes.data, 0)] * 3))
+    others.start()
+    time.sleep(0.05)
+    for _ in range(100):
+        check_all_are_counted(functions['count'], 10)
+    assert others.is_alive()
+    flag[0] = 1
+    others.join(10)
+    assert not others.is_alive()
+    check_all_are_counted(functions['count'], 10)
+
+
+def test_a_member_who_has_not_begun_gives_its_order_back(functions, monkeypatch):
+    """A member whose thread never runs, as when the system gives it no core."""
+
+    class Absent(team._Member):
+        def start(self):
+            pass
+
+    monkeypatch.setattr(team, '_team', [])
+    monkeypatch.setattr(team, '_Member', Absent)
+    threads.set_num_threads(4)
+    for _ in range(10):
+        check_all_are_counted(functions['count'], 10)
+    assert len(team._team) == 3
+
+
+def test_many_threads_lead_at_once(functions):
+    threads.set_num_threads(3)
+    errors = []
+
+    def work():
+        try:
+            for _ in range(200):
+                check_all_are_counted(functions['count'], 7)
+        except BaseException as e:
+            errors.append(e)
+
+    leaders = [threading.Thread(target=work) for _ in range(16)]
+    for leader in leaders:
+        leader.start()
+    for leader in leaders:
+        leader.join(60)
+    assert not errors and not any(leader.is_alive() for leader in leaders)
+    assert len(team._team) < 9
+
+
+def test_a_task_of_pythons_threads_leads_nobody(functions, monkeypatch):
+    threads.set_num_threads(2)
+    monkeypatch.setattr(team, '_members', lambda count: 1 // 0)
+    threads.run(lambda i: check_all_are_counted(functions['count'], 5), 4)
+
+
+def test_without_semaphores_pythons_threads_share(functions, monkeypatch):
+    monkeypatch.setattr(team, '_has_semaphores', lambda: False)
+    monkeypatch.setattr(team, '_members', lambda count: 1 // 0)
+    threads.set_num_threads(3)
+    check_all_are_counted(functions['count'], 50)
+
+
+def test_where_no_thread_starts_the_leader_does_all(functions, monkeypatch):
+    def start(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(team, '_team', [])
+    monkeypatch.setattr(team._Member, 'start', start)
+    threads.set_num_threads(3)
+    check_all_are_counted(functions['count'], 50)
+    assert not team._team
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+def test_a_forked_child_has_a_team_of_its_own(functions):
+    threads.set_num_threads(3)
+    check_all_are_counted(functions['count'], 10)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', DeprecationWarning)  # Python 3.12 warns of any fork with threads
+        child = os.fork()
+    if not child:
+        try:
+            for _ in range(20):
+                check_all_are_counted(functions['count'], 10)
+            os._exit(len(team._team) != 2)
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    check_all_are_counted(functions['count'], 10)
