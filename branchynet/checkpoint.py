@@ -27,6 +27,7 @@ import numpy as np
 if TYPE_CHECKING:
     from branchynet.net import BranchyNet
 
+EPOCH = '.epoch'
 _FORMAT = 2  # the version of a checkpoint's format
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
 
@@ -88,6 +89,16 @@ def save(path: str, net: BranchyNet, notes: Any, position: Position | None = Non
     np.savez(buffer, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **arrays)
     content = buffer.getvalue()
     write_atomically(path, content + hashlib.sha256(content).digest(), keep=_before(path))
+
+
+def keep_epoch(path: str) -> None:
+    """Keeps the checkpoint that was just saved, of a whole epoch, until that of the next one.
+
+    Args:
+        path: Path of the checkpoint; the copy's ends in EPOCH.
+    """
+    with open(path, 'rb') as f:
+        write_atomically(path + EPOCH, f.read())
 
 
 class State(NamedTuple):
@@ -190,7 +201,7 @@ def has(path: str) -> bool:
 
 
 def remove(path: str) -> None:
-    """Removes both checkpoints of `save`, and the parts of one that was killed.
+    """Removes both checkpoints of `save`, that of the last epoch, and the parts of one that was killed.
 
     Args:
         path: Path of the checkpoint.
@@ -198,7 +209,7 @@ def remove(path: str) -> None:
     if not os.path.isdir(os.path.dirname(path) or '.'):
         return
     remove_parts(path)
-    for name in path, _before(path):
+    for name in path, _before(path), path + EPOCH:
         with contextlib.suppress(FileNotFoundError):
             os.remove(name)
 

@@ -373,7 +373,7 @@ def _check_data(args: Namespace) -> None:
 @command(
     'measure',
     'measure a results folder again, from its weights (status 1: accuracies or exits differ)',
-    argument('dir', metavar='DIR', help='a results folder'),
+    argument('dir', metavar='DIR', help='a results folder, or one in which a training has not ended'),
     argument('--out', metavar='OUT', help='results folder to write (default: DIR itself)'),
     argument('--device', default='auto', help='auto (default), cpu or gpu:N'),
     argument('--profile', choices=['portable', 'fast'], help='bit profile, as of reproduce'),

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from branchynet import cpu, files, provenance, schema, verify
-from branchynet.experiments import VARIANTS, conversion, report, reproduce, results, runs
+from branchynet.experiments import VARIANTS, conversion, report, reproduce, results, runs, unfinished
 
 import attrs
 
@@ -30,7 +30,7 @@ def measure(folder: str, out: str | None, device: Any) -> int:
     """Measures a results folder's weights, and writes its results, figures and reports again.
 
     Args:
-        folder: a results folder of any format.
+        folder: a results folder of any format, or one of trainings that have not ended.
         out: the folder to write; None: the results folder itself, and only if accuracies and exits are as recorded.
         device: a Chainer device.
 
@@ -41,6 +41,10 @@ def measure(folder: str, out: str | None, device: Any) -> int:
         OSError: results, weights or data are missing or damaged, or another process holds the folder's lock.
         ValueError: the folder has nothing to measure, or was trained on other data.
     """
+    if not os.path.exists(results.path_of(folder)) and unfinished.has(folder):
+        if out is None or (os.path.exists(out) and os.path.samefile(folder, out)):
+            raise ValueError(f'{folder} holds an unfinished training: name another folder with --out')
+        return unfinished.measure(folder, out, device)
     found = conversion.read(folder)
     target = folder if out is None else out
     with files.lock(target):

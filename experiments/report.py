@@ -406,7 +406,7 @@ def _tables(name: str, seeds: Sequence[Any], results: Results) -> list[pages.Blo
 def _network(name: str, seeds: Sequence[NetworkRun], results: Results) -> list[pages.Block]:
     training = seeds[0].training
     text = (
-        f'**{name}**, preset {results.preset}: {training.main_epochs} + {training.joint_epochs} epochs, batch '
+        f'**{name}**, preset {results.preset}: {_epochs(name, seeds, results.preset)}, batch '
         f'{training.batchsize}, {training.train_samples} training images, {_seeds(seeds)}; '
         f'{seeds[0].measurement.test_samples} test images.'
     )
@@ -418,6 +418,16 @@ def _network(name: str, seeds: Sequence[NetworkRun], results: Results) -> list[p
         pages.Text(f'Measured on: {"; ".join(machines)}.'),
     ]
     return page + [pages.Text(text) for text in _disagreements(seeds)]
+
+
+def _epochs(name: str, seeds: Sequence[NetworkRun], preset: str) -> str:
+    """The numbers of epochs, and those of the preset where a training has not ended."""
+    whole = load(name).presets.get(preset)
+    counts = dict.fromkeys((run.training.main_epochs, run.training.joint_epochs) for run in seeds)
+    text = ' or '.join(f'{main} + {joint}' for main, joint in counts) + ' epochs'
+    if whole is not None and any(joint < whole.joint_epochs for _, joint in counts):
+        text += f' (unfinished: the preset has {whole.main_epochs} + {whole.joint_epochs})'
+    return text
 
 
 def _disagreements(seeds: Sequence[NetworkRun]) -> Iterator[str]:

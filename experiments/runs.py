@@ -385,6 +385,7 @@ class ResumableTraining:
             count_seconds()
             self._position = None
             self.save()
+            self._ranks.from_first(lambda: checkpoint.keep_epoch(self._checkpoint))
 
     def _is_due(self) -> bool:
         # The state of a GPU's random generators cannot be saved, so a training there resumes at an epoch only.
