@@ -9,7 +9,6 @@ from __future__ import annotations
 import array as packed
 import functools
 import itertools
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from ctypes import c_void_p, cast
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 from branchynet.cpu import onednn
 from branchynet.cpu.onednn import WEIGHTS
 from branchynet.cpu.team import run_frames
-from branchynet.cpu.threads import run, scratch_address, workers
+from branchynet.cpu.threads import SCRATCHES, Scratch, run, taken, workers
 
 if TYPE_CHECKING:
     from branchynet.cpu.emitter import Function
@@ -76,17 +75,17 @@ class Loop(NamedTuple):
 
 
 class _Program(NamedTuple):
-    """What machine code runs for a worker.
+    """What machine code runs, in one thread at a time.
 
     Attributes:
-        numbers: as _machine_code describes them.
+        address: of its numbers, which _machine_code describes.
         scratch: the bytes of the scratch memory that it uses, by slot.
-        frames: of the primitives; the numbers have their addresses.
+        used: what lies at the addresses that it has.
     """
 
-    numbers: packed.array
+    address: int
     scratch: dict[int, int]
-    frames: list[onednn.Frame]
+    used: object
 
 
 class Loops:
@@ -107,7 +106,7 @@ class Loops:
             self._loops.append(loop)
         self._arrays = arrays + len(self._weights)
         self._count = sum(loop.number for loop in loops)
-        self._local = threading.local()
+        self._programs: list[_Program] = []  # that no thread uses
 
     def run(self, *arrays: Any) -> None:
         """Runs all loops on arrays without gaps; None for those that no loop uses."""
@@ -119,40 +118,41 @@ class Loops:
                 remaining = [iter(range(loop.number)) for loop in self._loops]  # next() is atomic
                 run(lambda i: self._run_in_python(addresses, remaining), threads, around=onednn.single_threaded)
             elif self._count:
-                counters = packed.array('q', bytes(8 * len(self._loops)))
-                fixed = counters.buffer_info()[0], *addresses
-                frames = [self._frame(worker, fixed) for worker in range(threads)]
-                if run_frames(code, frames):
-                    raise RuntimeError('oneDNN: primitive_execute failed')
+                self._run_in_code(code, threads, addresses)
+
+    def _run_in_code(self, code: Function, threads: int, addresses: Sequence[int]) -> None:
+        counters = packed.array('q', bytes(8 * len(self._loops)))
+        programs = [taken(self._programs, self._make_program) for _ in range(threads)]
+        scratches = [taken(SCRATCHES, Scratch) for _ in range(threads)]
+        frames = [
+            [
+                *(program.address, counters.buffer_info()[0], *addresses),
+                *(scratch.address(slot, size) for slot, size in program.scratch.items()),
+            ]
+            for program, scratch in zip(programs, scratches)
+        ]
+        failed = run_frames(code, frames)
+        self._programs += programs[::-1]
+        SCRATCHES.extend(scratches[::-1])  # the next call's first thread gets the first one's
+        if failed:
+            raise RuntimeError('oneDNN: primitive_execute failed')
 
     def _run_in_python(self, addresses: Sequence[int], remaining: Sequence[Iterator[int]]) -> None:
         for (primitive, places, _), left in zip(self._loops, remaining):
             for i in left:
                 primitive({kind: addresses[k] + first + i * step for kind, (k, first, step) in places.items()})
 
-    def _frame(self, worker: int, fixed: Sequence[int]) -> list[int]:
-        """What the machine code takes for a worker, one of the threads that compute for the calling thread."""
-        try:
-            programs = self._local.programs
-        except AttributeError:
-            programs = self._local.programs = []
-        while len(programs) <= worker:
-            programs.append(self._make_program())
-        program: _Program = programs[worker]
-        places = (scratch_address((worker, slot), size) for slot, size in program.scratch.items())
-        return [program.numbers.buffer_info()[0], *fixed, *places]
-
     def _make_program(self) -> _Program:
-        frames = [loop.primitive.frame() for loop in self._loops]
+        calls = [loop.primitive.calls() for loop in self._loops]
         scratch: dict[int, int] = {}
-        for slot, size in itertools.chain.from_iterable(frame.scratch for frame in frames):
+        for slot, size in itertools.chain.from_iterable(of_loop.scratch for of_loop in calls):
             scratch[slot] = max(scratch.get(slot, 0), size)
         places_of_scratch = {slot: Place(i) for i, slot in enumerate(scratch, self._arrays)}
-        numbers = [len(self._loops), *_functions()]
-        for frame, (_, places, number) in zip(frames, self._loops):
-            own = [*(places[kind] for kind in frame.kinds), *(places_of_scratch[slot] for slot, _ in frame.scratch)]
-            numbers += [number, frame.address, len(own), *itertools.chain(*own)]
-        return _Program(packed.array('q', numbers), scratch, frames)
+        numbers = packed.array('q', (len(self._loops), *_functions()))
+        for of_loop, (_, places, number) in zip(calls, self._loops):
+            own = [*(places[kind] for kind in of_loop.kinds), *(places_of_scratch[slot] for slot, _ in of_loop.scratch)]
+            numbers.extend((number, of_loop.address, len(own), *itertools.chain(*own)))
+        return _Program(numbers.buffer_info()[0], scratch, (numbers, calls))
 
 
 @functools.cache
@@ -170,7 +170,7 @@ def _machine_code() -> Optional[Function]:
 
     It takes the address of 64-bit numbers: the addresses of the program and of a counter for each loop, then those of
     the arrays and of the scratch memory. A program is the number of loops, the addresses of two functions, and for each
-    loop its number of blocks, the address of the primitive's frame, and the number and the places of its arguments. It
+    loop its number of blocks, the address of the primitive's calls, and the number and the places of its arguments. It
     returns 0, or a number that is not.
     """
     try:
@@ -187,7 +187,7 @@ def _machine_code() -> Optional[Function]:
         set_address = build.inttoptr(set_address, ir.FunctionType(INDEX, [INT, INT]).as_pointer())
         execute = build.inttoptr(execute, ir.FunctionType(INDEX, [INT, INT, INDEX, INT]).as_pointer())
 
-        def compute(block: Any, frame: Any, places: Any) -> Any:
+        def compute(block: Any, calls: Any, places: Any) -> Any:
             """The primitive's calls for a block."""
 
             def place(_: Any, entry: Any) -> list[Any]:
@@ -203,14 +203,14 @@ def _machine_code() -> Optional[Function]:
                 result = build.call(execute, [primitive, stream, build.trunc(size, INDEX), arguments])
                 return [following, build.or_(failed, build.zext(result, INT))]
 
-            (calls,) = emit.words(frame, 1)
-            return emit.loop(calls, call, [emit.add(frame, 8), integer(0)])[1]
+            (number,) = emit.words(calls, 1)
+            return emit.loop(number, call, [emit.add(calls, 8), integer(0)])[1]
 
         def loop(i: Any, entry: Any, failed: Any) -> list[Any]:
-            count, frame, arguments = emit.words(entry, 3)
+            count, calls, arguments = emit.words(entry, 3)
             places, counter = emit.add(entry, 24), emit.at(counters, i, 8)
             (failed,) = emit.shared_loop(
-                counter, count, lambda block, status: [build.or_(status, compute(block, frame, places))], [failed]
+                counter, count, lambda block, status: [build.or_(status, compute(block, calls, places))], [failed]
             )
             return [emit.at(places, arguments, 24), failed]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ctypes import Array, byref, c_char, c_char_p, c_float, c_int, c_int64, c_size_t, c_uint, c_void_p
 from typing import Any, Optional
 
-from branchynet.cpu.threads import scratch_address
+from branchynet.cpu.threads import SCRATCHES, Scratch, taken
 
 import numpy as np
 
@@ -270,7 +270,7 @@ def equal(form: c_void_p, other: c_void_p) -> bool:
 real, flags = c_float, c_uint
 
 
-class Frame:
+class Calls:
     """The calls of a primitive for a block, for machine code; one thread at a time runs them.
 
     Args:
@@ -290,6 +290,9 @@ class Frame:
     ) -> None:
         self.kinds, self.scratch, self._numbers, self._used = kinds, scratch, numbers, used
         self.address = numbers.buffer_info()[0]
+
+
+_NOWHERE: Mapping[int, int] = {}
 
 
 class Primitive:
@@ -320,7 +323,7 @@ class Primitive:
             self._formats[_SCRATCHPAD] = scratchpad
         self._handle = _null('primitive')
         self._library.call('primitive_create', byref(self._handle), descriptor)
-        self._local = threading.local()
+        self._arguments: list[tuple[dict[int, c_void_p], Array]] = []  # that no call uses
         self._descriptor = descriptor  # the formats belong to it
 
     def _query(self, descriptor: c_void_p, kind: int) -> Optional[c_void_p]:
@@ -343,28 +346,32 @@ class Primitive:
 
     def __call__(self, addresses: Mapping[int, int]) -> None:
         """Runs in the calling thread, on the addresses of all arguments in the layouts that the caller gave."""
-        inner = dict(addresses)
+        inner, scratch = dict(addresses), taken(SCRATCHES, Scratch)
         for kind, reorder in self._reorders.items():
-            inner[kind] = scratch_address(kind, self.sizes[kind])
+            inner[kind] = scratch.address(kind, self.sizes[kind])
             if kind not in _OUTPUTS:
                 reorder.run({SRC: addresses[kind], DST: inner[kind]})
         self.run(inner)
         for kind, reorder in self._reorders.items():
             if kind in _OUTPUTS:
                 reorder.run({SRC: inner[kind], DST: addresses[kind]})
+        SCRATCHES.append(scratch)
 
     def run(self, addresses: Mapping[int, int]) -> None:
         """Runs in the calling thread, on the addresses of arguments in the primitive's own layouts."""
-        library, (memories, arguments) = self._library, self._own_arguments()
-        set_address = library.set_address
+        library, scratch = self._library, taken(SCRATCHES, Scratch)
+        memories, arguments = own = taken(self._arguments, self._make_arguments)
         if self._scratchpad:
-            set_address(memories[_SCRATCHPAD], scratch_address(_SCRATCHPAD, self._scratchpad))
+            library.set_address(memories[_SCRATCHPAD], scratch.address(_SCRATCHPAD, self._scratchpad))
         for kind, address in addresses.items():
-            set_address(memories[kind], address)
-        if library.execute(self._handle, library.stream(), len(memories), arguments):
+            library.set_address(memories[kind], address)
+        failed = library.execute(self._handle, library.stream(), len(memories), arguments)
+        self._arguments.append(own)
+        SCRATCHES.append(scratch)
+        if failed:
             raise RuntimeError('oneDNN: primitive_execute failed')
 
-    def frame(self) -> Frame:
+    def calls(self) -> Calls:
         """What machine code needs to make the calls of ``__call__``, block after block."""
         kinds = tuple(self.sizes)
         places = {kind: i for i, kind in enumerate(kinds)}
@@ -376,29 +383,21 @@ class Primitive:
                 after.append((reorder, {SRC: i, DST: places[kind]}))
             else:
                 before.append((reorder, {SRC: places[kind], DST: i}))
-        calls: list[tuple[Primitive, dict[int, int]]] = [*before, (self, inner), *after]
-        for primitive, own in calls:
+        order: list[tuple[Primitive, dict[int, int]]] = [*before, (self, inner), *after]
+        for primitive, own in order:
             if primitive._scratchpad:
                 own[_SCRATCHPAD] = len(kinds) + len(scratch)
-        scratch.append((_SCRATCHPAD, max(primitive._scratchpad for primitive, _ in calls)))
+        scratch.append((_SCRATCHPAD, max(primitive._scratchpad for primitive, _ in order)))
         stream = self._library.new_stream()
-        numbers: list[Any] = [len(calls)]
+        numbers: list[Any] = [len(order)]
         used: list[object] = [stream]
-        for primitive, own in calls:
-            memories, arguments = primitive._make_arguments({})
+        for primitive, own in order:
+            memories, arguments = primitive._make_arguments()
             numbers += primitive._handle.value, stream.value, len(memories), ctypes.addressof(arguments), len(own)
             for kind, place in own.items():
                 numbers += memories[kind].value, place
             used += primitive, memories, arguments
-        return Frame(kinds, scratch, packed.array('q', numbers), used)
-
-    def _own_arguments(self) -> tuple[dict[int, c_void_p], Array]:
-        """The calling thread's memory object of every argument, and the array that oneDNN takes."""
-        try:
-            return self._local.arguments
-        except AttributeError:
-            self._local.arguments = self._make_arguments({})
-            return self._local.arguments
+        return Calls(kinds, scratch, packed.array('q', numbers), used)
 
     def bound(self, arrays: Mapping[int, np.ndarray]) -> Callable[[], int]:
         """A function of no arguments that runs on these arrays, in the primitive's own layouts, and returns a status.
@@ -415,7 +414,7 @@ class Primitive:
         execute.keeps = self, memory, memories  # type: ignore[attr-defined]
         return execute
 
-    def _make_arguments(self, addresses: Mapping[int, int]) -> tuple[dict[int, c_void_p], Array]:
+    def _make_arguments(self, addresses: Mapping[int, int] = _NOWHERE) -> tuple[dict[int, c_void_p], Array]:
         """(memory object of every argument, the array that oneDNN takes)."""
         memories: dict[int, c_void_p] = {}
         arguments = (_Argument * len(self._formats))()

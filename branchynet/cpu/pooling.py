@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from ctypes import c_void_p
 from typing import Any, Callable, NamedTuple, Optional
 
 from branchynet.cpu import memory, onednn, threads
 from branchynet.cpu.elementwise import are_ordinary
 from branchynet.cpu.layout import cached, channels_last, dense, form_of, geometry_of, is_channels_last, takes
-from branchynet.cpu.loops import Blocks, Loop, Loops, Place, grouped
+from branchynet.cpu.loops import Loop, Loops, grouped
 from branchynet.cpu.onednn import DIFF_DST, DIFF_SRC, DST, SRC, WORKSPACE, create_descriptor, describe, integers
 
 import numpy as np
@@ -162,39 +161,26 @@ def _pooling(
 
 
 @cached
-def _loops_of_y(
-    algorithm: int, x_shape: tuple[int, ...], form: int, y_shape: tuple[int, ...], windows: Windows
+def _loops(
+    algorithm: int,
+    x_shape: tuple[int, ...],
+    form: int,
+    y_shape: tuple[int, ...],
+    y_form: int,
+    windows: Windows,
+    of_gradient: bool,
 ) -> Loops:
-    """Loops that run on x, y, and the indexes of maxima, in this order."""
-    loops = []
-    for blocks, places in _blocks(algorithm, x_shape, y_shape, (SRC, DST)):
-        size = blocks.size
-        forward, _ = _pooling(algorithm, (size, *x_shape[1:]), form, (size, *y_shape[1:]), form, windows)
-        loops.append(Loop(forward, places, blocks.number))
-    return Loops(loops, arrays=3)
-
-
-@cached
-def _loops_of_gx(
-    algorithm: int, x_shape: tuple[int, ...], form: int, y_shape: tuple[int, ...], y_form: int, windows: Windows
-) -> Loops:
-    """Loops that run on gx, gy, and the indexes of maxima, in this order; y_form: of gy, all else is in ``form``."""
-    loops = []
-    for blocks, places in _blocks(algorithm, x_shape, y_shape, (DIFF_SRC, DIFF_DST)):
-        size = blocks.size
-        _, backward = _pooling(algorithm, (size, *x_shape[1:]), form, (size, *y_shape[1:]), y_form, windows)
-        loops.append(Loop(backward, places, blocks.number))
-    return Loops(loops, arrays=3)
-
-
-def _blocks(
-    algorithm: int, x_shape: tuple[int, ...], y_shape: tuple[int, ...], kinds: tuple[int, int]
-) -> Iterator[tuple[Blocks, dict[int, Place]]]:
-    """Blocks of images that fit the cache, and where they lie; the kinds are of the arguments like x and y."""
+    """Loops that run on x, y, and the indexes of maxima, or on the gradients of x and y, and the indexes."""
     x, y = (4 * math.prod(shape[1:]) for shape in (x_shape, y_shape))
+    kinds, loops = (DIFF_SRC, DIFF_DST) if of_gradient else (SRC, DST), []
     for blocks in grouped(threads.blocks(x_shape[0], x + y)):
-        indexes = {WORKSPACE: blocks.of(2, y // 4)} if algorithm == onednn.POOLING_MAX else {}
-        yield blocks, {kinds[0]: blocks.of(0, x), kinds[1]: blocks.of(1, y), **indexes}
+        shapes = (blocks.size, *x_shape[1:]), (blocks.size, *y_shape[1:])
+        primitive = _pooling(algorithm, shapes[0], form, shapes[1], y_form, windows)[of_gradient]
+        places = {kinds[0]: blocks.of(0, x), kinds[1]: blocks.of(1, y)}
+        if algorithm == onednn.POOLING_MAX:
+            places[WORKSPACE] = blocks.of(2, y // 4)  # a byte for each number
+        loops.append(Loop(primitive, places, blocks.number))
+    return Loops(loops, arrays=3)
 
 
 @cached
@@ -219,7 +205,7 @@ def max_pooling(x: np.ndarray, y_shape: tuple[int, ...], windows: Windows) -> tu
     """
     y = _pooled(x, y_shape)
     indexes = np.empty_like(y, np.uint8)
-    _loops_of_y(onednn.POOLING_MAX, x.shape, form_of(x), y_shape, windows).run(x, y, indexes)
+    _loops(onednn.POOLING_MAX, x.shape, form_of(x), y_shape, form_of(y), windows, False).run(x, y, indexes)
     return y, indexes if are_ordinary(x) else None
 
 
@@ -240,7 +226,8 @@ def average_pooling(x: np.ndarray, y_shape: tuple[int, ...], windows: Windows) -
         y: the mean of every window, in which padding counts as zeros.
     """
     y = _pooled(x, y_shape)
-    _loops_of_y(onednn.POOLING_AVERAGE_INCLUDE_PADDING, x.shape, form_of(x), y_shape, windows).run(x, y, None)
+    algorithm = onednn.POOLING_AVERAGE_INCLUDE_PADDING
+    _loops(algorithm, x.shape, form_of(x), y_shape, form_of(y), windows, False).run(x, y, None)
     return y
 
 
@@ -253,7 +240,7 @@ def _pooling_gx(
     algorithm: int, gy: np.ndarray, gx: np.ndarray, windows: Windows, indexes: Optional[np.ndarray]
 ) -> np.ndarray:
     """Fills gx and returns it; the indexes, if any, are in its memory order."""
-    _loops_of_gx(algorithm, gx.shape, form_of(gx), gy.shape, form_of(gy), windows).run(gx, gy, indexes)
+    _loops(algorithm, gx.shape, form_of(gx), gy.shape, form_of(gy), windows, True).run(gx, gy, indexes)
     return gx
 
 

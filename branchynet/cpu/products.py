@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import array as packed
 import functools
 from collections.abc import Sequence
 from ctypes import c_void_p, cast
-from typing import TYPE_CHECKING, Any, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from branchynet.cpu import onednn
 from branchynet.cpu.layout import BYTES_OF_BLOCK
@@ -23,39 +22,9 @@ _BYTES = 4  # of a number
 _PLAIN, _TRANSPOSED = ord('N'), ord('T')
 
 
-class _Product(NamedTuple):
-    """A product out = a b, as oneDNN's sgemm takes it.
-
-    Attributes:
-        a_order: _PLAIN, or _TRANSPOSED where a' lies in memory.
-        b_order: the same for b.
-        m, n, k: of the shapes (M, N) of ``out``, (M, K) of a, and (K, N) of b.
-        a, b, out: addresses.
-        a_row, b_row, out_row: numbers in a row, as it lies in memory.
-    """
-
-    a_order: int
-    b_order: int
-    m: int
-    n: int
-    k: int
-    a: int
-    a_row: int
-    b: int
-    b_row: int
-    out: int
-    out_row: int
-
-    def rows(self, start: int, count: int) -> _Product:
-        """Of rows of a, which is plain."""
-        return self._replace(
-            m=count, a=self.a + _BYTES * start * self.a_row, out=self.out + _BYTES * start * self.out_row
-        )
-
-    def columns(self, start: int, count: int) -> _Product:
-        """Of columns of b."""
-        step = self.b_row if self.b_order == _TRANSPOSED else 1
-        return self._replace(n=count, b=self.b + _BYTES * start * step, out=self.out + _BYTES * start)
+# A block as oneDNN's sgemm takes it: whether a and b lie transposed, the m, n and k of the shapes (m, k), (k, n) and
+# (m, n), and for each of a, b and the product its address and the numbers in a row as it lies in memory.
+_Block = tuple[int, int, int, int, int, int, int, int, int, int, int]
 
 
 def product_of_rows(a: np.ndarray, b: np.ndarray, out: np.ndarray, parts: Sequence[slice]) -> None:
@@ -67,67 +36,72 @@ def product_of_rows(a: np.ndarray, b: np.ndarray, out: np.ndarray, parts: Sequen
         out: (M, N), C-contiguous, where the product goes.
         parts: the rows of each block.
     """
-    _multiply('rows', a, b, out, parts)
+    n, k = out.shape[1], a.shape[1]
+    (b_order, b_row), start, b_start, out_start = _lies(b), a.ctypes.data, b.ctypes.data, out.ctypes.data
+    step, out_step = _BYTES * k, _BYTES * n
+    blocks: list[_Block] = [
+        (
+            *(_PLAIN, b_order, part.stop - part.start, n, k),
+            *(start + part.start * step, k, b_start, b_row, out_start + part.start * out_step, n),
+        )
+        for part in parts
+    ]
+    _multiply(blocks, _is_little(b, out))
 
 
 def product_of_columns(a: np.ndarray, b: np.ndarray, out: np.ndarray, parts: Sequence[slice]) -> None:
     """As product_of_rows, in blocks of columns of b; a may be transposed too."""
-    _multiply('columns', a, b, out, parts)
-
-
-def _multiply(kind: str, a: np.ndarray, b: np.ndarray, out: np.ndarray, parts: Sequence[slice]) -> None:
-    """Computes a product in parts, which are its 'rows' or 'columns'."""
     (m, n), k = out.shape, a.shape[1]
     (a_order, a_row), (b_order, b_row) = _lies(a), _lies(b)
-    product = _Product(a_order, b_order, m, n, k, a.ctypes.data, a_row, b.ctypes.data, b_row, out.ctypes.data, n)
-    codes = _machine_code()
-    with onednn.single_threaded():
-        if codes is None:
-            blocks = [getattr(product, kind)(part.start, part.stop - part.start) for part in parts]
-            run(lambda i: _multiply_block(blocks[i]), len(blocks), around=onednn.single_threaded)
-            return
-        numbers = packed.array('q', product)
-        address = numbers.buffer_info()[0]
-        frames = [(address, part.start, part.stop - part.start) for part in parts]
-        is_little = m * n * k <= WORK_OF_BLOCK and b.nbytes <= BYTES_OF_BLOCK
-        if (call_frames if is_little else run_frames)(codes[kind], frames):
-            raise RuntimeError('oneDNN: sgemm failed')
+    start, b_start, out_start = a.ctypes.data, b.ctypes.data, out.ctypes.data
+    b_step = _BYTES * (b_row if b_order == _TRANSPOSED else 1)
+    blocks: list[_Block] = [
+        (
+            *(a_order, b_order, m, part.stop - part.start, k),
+            *(start, a_row, b_start + part.start * b_step, b_row, out_start + part.start * _BYTES, n),
+        )
+        for part in parts
+    ]
+    _multiply(blocks, _is_little(b, out))
 
 
 def _lies(a: np.ndarray) -> tuple[int, int]:
-    """How a matrix lies in memory: (order, numbers in a row)."""
+    """How a matrix lies in memory: _PLAIN or _TRANSPOSED, and the numbers in a row."""
     return (_PLAIN, a.shape[1]) if a.flags.c_contiguous else (_TRANSPOSED, a.shape[0])
 
 
-def _multiply_block(block: _Product) -> None:
+def _is_little(b: np.ndarray, out: np.ndarray) -> bool:
+    """Whether a product with b is not worth another thread."""
+    return out.size * len(b) <= WORK_OF_BLOCK and b.nbytes <= BYTES_OF_BLOCK
+
+
+def _multiply(blocks: Sequence[_Block], is_little: bool) -> None:
+    code = _machine_code()
+    with onednn.single_threaded():
+        if code is None:
+            run(lambda i: _multiply_block(blocks[i]), len(blocks), around=onednn.single_threaded)
+        elif (call_frames if is_little else run_frames)(code, blocks):
+            raise RuntimeError('oneDNN: sgemm failed')
+
+
+def _multiply_block(block: _Block) -> None:
     a_order, b_order, m, n, k, a, a_row, b, b_row, out, out_row = block
     if onednn.library().sgemm(a_order, b_order, m, n, k, 1, a, a_row, b, b_row, 0, out, out_row):
         raise RuntimeError('oneDNN: sgemm failed')
 
 
 @functools.cache
-def _machine_code() -> Optional[dict[str, Function]]:
-    """The products of 'rows' and 'columns' in machine code; None without llvmlite.
-
-    Each takes the address of 64-bit numbers: the address of a _Product, where the block begins, and its size.
-    """
+def _machine_code() -> Optional[Function]:
+    """`_multiply_block` in machine code, which takes the address of the block's numbers; None without llvmlite."""
     try:
         from branchynet.cpu.emitter import BYTE, INDEX, INT, REAL, Code, Emitter, constant, integer, ir
     except ImportError:
         return None
     emit = Emitter()
 
-    def write(frame: Any, is_of_rows: bool) -> Any:
+    def write(block: Any) -> Any:
         build = emit.builder
-        address, start, count = emit.words(frame, 3)
-        *orders, m, n, k, a, a_row, b, b_row, out, out_row = emit.words(address, len(_Product._fields))
-        if is_of_rows:
-            m, a = count, emit.at(a, build.mul(start, a_row), _BYTES)
-            out = emit.at(out, build.mul(start, out_row), _BYTES)
-        else:
-            is_plain = build.icmp_signed('==', orders[1], integer(_PLAIN))
-            step = build.select(is_plain, start, build.mul(start, b_row))
-            n, b, out = count, emit.at(b, step, _BYTES), emit.at(out, start, _BYTES)
+        *orders, m, n, k, a, a_row, b, b_row, out, out_row = emit.words(block, 11)
         a_order, b_order = (build.trunc(order, BYTE) for order in orders)
         one, zero = constant(1, REAL), constant(0, REAL)
         arguments = [a_order, b_order, m, n, k, one, a, a_row, b, b_row, zero, out, out_row]
@@ -136,7 +110,5 @@ def _machine_code() -> Optional[dict[str, Function]]:
         kind = ir.FunctionType(INDEX, [argument.type for argument in arguments])
         return build.zext(build.call(build.inttoptr(integer(sgemm), kind.as_pointer()), arguments), INT)
 
-    for name in ('rows', 'columns'):
-        emit.function(name, 1, functools.partial(write, is_of_rows=name == 'rows'), name=name)
-    code = Code(emit.module())
-    return {name: code.call(name) for name in ('rows', 'columns')}
+    emit.function('product', 1, write, name='product')
+    return Code(emit.module()).call('product')

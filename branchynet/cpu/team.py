@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from branchynet.cpu import onednn
-from branchynet.cpu.threads import num_threads, run, workers
+from branchynet.cpu.threads import run, workers
 
 import numpy as np
 
@@ -28,12 +28,13 @@ if TYPE_CHECKING:
 
 # What a member's first number says, where it is not the address of the order that it is to begin.
 _IDLE, _BUSY, _ASLEEP = 0, 1, -1
-_SEMAPHORE = 64  # bytes from the first number to the semaphore, on a cache line of its own
-_BYTES_OF_MEMBER = 192
-_LOOKS = 1 << 13  # at its first number, before a member sleeps
+_LINE = 64  # bytes of a cache line
+_SEMAPHORE = _LINE  # bytes from the first number to the semaphore, which has a cache line of its own
+_BYTES_OF_MEMBER = 2 * _LINE
+_LOOKS = 1 << 11  # at its first number, before a member sleeps
 _WAITS = 1 << 10  # looks at who is still busy, before the core goes to another thread
-# The numbers of an order.
-_FUNCTION, _FIRST, _STEP, _COUNT, _TAKEN, _RESULTS, _FINISHED, _MEMBERS = range(8)
+# Some of the numbers of an order.
+_TAKEN, _RESULTS, _FINISHED, _MEMBERS = range(4, 8)
 
 
 def run_frames(function: Function, frames: Sequence[Sequence[int]]) -> int:
@@ -41,24 +42,28 @@ def run_frames(function: Function, frames: Sequence[Sequence[int]]) -> int:
 
     Args:
         function: Called once for each frame.
-        frames: 64-bit numbers, as many in each.
+        frames: one or more, of 64-bit numbers, as many in each.
 
     Returns:
         All results, or-ed.
     """
-    if workers(len(frames)) <= 1:
+    threads = workers(len(frames))
+    if threads == 1:
         return call_frames(function, frames)
     if not _has_semaphores():
         order = _Order(function, frames)
-        run(lambda i: order.share(), num_threads(), around=_context_of_thread)
+        run(lambda i: order.share(), threads, around=_one_thread_of_openmp)
         return order.results
-    order = _Order(function, frames, _members(num_threads() - 1))
+    order = _Order(function, frames, _members(threads - 1))
     order.lead()
     return order.results
 
 
 def call_frames(function: Function, frames: Sequence[Sequence[int]]) -> int:
     """As run_frames, by the calling thread alone: for little work."""
+    if len(frames) == 1:
+        numbers = packed.array('q', frames[0])
+        return function(numbers.buffer_info()[0])
     order = _Order(function, frames)
     order.share()
     return order.results
@@ -96,42 +101,52 @@ class _Member(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(name='branchynet', daemon=True)
-        self._memory = np.zeros(_BYTES_OF_MEMBER, np.uint8)
-        self.address: int = self._memory.ctypes.data + -self._memory.ctypes.data % 64
+        self._memory = np.zeros(_BYTES_OF_MEMBER + _LINE, np.uint8)
+        self.address: int = self._memory.ctypes.data + -self._memory.ctypes.data % _LINE
         _libc().sem_init(ctypes.c_void_p(self.address + _SEMAPHORE), 0, 0)
 
     def run(self) -> None:
         """Serves."""
-        with _context_of_thread():
+        with _one_thread_of_openmp():
             _codes()['serve'](self.address)
 
 
 _team: list[_Member] = []
-_lock = threading.Lock()
+_most = 1 << 30  # members that the system starts
+_lock = threading.RLock()  # a signal's handler may come while it is held
 
 
 def _members(count: int) -> list[_Member]:
     """So many members, or fewer where the system or Python, which ends, starts no more."""
-    if len(_team) < count:
-        with _lock, contextlib.suppress(RuntimeError):
-            while len(_team) < count:
-                member = _Member()
-                member.start()
-                _team.append(member)
+    if len(_team) < min(count, _most):
+        with _lock:
+            _start_members(count)
     return _team[:count]
+
+
+def _start_members(count: int) -> None:
+    global _most
+    _codes(), onednn.is_available()  # members that made them would hold locks, which a forked child inherits
+    try:
+        while len(_team) < count:
+            member = _Member()
+            member.start()
+            _team.append(member)
+    except RuntimeError:
+        _most = len(_team)
 
 
 def _after_fork() -> None:
     # A forked child has none of its parent's threads.
-    global _team, _lock
-    _team, _lock = [], threading.Lock()
+    global _team, _most, _lock
+    _team, _most, _lock = [], 1 << 30, threading.RLock()
 
 
 if hasattr(os, 'register_at_fork'):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _context_of_thread() -> contextlib.AbstractContextManager:
+def _one_thread_of_openmp() -> contextlib.AbstractContextManager:
     return onednn.single_threaded() if onednn.is_available() else contextlib.nullcontext()
 
 
@@ -170,8 +185,8 @@ def _codes() -> dict[str, Function]:
 
     def change(address: Any, before: Any, after: Any) -> Any:
         """Whether the number at an address was ``before``; if so, it is ``after`` now."""
-        change = emit.builder.cmpxchg(pointer(address), before, after, 'seq_cst', 'seq_cst')
-        return emit.builder.extract_value(change, 1)
+        result = emit.builder.cmpxchg(pointer(address), before, after, 'seq_cst', 'seq_cst')
+        return emit.builder.extract_value(result, 1)
 
     def pause() -> None:
         if platform.machine() in ('x86_64', 'AMD64'):
@@ -277,8 +292,15 @@ def _codes() -> dict[str, Function]:
         build.cbranch(build.icmp_signed('<', looks, integer(_LOOKS)), head, sleep)
 
         build.position_at_end(sleep)
-        with build.if_then(change(member, integer(_IDLE), integer(_ASLEEP))):
-            build.call(emit.external('sem_wait', INDEX, [INT]), [emit.add(member, _SEMAPHORE)])
+        falls_asleep = change(member, integer(_IDLE), integer(_ASLEEP))
+        with build.if_then(falls_asleep):
+            sleeps, woken = (build.append_basic_block(name) for name in ('sleeps', 'woken'))
+            build.branch(sleeps)
+            build.position_at_end(sleeps)
+            status = build.call(emit.external('sem_wait', INDEX, [INT]), [emit.add(member, _SEMAPHORE)])
+            was_interrupted = build.icmp_signed('!=', status, ir.Constant(INDEX, 0))  # by a signal
+            build.cbranch(was_interrupted, sleeps, woken)
+            build.position_at_end(woken)
         looks.add_incoming(integer(0), build.block)
         build.branch(head)
 

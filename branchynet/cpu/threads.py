@@ -10,11 +10,12 @@ import threading
 from collections.abc import Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from typing import Callable, Optional
+from typing import Callable, Optional, TypeVar
 
 import numpy as np
 
 _ALIGNMENT = 64  # bytes, a cache line
+_Made = TypeVar('_Made')
 _local = threading.local()
 _pool: Optional[ThreadPoolExecutor] = None
 _count: Optional[int] = None
@@ -51,7 +52,7 @@ def _checked(count: int | str) -> int:
 
 
 def workers(count: int) -> int:
-    """How many threads share ``count`` tasks; a thread that works on one of others does all by itself."""
+    """How many threads share ``count`` tasks: one where the calling thread is doing a task of ``run``."""
     return 1 if count <= 1 or getattr(_local, 'works', False) else min(num_threads(), count)
 
 
@@ -131,28 +132,52 @@ if hasattr(os, 'register_at_fork'):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+class Scratch:
+    """Memory for intermediate results, by slot: whoever asks for a slot next overwrites it."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[Hashable, tuple[np.ndarray, int]] = {}
+
+    def array(self, slot: Hashable, size: int) -> np.ndarray:
+        """At least so many bytes, uninitialised, that begin on a cache line."""
+        return self._buffer(slot, size)[0]
+
+    def address(self, slot: Hashable, size: int) -> int:
+        """The address of ``array``; the memory is there until this Scratch is gone, or the slot asked for more."""
+        return self._buffer(slot, size)[1]
+
+    def _buffer(self, slot: Hashable, size: int) -> tuple[np.ndarray, int]:
+        buffer = self._buffers.get(slot)
+        if buffer is None or len(buffer[0]) < size:
+            memory = np.empty(size + _ALIGNMENT, np.uint8)
+            aligned = memory[-memory.ctypes.data % _ALIGNMENT :][:size]
+            buffer = self._buffers[slot] = aligned, aligned.ctypes.data
+        return buffer
+
+
 def scratch(slot: Hashable, shape: tuple[int, ...]) -> np.ndarray:
-    """An uninitialised float32 array that this thread reuses: whoever asks for the slot next overwrites it."""
-    size = math.prod(shape) * 4
-    return _buffer(slot, size)[0][:size].view(np.float32).reshape(shape)
-
-
-def scratch_address(slot: Hashable, size: int) -> int:
-    """The address of ``size`` bytes that this thread reuses, as ``scratch`` does."""
-    return _buffer(slot, size)[1]
-
-
-def _buffer(slot: Hashable, size: int) -> tuple[np.ndarray, int]:
-    """(bytes, their address), at least as many as asked for."""
+    """A float32 array that the calling thread uses again: of its own Scratch."""
     try:
-        buffers = _local.buffers
+        own: Scratch = _local.scratch
     except AttributeError:
-        buffers = _local.buffers = {}
-    if slot not in buffers or len(buffers[slot][0]) < size:
-        memory = np.empty(size + _ALIGNMENT, np.uint8)
-        aligned = memory[-memory.ctypes.data % _ALIGNMENT :][:size]
-        buffers[slot] = aligned, aligned.ctypes.data
-    return buffers[slot]
+        own = _local.scratch = Scratch()
+    size = math.prod(shape) * 4
+    return own.array(slot, size)[:size].view(np.float32).reshape(shape)
+
+
+def taken(spare: list[_Made], make: Callable[[], _Made]) -> _Made:
+    """Something out of a list of what nobody uses, or a new one.
+
+    Who has used it appends it to the list. Both are atomic, so that neither another thread nor a signal's handler can
+    use it meanwhile.
+    """
+    try:
+        return spare.pop()
+    except IndexError:
+        return make()
+
+
+SCRATCHES: list[Scratch] = []  # that nobody uses
 
 
 def blocks(count: int, size_of_one: int, most: int = 1 << 20) -> tuple[slice, ...]:

@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 
 pytestmark = [pytest.mark.onednn, pytest.mark.filterwarnings('ignore::RuntimeWarning')]  # NumPy's, in threads
 
+LOWEST = float(np.finfo(np.float32).min)
 SPECIAL = [0.0, -0.0, np.nan, np.inf, -np.inf, 1e-42, 3e38]
 
 
@@ -81,6 +82,15 @@ def test_elementwise_functions_have_numpys_bits(size, seed):
     found, expected = by_both(elementwise, call)
     check_bits(found, expected)
     assert np.array_equal(found[-1], np.packbits(found[2][:whole] > 0, bitorder='little'))
+
+
+@given(st.integers(1, 70) | st.just((1 << 18) + 3), st.sampled_from([*SPECIAL, LOWEST, -LOWEST]), st.data())
+@settings(deadline=None)
+def test_numbers_that_are_not_ordinary_are_found_anywhere(size, number, data):
+    x = np.ones(size, np.float32)
+    x[data.draw(st.integers(0, size - 1))] = number
+    is_ordinary = bool(np.isfinite(number) and number != LOWEST)
+    assert by_both(elementwise, lambda: elementwise.are_ordinary(x)) == (is_ordinary, is_ordinary)
 
 
 @given(
@@ -169,15 +179,22 @@ def test_threads_compute_every_block_once(count, has_code, monkeypatch):
     assert np.array_equal(x, computed)
 
 
+class Watched(threads.Scratch):
+    """Scratch memory that notes what is asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def address(self, slot, size):
+        self.asked.append((slot, size))
+        return super().address(slot, size)
+
+
 def test_loops_that_share_scratch_memory_ask_once_for_the_largest(monkeypatch):
     pytest.importorskip('llvmlite')
-    asked = []
-
-    def scratch_address(slot, size):
-        asked.append((slot, size))
-        return threads.scratch_address(slot, size)
-
-    monkeypatch.setattr(loops, 'scratch_address', scratch_address)
+    watched = Watched()
+    monkeypatch.setattr(loops, 'SCRATCHES', [watched])
     monkeypatch.setattr(threads, '_count', 1)
     places, made = {onednn.SRC: loops.Place(0), onednn.WEIGHTS: loops.Place(1), onednn.BIAS: loops.Place(2)}, []
     for images in (1, 30, 2):  # reordered on the way in: a small batch, a large one, a small one
@@ -186,9 +203,9 @@ def test_loops_that_share_scratch_memory_ask_once_for_the_largest(monkeypatch):
         made.append(loops.Loop(primitive, {**places, onednn.DST: loops.Place(3)}, 1))
     x, w = np.ones((30, 8, 9, 9), np.float32), np.ones((8, 8, 3, 3), np.float32)
     loops.Loops(made, arrays=4).run(x, w, np.ones(8, np.float32), np.empty((30, 9, 9, 8), np.float32))
-    sizes = {slot: {size for other, size in asked if other == slot} for slot, _ in asked}
-    assert len(asked) == len(sizes)
-    assert sizes[0, onednn.SRC] == {x.nbytes}
+    sizes = dict(watched.asked)
+    assert len(watched.asked) == len(sizes)
+    assert sizes[onednn.SRC] == x.nbytes
 
 
 @given(st.integers(1, 300), st.integers(1, 40))
@@ -200,18 +217,54 @@ def test_runs_of_blocks_are_the_parts(count, parts):
     assert all(amount == 1 for amount in collections.Counter(run.size for run in runs).values())
 
 
-def test_a_convolution_while_another_one_waits_does_not_change_its_weights(monkeypatch):
-    *arrays, geometry = arrays_and_geometry(7)
-    x, w, b, _ = arrays
-    expected = convolution.convolution(x, w, b, geometry)
+# A signal's handler runs a kernel while the same thread is about to run another one.
 
-    def run_frames(*arguments):  # as a signal's handler would
+
+@pytest.mark.parametrize('number', [1, 2])
+def test_a_convolution_while_another_one_waits_changes_nothing_of_it(number, monkeypatch):
+    pytest.importorskip('llvmlite')
+    x, w, b, _, geometry = arrays_and_geometry(7)
+    more, *_, of_more = arrays_and_geometry(64)
+    x, more = np.ascontiguousarray(x), np.ascontiguousarray(more)  # reordered, in scratch memory
+    monkeypatch.setattr(threads, '_count', number)
+    expected = convolution.convolution(x, w, b, geometry)
+    taken = []
+
+    def run_frames(*arguments):
         monkeypatch.setattr(loops, 'run_frames', team.run_frames)
         convolution.convolution(x, np.zeros_like(w), b, geometry)
+        convolution.convolution(more, w, b, of_more)  # needs more scratch memory
+        taken.extend(np.zeros(size, np.uint8) for size in range(1 << 12, 1 << 18, 1 << 12))  # what was freed, if any
         return team.run_frames(*arguments)
 
     monkeypatch.setattr(loops, 'run_frames', run_frames)
     assert np.array_equal(convolution.convolution(x, w, b, geometry), expected)
+    assert not any(array.any() for array in taken)
+
+
+def test_a_primitive_while_the_same_one_waits_keeps_its_addresses(monkeypatch):
+    _, w, _, _, geometry = arrays_and_geometry(7)
+    reorder = convolution._convolution(geometry, onednn.NHWC)._pack
+    assert reorder is not None
+    library, sizes = onednn.library(), [w.nbytes, reorder.sizes[onednn.DST]]
+    w, expected, found, zeros, other = (np.zeros(max(sizes) // 4, np.float32) for _ in range(5))
+    w[:] = np.arange(len(w))
+    reorder.run({onednn.SRC: w.ctypes.data, onednn.DST: expected.ctypes.data})
+
+    class Interrupted:
+        """The library; before it executes, the same primitive is run with other arrays."""
+
+        def __getattr__(self, name):
+            return getattr(library, name)
+
+        def execute(self, *arguments):
+            reorder._library = library
+            reorder.run({onednn.SRC: zeros.ctypes.data, onednn.DST: other.ctypes.data})
+            return library.execute(*arguments)
+
+    monkeypatch.setattr(reorder, '_library', Interrupted())
+    reorder.run({onednn.SRC: w.ctypes.data, onednn.DST: found.ctypes.data})
+    assert np.array_equal(found, expected) and not other.any()
 
 
 # Batch normalisation and the ReLU behind it

@@ -1,6 +1,11 @@
 """Machine code that threads share: every call is made once, whoever is busy, asleep or gone."""
 
+import contextlib
 import os
+import signal
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 import warnings
@@ -74,35 +79,92 @@ def test_members_who_sleep_are_woken_and_those_who_fall_asleep_lose_nothing(func
         time.sleep(pause)
 
 
-def test_the_work_is_shared(functions):
-    """Each of two frames waits for what the other's end would allow, if one thread took both."""
-    threads.set_num_threads(2)
+def word(member):
+    """What a member's first number says."""
+    first = (member.address - member._memory.ctypes.data) // 8
+    return np.frombuffer(member._memory, np.int64)[first]
+
+
+def wait_until(condition):
+    deadline = time.time() + 30
+    while not condition():
+        assert time.time() < deadline
+        time.sleep(0.001)
+
+
+@contextlib.contextmanager
+def all_busy(functions, count):
+    """Threads, another one and all members, that work until the end of the context."""
+    threads.set_num_threads(count)
     flag = np.zeros(1, np.int64)
-    address = flag.ctypes.data
-    done = threading.Thread(target=team.run_frames, args=(functions['wait'], [(address, 0)] * 2))
-    done.start()
-    time.sleep(0.05)
-    assert done.is_alive()
-    member = team._team[0]
-    assert np.frombuffer(member._memory, np.int64)[(member.address - member._memory.ctypes.data) // 8] == team._BUSY
-    flag[0] = 1
-    done.join(10)
-    assert not done.is_alive()
+    leader = threading.Thread(target=team.run_frames, args=(functions['wait'], [(flag.ctypes.data, 0)] * count))
+    leader.start()
+    try:
+        wait_until(lambda: [word(member) for member in team._team[: count - 1]] == [team._BUSY] * (count - 1))
+        yield
+        assert leader.is_alive()
+    finally:
+        flag[0] = 1
+        leader.join(30)
+    assert not leader.is_alive()
+
+
+def test_the_work_is_shared(functions):
+    with all_busy(functions, 2):
+        pass
 
 
 def test_nobody_waits_for_a_member_who_is_busy(functions):
-    threads.set_num_threads(3)
-    flag = np.zeros(1, np.int64)
-    others = threading.Thread(target=team.run_frames, args=(functions['wait'], [(flag.ctypes.data, 0)] * 3))
-    others.start()
-    time.sleep(0.05)
-    for _ in range(100):
-        check_all_are_counted(functions['count'], 10)
-    assert others.is_alive()
-    flag[0] = 1
-    others.join(10)
-    assert not others.is_alive()
+    with all_busy(functions, 3):
+        for _ in range(100):
+            check_all_are_counted(functions['count'], 10)
     check_all_are_counted(functions['count'], 10)
+
+
+def test_no_more_members_are_asked_than_there_are_frames(functions, monkeypatch):
+    asked, members = [], team._members
+    monkeypatch.setattr(team, '_members', lambda count: asked.append(count) or members(count))
+    threads.set_num_threads(5)
+    for calls in (2, 3, 9):
+        check_all_are_counted(functions['count'], calls)
+    assert asked == [1, 2, 4]
+
+
+@pytest.mark.skipif(not os.path.exists('/proc/self/task'), reason='reads the state of a thread from /proc')
+def test_a_signal_does_not_keep_a_member_awake(functions):
+    def state():
+        with open(f'/proc/self/task/{member.native_id}/stat') as f:
+            return f.read().rsplit(')', 1)[1].split()[0]
+
+    threads.set_num_threads(2)
+    check_all_are_counted(functions['count'], 10)
+    (member,) = team._team[:1]
+    wait_until(lambda: word(member) == team._ASLEEP and state() == 'S')
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        for _ in range(20):
+            signal.pthread_kill(member.ident, signal.SIGUSR1)
+            time.sleep(0.001)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    wait_until(lambda: word(member) == team._ASLEEP and state() == 'S')
+    check_all_are_counted(functions['count'], 10)
+
+
+def test_a_signals_handler_may_run_a_kernel_while_members_start(functions, monkeypatch):
+    start = team._Member.start
+
+    def interrupted(self):
+        if not team._team:
+            monkeypatch.setattr(team._Member, 'start', start)
+            check_all_are_counted(functions['count'], 5)
+        start(self)
+
+    monkeypatch.setattr(team, '_team', [])
+    monkeypatch.setattr(team._Member, 'start', interrupted)
+    threads.set_num_threads(3)
+    check_all_are_counted(functions['count'], 10)
+    assert len(team._team) >= 2
 
 
 def test_a_member_who_has_not_begun_gives_its_order_back(functions, monkeypatch):
@@ -158,10 +220,13 @@ def test_where_no_thread_starts_the_leader_does_all(functions, monkeypatch):
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(team, '_team', [])
+    monkeypatch.setattr(team, '_most', team._most)
     monkeypatch.setattr(team._Member, 'start', start)
     threads.set_num_threads(3)
     check_all_are_counted(functions['count'], 50)
     assert not team._team
+    monkeypatch.setattr(team, '_Member', lambda: 1 // 0)  # and nobody tries again
+    check_all_are_counted(functions['count'], 50)
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
@@ -180,3 +245,57 @@ def test_a_forked_child_has_a_team_of_its_own(functions):
             os._exit(2)
     assert os.waitpid(child, 0)[1] == 0
     check_all_are_counted(functions['count'], 10)
+
+
+def run(code):
+    environment = {**os.environ, 'BRANCHYNET_NUM_THREADS': '3'}
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+    )
+    assert done.returncode == 0, (done.returncode, done.stderr)
+
+
+@pytest.mark.onednn
+@pytest.mark.parametrize('attempt', range(3))
+def test_a_program_ends_while_a_thread_of_its_own_computes(attempt):
+    run("""
+        import threading, time
+        import numpy as np
+        from branchynet.cpu import convolution
+
+        shape = (64, 16, 30, 30)
+        geometry = convolution.Geometry(shape, (16, 16, 3, 3), shape, (1, 1), (1, 1))
+        x, w = np.ones(shape, np.float32), np.ones((16, 16, 3, 3), np.float32)
+
+        def work():
+            while True:
+                convolution.convolution_gradients(x, w, x, geometry, True, True)
+
+        convolution.convolution_gradients(x, w, x, geometry, True, True)
+        threading.Thread(target=work, daemon=True).start()
+        time.sleep(0.2)
+    """)
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+@pytest.mark.parametrize('attempt', range(3))
+def test_a_child_that_is_forked_after_the_first_call_makes_machine_code_of_its_own(attempt):
+    run("""
+        import os
+        import numpy as np
+        from branchynet.cpu import adam, elementwise
+
+        elementwise.relu(np.ones(1 << 20, np.float32))
+        child = os.fork()
+        if not child:
+            import faulthandler
+            faulthandler.dump_traceback_later(60, exit=True)
+            adam._machine_code()
+            elementwise.relu(np.ones(1 << 20, np.float32))
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+    """)
