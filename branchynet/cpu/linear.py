@@ -114,7 +114,7 @@ def _multiply(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
 
 @functools.lru_cache(maxsize=1024)
 def _blocks_of_rows(count: int, inputs: int, outputs: int) -> tuple[slice, ...]:
-    """Blocks of rows of a product; two may overlap, and compute the same.
+    """Blocks of rows of a product; the last may overlap the one before, and compute the same.
 
     Args:
         count: of all rows.

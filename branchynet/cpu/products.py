@@ -34,7 +34,8 @@ def product_of_rows(a: np.ndarray, b: np.ndarray, out: np.ndarray, parts: Sequen
         a: (M, K), float32 as all three, C-contiguous.
         b: (K, N), C-contiguous or transposed.
         out: (M, N), C-contiguous, where the product goes.
-        parts: the rows of each block.
+        parts: the rows of each block. The last may overlap the one before: it comes when all others are done, as sgemm
+            adds to rows what it has written there.
     """
     n, k = out.shape[1], a.shape[1]
     (b_order, b_row), start, b_start, out_start = _lies(b), a.ctypes.data, b.ctypes.data, out.ctypes.data
@@ -46,7 +47,10 @@ def product_of_rows(a: np.ndarray, b: np.ndarray, out: np.ndarray, parts: Sequen
         )
         for part in parts
     ]
-    _multiply(blocks, _is_little(b, out))
+    apart = len(blocks) - (len(parts) > 1 and parts[-1].start < parts[-2].stop)
+    _multiply(blocks[:apart], _is_little(b, out))
+    if apart < len(blocks):
+        _multiply(blocks[apart:], is_little=True)
 
 
 def product_of_columns(a: np.ndarray, b: np.ndarray, out: np.ndarray, parts: Sequence[slice]) -> None:

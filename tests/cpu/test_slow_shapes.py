@@ -6,7 +6,7 @@ import sys
 
 import branchynet  # noqa: F401  (before chainer)
 from branchynet import cpu
-from branchynet.cpu import convolution, linear
+from branchynet.cpu import convolution, linear, threads
 from networks import alex_cifar10, lenet_mnist, resnet_cifar10
 
 import chainer
@@ -146,8 +146,24 @@ def test_blocks_of_rows_cover_the_batch(count, inputs, outputs):
     assert parts[0].start == 0 and parts[-1].stop == count
     for part, following in zip(parts, parts[1:]):
         assert part.start < following.start <= part.stop < following.stop
-        if following.start < part.stop:  # two threads may write the same rows at once: they must write the same bits
+        if following.start < part.stop:  # the rows that both write must have the same bits
+            assert following is parts[-1]
             assert (part.stop - part.start) % linear._ALIKE == 0 == (following.stop - following.start) % linear._ALIKE
+
+
+@pytest.mark.parametrize('rows,inputs', [(1280, 512), (5000, 512), (3001, 500)])
+def test_threads_do_not_write_the_same_rows_at_once(rows, inputs):
+    x, w = array(rows, inputs), array(10, inputs, seed=1)
+    parts = linear._blocks_of_rows(rows, inputs, 10)
+    assert parts[-1].start < parts[-2].stop
+    threads.set_num_threads(1)
+    expected = linear.linear(x, w, None)
+    try:
+        threads.set_num_threads(4)
+        for _ in range(200):
+            assert np.array_equal(linear.linear(x, w, None), expected)
+    finally:
+        threads.set_num_threads(None)
 
 
 @pytest.mark.parametrize('isa', ['', 'AVX2'])
