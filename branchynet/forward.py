@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 
 from branchynet import cpu
@@ -31,7 +32,7 @@ class Forward:
 
     def __init__(self, net: BranchyNet, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self._net = net
-        self.classes = self.main(np.zeros((1, *shape), dtype)).shape[1]
+        self.classes = self.main(np.zeros((1, *shape), dtype))[0].shape[1]
 
     def leave(self, x: np.ndarray, thresholds: Sequence[float], rule: Rule) -> Result:
         """Engine.leave. The entropies are those of the exit rule, so that ``rule`` is not called."""
@@ -55,14 +56,16 @@ class Forward:
         released, whole = seconds.transpose(2, 0, 1)
         return [look.logits for look in looks], released, whole
 
-    def main(self, x: np.ndarray) -> np.ndarray:
+    def main(self, x: np.ndarray) -> tuple[np.ndarray, float]:
         """Engine.main."""
         with _fast(x):
-            return self._net.run_main(x)
+            start = time.perf_counter()
+            score = self._net.run_main(x)
+            return score, time.perf_counter() - start
 
     def main_one(self, x: np.ndarray) -> int:
         """Engine.main_one."""
-        return int(self.main(x).argmax())
+        return int(self.main(x)[0].argmax())
 
 
 @contextlib.contextmanager

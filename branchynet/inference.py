@@ -15,15 +15,16 @@ from branchynet import (
     _chainer,  # noqa: F401
     exits,
 )
+from branchynet.batching import batches, check_labels
 from branchynet.cpu import onednn
 from branchynet.cpu.chain import Chain
-from branchynet.cpu.engine import SHARED, Engine, NotFinite, Result
-from branchynet.cpu.threads import num_threads, run
+from branchynet.cpu.engine import Engine, NotFinite, Result
+from branchynet.cpu.threads import run
 from branchynet.exits import ENTROPY, Array, Criterion, Setting, answer, check_per_exit, closed, leave_at, rounded
 from branchynet.forward import Forward
 from branchynet.functions import inference_mode
 from branchynet.links.links import FL, Net
-from branchynet.net import BranchyNet, Look, check_labels
+from branchynet.net import BranchyNet, Look
 
 import chainer
 import chainer.links as L
@@ -332,13 +333,11 @@ class Compiled:
             start = time.perf_counter()
             label = self._call(engine.main_one, x)
             return math.nan if t is None else float(label == t[0]), time.perf_counter() - start
-        parts, x = _chunks(len(x), engine), np.ascontiguousarray(x)
+        parts, x = batches(len(x), engine.most), np.ascontiguousarray(x)
         labels, seconds = np.empty(len(x), int), [0.0] * len(parts)
 
         def task(i: int) -> None:
-            start = time.perf_counter()
-            logits = engine.main(x[parts[i]])
-            seconds[i] = time.perf_counter() - start
+            logits, seconds[i] = engine.main(x[parts[i]])
             if t is not None:
                 check_labels(logits, t)
             labels[parts[i]] = logits.argmax(axis=1)
@@ -366,7 +365,7 @@ class Compiled:
         if chainer._get_link_hooks():
             return self._net.look(x)
         engine, x = self._engine(x), np.ascontiguousarray(x)
-        scores, released, whole = zip(*(self._call(engine.record, x[part]) for part in _chunks(len(x), engine)))
+        scores, released, whole = zip(*(self._call(engine.record, x[part]) for part in batches(len(x), engine.most)))
         logits = [np.concatenate(parts) for parts in zip(*scores)]
         return [
             Look(
@@ -420,7 +419,7 @@ class Compiled:
     def _leave(self, x: np.ndarray, cuts: Sequence[float]) -> Result:
         """The answer to a batch, whose chunks threads share."""
         engine, rule, x = self._engine(x), _rule(cuts), np.ascontiguousarray(x)
-        parts = _chunks(len(x), engine)
+        parts = batches(len(x), engine.most)
         results: list[Any] = [None] * len(parts)
 
         def task(i: int) -> None:
@@ -488,9 +487,3 @@ def _rule(cuts: Sequence[float]) -> Callable[[np.ndarray], int]:
 
 
 _REMEMBERED = 1000  # settings of thresholds
-
-
-def _chunks(count: int, engine: Engine) -> list[slice]:
-    """The samples of a batch in chunks: one for each thread, unless they are too few or too many for that."""
-    size = min(engine.most, max(SHARED, -(-count // num_threads())))
-    return [slice(i, min(i + size, count)) for i in range(0, count, size)]

@@ -8,14 +8,10 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from unittest import mock
 
 import branchynet
 from branchynet import cpu, inference, sweep, timing
 from branchynet.cpu import onednn
-from branchynet.cpu.cascade import Cascade
-from branchynet.cpu.chain import Chain
-from branchynet.forward import Forward
 from branchynet.functions import entropy
 from branchynet.inference import Compiled, classify
 from branchynet.links.links import FL, SL, Branch, X
@@ -30,8 +26,6 @@ import numpy as np
 import pytest
 from chainer.link_hooks import SpectralNormalization, TimerHook
 from helpers import small_data, small_net
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 pytestmark = pytest.mark.onednn
 WEIGHTS = os.path.join(os.path.dirname(__file__), '..', 'results', 'lenet_mnist_quick', 'weights_lenet_mnist_seed0.npz')
@@ -493,14 +487,3 @@ print(len(found), len(set(map(id, found))))
 def test_threads_that_start_onednn_at_once_share_it():
     found = subprocess.run([sys.executable, '-c', AT_ONCE], check=True, capture_output=True, text=True).stdout
     assert found.split() == ['8', '1']
-
-
-@settings(max_examples=50, deadline=None)
-@given(count=st.integers(0, 3000), threads=st.integers(1, 40))
-def test_chunks_are_a_batch_and_only_machine_codes_depend_on_threads(count, threads):
-    with mock.patch.object(inference, 'num_threads', lambda: threads):
-        for engine in (Cascade, Chain, Forward):
-            chunks = inference._chunks(count, engine)
-            assert [i for chunk in chunks for i in range(count)[chunk]] == list(range(count))
-            sizes = {chunk.stop - chunk.start for chunk in chunks[:-1]}
-            assert sizes <= ({32} if engine is not Cascade else {max(32, min(512, -(-count // threads)))})

@@ -2,12 +2,11 @@
 
 A Cascade is a net's exits and its main for samples of one shape, with the weights that the net has when it is made.
 Samples go through one after the other, so that a sample's result does not depend on the batch that it came in.
-Threads share the code and the packed weights, and each has a workspace of its own.
+Threads share the code and the packed weights, and the samples of a batch; each has a workspace of its own.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Callable, NamedTuple, Optional
@@ -17,6 +16,8 @@ from branchynet.cpu.emitter import DOUBLE, INT, REAL, Code, Emitter, aligned, in
 from branchynet.cpu.engine import NotFinite, Result, Rule
 from branchynet.cpu.graph import Graph, Node, NotCovered, ancestors, fuse_relu
 from branchynet.cpu.planar import Plane, vector_plane
+from branchynet.cpu.team import run_frames
+from branchynet.cpu.threads import taken, workers
 
 import numpy as np
 from llvmlite import ir
@@ -37,7 +38,7 @@ class Cascade:
         NotCovered: there is no kernel for a link or function.
     """
 
-    most = 512  # beside so many samples the cost of a call is small
+    most = 1024  # so that an interrupt need not wait for all samples of a large batch
 
     def __init__(self, models: Sequence[Any], main: Any, shape: tuple[int, int, int]) -> None:
         graph = Graph()
@@ -58,10 +59,11 @@ class Cascade:
         if main is not None:
             writer.write_main(outputs[-1])
         code = Code(writer.emit.module())
-        self._calls = {name: code.call(name) for name in ('leave', 'record', *(['main'] * (main is not None)))}
+        names = ['leave', 'share_leave', 'record', *(['main', 'share_main'] if main is not None else [])]
+        self._calls = {name: code.call(name) for name in names}
         self._constants = writer.emit.constants.block()
         self._memory, self._shape = writer.memory, shape
-        self._local = threading.local()
+        self._desks: list[_Desk] = []  # that nobody uses
 
     def leave(self, x: np.ndarray, thresholds: Sequence[float], rule: Rule) -> Result:
         """Early exit.
@@ -75,29 +77,70 @@ class Cascade:
         Raises:
             NotFinite: x has a NaN or an infinity.
         """
-        desk, count, done = self._desk(), len(x), 0
-        label, exits = np.empty(count, np.int64), np.empty(count, np.int64)
-        score, seconds = np.empty((count, self.classes), np.float32), 0.0
+        label, exits = np.empty(len(x), np.int64), np.empty(len(x), np.int64)
+        score = np.empty((len(x), self.classes), np.float32)
+        stopped, seconds = self._shared('leave', x, [label, exits, score], thresholds)
+        for part in stopped:
+            seconds += self._leave_alone(x[part], (label[part], exits[part], score[part]), thresholds, rule)
+        return Result(label, exits, score, seconds)
+
+    def _shared(
+        self, name: str, x: np.ndarray, results: Sequence[np.ndarray], thresholds: Sequence[float] = ()
+    ) -> tuple[list[slice], float]:
+        """Calls 'leave' or 'main' for samples, which threads share.
+
+        Args:
+            name: of the function.
+            x: float32 (N, C, H, W), contiguous.
+            results: arrays (N, ...) of _LABEL, _EXIT and _SCORE, which it fills.
+            thresholds: of `leave`.
+
+        Returns:
+            (parts of the samples that it leaves to be done, each from where it has stopped; seconds, of all threads).
+        """
+        starts = np.arange(0, len(x), _CHUNK)
+        desks = [taken(self._desks, self._new_desk) for _ in range(workers(len(starts)))]
+        begun, done = np.zeros(1, np.int64), np.zeros(len(starts), np.int64)
+        arrays = [array.ctypes.data for array in (begun, done, x, *results)]
+        for desk in desks:
+            desk.thresholds[: len(thresholds)] = thresholds
+            desk.seconds[0] = 0.0
+        run_frames(self._calls[f'share_{name}'], [(desk.address, len(x), *arrays) for desk in desks])
+        seconds = sum(float(desk.seconds[0]) for desk in desks)
+        self._desks += desks[::-1]
+        stops = np.minimum(starts + _CHUNK, len(x))
+        return [slice(*part) for part in zip(starts + done, stops) if part[0] < part[1]], seconds
+
+    def _leave_alone(
+        self, x: np.ndarray, results: tuple[np.ndarray, ...], thresholds: Sequence[float], rule: Rule
+    ) -> float:
+        """`leave` of samples by the calling thread; returns the seconds."""
+        desk, count, done = taken(self._desks, self._new_desk), len(x), 0
+        label, exits, score = results
+        seconds = 0.0
         desk.thresholds[:] = thresholds
         while done < count:
             desk.place(x[done:], label[done:], exits[done:], score[done:])
             done += self._calls['leave'](desk.address)
-            seconds += desk.seconds[0]
+            seconds += float(desk.seconds[0])
             if done < count:
                 exits[done], label[done], score[done], more = self._ruled(desk, x[done : done + 1], rule)
                 seconds += more
                 done += 1
-        return Result(label, exits, score, seconds)
+        self._desks.append(desk)
+        return seconds
 
     def leave_one(self, x: np.ndarray, thresholds: Sequence[float], rule: Rule) -> tuple[int, int, float]:
         """(label, exit, seconds in the trunk's stages) of one sample (1, C, H, W): ``leave`` at the least cost."""
-        desk = self._desk()
+        desk = taken(self._desks, self._new_desk)
         desk.x[...] = x
         desk.thresholds[:] = thresholds
         desk.place_one()
         if self._calls['leave'](desk.address):
-            return int(desk.label[0]), int(desk.exit[0]), float(desk.seconds[0])
-        k, label, _, seconds = self._ruled(desk, desk.x, rule)
+            label, k, seconds = int(desk.label[0]), int(desk.exit[0]), float(desk.seconds[0])
+        else:
+            k, label, _, seconds = self._ruled(desk, desk.x, rule)
+        self._desks.append(desk)
         return label, k, seconds
 
     def _ruled(self, desk: _Desk, x: np.ndarray, rule: Rule) -> tuple[int, int, np.ndarray, float]:
@@ -118,43 +161,44 @@ class Cascade:
         Raises:
             NotFinite: x has a NaN or an infinity.
         """
-        desk, count = self._desk(), len(x)
+        desk, count = taken(self._desks, self._new_desk), len(x)
         score = np.empty((self.exits, count, self.classes), np.float32)
         released, whole = np.empty((self.exits, count)), np.empty((self.exits, count))
         desk.place(x, score=score, released=released, whole=whole)
-        if self._calls['record'](desk.address) < count:
+        done = self._calls['record'](desk.address)
+        self._desks.append(desk)
+        if done < count:
             raise NotFinite('x has a NaN or an infinity')
         return score, released, whole
 
-    def main(self, x: np.ndarray) -> np.ndarray:
-        """main's scores, float32 (N, C), of x (N, C, H, W).
+    def main(self, x: np.ndarray) -> tuple[np.ndarray, float]:
+        """main's scores, float32 (N, C), of x (N, C, H, W), and its seconds.
 
         Raises:
             NotFinite: x has a NaN or an infinity.
         """
-        desk = self._desk()
-        score = np.empty((len(x), self.classes), np.float32)
-        desk.place(x, score=score)
-        if self._calls['main'](desk.address) < len(x):
+        score, none = np.empty((len(x), self.classes), np.float32), np.empty(0, np.int64)
+        stopped, seconds = self._shared('main', x, [none, none, score])
+        if stopped:
             raise NotFinite('x has a NaN or an infinity')
-        return score
+        return score, seconds
 
     def main_one(self, x: np.ndarray) -> int:
         """The label that main gives one sample (1, C, H, W), at the least cost."""
-        desk = self._desk()
+        desk = taken(self._desks, self._new_desk)
         desk.x[...] = x
         desk.place_one()
-        if not self._calls['main'](desk.address):
+        done, label = self._calls['main'](desk.address), int(desk.score.argmax())
+        self._desks.append(desk)
+        if not done:
             raise NotFinite('x has a NaN or an infinity')
-        return int(desk.score.argmax())
+        return label
 
-    def _desk(self) -> _Desk:
-        """This thread's."""
-        try:
-            return self._local.desk
-        except AttributeError:
-            self._local.desk = _Desk(self._memory, self._constants, self._shape, self.exits, self.classes)
-            return self._local.desk
+    def _new_desk(self) -> _Desk:
+        return _Desk(self._memory, self._constants, self._shape, self.exits, self.classes)
+
+
+_CHUNK = 8  # samples that a thread takes at once
 
 
 # Places of a frame's 64-bit numbers: addresses, a count and a status.
@@ -164,7 +208,7 @@ class Cascade:
 
 
 class _Desk:
-    """A thread's workspace, and the frame by which machine code finds its arguments.
+    """A workspace, and the frame by which machine code finds its arguments; one call at a time uses them.
 
     Attributes:
         address: of the frame.
@@ -262,7 +306,7 @@ class _Writer:
 
     def __init__(self, x: Node, outputs: Sequence[Node]) -> None:
         self.emit, self.memory = Emitter(), _Memory()
-        self._x = x
+        self._x, self._classes = x, outputs[0].shape[0]
         self._planes = _planes(ancestors(outputs))
 
     def write_leave(self, trunk: Sequence[Node], heads: Sequence[Node]) -> None:
@@ -291,7 +335,7 @@ class _Writer:
                         emit.builder.ret(integer(_UNCERTAIN))
             self._answer(frame, i, k, label, score, classes)
 
-        self._for_every_sample('leave', sample)
+        self._write_share('leave', self._for_every_sample('leave', sample))
 
     def write_record(self, trunk: Sequence[Node], heads: Sequence[Node]) -> None:
         """Every exit's answer, and its times."""
@@ -323,9 +367,9 @@ class _Writer:
             classes = output.shape[0]
             self._copy(body.address(output), self.emit.at(self._field(frame, _SCORE), i, 4 * classes), classes)
 
-        self._for_every_sample('main', sample)
+        self._write_share('main', self._for_every_sample('main', sample))
 
-    def _for_every_sample(self, name: str, sample: Callable[..., None]) -> None:
+    def _for_every_sample(self, name: str, sample: Callable[..., None]) -> ir.Function:
         """The function ``name``: calls ``sample(frame, i)`` until it returns a status below 0."""
         emit = self.emit
         inner = emit.function((name, 'sample'), 2, sample)
@@ -342,7 +386,40 @@ class _Writer:
             emit.loop(count, body)
             return count
 
-        emit.function(name, 1, write, name=name)
+        return emit.function(name, 1, write, name=name)
+
+    def _write_share(self, name: str, function: ir.Function) -> None:
+        """Calls the function ``name`` for chunks of samples that no other thread has begun.
+
+        Its frame: the address of a desk's frame, the number of samples, and the addresses of the number of chunks that
+        are begun, of how many samples of each chunk are done, of x, labels, exits and scores.
+        """
+        emit, plane, classes = self.emit, self._planes[self._x], self._classes
+        steps = {_X: 4 * plane.channels * plane.height * plane.width, _LABEL: 8, _EXIT: 8, _SCORE: 4 * classes}
+
+        def write(frame: ir.Value) -> None:
+            build = emit.builder
+            desk, total, begun, done, *arrays = emit.words(frame, 8)
+            size = integer(_CHUNK)
+            chunks = build.sdiv(build.add(total, integer(_CHUNK - 1)), size)
+
+            def chunk(i: ir.Value) -> None:
+                first = build.mul(i, size)
+                rest = build.sub(total, first)
+                emit.store(build.select(build.icmp_signed('<', rest, size), rest, size), emit.add(desk, 8 * _COUNT))
+                for (place, step), array in zip(steps.items(), arrays):
+                    emit.store(emit.at(array, first, step), emit.add(desk, 8 * place))
+                workspace = self._field(desk, _WORKSPACE)
+                start = _now(emit, workspace)
+                emit.store(build.call(function, [desk]), emit.at(done, i, 8))
+                if name == 'main':  # the others time what is in them
+                    total_seconds = self._field(desk, _SECONDS)
+                    spent = build.fsub(_now(emit, workspace), start)
+                    emit.store(build.fadd(emit.load(total_seconds, DOUBLE), spent), total_seconds)
+
+            emit.shared_loop(begun, chunks, chunk)
+
+        emit.function(f'share_{name}', 1, write, name=f'share_{name}')
 
     def _begin(self, frame: ir.Value, i: ir.Value, nodes: Sequence[Node], outputs: Sequence[Node]) -> _Body:
         """Copies sample i into its plane, or returns from the function where it is not finite."""
@@ -482,17 +559,20 @@ class _Body(NamedTuple):
 
     def now(self) -> ir.Value:
         """Seconds, of a clock that only moves forward."""
-        emit = self.emit
-        clock = emit.external('clock_gettime', ir.IntType(32), [ir.IntType(32), INT])
+        return _now(self.emit, self.workspace)
 
-        def write(place: ir.Value) -> ir.Value:
-            emit.builder.call(clock, [ir.Constant(ir.IntType(32), _MONOTONIC), place])
-            seconds, nanoseconds = (
-                emit.builder.sitofp(emit.load(emit.add(place, offset), INT), DOUBLE) for offset in (0, 8)
-            )
-            return emit.builder.fadd(seconds, emit.builder.fmul(nanoseconds, ir.Constant(DOUBLE, 1e-9)))
 
-        return emit.builder.call(emit.function('now', 1, write, result=DOUBLE), [self.workspace])
+def _now(emit: Emitter, workspace: ir.Value) -> ir.Value:
+    clock = emit.external('clock_gettime', ir.IntType(32), [ir.IntType(32), INT])
+
+    def write(place: ir.Value) -> ir.Value:
+        emit.builder.call(clock, [ir.Constant(ir.IntType(32), _MONOTONIC), place])
+        seconds, nanoseconds = (
+            emit.builder.sitofp(emit.load(emit.add(place, offset), INT), DOUBLE) for offset in (0, 8)
+        )
+        return emit.builder.fadd(seconds, emit.builder.fmul(nanoseconds, ir.Constant(DOUBLE, 1e-9)))
+
+    return emit.builder.call(emit.function('now', 1, write, result=DOUBLE), [workspace])
 
 
 _MONOTONIC = getattr(time, 'CLOCK_MONOTONIC', 1)

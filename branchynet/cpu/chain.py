@@ -118,10 +118,12 @@ class Chain:
                 released[k], whole[k] = (trunk - start) / len(x), (end - start) / len(x)
         return scores, released, whole
 
-    def main(self, x: np.ndarray) -> np.ndarray:
+    def main(self, x: np.ndarray) -> tuple[np.ndarray, float]:
         """Engine.main."""
         _check_finite(x)
-        return self._main(x).copy()
+        start = time.perf_counter()
+        score = self._main(x).copy()
+        return score, time.perf_counter() - start
 
     def main_one(self, x: np.ndarray) -> int:
         """Engine.main_one."""

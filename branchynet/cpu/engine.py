@@ -42,8 +42,8 @@ class Engine(Protocol):
     def most(self) -> int:
         """Samples in one call, at most.
 
-        An engine of which a sample's bits may depend on how many there are takes SHARED: chunks are then the same with
-        any number of threads.
+        An engine that does not share them among threads takes SHARED: threads share the calls. Chunks are the same with
+        any number of threads, as a sample's bits may depend on how many there are.
         """
 
     @property
@@ -80,8 +80,8 @@ class Engine(Protocol):
             NotFinite: x has a NaN or an infinity.
         """
 
-    def main(self, x: np.ndarray) -> np.ndarray:
-        """main's scores (N, C) of x (N, ...).
+    def main(self, x: np.ndarray) -> tuple[np.ndarray, float]:
+        """main's scores (N, C) of x (N, ...), and its seconds, of all threads together.
 
         Raises:
             NotFinite: x has a NaN or an infinity.

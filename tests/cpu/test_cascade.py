@@ -4,7 +4,7 @@ import threading
 from unittest import mock
 
 from branchynet import _chainer  # noqa: F401
-from branchynet.cpu import planar
+from branchynet.cpu import planar, threads
 from branchynet.cpu.cascade import Cascade, NotCovered, NotFinite
 from branchynet.cpu.emitter import LANES
 from branchynet.functions import entropy
@@ -78,7 +78,7 @@ def check(net, x):
     assert (released > 0).all() and (released.cumsum(axis=0) <= whole.cumsum(axis=0) + 1e-12).all()
     with chainer.using_config('train', False):
         main = net.main(x).array
-    np.testing.assert_allclose(cascade.main(x), main, rtol=1e-4, atol=1e-5 * np.abs(main).max())
+    np.testing.assert_allclose(cascade.main(x)[0], main, rtol=1e-4, atol=1e-5 * np.abs(main).max())
     return cascade, scores
 
 
@@ -188,7 +188,7 @@ def test_early_exit_is_the_nets_also_at_recorded_entropies(number):
             for i in range(0, len(x), 7):
                 label, k, seconds = cascade.leave_one(x[i : i + 1], thresholds, rule_of(thresholds))
                 assert (label, k) == (result.label[i], expected[i]) and seconds > 0
-                assert cascade.main_one(x[i : i + 1]) == cascade.main(x)[i].argmax()
+                assert cascade.main_one(x[i : i + 1]) == cascade.main(x)[0][i].argmax()
 
 
 def test_a_sample_is_the_same_bits_in_every_batch_and_thread():
@@ -205,21 +205,43 @@ def test_a_sample_is_the_same_bits_in_every_batch_and_thread():
             if not ((result.score == whole.score[part]).all() and (result.exit == whole.exit[part]).all()):
                 wrong.append(i)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(32)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    callers = [threading.Thread(target=work, args=(i,)) for i in range(32)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
     assert not wrong
+
+
+@pytest.mark.parametrize('count', [1, 2, 5])
+@pytest.mark.parametrize('samples', [1, 7, 8, 9, 61])
+def test_threads_that_share_a_batch_give_the_answers_of_single_samples(count, samples):
+    """Thresholds lie on entropies, where the machine code stops and asks the rule."""
+    net, x = published()[0]
+    cascade, x = compiled(net, x.shape[1:]), np.concatenate([x] * 8)[:samples]
+    scores = cascade.record(x)[0]
+    cuts = [float(np.sort(entropy(F.softmax(one).array))[samples // 2]) for one in scores[:-1]]
+    singles = [cascade.leave_one(x[i : i + 1], cuts, rule_of(cuts))[:2] for i in range(samples)]
+    threads.set_num_threads(count)
+    try:
+        result, (score, seconds) = cascade.leave(x, cuts, rule_of(cuts)), cascade.main(x)
+    finally:
+        threads.set_num_threads(None)
+    assert list(zip(result.label, result.exit)) == singles
+    assert result.seconds > 0 and seconds > 0
+    assert all((score[i] == cascade.main(x[i : i + 1])[0]).all() for i in range(samples))
 
 
 def test_later_stages_do_not_run():
     net, x = published()[1]
     cascade = compiled(net, x.shape[1:])
-    workspace = cascade._desk()._workspace.view(np.uint8)
 
     def leave(samples, threshold):
         return cascade.leave(samples, [threshold] * 2, rule_of([threshold] * 2)).exit
+
+    leave(x[:1], 0.0)
+    (desk,) = cascade._desks
+    workspace = desk._workspace.view(np.uint8)
 
     def bytes_written(threshold, exit):
         assert leave(x[:1], 0.0) == 2  # the first sample's features are everywhere

@@ -70,7 +70,7 @@ def test_batches_are_in_order(net, share):
     np.testing.assert_array_equal(exit, expected.exit)
     np.testing.assert_array_equal(label, expected.label)
     np.testing.assert_allclose(answer(score).prob, expected.prob, atol=1e-5)
-    np.testing.assert_allclose(chain.main(x), net.run_main(x), atol=1e-4)
+    np.testing.assert_allclose(chain.main(x)[0], net.run_main(x), atol=1e-4)
     assert [chain.main_one(one[None]) for one in x] == net.run_main(x).argmax(axis=1).tolist()
 
 
@@ -89,4 +89,4 @@ def test_a_sample_that_is_not_finite(net, value):
 
 
 def test_large_numbers_are_finite(net):
-    assert np.isfinite(chain_of(net).main(images(1) * np.float32(1e25))).all()
+    assert np.isfinite(chain_of(net).main(images(1) * np.float32(1e25))[0]).all()
