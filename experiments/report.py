@@ -729,7 +729,8 @@ def reproduces(found: Sequence[Results]) -> str:
     for results, verdicts in zip(found, checks):
         for name, seeds in results.experiments.items():
             if name in NETWORKS:
-                rows.append([f'{load(name).network}, preset {results.preset}, {_seeds(seeds)}'])
+                epochs = _epochs(name, seeds, results.preset)
+                rows.append([f'{load(name).network}, preset {results.preset}, {epochs}, {_seeds(seeds)}'])
                 rows += [[*row[:4], row.why.replace('\n', '; ')] for row in _rows(name, seeds, verdicts)]
     merged = [_best(of_one) for of_one in zip(*checks)]
     sources = dict.fromkeys(v.claim.source for v in merged)
