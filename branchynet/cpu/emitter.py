@@ -114,7 +114,8 @@ class Emitter:
 
     def multiply_add(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
         """The sum of a * b and c, rounded once."""
-        return self.builder.call(self.external(f'llvm.fma.v{a.type.count}f32', a.type, [a.type] * 3), [a, b, c])
+        name = 'llvm.fma.f32' if a.type == REAL else f'llvm.fma.v{a.type.count}f32'
+        return self.builder.call(self.external(name, a.type, [a.type] * 3), [a, b, c])
 
     def square_root(self, a: ir.Value) -> ir.Value:
         """Of a float32, or of every lane of a vector."""
@@ -182,11 +183,11 @@ class Emitter:
         """
         builder = self.builder
         whole = builder.and_(count, INT(-LANES))
-        carried = self._loop_if_any(whole, lambda i, *values: body(i, VECTOR, *values), carried, LANES)
+        carried = self.loop_if_any(whole, lambda i, *values: body(i, VECTOR, *values), carried, LANES)
         rest = builder.sub(count, whole)
-        return self._loop_if_any(rest, lambda i, *values: body(builder.add(whole, i), REAL, *values), carried, 1)
+        return self.loop_if_any(rest, lambda i, *values: body(builder.add(whole, i), REAL, *values), carried, 1)
 
-    def _loop_if_any(
+    def loop_if_any(
         self, count: ir.Value, body: Callable[..., Any], carried: Sequence[ir.Value], step: int
     ) -> Sequence[ir.Value]:
         """``loop``, or nothing if the count is 0."""

@@ -31,7 +31,7 @@ _IDLE, _BUSY, _ASLEEP = 0, 1, -1
 _LINE = 64  # bytes of a cache line
 _SEMAPHORE = _LINE  # bytes from the first number to the semaphore, which has a cache line of its own
 _BYTES_OF_MEMBER = 2 * _LINE
-_LOOKS = 1 << 11  # at its first number, before a member sleeps
+_LOOKS = 1 << 15  # at its first number, before a member sleeps: a millisecond or so, in which Python gives new work
 _WAITS = 1 << 10  # looks at who is still busy, before the core goes to another thread
 # Some of the numbers of an order.
 _TAKEN, _RESULTS, _FINISHED, _MEMBERS = range(4, 8)

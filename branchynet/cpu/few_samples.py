@@ -1,0 +1,170 @@
+"""Products of linear layers with few samples, float32, in machine code that reads or writes the weights once.
+
+oneDNN's sgemm would first rearrange the weights, which takes longer than the product. Here every number is a sum of its
+own, in an order that depends on the shapes alone, so that each thread may have its part of the weights: the same part
+each time, which its cache may still hold.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Callable, Optional
+
+from branchynet.cpu.team import call_frames, run_frames
+from branchynet.cpu.threads import equal_blocks, workers
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from branchynet.cpu.emitter import Function
+
+_ROWS = 8  # that are read at once
+_BYTES = 4  # of a number
+_BYTES_OF_PART = 1 << 18  # of weights, that are worth a thread's call
+
+
+def is_available() -> bool:
+    """Whether there is machine code; it needs llvmlite."""
+    return _machine_code() is not None
+
+
+def linear(x: np.ndarray, w: np.ndarray, y: np.ndarray) -> None:
+    """Writes x w' of one sample x (1, I) and weights w (O, I) to y (1, O), all C-contiguous."""
+    row = _BYTES * x.size
+    start, w_start, y_start = x.ctypes.data, w.ctypes.data, y.ctypes.data
+    frames = [
+        (part.stop - part.start, x.size, start, w_start + part.start * row, y_start + part.start * _BYTES)
+        for part in _parts(len(w), row)
+    ]
+    _run('products_with_rows', frames)
+
+
+def linear_gx(w: np.ndarray, gy: np.ndarray, gx: np.ndarray) -> None:
+    """Writes gy w of gradients gy (B, O) and weights w (O, I) to gx (B, I), all C-contiguous."""
+    (b, o), row = gy.shape, _BYTES * w.shape[1]
+    start, w_start, gx_start = gy.ctypes.data, w.ctypes.data, gx.ctypes.data
+    frames = [
+        (
+            *(b, part.stop - part.start, o, start, _BYTES * o, _BYTES),
+            *(w_start + part.start * _BYTES, gx_start + part.start * _BYTES, row),
+        )
+        for part in _parts(w.shape[1], _BYTES * o)
+    ]
+    _run('sums_of_rows', frames)
+
+
+def linear_gw(x: np.ndarray, gy: np.ndarray, gw: np.ndarray) -> None:
+    """Writes gy' x of gradients gy (B, O) and samples x (B, I) to gw (O, I), all C-contiguous."""
+    (b, o), row = gy.shape, _BYTES * x.shape[1]
+    start, x_start, gw_start = gy.ctypes.data, x.ctypes.data, gw.ctypes.data
+    frames = [
+        (
+            *(part.stop - part.start, x.shape[1], b, start + part.start * _BYTES, _BYTES, _BYTES * o),
+            *(x_start, gw_start + part.start * row, row),
+        )
+        for part in _parts(o, row)
+    ]
+    _run('sums_of_rows', frames)
+
+
+def _parts(count: int, bytes_of_one: int) -> tuple[slice, ...]:
+    """The threads' parts of the rows or columns of weights."""
+    return equal_blocks(count, workers(count * bytes_of_one // _BYTES_OF_PART))
+
+
+def _run(name: str, frames: Sequence[Sequence[int]]) -> None:
+    codes = _machine_code()
+    assert codes is not None
+    (call_frames if len(frames) == 1 else run_frames)(codes[name], frames)
+
+
+@functools.cache
+def _machine_code() -> Optional[dict[str, Function]]:
+    """Both functions in machine code; None without llvmlite.
+
+    Each takes the address of 64-bit numbers. Those of products_with_rows, which multiplies a vector with rows: how many
+    rows, and how many numbers in each; the addresses of the vector, of the rows and of the products. Those of
+    sums_of_rows, which writes sums of rows times factors: how many sums, how many numbers in a row, and how many rows
+    are added; the address of the factors, the bytes from those of a sum to those of the next, and from factor to
+    factor; the addresses of the rows and of the sums, and the bytes from row to row and from sum to sum.
+    """
+    try:
+        from branchynet.cpu.emitter import INT, LANES, REAL, VECTOR, Code, Emitter, constant, integer
+    except ImportError:
+        return None
+    emit = Emitter()
+
+    def in_groups(rows: Any, write: Callable[[Any, int], None]) -> None:
+        """Emits ``write(first, number)`` for groups of rows."""
+        build = emit.builder
+        whole = build.and_(rows, INT(-_ROWS))
+        emit.loop_if_any(whole, lambda first: write(first, _ROWS), (), _ROWS)
+        number = _ROWS
+        while number > 1:
+            number //= 2
+            with build.if_then(build.icmp_signed('!=', build.and_(rows, INT(number)), INT(0))):
+                write(build.and_(rows, INT(-2 * number)), number)
+
+    def starts_of(rows: Any, row: Any, first: Any, number: int) -> list[Any]:
+        """The addresses of rows, from the first on."""
+        build = emit.builder
+        return [build.add(rows, build.mul(build.add(first, integer(k)), row)) for k in range(number)]
+
+    def products_with_rows(frame: Any) -> None:
+        build = emit.builder
+        count, length, x, rows, out = emit.words(frame, 5)
+        row = emit.at(integer(0), length, _BYTES)
+        whole = build.and_(length, INT(-LANES))
+
+        def group(first: Any, number: int) -> None:
+            starts = starts_of(rows, row, first, number)
+
+            def add(i: Any, kind: Any, sums: Sequence[Any]) -> list[Any]:
+                factor = emit.load(emit.at(x, i, _BYTES), kind)
+                values = [emit.load(emit.at(start, i, _BYTES), kind) for start in starts]
+                return [emit.multiply_add(value, factor, total) for value, total in zip(values, sums)]
+
+            zeros = [constant(0, VECTOR)] * number
+            vectors = emit.loop_if_any(whole, lambda i, *sums: add(i, VECTOR, sums), zeros, LANES)
+            sums = emit.loop_if_any(
+                build.sub(length, whole),
+                lambda i, *sums: add(build.add(whole, i), REAL, sums),
+                [emit.sum_of_lanes(total) for total in vectors],
+                1,
+            )
+            for k, total in enumerate(sums):
+                emit.store(total, emit.at(out, build.add(first, integer(k)), _BYTES))
+
+        in_groups(count, group)
+
+    def sums_of_rows(frame: Any) -> None:
+        build = emit.builder
+        count, length, added, factors, step, step_of_factor, rows, out, row = emit.words(frame, 9)
+
+        def one_sum(m: Any) -> None:
+            own_factors, own_out = (build.add(start, build.mul(m, by)) for start, by in ((factors, step), (out, row)))
+            emit.elements(length, lambda i, kind: emit.store(constant(0, kind), emit.at(own_out, i, _BYTES)))
+
+            def group(first: Any, number: int) -> None:
+                starts = starts_of(rows, row, first, number)
+                reals = [emit.load(place, REAL) for place in starts_of(own_factors, step_of_factor, first, number)]
+                times = {REAL: reals, VECTOR: [emit.splat(real) for real in reals]}
+
+                def add(i: Any, kind: Any) -> None:
+                    place = emit.at(own_out, i, _BYTES)
+                    total = emit.load(place, kind)
+                    for start, factor in zip(starts, times[kind]):
+                        total = emit.multiply_add(emit.load(emit.at(start, i, _BYTES), kind), factor, total)
+                    emit.store(total, place)
+
+                emit.elements(length, add)
+
+            in_groups(added, group)
+
+        emit.loop(count, one_sum)
+
+    for function in (products_with_rows, sums_of_rows):
+        emit.function(function.__name__, 1, function, name=function.__name__)
+    code = Code(emit.module())
+    return {function.__name__: code.call(function.__name__) for function in (products_with_rows, sums_of_rows)}
