@@ -3,7 +3,7 @@
     ./get_results.sh --only alex_cifar10 --preset quick
 
 quick takes about 40 minutes on 2 cores (on a GPU: not measured); expect 76 % or more for B-AlexNet at a
-setting that lets 40 % or more leave at exit 1. paper is the published training, about 3 hours on 2 cores;
+setting that lets 40 % or more leave at exit 1. paper is the published training, about 2.5 hours on 2 cores;
 expect the published 79.19 % with 65.6 % leaving at exit 1, within the tolerances of claims.toml. smoke only
 shows that everything runs.
 """

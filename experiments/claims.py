@@ -37,6 +37,7 @@ KEYS = {  # of an entry
     'tolerance',
     'relative',
     'floor',
+    'ceiling',
     'why',
     'preset',
     'device',
@@ -79,14 +80,22 @@ class Claim(NamedTuple):
     @property
     def cause(self) -> str:
         """The known cause of a failure, with the command of the experiment that showed it; '' if it is not known."""
-        causes = self.entry.get('cause', '')
-        return causes.get(self.experiment, '') if isinstance(causes, dict) else causes
+        return self._of_experiment('cause')
+
+    @property
+    def why(self) -> str:
+        """The reason for the tolerance."""
+        return self._of_experiment('why')
+
+    def _of_experiment(self, key: str) -> str:
+        text = self.entry.get(key, '')
+        return text.get(self.experiment, '') if isinstance(text, dict) else text
 
     def bounds(self) -> tuple[float, float]:
         """The range (least, most) of measured values for which the claim holds."""
         expected, tolerance = float(self.expected), self._tolerance()
         least = max(expected - tolerance, self.entry.get('floor', -math.inf))
-        most = expected + tolerance
+        most = min(expected + tolerance, self.entry.get('ceiling', math.inf))
         return {'higher': (least, math.inf), 'lower': (-math.inf, most), 'same': (least, most)}[self.entry['better']]
 
     def _tolerance(self) -> float:
@@ -96,7 +105,9 @@ class Claim(NamedTuple):
         if tolerance == 'sampling':
             share = float(self.expected) / 100
             return 2 * math.sqrt(2 * share * (1 - share) / 10000) * 100
-        return tolerance[self.experiment] if isinstance(tolerance, dict) else tolerance
+        if isinstance(tolerance, dict):
+            tolerance = tolerance[self.experiment]
+        return tolerance[self.row['exit'] - 1] if isinstance(tolerance, list) else tolerance
 
     def command(self) -> str | None:
         """The command that checks the claim; None if it is not checked."""
@@ -277,13 +288,13 @@ def _why_not(claim: Claim, results: Results) -> str | None:
     runs = results.experiments.get(claim.experiment)
     if not runs:
         return f'{claim.experiment} was not run'
-    order = list(PRESETS)
+    order, needed = list(PRESETS), []
     if order.index(results.preset) < order.index(claim.entry['preset']):
-        return f'needs preset {claim.entry["preset"]}'
+        needed.append(f'preset {claim.entry["preset"]}')
     devices = {'gpu' if 'cupy' in run.measurement.device else 'cpu' for run in runs}
     if claim.device != 'any' and devices != {claim.device}:
-        return 'needs a GPU' if claim.device == 'gpu' else 'needs --device cpu'
-    return None
+        needed.append('a GPU' if claim.device == 'gpu' else '--device cpu')
+    return f'needs {" and ".join(needed)}' if needed else None
 
 
 # Measures: each takes a claim and the runs of one seed and returns a number. It raises NotFound if there is none.

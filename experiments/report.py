@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import re
 from collections import Counter
@@ -32,14 +33,15 @@ COLUMNS = [
 ]
 READING = (
     "Times are at batch size 1. The **released clock** is the original's: it runs in the trunk's stages only. The "
-    "**whole clock** includes the exits' own links, softmax, entropy and the decision; under its mean stand median and "
-    "95th percentile. A **gain** is the baseline's mean time over the setting's on the same machine, and means little "
-    'without the accuracy beside it. The **gain allowed** is that of the multiply-adds at the same exit shares; the '
-    "**efficiency** is the whole clock's gain over it. The **knee** is the fastest setting that is at least as "
-    "accurate as the baseline, chosen on the test images, as in the paper. **McNemar's p** tests whether B-net and "
-    "baseline are right equally often. Intervals are of 95 %: for one seed Wilson's, over the test images; for several "
-    'seeds '
-    "Student's t, over the seeds."
+    "**whole clock** includes the exits' own links, softmax, entropy and the decision; its mean is followed by the "
+    "median and the 95th percentile. A **gain** is the baseline's mean time over the setting's on the same machine, "
+    'and means little without the accuracy beside it. The **gain allowed** is that of the multiply-adds at the same '
+    "exit shares; the **efficiency** is the whole clock's gain over it. It may exceed 1, as multiply-adds leave out "
+    'normalisation and pooling. The **knee** is the fastest setting that is at least as accurate as the baseline, '
+    "chosen on the test images, as in the paper. **McNemar's p** tests whether the B-net and the baseline before joint "
+    'training are right equally often; the B-net was trained for more epochs, so that a small p does not speak for '
+    "early exit alone. Intervals are of 95 %: for one seed Wilson's, over the test images; for several seeds Student's "
+    't, over the seeds.'
 )
 TIMED = (
     'Settings in this table were run by themselves over all test images. In the sweep and in figure 3 times are '
@@ -100,7 +102,7 @@ def failures(verdicts: Sequence[Verdict]) -> list[str]:
         if verdict.status == FAIL:
             claim = verdict.claim
             groups.setdefault((claim.entry['id'], claim.cause) if claim.cause else (claim.id,), []).append(verdict)
-    return [line(max(group, key=_miss), like_it=len(group) - 1) for group in groups.values()]
+    return [line(max(group, key=_miss), group) for group in groups.values()]
 
 
 def _miss(verdict: Verdict) -> float:
@@ -110,17 +112,19 @@ def _miss(verdict: Verdict) -> float:
     return float(max(least - found, found - most)) if np.isfinite(found) else np.inf
 
 
-def line(verdict: Verdict, like_it: int = 0) -> str:
+def line(verdict: Verdict, group: Sequence[Verdict] = ()) -> str:
     """Puts a verdict into one line.
 
     Args:
         verdict: on one claim.
-        like_it: how many more claims failed as this one did, by no more.
+        group: if it is a failure, the claims of one kind that failed for one cause, of which it is the worst.
     """
     claim = verdict.claim
     if verdict.status == NOT_RUN:
         return f'{NOT_RUN}: {claim.id}: {verdict.reason}'
-    others = f' (and {like_it} more of this kind, which miss by no more)' if like_it else ''
+    different = len({tuple(v.measured) for v in group})
+    figures = f', with {different} different figures' if different < len(group) else ''
+    others = f' (the worst of {len(group)} of this kind{figures})' if len(group) > 1 else ''
     cause = f' (cause: {claim.cause})' if verdict.status == FAIL and claim.cause else ''
     return f'{verdict.status}: {claim.id}{others}: {claim.text}: {_found(verdict)}, expected {bounds(claim)}{cause}'
 
@@ -201,6 +205,7 @@ def blocks(results: Results, figures: Mapping[str, Drawn]) -> list[pages.Block]:
     page: list[pages.Block] = [
         pages.Heading(1, 'BranchyNet: measured beside published'),
         pages.Text(f'Preset **{results.preset}** {PRESETS[results.preset]}.'),
+        *(pages.Text(f'**{load(name).network}**: {text}.') for name, text in _unfinished(networks, results.preset)),
         pages.Counts(_counted(verdicts)),
     ]
     if networks:
@@ -216,7 +221,11 @@ def blocks(results: Results, figures: Mapping[str, Drawn]) -> list[pages.Block]:
         pages.Facts(_facts(results)),
     ]
     for name, seeds in results.experiments.items():
-        page += [pages.Heading(2, load(name).title), *_tables(name, seeds, results)]
+        page += [
+            pages.Heading(2, load(name).title),
+            *_tables(name, seeds, results),
+            *_disagreements(name, seeds),
+        ]
         if name in NETWORKS:
             page += [pages.Text(TIMED), pages.Text(READING)]
         drawn = figures.get(name, Drawn([]))
@@ -246,7 +255,7 @@ class Row(NamedTuple):
         published: as in the paper.
         measured: the mean, with the interval in a second line where there is one.
         status: the verdict.
-        why: the range that was expected and the cause of a FAIL, or the reason of a NOT RUN; '' for a PASS.
+        why: the range that was expected, and the cause of a FAIL; or the reason of a NOT RUN.
     """
 
     what: str
@@ -281,30 +290,33 @@ def _rows(name: str, seeds: Sequence[NetworkRun], verdicts: Sequence[Verdict]) -
     yield row(
         f'{network} accuracy (%)\nas released: after joint training',
         base['accuracy_percent'],
-        _accuracy([b.accuracy_as_released_percent for b in baselines], images),
+        _percent([b.accuracy_as_released_percent for b in baselines], images),
         f'{network}/accuracy',
     )
     yield row(
         f'{network} accuracy (%)\nalone: before joint training',
         base['accuracy_percent'],
-        _accuracy([b.accuracy_percent for b in baselines], images),
+        _percent([b.accuracy_percent for b in baselines], images),
         f'{network}/accuracy before joint training',
     )
     yield row(
         f'B-{network} accuracy (%)\nT = {branchy["thresholds"]}',
         branchy['accuracy_percent'],
-        _accuracy([s.accuracy_percent for s in settings], images),
+        _percent([s.accuracy_percent for s in settings], images),
         f'B-{network}/accuracy',
     )
     for k, published in enumerate(branchy['exit_percent'].split()):
         yield row(
             f'B-{network}: leaving at exit {k + 1} (%)',
             published,
-            _mean([s.exit_percent[k] for s in settings], 2),
+            _percent([s.exit_percent[k] for s in settings], images),
             f'B-{network}/exit {k + 1}',
         )
-    for clock in 'released', 'whole':
-        note = f'multiply-adds allow {_mean([s.gain_allowed for s in settings], 2)}'
+    notes = {
+        'released': "the paper's",
+        'whole': f"not the paper's; multiply-adds allow {_mean([s.gain_allowed for s in settings], 2)}",
+    }
+    for clock, note in notes.items():
         yield row(
             f'B-{network}: gain, {clock} clock\n{note}',
             branchy['gain'],
@@ -319,9 +331,8 @@ def _outcome(verdict: Verdict | None) -> tuple[str, str]:
         return '', ''
     if verdict.status == NOT_RUN:
         return NOT_RUN, verdict.reason
-    if verdict.status == PASS:
-        return PASS, ''
-    return FAIL, '\n'.join(filter(None, (f'expected {bounds(verdict.claim)}', verdict.reason, verdict.claim.cause)))
+    cause = verdict.claim.cause if verdict.status == FAIL else ''
+    return verdict.status, '\n'.join(filter(None, (f'expected {bounds(verdict.claim)}', verdict.reason, cause)))
 
 
 def _speed(name: str, seeds: Sequence[NetworkRun]) -> str:
@@ -334,7 +345,7 @@ def _speed(name: str, seeds: Sequence[NetworkRun]) -> str:
         gain = float(np.mean([getattr(s, f'gain_{which}') for s in settings]))
         ms = [np.mean([getattr(one, which).mean_ms for one in group]) for group in (settings, baselines)]
         word = 'as fast as' if f'{gain:.2f}' == '1.00' else 'faster than' if gain > 1 else 'slower than'
-        return f'**{word}** {network}: {ms[0]:.3f} ms against {ms[1]:.3f} ms per image, a gain of {gain:.2f}'
+        return f'**{word}** {network}: {ms[0]:.3g} ms against {ms[1]:.3g} ms per image, a gain of {gain:.2f}'
 
     return (
         f'On the whole clock, the time that a user waits, B-{network} is {clock("whole")}. On the released clock, '
@@ -349,23 +360,30 @@ def _speed(name: str, seeds: Sequence[NetworkRun]) -> str:
 def _facts(results: Results) -> list[tuple[str, str]]:
     """The machine, the code and the amount of work of a run."""
     runs = [run for seeds in results.experiments.values() for run in seeds]
-    environments = [run.measurement.environment for run in runs]
-    threads = dict.fromkeys(f'{e.threads} threads' for e in environments)
     trained = [
         f'{name} {_minutes_of(seeds):.1f}'
         for name, seeds in results.experiments.items()
         if hasattr(seeds[0], 'training')
     ]
     facts = [
-        ('Machine', '; '.join(dict.fromkeys(map(_machine, environments))) + f'; {", ".join(threads)}'),
         ('Device', ', '.join(dict.fromkeys('GPU' if 'cupy' in run.measurement.device else 'CPU' for run in runs))),
-        ('Commit', ', '.join(dict.fromkeys(_commit(e) for e in environments))),
+        ('Trained on', _origins([run.training.environment for run in runs if hasattr(run, 'training')])),
+        ('Measured on', _origins([run.measurement.environment for run in runs])),
         ('Preset', f'{results.preset}, variant {results.variant}'),
-        ('Training', f'{", ".join(trained)} minutes' if trained else ''),
+        (
+            'Training',
+            f'{", ".join(trained)} minutes by the clock, other work on the machine included' if trained else '',
+        ),
     ]
     if any(name in NETWORKS for name in results.experiments):
         facts.append(('Timing', 'batch size 1; composed times are from the first 1000 test images only'))
     return [(label, text) for label, text in facts if text]
+
+
+def _origins(environments: Sequence[Environment]) -> str:
+    """The machines and the commits of runs."""
+    found = (f'{_machine(e)}, {e.threads} threads: commit {_commit(e)}' for e in environments)
+    return '; '.join(dict.fromkeys(found))
 
 
 def _minutes_of(seeds: Sequence[Any]) -> float:
@@ -382,7 +400,11 @@ def tables(results: Results) -> str:
         results: of a folder.
     """
     return pages.markdown(
-        [block for name, seeds in results.experiments.items() for block in _tables(name, seeds, results)]
+        [
+            block
+            for name, seeds in results.experiments.items()
+            for block in (*_tables(name, seeds, results), *_disagreements(name, seeds))
+        ]
     )
 
 
@@ -392,11 +414,12 @@ def for_readme(results: Results) -> str:
     Args:
         results: of a folder.
     """
+    page = [block for name, seeds in results.experiments.items() for block in _tables(name, seeds, results)]
     checked = [v for v in claims.check(results) if v.status != NOT_RUN]
-    if not checked:
-        return tables(results)
-    holding = f'Claims that such a run can check: {_counted(checked)[PASS]} of {len(checked)} hold.'
-    return tables(results) + '\n' + pages.markdown([pages.Lines([*failures(checked), holding])])
+    if checked:
+        holding = f'Claims that such a run can check: {_counted(checked)[PASS]} of {len(checked)} hold.'
+        page.append(pages.Lines([*failures(checked), holding]))
+    return pages.markdown(page)
 
 
 def _tables(name: str, seeds: Sequence[Any], results: Results) -> list[pages.Block]:
@@ -417,7 +440,7 @@ def _network(name: str, seeds: Sequence[NetworkRun], results: Results) -> list[p
         pages.Table(COLUMNS, published_rows(network) + measured_rows(network, seeds)),
         pages.Text(f'Measured on: {"; ".join(machines)}.'),
     ]
-    return page + [pages.Text(text) for text in _disagreements(seeds)]
+    return page
 
 
 def _epochs(name: str, seeds: Sequence[NetworkRun], preset: str) -> str:
@@ -430,16 +453,25 @@ def _epochs(name: str, seeds: Sequence[NetworkRun], preset: str) -> str:
     return text
 
 
-def _disagreements(seeds: Sequence[NetworkRun]) -> Iterator[str]:
+def _unfinished(networks: Mapping[str, Sequence[NetworkRun]], preset: str) -> Iterator[tuple[str, str]]:
+    """Names of networks whose training has not ended, and their numbers of epochs in words."""
+    for name, seeds in networks.items():
+        text = _epochs(name, seeds, preset)
+        if 'unfinished' in text:
+            yield name, text
+
+
+def _disagreements(name: str, seeds: Sequence[Any]) -> Iterator[pages.Text]:
     """A text on the settings whose composed and direct times differ; none if they agree in all seeds."""
-    found = [(run.seed, name, one) for run in seeds for name, one in run.measurement.disagreements().items()]
+    networks = seeds if name in NETWORKS else []
+    found = [(run.seed, name, one) for run in networks for name, one in run.measurement.disagreements().items()]
     if found:
         times = '; '.join(
             f'seed {seed}, {name} setting, {one.clock} clock: composed {one.composed_ms:.3f} ms, measured '
             f'{one.direct_ms:.3f} ms'
             for seed, name, one in found
         )
-        yield (
+        yield pages.Text(
             f'**Composed times differ from directly measured ones by more than {DISAGREEMENT_PERCENT} %** ({times}). A '
             'composed time adds up times of single stages, which come from an earlier pass over the first 1000 test '
             'images, and can leave out part of the cost of the call itself. To measure both again, run `branchynet '
@@ -485,10 +517,10 @@ def measured_rows(network: str, seeds: Sequence[NetworkRun]) -> list[list[str]]:
     """
     baselines, images = [run.measurement.baseline for run in seeds], seeds[0].measurement.test_samples
     rows = [
-        [network, _accuracy([b.accuracy_percent for b in baselines], images), '', '', '', *_times(baselines)],
+        [network, _percent([b.accuracy_percent for b in baselines], images), '', '', '', *_times(baselines)],
         [
             f'{network} after joint training, as released',
-            _accuracy([b.accuracy_as_released_percent for b in baselines], images),
+            _percent([b.accuracy_as_released_percent for b in baselines], images),
             *[''] * (len(COLUMNS) - 2),
         ],
     ]
@@ -497,7 +529,7 @@ def measured_rows(network: str, seeds: Sequence[NetworkRun]) -> list[list[str]]:
         rows.append(
             [
                 f'B-{network}, {label}',
-                _accuracy([s.accuracy_percent for s in settings], images),
+                _percent([s.accuracy_percent for s in settings], images),
                 ', '.join(_p_value(s.images) for s in settings),
                 ' or '.join(dict.fromkeys(_numbers(s.thresholds, 'g') for s in settings)),
                 _numbers(np.mean([s.exit_percent for s in settings], axis=0), '.2f'),
@@ -507,8 +539,8 @@ def measured_rows(network: str, seeds: Sequence[NetworkRun]) -> list[list[str]]:
     return rows
 
 
-def _accuracy(percents: Sequence[float], images: int) -> str:
-    """The mean, and its interval in a second line."""
+def _percent(percents: Sequence[float], images: int) -> str:
+    """The mean of accuracies or shares of the test images, and its interval in a second line."""
     low, high = intervals.accuracy(list(percents), images)
     return f'{_mean(percents, 2)}\n{low:.2f} to {high:.2f}'
 
@@ -528,9 +560,14 @@ def _times(settings: Sequence[Any]) -> list[str]:
         accuracy = np.mean([s.accuracy_percent for s in settings])
         gains[:2] = [f'{gain}\nat {accuracy:.2f} %' for gain in gains[:2]]
     mean, median, p95 = (
-        _mean([getattr(s.whole, key) for s in settings], 3) for key in ('mean_ms', 'median_ms', 'p95_ms')
+        _milliseconds([getattr(s.whole, key) for s in settings]) for key in ('mean_ms', 'median_ms', 'p95_ms')
     )
-    return [_mean([s.released.mean_ms for s in settings], 3), gains[0], f'{mean}\n{median} / {p95}', *gains[1:]]
+    return [_milliseconds([s.released.mean_ms for s in settings]), gains[0], f'{mean}\n{median} / {p95}', *gains[1:]]
+
+
+def _milliseconds(values: Sequence[float]) -> str:
+    """The mean with three significant digits."""
+    return _mean(values, max(0, 2 - math.floor(math.log10(np.mean(values)))))
 
 
 def _analysis(name: str, seeds: Sequence[Any], results: Results) -> list[pages.Block]:
@@ -551,7 +588,7 @@ def _comparison_table(name: str, seeds: Sequence[Any]) -> pages.Table:
             rows.append(
                 [
                     part,
-                    _accuracy(accuracies, mine[0].measurement.test_samples),
+                    _percent(accuracies, mine[0].measurement.test_samples),
                     '' if published is None else f'{100 * published:.2f}',
                     f'{training.main_epochs} + {training.joint_epochs}',
                     str(training.train_samples),
@@ -586,19 +623,23 @@ def _claims(verdicts: Sequence[Verdict]) -> list[pages.Block]:
     """The checked claims, failures first, then the others under each reason."""
     checked = [v for status in (FAIL, PASS) for v in verdicts if v.status == status]
     page: list[pages.Block] = [pages.Heading(2, 'Claims'), pages.Text(f'{counts(verdicts)}.')]
+    failed = [v for v in checked if v.status == FAIL and v.claim.cause]
+    causes = list(dict.fromkeys(v.claim.cause for v in failed))
+    if causes:
+        page.append(pages.Lines([f'**cause {k}**: {cause}' for k, cause in enumerate(causes, 1)]))
     if checked:
         page.append(
             pages.Table(
                 ['', 'Claim', 'Source', 'Measured', 'Published or stated', 'Holds for', 'Why this tolerance', 'Id'],
                 [
                     [
-                        f'{v.status}\n{v.claim.cause}' if v.status == FAIL and v.claim.cause else v.status,
+                        f'{FAIL}\ncause {causes.index(v.claim.cause) + 1}' if v in failed else v.status,
                         v.claim.text,
                         v.claim.source,
                         _found(v),
                         f'{v.claim.expected:g}',
                         bounds(v.claim),
-                        v.claim.entry['why'],
+                        v.claim.why,
                         v.claim.id,
                     ]
                     for v in checked

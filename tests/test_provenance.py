@@ -1,4 +1,6 @@
 import subprocess
+import sys
+import types
 
 import branchynet  # noqa: F401
 from branchynet import cli, provenance
@@ -20,6 +22,21 @@ def test_a_dirty_tree_is_refused_where_a_clean_one_is_required(monkeypatch, caps
     assert cli.main(['reproduce', '--preset', 'smoke', '--require-clean']) == 2
     error = capsys.readouterr().err
     assert 'the tree is dirty: commit or remove' in error and error.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+    'program, module, expected',
+    [
+        ('/home/a/.venv/bin/branchynet', None, 'branchynet measure DIR'),
+        ('/home/a/branchynet/__main__.py', 'branchynet.__main__', 'python -m branchynet measure DIR'),
+        ('/home/a/experiments/baseline.py', 'experiments.baseline', 'python -m experiments.baseline measure DIR'),
+    ],
+)
+def test_a_command_is_recorded_as_it_is_typed_on_any_machine(monkeypatch, program, module, expected):
+    spec = module and types.SimpleNamespace(name=module)
+    monkeypatch.setattr(sys.modules['__main__'], '__spec__', spec)
+    monkeypatch.setattr(sys, 'argv', [program, 'measure', 'DIR'])
+    assert provenance.environment()['command'] == expected
 
 
 @pytest.fixture

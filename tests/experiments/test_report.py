@@ -142,7 +142,7 @@ def test_every_claim_can_be_understood():
         if 'measure' in claim.entry:
             least, most = claim.bounds()
             assert least <= claim.expected <= most or claim.entry.get('floor', 0) > claim.expected
-            assert claim.entry['measure'] in claims.MEASURES and claim.entry['why'] and claim.command()
+            assert claim.entry['measure'] in claims.MEASURES and claim.why and claim.command()
         else:
             assert claim.entry['not_checked'] and claim.command() is None
 
@@ -172,13 +172,21 @@ def test_failures_of_one_cause_share_the_line_of_the_worst():
     failed += [claims.Verdict(claim, 'FAIL', [1.0], '') for claim in alone]
     lines = report.failures([*failed, claims.Verdict(same[0], 'PASS', [99.0], '')])
     assert [line.split(':')[1] for line in lines] == [
-        f' {same[1].id} (and 2 more of this kind, which miss by no more)',
+        f' {same[1].id} (the worst of 3 of this kind)',
         ' quick/lenet_mnist',
         ' quick/alex_cifar10',
     ]
     for nothing in ([], [float('nan')]):
         worst = report.failures([*failed, claims.Verdict(same[2], 'FAIL', nothing, 'no figure')])[0]
-        assert worst.startswith(f'FAIL: {same[2].id} (and 3 more')
+        assert worst.startswith(f'FAIL: {same[2].id} (the worst of 4 ')
+
+
+def test_the_line_of_the_worst_counts_equal_figures_once():
+    kind = 'notebook/{network}/{thresholds}/accuracy'
+    same = [claim for claim in claims.claims() if claim.entry['id'] == kind and claim.experiment == 'alex_cifar10'][:3]
+    failed = [claims.Verdict(claim, 'FAIL', [found], '') for claim, found in zip(same, (50.0, 51.0, 50.0))]
+    (line,) = report.failures(failed)
+    assert '(the worst of 3 of this kind, with 2 different figures)' in line
 
 
 def test_what_is_not_run_says_why(example):
@@ -186,6 +194,7 @@ def test_what_is_not_run_says_why(example):
     assert verdict_of(example, 'table1/CPU/LeNet/accuracy').reason == 'needs preset paper'
     example.preset = 'reduced'
     assert verdict_of(example, 'table1/CPU/LeNet/accuracy').reason == 'needs preset paper'
+    assert verdict_of(example, 'table1/GPU/LeNet/accuracy').reason == 'needs preset paper and a GPU'
     example.preset = 'paper'
     assert verdict_of(example, 'table1/GPU/LeNet/accuracy').reason == 'needs a GPU'
     assert 'machine' in verdict_of(example, 'table1/CPU/LeNet/time').reason
@@ -268,10 +277,10 @@ def test_the_first_screen_has_published_and_measured_side_by_side(example):
         ['LeNet accuracy (%) (as released: after joint training)', '99.20', '97.25'],
         ['LeNet accuracy (%) (alone: before joint training)', '99.20', '97.00'],
         ['B-LeNet accuracy (%) (T = 0.025)', '99.25', '98.50'],
-        ['B-LeNet: gain, whole clock (multiply-adds allow 4.50)', '5.4', '3.00'],
+        ["B-LeNet: gain, whole clock (not the paper's; multiply-adds allow 4.50)", '5.4', '3.00'],
     ):
         assert re.search(r' *\| '.join(map(re.escape, cells)), first), cells
-    assert '**faster than** LeNet: 1.000 ms against 3.000 ms per image, a gain of 3.00' in first
+    assert '**faster than** LeNet: 1 ms against 3 ms per image, a gain of 3.00' in first
     assert 'first 1000 test images only' in first
     run_of(example).measurement.measured.published.gain_whole = 0.5
     assert '**slower than** LeNet' in page_of(example)[0]
