@@ -9,10 +9,12 @@ functions (F.convolution_2d, F.max_pooling_2d, ...) take these kernels for float
 any Chainer code; everything else, subclasses of Chainer's functions, chainer.static_graph, and all of it when off, is
 stock Chainer.
 
-Work goes in blocks of a few images, small enough for the cache, which threads share. Blocks and the order
-of every sum depend on the shapes alone, so 1, 2 or 64 threads give identical bits, whatever OpenMP or BLAS
+Work goes in blocks of a few images, small enough for the cache, which threads share. The order
+of every sum depends on the shapes alone, so 1, 2 or 64 threads give identical bits, whatever OpenMP or BLAS
 are told. Convolutions, pooling, batch normalisation and matrix products are oneDNN's (the wheel
-onednn-cpu-gomp; without it they stay Chainer's, with one warning), each call run by one thread.
+onednn-cpu-gomp; without it they stay Chainer's, with one warning), each call run by one thread. Products of few
+samples, and all that goes element by element, are machine code of this package (by llvmlite; without it, oneDNN's and
+NumPy's).
 
 Some functions and gradients stay Chainer's, because oneDNN is slower at them: of convolutions those with kernels of
 about 14 pixels and more, long sequences, one window only, large patches or few channels; poolings of few channels;
@@ -44,7 +46,7 @@ def enable() -> None:
 def disable() -> None:
     """Back to stock Chainer, in a ``fast()`` of this thread too; other threads' blocks go on.
 
-    The memory that the kernels keep for their next results, after ``fast()`` too, goes back to the system.
+    The memory that the kernels keep for their next calls, after ``fast()`` too, goes back to the system.
     """
     from branchynet.cpu import install
 

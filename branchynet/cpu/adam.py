@@ -204,7 +204,7 @@ def _machine_code() -> Optional[Function]:
     numbers, as float32.
     """
     try:
-        from branchynet.cpu.emitter import REAL, VECTOR, Code, Emitter
+        from branchynet.cpu.emitter import REAL, VECTOR, Emitter
     except ImportError:
         return None
     emit = Emitter()
@@ -228,5 +228,5 @@ def _machine_code() -> Optional[Function]:
 
         emit.elements(count, update)
 
-    emit.function('adam', 1, block, name='adam')
-    return Code(emit.module()).call('adam')
+    emit.function('adam', 1, block)
+    return emit.compiled('adam')['adam']

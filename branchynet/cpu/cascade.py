@@ -12,9 +12,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
 from branchynet.cpu import planar
-from branchynet.cpu.emitter import DOUBLE, INT, REAL, Code, Emitter, aligned, integer
+from branchynet.cpu.emitter import DOUBLE, INT, REAL, Emitter, aligned, integer
 from branchynet.cpu.engine import NotFinite, Result, Rule
 from branchynet.cpu.graph import Graph, Node, NotCovered, ancestors, fuse_relu
+from branchynet.cpu.memory import LINE
 from branchynet.cpu.planar import Plane, vector_plane
 from branchynet.cpu.team import run_frames
 from branchynet.cpu.threads import taken, workers
@@ -24,6 +25,7 @@ from llvmlite import ir
 
 _LEFT, _NOT_FINITE, _UNCERTAIN = 0, -1, -2  # a sample's status
 _LOWEST = float(np.finfo(np.float32).min)
+_CHUNK = 8  # samples that a thread takes at once
 
 
 class Cascade:
@@ -58,12 +60,12 @@ class Cascade:
         writer.write_record(trunk, heads)
         if main is not None:
             writer.write_main(outputs[-1])
-        code = Code(writer.emit.module())
-        names = ['leave', 'share_leave', 'record', *(['main', 'share_main'] if main is not None else [])]
-        self._calls = {name: code.call(name) for name in names}
+        self._calls = writer.emit.compiled(
+            'leave', 'share_leave', 'record', *(['main', 'share_main'] if main is not None else [])
+        )
         self._constants = writer.emit.constants.block()
-        self._memory, self._shape = writer.memory, shape
-        self._desks: list[_Desk] = []  # that nobody uses
+        self._layout, self._shape = writer.layout, shape
+        self._workspaces: list[_Workspace] = []  # spare ones
 
     def leave(self, x: np.ndarray, thresholds: Sequence[float], rule: Rule) -> Result:
         """Early exit.
@@ -79,12 +81,12 @@ class Cascade:
         """
         label, exits = np.empty(len(x), np.int64), np.empty(len(x), np.int64)
         score = np.empty((len(x), self.classes), np.float32)
-        stopped, seconds = self._shared('leave', x, [label, exits, score], thresholds)
+        stopped, seconds = self._call_in_chunks('leave', x, [label, exits, score], thresholds)
         for part in stopped:
             seconds += self._leave_alone(x[part], (label[part], exits[part], score[part]), thresholds, rule)
         return Result(label, exits, score, seconds)
 
-    def _shared(
+    def _call_in_chunks(
         self, name: str, x: np.ndarray, results: Sequence[np.ndarray], thresholds: Sequence[float] = ()
     ) -> tuple[list[slice], float]:
         """Calls 'leave' or 'main' for samples, which threads share.
@@ -99,15 +101,15 @@ class Cascade:
             (parts of the samples that it leaves to be done, each from where it has stopped; seconds, of all threads).
         """
         starts = np.arange(0, len(x), _CHUNK)
-        desks = [taken(self._desks, self._new_desk) for _ in range(workers(len(starts)))]
+        workspaces = [taken(self._workspaces, self._new_workspace) for _ in range(workers(len(starts)))]
         begun, done = np.zeros(1, np.int64), np.zeros(len(starts), np.int64)
         arrays = [array.ctypes.data for array in (begun, done, x, *results)]
-        for desk in desks:
-            desk.thresholds[: len(thresholds)] = thresholds
-            desk.seconds[0] = 0.0
-        run_frames(self._calls[f'share_{name}'], [(desk.address, len(x), *arrays) for desk in desks])
-        seconds = sum(float(desk.seconds[0]) for desk in desks)
-        self._desks += desks[::-1]
+        for workspace in workspaces:
+            workspace.thresholds[: len(thresholds)] = thresholds
+            workspace.seconds[0] = 0.0
+        run_frames(self._calls[f'share_{name}'], [(workspace.address, len(x), *arrays) for workspace in workspaces])
+        seconds = sum(float(workspace.seconds[0]) for workspace in workspaces)
+        self._workspaces += workspaces[::-1]
         stops = np.minimum(starts + _CHUNK, len(x))
         return [slice(*part) for part in zip(starts + done, stops) if part[0] < part[1]], seconds
 
@@ -115,37 +117,37 @@ class Cascade:
         self, x: np.ndarray, results: tuple[np.ndarray, ...], thresholds: Sequence[float], rule: Rule
     ) -> float:
         """`leave` of samples by the calling thread; returns the seconds."""
-        desk, count, done = taken(self._desks, self._new_desk), len(x), 0
+        workspace, count, done = taken(self._workspaces, self._new_workspace), len(x), 0
         label, exits, score = results
         seconds = 0.0
-        desk.thresholds[:] = thresholds
+        workspace.thresholds[:] = thresholds
         while done < count:
-            desk.place(x[done:], label[done:], exits[done:], score[done:])
-            done += self._calls['leave'](desk.address)
-            seconds += float(desk.seconds[0])
+            workspace.place(x[done:], label[done:], exits[done:], score[done:])
+            done += self._calls['leave'](workspace.address)
+            seconds += float(workspace.seconds[0])
             if done < count:
-                exits[done], label[done], score[done], more = self._ruled(desk, x[done : done + 1], rule)
+                exits[done], label[done], score[done], more = self._ruled(workspace, x[done : done + 1], rule)
                 seconds += more
                 done += 1
-        self._desks.append(desk)
+        self._workspaces.append(workspace)
         return seconds
 
     def leave_one(self, x: np.ndarray, thresholds: Sequence[float], rule: Rule) -> tuple[int, int, float]:
         """(label, exit, seconds in the trunk's stages) of one sample (1, C, H, W): ``leave`` at the least cost."""
-        desk = taken(self._desks, self._new_desk)
-        desk.x[...] = x
-        desk.thresholds[:] = thresholds
-        desk.place_one()
-        if self._calls['leave'](desk.address):
-            label, k, seconds = int(desk.label[0]), int(desk.exit[0]), float(desk.seconds[0])
+        workspace = taken(self._workspaces, self._new_workspace)
+        workspace.x[...] = x
+        workspace.thresholds[:] = thresholds
+        workspace.place_one()
+        if self._calls['leave'](workspace.address):
+            label, k, seconds = int(workspace.label[0]), int(workspace.exit[0]), float(workspace.seconds[0])
         else:
-            k, label, _, seconds = self._ruled(desk, desk.x, rule)
-        self._desks.append(desk)
+            k, label, _, seconds = self._ruled(workspace, workspace.x, rule)
+        self._workspaces.append(workspace)
         return label, k, seconds
 
-    def _ruled(self, desk: _Desk, x: np.ndarray, rule: Rule) -> tuple[int, int, np.ndarray, float]:
+    def _ruled(self, workspace: _Workspace, x: np.ndarray, rule: Rule) -> tuple[int, int, np.ndarray, float]:
         """(exit, label, score, seconds) of a sample that the machine code returned to the rule."""
-        if desk.status == _NOT_FINITE:
+        if workspace.status == _NOT_FINITE:
             raise NotFinite('x has a NaN or an infinity')
         scores, released, _ = self.record(x)
         k = rule(scores[:, 0])
@@ -161,12 +163,12 @@ class Cascade:
         Raises:
             NotFinite: x has a NaN or an infinity.
         """
-        desk, count = taken(self._desks, self._new_desk), len(x)
+        workspace, count = taken(self._workspaces, self._new_workspace), len(x)
         score = np.empty((self.exits, count, self.classes), np.float32)
         released, whole = np.empty((self.exits, count)), np.empty((self.exits, count))
-        desk.place(x, score=score, released=released, whole=whole)
-        done = self._calls['record'](desk.address)
-        self._desks.append(desk)
+        workspace.place(x, score=score, released=released, whole=whole)
+        done = self._calls['record'](workspace.address)
+        self._workspaces.append(workspace)
         if done < count:
             raise NotFinite('x has a NaN or an infinity')
         return score, released, whole
@@ -178,37 +180,32 @@ class Cascade:
             NotFinite: x has a NaN or an infinity.
         """
         score, none = np.empty((len(x), self.classes), np.float32), np.empty(0, np.int64)
-        stopped, seconds = self._shared('main', x, [none, none, score])
+        stopped, seconds = self._call_in_chunks('main', x, [none, none, score])
         if stopped:
             raise NotFinite('x has a NaN or an infinity')
         return score, seconds
 
     def main_one(self, x: np.ndarray) -> int:
         """The label that main gives one sample (1, C, H, W), at the least cost."""
-        desk = taken(self._desks, self._new_desk)
-        desk.x[...] = x
-        desk.place_one()
-        done, label = self._calls['main'](desk.address), int(desk.score.argmax())
-        self._desks.append(desk)
+        workspace = taken(self._workspaces, self._new_workspace)
+        workspace.x[...] = x
+        workspace.place_one()
+        done, label = self._calls['main'](workspace.address), int(workspace.score.argmax())
+        self._workspaces.append(workspace)
         if not done:
             raise NotFinite('x has a NaN or an infinity')
         return label
 
-    def _new_desk(self) -> _Desk:
-        return _Desk(self._memory, self._constants, self._shape, self.exits, self.classes)
-
-
-_CHUNK = 8  # samples that a thread takes at once
+    def _new_workspace(self) -> _Workspace:
+        return _Workspace(self._layout, self._constants, self._shape, self.exits, self.classes)
 
 
 # Places of a frame's 64-bit numbers: addresses, a count and a status.
-(_WORKSPACE, _CONSTANTS, _THRESHOLDS, _SECONDS, _X, _COUNT, _LABEL, _EXIT, _SCORE, _RELEASED, _WHOLE, _STATUS) = range(
-    12
-)
+(_MEMORY, _CONSTANTS, _THRESHOLDS, _SECONDS, _X, _COUNT, _LABEL, _EXIT, _SCORE, _RELEASED, _WHOLE, _STATUS) = range(12)
 
 
-class _Desk:
-    """A workspace, and the frame by which machine code finds its arguments; one call at a time uses them.
+class _Workspace:
+    """The memory that one call at a time uses, and the frame of addresses by which machine code finds its arguments.
 
     Attributes:
         address: of the frame.
@@ -217,9 +214,9 @@ class _Desk:
     """
 
     def __init__(
-        self, memory: _Memory, constants: np.ndarray, shape: tuple[int, int, int], exits: int, classes: int
+        self, layout: _Layout, constants: np.ndarray, shape: tuple[int, int, int], exits: int, classes: int
     ) -> None:
-        self._workspace = memory.workspace()
+        self._memory = layout.allocate()
         self._frame = np.zeros(12, np.int64)
         self.address = self._frame.ctypes.data
         self.x = np.zeros((1, *shape), np.float32)
@@ -228,7 +225,7 @@ class _Desk:
         self.thresholds, self.seconds = np.zeros(exits - 1), np.zeros(1)
         self._constants = constants
         for place, array in (
-            (_WORKSPACE, self._workspace),
+            (_MEMORY, self._memory),
             (_CONSTANTS, constants),
             (_THRESHOLDS, self.thresholds),
             (_SECONDS, self.seconds),
@@ -258,16 +255,16 @@ class _Desk:
         self.seconds[0] = 0.0
 
     def place_one(self) -> None:
-        """The desk's own sample."""
+        """The workspace's own sample."""
         self._frame[_X:_RELEASED] = self._one
         self.seconds[0] = 0.0
 
 
-class _Memory:
-    """Places in a workspace; a place is given again for the same kind of plane, whose padding is still whole."""
+class _Layout:
+    """Where planes lie in a workspace's memory; a place is used again for planes of one kind, as its padding fits."""
 
     def __init__(self) -> None:
-        self._size = 64  # the clock's come first
+        self._size = LINE  # the clock's numbers come first
         self._filled: list[tuple[int, Plane]] = []
         self._free: dict[Plane, list[int]] = {}
 
@@ -277,7 +274,7 @@ class _Memory:
         if free:
             return free.pop()
         place = self._size
-        self._size += -(-plane.size // 64) * 64
+        self._size += -(-plane.size // LINE) * LINE
         if plane.fill:
             self._filled.append((place, plane))
         return place
@@ -285,7 +282,7 @@ class _Memory:
     def give_back(self, plane: Plane, place: int) -> None:
         self._free[plane].append(place)
 
-    def workspace(self) -> np.ndarray:
+    def allocate(self) -> np.ndarray:
         """float32, with the planes' padding."""
         block = aligned(self._size // 4)
         for place, plane in self._filled:
@@ -294,10 +291,10 @@ class _Memory:
 
 
 class _Section(NamedTuple):
-    """The nodes of a stage, those that its exit shares with later stages, and those of the exit alone."""
+    """The nodes of a stage, those of its exit that later stages use again, and those of the exit alone."""
 
     stage: list[Node]
-    shared: list[Node]
+    reused: list[Node]
     head: list[Node]
 
 
@@ -305,7 +302,7 @@ class _Writer:
     """Writes a cascade's functions; each takes the address of a frame and returns how many samples went well."""
 
     def __init__(self, x: Node, outputs: Sequence[Node]) -> None:
-        self.emit, self.memory = Emitter(), _Memory()
+        self.emit, self.layout = Emitter(), _Layout()
         self._x, self._classes = x, outputs[0].shape[0]
         self._planes = _planes(ancestors(outputs))
 
@@ -314,26 +311,26 @@ class _Writer:
         emit, sections = self.emit, _sections(trunk, heads)
 
         def sample(frame: ir.Value, i: ir.Value) -> None:
-            body = self._begin(frame, i, [node for section in sections for part in section for node in part], heads)
-            waiting = None
+            body = self._begin(frame, i, _nodes(sections), heads)
+            seconds, waiting = ir.Constant(DOUBLE, 0.0), None
             for k, section in enumerate(sections):
                 _, trunk_seconds, waiting = self._until_head(body, section, waiting)
-                total = self._field(frame, _SECONDS)
-                emit.store(emit.builder.fadd(emit.load(total, DOUBLE), trunk_seconds), total)
+                seconds = emit.builder.fadd(seconds, trunk_seconds)
                 body.run(section.head)
-                score, classes = body.address(heads[k]), heads[k].shape[0]
-                label, entropy = self._label_and_entropy(score, classes)
-                if k + 1 < len(sections):
-                    threshold = emit.load(emit.add(self._field(frame, _THRESHOLDS), 8 * k), DOUBLE)
-                    # The rule works in float32: a smaller difference is the rule's to decide.
-                    margin = ir.Constant(DOUBLE, 1e-7 * (100 + classes))
-                    leaves = emit.builder.fcmp_ordered('<', entropy, emit.builder.fsub(threshold, margin))
-                    with emit.builder.if_then(leaves):
-                        self._answer(frame, i, k, label, score, classes)
-                    stays = emit.builder.fcmp_ordered('>', entropy, emit.builder.fadd(threshold, margin))
-                    with emit.builder.if_then(emit.builder.not_(stays), likely=False):
-                        emit.builder.ret(integer(_UNCERTAIN))
-            self._answer(frame, i, k, label, score, classes)
+                score = body.address(heads[k])
+                label, entropy = self._label_and_entropy(score)
+                if k + 1 == len(sections):
+                    self._answer(frame, i, k, label, score, seconds)
+                    return
+                threshold = emit.load(emit.add(self._field(frame, _THRESHOLDS), 8 * k), DOUBLE)
+                # The rule works in float32: a smaller difference is the rule's to decide.
+                margin = ir.Constant(DOUBLE, 1e-7 * (100 + self._classes))
+                leaves = emit.builder.fcmp_ordered('<', entropy, emit.builder.fsub(threshold, margin))
+                with emit.builder.if_then(leaves):
+                    self._answer(frame, i, k, label, score, seconds)
+                stays = emit.builder.fcmp_ordered('>', entropy, emit.builder.fadd(threshold, margin))
+                with emit.builder.if_then(emit.builder.not_(stays), likely=False):
+                    emit.builder.ret(integer(_UNCERTAIN))
 
         self._write_share('leave', self._for_every_sample('leave', sample))
 
@@ -342,13 +339,13 @@ class _Writer:
         emit, sections = self.emit, _sections(trunk, heads)
 
         def sample(frame: ir.Value, i: ir.Value) -> None:
-            body = self._begin(frame, i, [node for section in sections for part in section for node in part], heads)
+            body = self._begin(frame, i, _nodes(sections), heads)
             count, waiting = self._field(frame, _COUNT), None
             for k, section in enumerate(sections):
                 start, trunk_seconds, waiting = self._until_head(body, section, waiting)
                 body.run(section.head)
-                score, classes = body.address(heads[k]), heads[k].shape[0]
-                self._label_and_entropy(score, classes)
+                score, classes = body.address(heads[k]), self._classes
+                self._label_and_entropy(score)
                 whole = emit.builder.fsub(body.now(), start)
                 index = emit.builder.add(i, emit.builder.mul(count, integer(k)))
                 self._copy(score, emit.at(self._field(frame, _SCORE), index, 4 * classes), classes)
@@ -383,49 +380,50 @@ class _Writer:
                     emit.store(status, emit.add(frame, 8 * _STATUS))
                     emit.builder.ret(i)
 
-            emit.loop(count, body)
+            emit.loop_if_any(count, body, (), 1)
             return count
 
-        return emit.function(name, 1, write, name=name)
+        return emit.function(name, 1, write)
 
     def _write_share(self, name: str, function: ir.Function) -> None:
         """Calls the function ``name`` for chunks of samples that no other thread has begun.
 
-        Its frame: the address of a desk's frame, the number of samples, and the addresses of the number of chunks that
-        are begun, of how many samples of each chunk are done, of x, labels, exits and scores.
+        Its frame: the address of a workspace's frame, the number of samples, and the addresses of the number of chunks
+        that are begun, of how many samples of each chunk are done, of x, labels, exits and scores.
         """
         emit, plane, classes = self.emit, self._planes[self._x], self._classes
         steps = {_X: 4 * plane.channels * plane.height * plane.width, _LABEL: 8, _EXIT: 8, _SCORE: 4 * classes}
 
         def write(frame: ir.Value) -> None:
             build = emit.builder
-            desk, total, begun, done, *arrays = emit.words(frame, 8)
+            workspace, total, begun, done, *arrays = emit.words(frame, 8)
             size = integer(_CHUNK)
             chunks = build.sdiv(build.add(total, integer(_CHUNK - 1)), size)
 
             def chunk(i: ir.Value) -> None:
                 first = build.mul(i, size)
                 rest = build.sub(total, first)
-                emit.store(build.select(build.icmp_signed('<', rest, size), rest, size), emit.add(desk, 8 * _COUNT))
+                count = build.select(build.icmp_signed('<', rest, size), rest, size)
+                emit.store(count, emit.add(workspace, 8 * _COUNT))
                 for (place, step), array in zip(steps.items(), arrays):
-                    emit.store(emit.at(array, first, step), emit.add(desk, 8 * place))
-                workspace = self._field(desk, _WORKSPACE)
-                start = _now(emit, workspace)
-                emit.store(build.call(function, [desk]), emit.at(done, i, 8))
+                    emit.store(emit.at(array, first, step), emit.add(workspace, 8 * place))
+                memory = self._field(workspace, _MEMORY)
+                start = _now(emit, memory)
+                emit.store(build.call(function, [workspace]), emit.at(done, i, 8))
                 if name == 'main':  # the others time what is in them
-                    total_seconds = self._field(desk, _SECONDS)
-                    spent = build.fsub(_now(emit, workspace), start)
+                    total_seconds = self._field(workspace, _SECONDS)
+                    spent = build.fsub(_now(emit, memory), start)
                     emit.store(build.fadd(emit.load(total_seconds, DOUBLE), spent), total_seconds)
 
             emit.shared_loop(begun, chunks, chunk)
 
-        emit.function(f'share_{name}', 1, write, name=f'share_{name}')
+        emit.function(f'share_{name}', 1, write)
 
     def _begin(self, frame: ir.Value, i: ir.Value, nodes: Sequence[Node], outputs: Sequence[Node]) -> _Body:
         """Copies sample i into its plane, or returns from the function where it is not finite."""
         emit, plane = self.emit, self._planes[self._x]
         places = self._places(nodes, outputs)
-        body = _Body(emit, self._field(frame, _WORKSPACE), self._field(frame, _CONSTANTS), self._planes, places)
+        body = _Body(emit, self._field(frame, _MEMORY), self._field(frame, _CONSTANTS), self._planes, places)
         source = emit.at(self._field(frame, _X), i, 4 * plane.channels * plane.height * plane.width)
         status = emit.builder.call(planar.copy_in(emit, plane), [source, body.address(self._x)])
         with emit.builder.if_then(emit.builder.icmp_signed('!=', status, integer(0)), likely=False):
@@ -435,16 +433,16 @@ class _Writer:
     def _places(self, nodes: Sequence[Node], outputs: Sequence[Node]) -> dict[Node, int]:
         """Offset in the workspace of every node, where the nodes are computed in this order."""
         last = {inner: turn for turn, node in enumerate(nodes) for inner in node.inputs}
-        places = {self._x: self.memory.take(self._planes[self._x])}
+        places = {self._x: self.layout.take(self._planes[self._x])}
         taken = {self._x}
         for turn, node in enumerate(nodes):
-            places[node] = self.memory.take(self._planes[node])
+            places[node] = self.layout.take(self._planes[node])
             taken.add(node)
             for inner in {inner for inner in node.inputs if last[inner] == turn and inner not in outputs}:
-                self.memory.give_back(self._planes[inner], places[inner])
+                self.layout.give_back(self._planes[inner], places[inner])
                 taken.remove(inner)
         for node in taken:
-            self.memory.give_back(self._planes[node], places[node])
+            self.layout.give_back(self._planes[node], places[node])
         return places
 
     def _until_head(self, body: _Body, section: _Section, waiting: Optional[ir.Value]) -> tuple[ir.Value, ...]:
@@ -465,14 +463,17 @@ class _Writer:
         seconds = fsub(end, start)
         if waiting is not None:
             seconds = self.emit.builder.fadd(seconds, waiting)
-        if not section.shared:
+        if not section.reused:
             return start, seconds, None
-        body.run(section.shared)
+        body.run(section.reused)
         return start, seconds, fsub(body.now(), end)
 
-    def _answer(self, frame: ir.Value, i: ir.Value, k: int, label: ir.Value, score: ir.Value, classes: int) -> None:
-        """Writes a sample's answer and returns from the function."""
-        emit = self.emit
+    def _answer(
+        self, frame: ir.Value, i: ir.Value, k: int, label: ir.Value, score: ir.Value, seconds: ir.Value
+    ) -> None:
+        """Writes a sample's answer, adds its seconds in the trunk's stages, and returns from the function."""
+        emit, classes, total = self.emit, self._classes, self._field(frame, _SECONDS)
+        emit.store(emit.builder.fadd(emit.load(total, DOUBLE), seconds), total)
         emit.store(integer(k), emit.at(self._field(frame, _EXIT), i, 8))
         emit.store(label, emit.at(self._field(frame, _LABEL), i, 8))
         self._copy(score, emit.at(self._field(frame, _SCORE), i, 4 * classes), classes)
@@ -485,16 +486,14 @@ class _Writer:
         emit = self.emit
         emit.loop(count, lambda c: emit.store(emit.load(emit.at(source, c, 4), REAL), emit.at(place, c, 4)))
 
-    def _label_and_entropy(self, score: ir.Value, classes: int) -> tuple[ir.Value, ir.Value]:
+    def _label_and_entropy(self, score: ir.Value) -> tuple[ir.Value, ir.Value]:
         """The first class of the highest score, and the entropy (nats, float64) of the softmax."""
-        function = self.emit.function(
-            ('entropy', classes), 2, lambda *a: self._write_entropy(classes, *a), result=DOUBLE
-        )
+        function = self.emit.function('entropy', 2, self._write_entropy, result=DOUBLE)
         label = self.emit.builder.alloca(INT)
         entropy = self.emit.builder.call(function, [score, self.emit.builder.ptrtoint(label, INT)])
         return self.emit.builder.load(label), entropy
 
-    def _write_entropy(self, classes: int, score: ir.Value, label_address: ir.Value) -> ir.Value:
+    def _write_entropy(self, score: ir.Value, label_address: ir.Value) -> ir.Value:
         # With d the distance from the highest score: entropy = log(sum exp(-d)) + sum(d exp(-d)) / sum exp(-d).
         emit, builder = self.emit, self.emit.builder
         exp, log = (emit.external(f'llvm.{name}.f64', DOUBLE, [DOUBLE]) for name in ('exp', 'log'))
@@ -510,10 +509,10 @@ class _Writer:
             power = builder.call(exp, [builder.fneg(distance)])
             return [builder.fadd(total, power), builder.fadd(weighted, builder.fmul(power, distance))]
 
-        label, top = emit.loop(classes, higher, [integer(0), emit.load(score, REAL)])
+        label, top = emit.loop(self._classes, higher, [integer(0), emit.load(score, REAL)])
         emit.store(label, label_address)
         zero = ir.Constant(DOUBLE, 0.0)
-        total, weighted = emit.loop(classes, term, [zero, zero])
+        total, weighted = emit.loop(self._classes, term, [zero, zero])
         return builder.fadd(builder.call(log, [total]), builder.fdiv(weighted, total))
 
 
@@ -521,14 +520,14 @@ class _Body(NamedTuple):
     """The inside of a function: what it needs to compute nodes."""
 
     emit: Emitter
-    workspace: ir.Value
+    memory: ir.Value
     constants: ir.Value
     planes: dict[Node, Plane]
     places: dict[Node, int]
 
     def address(self, node: Node) -> ir.Value:
-        """Of a node's plane."""
-        return self.emit.add(self.workspace, self.places[node])
+        """The address of a node's plane."""
+        return self.emit.add(self.memory, self.places[node])
 
     def run(self, nodes: Iterable[Node]) -> None:
         """Computes nodes, inputs first."""
@@ -559,10 +558,10 @@ class _Body(NamedTuple):
 
     def now(self) -> ir.Value:
         """Seconds, of a clock that only moves forward."""
-        return _now(self.emit, self.workspace)
+        return _now(self.emit, self.memory)
 
 
-def _now(emit: Emitter, workspace: ir.Value) -> ir.Value:
+def _now(emit: Emitter, memory: ir.Value) -> ir.Value:
     clock = emit.external('clock_gettime', ir.IntType(32), [ir.IntType(32), INT])
 
     def write(place: ir.Value) -> ir.Value:
@@ -572,7 +571,7 @@ def _now(emit: Emitter, workspace: ir.Value) -> ir.Value:
         )
         return emit.builder.fadd(seconds, emit.builder.fmul(nanoseconds, ir.Constant(DOUBLE, 1e-9)))
 
-    return emit.builder.call(emit.function('now', 1, write, result=DOUBLE), [workspace])
+    return emit.builder.call(emit.function('now', 1, write, result=DOUBLE), [memory])
 
 
 _MONOTONIC = getattr(time, 'CLOCK_MONOTONIC', 1)
@@ -591,9 +590,14 @@ def _sections(trunk: Sequence[Node], heads: Sequence[Node]) -> list[_Section]:
     for k, (feature, head) in enumerate(zip(trunk, heads)):
         later = set(ancestors([*trunk[k + 1 :], *heads[k + 1 :]]))
         stage = new(ancestors([feature]))
-        shared = new(node for node in ancestors([head]) if node in later)
-        sections.append(_Section(stage, shared, new(ancestors([head]))))
+        reused = new(node for node in ancestors([head]) if node in later)
+        sections.append(_Section(stage, reused, new(ancestors([head]))))
     return sections
+
+
+def _nodes(sections: Iterable[_Section]) -> list[Node]:
+    """The nodes of all sections, inputs first."""
+    return [node for section in sections for part in section for node in part]
 
 
 def _planes(nodes: Sequence[Node]) -> dict[Node, Plane]:

@@ -173,7 +173,7 @@ def _machine_code() -> Optional[dict[str, Function]]:
     result of is_odd is not 0 where an element is not ordinary.
     """
     try:
-        from branchynet.cpu.emitter import BYTE, INT, VECTOR, Code, Emitter, constant
+        from branchynet.cpu.emitter import BYTE, INT, VECTOR, Emitter, constant
     except ImportError:
         return None
     emit = Emitter()
@@ -230,7 +230,6 @@ def _machine_code() -> Optional[dict[str, Function]]:
     for name, (inputs, function) in functions.items():
         has_bits = name.endswith('_with_bits')
         writer = functools.partial(write, inputs=inputs, function=function, has_bits=has_bits)
-        emit.function(name, 1, writer, name=name)
-    emit.function('is_odd', 1, is_odd, name='is_odd')
-    code = Code(emit.module())
-    return {name: code.call(name) for name in (*functions, 'is_odd')}
+        emit.function(name, 1, writer)
+    emit.function('is_odd', 1, is_odd)
+    return emit.compiled(*functions, 'is_odd')

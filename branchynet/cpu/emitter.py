@@ -11,9 +11,10 @@ import contextlib
 import ctypes
 import functools
 from collections.abc import Sequence
-from typing import Any, Callable, Optional, Protocol
+from typing import Any, Callable, Protocol
 
 from branchynet.cpu import memory
+from branchynet.cpu.memory import LINE
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -28,14 +29,13 @@ _BOOL = ir.IntType(1)
 
 LANES = 8  # float32 in a vector, where no other number is given
 VECTOR = ir.VectorType(REAL, LANES)
-LINE = 64  # bytes of a cache line
 
 
 class Emitter:
     """Functions under construction, and the constants that they read.
 
     Attributes:
-        builder: llvmlite's IRBuilder of the function that is being written.
+        builder: llvmlite's IRBuilder of the function that is being written; None between functions.
         constants: what the functions read.
     """
 
@@ -43,26 +43,22 @@ class Emitter:
         self._module = ir.Module('branchynet')
         self.constants = Constants()
         self._functions: dict[Any, ir.Function] = {}
+        self.builder: Any = None
 
-    def function(
-        self, key: Any, parameters: int, write: Callable[..., Any], result: ir.Type = INT, name: Optional[str] = None
-    ) -> ir.Function:
+    def function(self, key: Any, parameters: int, write: Callable[..., Any], result: ir.Type = INT) -> ir.Function:
         """The function of a key; ``write(*arguments)`` emits it where it does not exist yet.
 
         Args:
-            key: Distinguishes functions; equal keys share one.
+            key: Distinguishes functions; equal keys share one. By a text, ``compiled`` finds it.
             parameters: Number of 64-bit integer parameters.
             write: Emits the body and returns the result, None for 0.
             result: Type of the result.
-            name: By which Code.call finds it; None: it is not called from Python.
         """
         if key not in self._functions:
-            outer = getattr(self, 'builder', None)
-            function = ir.Function(
-                self._module, ir.FunctionType(result, [INT] * parameters), name or f'kernel{len(self._functions)}'
-            )
+            name = key if isinstance(key, str) else f'kernel{len(self._functions)}'
+            function = ir.Function(self._module, ir.FunctionType(result, [INT] * parameters), name)
             self._functions[key] = function
-            self.builder = ir.IRBuilder(function.append_basic_block())
+            outer, self.builder = self.builder, ir.IRBuilder(function.append_basic_block())
             value = write(*function.args)
             if not self.builder.block.is_terminated:
                 self.builder.ret(integer(0) if value is None else value)
@@ -118,16 +114,16 @@ class Emitter:
         return self.builder.call(self.external(name, a.type, [a.type] * 3), [a, b, c])
 
     def square_root(self, a: ir.Value) -> ir.Value:
-        """Of a float32, or of every lane of a vector."""
+        """The square root of a float32, or of each lane of a vector."""
         name = f'llvm.sqrt.v{LANES}f32' if a.type == VECTOR else 'llvm.sqrt.f32'
         return self.builder.call(self.external(name, a.type, [a.type]), [a])
 
     def power(self, a: ir.Value, exponent: ir.Value) -> ir.Value:
-        """Of every lane."""
+        """Each lane to the power of the exponent's lane."""
         return self.builder.call(self.external(f'llvm.pow.v{LANES}f32', VECTOR, [VECTOR] * 2), [a, exponent])
 
     def maximum(self, a: ir.Value, b: ir.Value) -> ir.Value:
-        """Of every lane."""
+        """The greater number of each lane; that of b where one is NaN."""
         return self.builder.select(self.builder.fcmp_ordered('>', a, b), a, b)
 
     def first_lanes(self, a: ir.Value, count: int, otherwise: float) -> ir.Value:
@@ -153,7 +149,14 @@ class Emitter:
     def loop(
         self, count: ir.Value | int, body: Callable[..., Any], carried: Sequence[ir.Value] = (), step: int = 1
     ) -> list[ir.Value]:
-        """``carried = body(i, *carried)`` for i in range(0, count, step), at least once; returns the last."""
+        """``carried = body(i, *carried)`` for i in range(0, count, step); returns the last.
+
+        Args:
+            count: 1 or more: the body always runs once.
+            body: Emits what is done for i, and returns the values that the next time gets.
+            carried: The first values.
+            step: From i to i.
+        """
         builder = self.builder
         before, head = builder.block, builder.append_basic_block()
         builder.branch(head)
@@ -229,9 +232,10 @@ class Emitter:
         builder.position_at_end(after)
         return values
 
-    def module(self) -> str:
-        """All functions, in LLVM's language."""
-        return str(self._module)
+    def compiled(self, *keys: str) -> dict[str, Function]:
+        """The functions of these keys in machine code, which Python calls."""
+        code = _Code(str(self._module))
+        return {key: code.call(key) for key in keys}
 
 
 class Constants:
@@ -267,7 +271,7 @@ class Function(Protocol):
         """Calls it, with an address."""
 
 
-class Code:
+class _Code:
     """Machine code for the processor that it is made on."""
 
     def __init__(self, module: str) -> None:

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
-from branchynet.cpu.team import call_frames, run_frames
+from branchynet.cpu.team import run_frames
 from branchynet.cpu.threads import equal_blocks, workers
 
 import numpy as np
@@ -76,7 +76,7 @@ def _parts(count: int, bytes_of_one: int) -> tuple[slice, ...]:
 def _run(name: str, frames: Sequence[Sequence[int]]) -> None:
     codes = _machine_code()
     assert codes is not None
-    (call_frames if len(frames) == 1 else run_frames)(codes[name], frames)
+    run_frames(codes[name], frames)
 
 
 @functools.cache
@@ -90,7 +90,7 @@ def _machine_code() -> Optional[dict[str, Function]]:
     factor; the addresses of the rows and of the sums, and the bytes from row to row and from sum to sum.
     """
     try:
-        from branchynet.cpu.emitter import INT, LANES, REAL, VECTOR, Code, Emitter, constant, integer
+        from branchynet.cpu.emitter import INT, LANES, REAL, VECTOR, Emitter, constant, integer
     except ImportError:
         return None
     emit = Emitter()
@@ -165,6 +165,5 @@ def _machine_code() -> Optional[dict[str, Function]]:
         emit.loop(count, one_sum)
 
     for function in (products_with_rows, sums_of_rows):
-        emit.function(function.__name__, 1, function, name=function.__name__)
-    code = Code(emit.module())
-    return {function.__name__: code.call(function.__name__) for function in (products_with_rows, sums_of_rows)}
+        emit.function(function.__name__, 1, function)
+    return emit.compiled('products_with_rows', 'sums_of_rows')

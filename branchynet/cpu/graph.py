@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any, Callable, Optional
 
-from branchynet.links.links import FL, SL
+from branchynet.links.links import SL, calls_one_of
 from branchynet.links.resnet import ResBlock
 
 import chainer
@@ -88,7 +88,7 @@ class Graph:
                 node = self._node('scaling', [node], node.shape, key=(id(link),), link=link, w=_scaled(link, 0))
             elif type(link) is ResBlock:
                 node = self._block(node, link)
-            elif type(link) is FL and link.fn in _FUNCTIONS:
+            elif calls_one_of(link, _FUNCTIONS):
                 bound = inspect.signature(link.fn).bind(None, *link.args, **link.kwargs)
                 bound.apply_defaults()
                 node = _FUNCTIONS[link.fn](self, node, *list(bound.arguments.values())[1:])

@@ -26,6 +26,7 @@ from branchynet.cpu import (
     onednn,
     pooling,
 )
+from branchynet.cpu.threads import release_scratch
 
 import chainer
 from chainer.functions.activation.relu import ReLU, ReLUGrad2
@@ -93,7 +94,7 @@ def enable() -> None:
 def disable() -> None:
     """Undoes ``enable()`` and ends this thread's ``fast()``; where other threads' blocks hold, the kernels stay.
 
-    The memory that the kernels keep for their next results, after ``fast()`` too, goes back to the system.
+    The memory that the kernels keep for their next calls, after ``fast()`` too, goes back to the system.
     """
     block, _thread.block = _thread.block, None
     while block is not None:
@@ -101,6 +102,7 @@ def disable() -> None:
         block = block.outer
     _change(enabled=False)
     memory.release()
+    release_scratch()
 
 
 class Block(contextlib.ContextDecorator):

@@ -32,7 +32,7 @@ class Linear:
     def forward(self: Any, inputs: tuple, stock: Callable) -> tuple:
         """The method of this name, for arrays that the kernels take."""
         x, w, b = inputs if len(inputs) == 3 else (*inputs, None)
-        if not (takes(x, w, b) and x.shape[1] == w.shape[1] and not _is_thin(w)):
+        if not (takes(x, w, b) and x.shape[1] == w.shape[1] and not _is_thin(*w.shape)):
             return stock(self, inputs)
         _prepare(self)
         return (linear(*plain(x, w, b)),)
@@ -44,7 +44,7 @@ class LinearGradientOfX:
     def forward(self: Any, inputs: tuple, stock: Callable) -> tuple:
         """The method of this name, for arrays that the kernels take."""
         w, gy = inputs
-        if not takes(w, gy) or _is_thin(w):
+        if not takes(w, gy) or _is_thin(*w.shape):
             return stock(self, inputs)
         _prepare(self)
         return (linear_gx(*plain(w, gy)),)
@@ -56,7 +56,7 @@ class LinearGradientOfW:
     def forward(self: Any, inputs: tuple, stock: Callable) -> tuple:
         """The method of this name, for arrays that the kernels take."""
         x, gy = inputs
-        if not (takes(x, gy) and self._w_dtype == np.float32) or min(x.shape[1], gy.shape[1]) < _LEAST_FEATURES:
+        if not (takes(x, gy) and self._w_dtype == np.float32) or _is_thin(x.shape[1], gy.shape[1]):
             return stock(self, inputs)
         _prepare(self)
         return (linear_gw(*plain(x, gy)),)
@@ -68,9 +68,9 @@ def _prepare(function: Any) -> None:
     function.retain_inputs((0, 1))
 
 
-def _is_thin(w: np.ndarray) -> bool:
-    """Whether a layer with these weights is left to stock Chainer."""
-    return min(w.shape) < _LEAST_FEATURES
+def _is_thin(inputs: int, outputs: int) -> bool:
+    """Whether a layer is left to stock Chainer."""
+    return min(inputs, outputs) < _LEAST_FEATURES
 
 
 def linear(x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray]) -> np.ndarray:
@@ -96,8 +96,9 @@ def linear(x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray]) -> np.ndarray:
 
 def linear_gx(w: np.ndarray, gy: np.ndarray) -> np.ndarray:
     """Gradient of x, (B, I), from w (O, I) and the gradient of y, (B, O)."""
-    gx, is_little = memory.empty((len(gy), w.shape[1])), len(gy) == 1 or len(w) <= _FEW_OUTPUTS
-    if len(gy) <= _FEW_SAMPLES and is_little and few_samples.is_available():
+    gx = memory.empty((len(gy), w.shape[1]))
+    suits = len(gy) == 1 or (len(gy) <= _FEW_SAMPLES and len(w) <= _FEW_OUTPUTS)
+    if suits and few_samples.is_available():
         few_samples.linear_gx(w, gy, gx)
     else:
         _multiply(gy, w, gx)

@@ -189,7 +189,7 @@ def _compiled(channels: int, n: int) -> Optional[dict[str, Function]]:
     and the addresses of the arrays, in the order in which the functions above name them.
     """
     try:
-        from branchynet.cpu.emitter import LANES, REAL, Code, Emitter, vector
+        from branchynet.cpu.emitter import LANES, REAL, Emitter, vector
     except ImportError:
         return None
     emit, starts = Emitter(), range(0, channels, LANES)
@@ -243,7 +243,6 @@ def _compiled(channels: int, n: int) -> Optional[dict[str, Function]]:
 
         emit.loop(pixels, pixel)
 
-    emit.function('y', 1, write_y, name='y')
-    emit.function('gx', 1, write_gx, name='gx')
-    code = Code(emit.module())
-    return {name: code.call(name) for name in ('y', 'gx')}
+    emit.function('y', 1, write_y)
+    emit.function('gx', 1, write_gx)
+    return emit.compiled('y', 'gx')

@@ -174,7 +174,7 @@ def _machine_code() -> Optional[Function]:
     returns 0, or a number that is not.
     """
     try:
-        from branchynet.cpu.emitter import INDEX, INT, Code, Emitter, integer, ir
+        from branchynet.cpu.emitter import INDEX, INT, Emitter, integer, ir
     except ImportError:
         return None
     emit = Emitter()
@@ -216,5 +216,5 @@ def _machine_code() -> Optional[Function]:
 
         return emit.loop(loops, loop, [emit.add(program, 24), integer(0)])[1]
 
-    emit.function('loops', 1, write, name='loops')
-    return Code(emit.module()).call('loops')
+    emit.function('loops', 1, write)
+    return emit.compiled('loops')['loops']

@@ -14,7 +14,7 @@ import numpy as np
 
 _SMALLEST = 1 << 19  # bytes; malloc keeps smaller ones by itself
 _PAGE = 1 << 21  # a huge page, in which arrays that nearly fill one begin
-_LINE = 64
+LINE = 64  # bytes of a cache line
 _TYPE = np.dtype(np.float32).str
 
 
@@ -47,7 +47,7 @@ class _Memory:
     """
 
     def __init__(self, size: int) -> None:
-        step = _PAGE if size >= _PAGE * 3 // 4 else _LINE
+        step = _PAGE if size >= _PAGE * 3 // 4 else LINE
         self._array = np.empty(max(size + step, 2 * step), np.uint8)  # NumPy asks for huge pages from two of them on
         address = self._array.ctypes.data + -self._array.ctypes.data % step
         data = address, False

@@ -110,7 +110,7 @@ def _machine_code() -> Optional[dict[str, Function]]:
     variance, and of the three factors as float64.
     """
     try:
-        from branchynet.cpu.emitter import DOUBLE, INT, REAL, Code, Emitter, constant, integer
+        from branchynet.cpu.emitter import DOUBLE, INT, REAL, Emitter, constant, integer
     except ImportError:
         return None
     emit = Emitter()
@@ -157,6 +157,5 @@ def _machine_code() -> Optional[dict[str, Function]]:
         emit.loop(count, channel)
 
     for function in (derive, move):
-        emit.function(function.__name__, 1, function, name=function.__name__)
-    code = Code(emit.module())
-    return {function.__name__: code.call(function.__name__) for function in (derive, move)}
+        emit.function(function.__name__, 1, function)
+    return emit.compiled('derive', 'move')

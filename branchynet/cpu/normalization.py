@@ -156,7 +156,7 @@ def _descriptors(x: c_void_p, eps: float, flags: int, relu: bool) -> tuple[c_voi
 
 
 @cached
-def _has_relu(shape: tuple[int, ...], form: int) -> bool:
+def _fuses_exactly(shape: tuple[int, ...], form: int) -> bool:
     """Whether oneDNN uses the same code where a ReLU follows, so that the bits are the same, and its masks are ours."""
     x = describe(shape, form)
     names = [
@@ -164,10 +164,10 @@ def _has_relu(shape: tuple[int, ...], form: int) -> bool:
         for relu in (False, True)
         for flags in (0, onednn.GIVEN_STATISTICS)
     ]
-    return names[:2] == names[2:] and _has_bits(shape, form)
+    return names[:2] == names[2:] and _masks_are_ours(shape, form)
 
 
-def _has_bits(shape: tuple[int, ...], form: int) -> bool:
+def _masks_are_ours(shape: tuple[int, ...], form: int) -> bool:
     """Whether oneDNN's masks are those that empty_masks describes, on an example."""
     forward, _ = _normalization(shape, form, True)
     x = np.random.RandomState(0).rand(math.prod(shape)).astype(np.float32) - np.float32(0.5)
@@ -188,15 +188,15 @@ def _whitening(shape: tuple[int, ...], form: int, flags: int) -> onednn.Primitiv
     return onednn.Primitive(descriptor, {SRC: x, DST: x, MEAN: vector, VARIANCE: vector})
 
 
-def has_masks(x: np.ndarray) -> bool:
-    """Whether there are masks for images x (B, C, H, W), which are what batch normalisation takes."""
-    return _are_masked(x.shape, form_of(x))
+def can_fuse_relu(x: np.ndarray) -> bool:
+    """Whether one pass computes the batch normalisation of images x (B, C, H, W), and the ReLU behind it with masks."""
+    return _can_fuse(x.shape, form_of(x))
 
 
 @cached
-def _are_masked(shape: tuple[int, ...], form: int) -> bool:
+def _can_fuse(shape: tuple[int, ...], form: int) -> bool:
     parts = {(part.stop - part.start, *shape[1:]) for part in _batch_parts(shape)}
-    return math.prod(shape[1:]) % 8 == 0 and all(_has_relu(part, form) for part in parts)
+    return math.prod(shape[1:]) % 8 == 0 and all(_fuses_exactly(part, form) for part in parts)
 
 
 def empty_masks(x: np.ndarray) -> np.ndarray:
@@ -224,7 +224,8 @@ def batch_normalization(
     Returns:
         y in the shape and memory order of x, and the moments, derived.
     """
-    moments, is_rough = Moments(gamma, beta), len(_batch_parts(x.shape)) == 1
+    moments = Moments(gamma, beta)
+    is_rough = len(_batch_parts(x.shape)) == 1
     if is_rough:
         y = empty_like(x)
         _loops_at_once(x.shape, form_of(x), eps, masks is not None).run(x, y, moments.rows, masks)
@@ -352,7 +353,8 @@ def batch_normalization_gradients(
     Returns:
         Gradients of x (B, C, H, W), gamma (C,) and beta (C,).
     """
-    parts, gx = len(_batch_parts(x.shape)), empty_like(x)
+    parts = len(_batch_parts(x.shape))
+    gx = empty_like(x)
     sums = np.empty((parts, 2, x.shape[1]), np.float32)
     vectors = np.array([mean, inv_std**-2, gamma], np.float32)
     _loops_of_gradients(x.shape, form_of(x), masks is not None).run(x, gy, gx, vectors, sums, masks)

@@ -98,7 +98,7 @@ def _multiply_block(block: _Block) -> None:
 def _machine_code() -> Optional[Function]:
     """`_multiply_block` in machine code, which takes the address of the block's numbers; None without llvmlite."""
     try:
-        from branchynet.cpu.emitter import BYTE, INDEX, INT, REAL, Code, Emitter, constant, integer, ir
+        from branchynet.cpu.emitter import BYTE, INDEX, INT, REAL, Emitter, constant, integer, ir
     except ImportError:
         return None
     emit = Emitter()
@@ -114,5 +114,5 @@ def _machine_code() -> Optional[Function]:
         kind = ir.FunctionType(INDEX, [argument.type for argument in arguments])
         return build.zext(build.call(build.inttoptr(integer(sgemm), kind.as_pointer()), arguments), INT)
 
-    emit.function('product', 1, write, name='product')
-    return Code(emit.module()).call('product')
+    emit.function('product', 1, write)
+    return emit.compiled('product')['product']

@@ -10,7 +10,7 @@ from typing import Any, Callable, Optional
 from branchynet.cpu import onednn
 from branchynet.cpu.onednn import ANY, BIAS, DST, MATRIX, NCHW, SRC, VECTOR, WEIGHTS, describe, integers
 from branchynet.cpu.pooling import Windows
-from branchynet.links.links import FL, SL, shortcut
+from branchynet.links.links import FL, SL, calls_one_of, shortcut
 from branchynet.links.resnet import ResBlock
 
 import chainer
@@ -119,7 +119,7 @@ class Program:
             self._linear(link, relu=self._pop_relu())
         elif dimensions == 4 and _is_plain_block(link):
             self._residual(link)
-        elif _is_exactly(link, FL) and dimensions in _DIMENSIONS.get(link.fn, ()):
+        elif calls_one_of(link, _DIMENSIONS) and _is_exactly(link, FL) and dimensions in _DIMENSIONS[link.fn]:
             arguments = inspect.signature(link.fn).bind(None, *link.args, **link.kwargs)
             arguments.apply_defaults()
             _FUNCTIONS[link.fn](self, *list(arguments.arguments.values())[1:])

@@ -20,7 +20,7 @@ from branchynet import _chainer  # noqa: F401
 from branchynet.batching import check_labels
 from branchynet.cpu import convolution, elementwise, install, normalization, onednn
 from branchynet.cpu.layout import channels_last, dense, empty_like, like, plain, takes
-from branchynet.links.links import FL, Net
+from branchynet.links.links import FL, Net, calls_one_of
 from branchynet.links.resnet import ResBlock, shortcut
 
 import chainer
@@ -74,15 +74,15 @@ class Value:
 
     Attributes:
         rank: Number of functions on the longest way to it. Chainer goes back by falling rank.
-        makes_new: Whether ``back`` returns arrays that nobody else has.
-        takes_passed: Whether ``back`` takes a Passed too.
+        returns_new_arrays: Whether ``back`` returns arrays that nobody else has.
+        takes_masked: Whether ``back`` takes a MaskedGradient too.
     """
 
     def __init__(self, array: np.ndarray, inputs: Sequence[Value] = (), back: Optional[Back] = None) -> None:
         self.array = array
         self.inputs = inputs
         self.back = back
-        self.makes_new = self.takes_passed = False
+        self.returns_new_arrays = self.takes_masked = False
         self.rank: int = 1 + max((value.rank for value in inputs), default=-1)
 
     @property
@@ -97,22 +97,22 @@ class Value:
     @_of_one_thread
     def backward(self) -> None:
         """Stores the gradients of all parameters that this number depends on."""
-        gradients: dict[Value, np.ndarray | Passed] = {self: np.ones_like(self.array)}
+        gradients: dict[Value, np.ndarray | MaskedGradient] = {self: np.ones_like(self.array)}
         seen, waiting = {self}, [(0, 0, self)]
         while waiting:
             *_, value = heapq.heappop(waiting)
             assert value.back is not None
             gradient = gradients.pop(value)
-            for x, gx in zip(value.inputs, value.back(gradient if value.takes_passed else _array_of(gradient))):
+            for x, gx in zip(value.inputs, value.back(gradient if value.takes_masked else _array_of(gradient))):
                 if gx is None or not x.wanted:
                     continue
-                gradients[x] = _sum(gradients[x], gx, value.makes_new) if x in gradients else gx
+                gradients[x] = _sum(gradients[x], gx, value.returns_new_arrays) if x in gradients else gx
                 if x not in seen:
                     heapq.heappush(waiting, (-x.rank, len(seen), x))
                     seen.add(x)
 
 
-class Passed:
+class MaskedGradient:
     """A gradient that ReLU lets pass where its output is positive, as long as nobody needs it as an array.
 
     Args:
@@ -130,16 +130,16 @@ class Passed:
         return elementwise.relu_gx(self.y, self.gy)
 
 
-def _array_of(gradient: np.ndarray | Passed) -> np.ndarray:
-    return gradient.array if isinstance(gradient, Passed) else gradient
+def _array_of(gradient: np.ndarray | MaskedGradient) -> np.ndarray:
+    return gradient.array if isinstance(gradient, MaskedGradient) else gradient
 
 
-def _sum(first: np.ndarray | Passed, second: np.ndarray | Passed, is_free: bool) -> np.ndarray:
+def _sum(first: np.ndarray | MaskedGradient, second: np.ndarray | MaskedGradient, is_free: bool) -> np.ndarray:
     """first + second; ``is_free``: the second is an array whose place the result may take."""
-    model = first.y if isinstance(first, Passed) else first
-    if isinstance(second, Passed) or not is_free or not _fit(model, second):
+    model = first.y if isinstance(first, MaskedGradient) else first
+    if isinstance(second, MaskedGradient) or not is_free or not _fit(model, second):
         return Add().forward((_array_of(first), _array_of(second)))[0]
-    if isinstance(first, Passed):
+    if isinstance(first, MaskedGradient):
         return elementwise.add_passed(first.y, first.gy, second)
     return elementwise.add(first, second, out=second)
 
@@ -150,9 +150,12 @@ def _fit(x: np.ndarray, y: np.ndarray) -> bool:
     return install.are_in_place() and takes(x, y) and is_alike and dense(x)[0] is x
 
 
-def _made(array: np.ndarray, x: Value, back: Back) -> Value:
+def _derived(array: np.ndarray, x: Value, back: Back) -> Value:
     """The value that a function without parameters makes of x."""
     return Value(array, [x], back if x.wanted else None)
+
+
+_REMEMBERED = 8  # lists of links, the newest
 
 
 class Tapes:
@@ -180,11 +183,8 @@ class Tapes:
         return type(x) is np.ndarray and (links, (x.shape[1:], x.dtype)) in self._lists and _is_graph_unseen()
 
 
-_REMEMBERED = 8
-
-
 def _is_known(link: chainer.Link) -> bool:
-    return link.fn in _FUNCTIONS if type(link) is FL else type(link) in _LINKS
+    return calls_one_of(link, _FUNCTIONS) if type(link) is FL else type(link) in _LINKS
 
 
 def _is_graph_unseen() -> bool:
@@ -240,18 +240,18 @@ def _loss(logits: Value, t: np.ndarray) -> tuple[Value, np.ndarray]:
     (loss,) = function.forward((scores, t))
     (accuracy,) = Accuracy().forward((scores, t))
     gradient = _SoftmaxCrossEntropyGrad_NoDoubleBackprop(-1, None, function.y, function._coeff, False)
-    return _made(loss, logits, lambda gy: gradient.forward((scores, t, gy))), accuracy
+    return _derived(loss, logits, lambda gy: gradient.forward((scores, t, gy))), accuracy
 
 
 def _times(x: Value, weight: float) -> Value:
     factor = x.array.dtype.type(weight)
-    return _made(np.asarray(factor * x.array), x, lambda gy: [np.asarray(factor * gy)])
+    return _derived(np.asarray(factor * x.array), x, lambda gy: [np.asarray(factor * gy)])
 
 
 def _add(x: Optional[Value], y: Value) -> Value:
     """x + y; None counts as 0, which Chainer adds too."""
     if x is None:
-        return _made(y.array, y, lambda gy: [gy])
+        return _derived(y.array, y, lambda gy: [gy])
     (array,) = Add().forward((x.array, y.array))
     return Value(array, [x, y], (lambda gy: [gy, gy]) if x.wanted or y.wanted else None)
 
@@ -324,7 +324,7 @@ def _convolution(link: L.Convolution2D, x: Value) -> Value:
         return [gx]
 
     value = Value(y, [x], back)
-    value.makes_new = True
+    value.returns_new_arrays = True
     return value
 
 
@@ -337,7 +337,7 @@ def _linear(link: L.Linear, x: Value) -> Value:
 
     def back(gy: np.ndarray) -> list[Optional[np.ndarray]]:
         (gw,) = LinearGradWeight(w.dtype).forward((x.array, gy))
-        _store(parameters, (gw, gy.sum(axis=0)))
+        _store(parameters, [gw] if link.b is None else [gw, gy.sum(axis=0)])
         return [LinearGradData().forward((w, gy))[0] if x.wanted else None]
 
     return Value(y, [x], back)
@@ -345,7 +345,7 @@ def _linear(link: L.Linear, x: Value) -> Value:
 
 def _rows(x: Value) -> Value:
     shape = x.array.shape
-    return _made(x.array.reshape(len(x.array), -1), x, lambda gy: [gy.reshape(shape)])
+    return _derived(x.array.reshape(len(x.array), -1), x, lambda gy: [gy.reshape(shape)])
 
 
 def _batch_normalization(link: L.BatchNormalization, x: Value) -> Value:
@@ -395,8 +395,8 @@ def _normalization(link: L.BatchNormalization, x: Value, with_relu: bool) -> Opt
     if not (normalization.fits(x.array, gamma, beta) and x.array.size > gamma.size):
         return None
     (images,) = dense(x.array)
-    has_masks = normalization.has_masks(images)
-    if with_relu and not has_masks:
+    can_fuse = normalization.can_fuse_relu(images)
+    if with_relu and not can_fuse:
         return None
     eps, own_masks = float(link.eps), normalization.empty_masks(images) if with_relu else None
     y, moments = normalization.batch_normalization(images, gamma, beta, eps, own_masks)
@@ -404,8 +404,8 @@ def _normalization(link: L.BatchNormalization, x: Value, with_relu: bool) -> Opt
         return None
     moments.move(link.avg_mean, link.avg_var, images.size // gamma.size, link.decay)
 
-    def back(gradient: np.ndarray | Passed) -> list[Optional[np.ndarray]]:
-        gy, masks = (gradient.gy, gradient.masks) if isinstance(gradient, Passed) else (gradient, own_masks)
+    def back(gradient: np.ndarray | MaskedGradient) -> list[Optional[np.ndarray]]:
+        gy, masks = (gradient.gy, gradient.masks) if isinstance(gradient, MaskedGradient) else (gradient, own_masks)
         gx, *gradients = normalization.batch_normalization_gradients(
             images, gamma, like(gy, images), moments.mean, moments.inv_std, masks
         )
@@ -413,8 +413,8 @@ def _normalization(link: L.BatchNormalization, x: Value, with_relu: bool) -> Opt
         return [gx]
 
     value = Value(y, [x], back)
-    value.takes_passed = has_masks and not with_relu
-    return _two(value) if with_relu else value
+    value.takes_masked = can_fuse and not with_relu
+    return _counted_twice(value) if with_relu else value
 
 
 _RELU = FL(F.relu)
@@ -442,38 +442,39 @@ def _shortcut(x: Value, shape: tuple[int, ...]) -> Value:
         gx[:, :, ::2, ::2] += gy[:, front:]
         return [gx]
 
-    value = _made(y, x, back)
-    value.makes_new = True
-    return _two(value) if front else value  # Chainer adds the channels by a function of their own
+    value = _derived(y, x, back)
+    value.returns_new_arrays = True
+    return _counted_twice(value) if front else value  # Chainer adds the channels by a function of their own
 
 
 def _relu_of_sum(x: Value, y: Value, is_free: bool) -> Value:
     """ReLU of x + y; ``is_free``: the result may take the place of x's array."""
     if not _fit(x.array, y.array):
         return _relu(_add(x, y))
-    masks = normalization.empty_masks(x.array) if x.takes_passed else None
+    masks = normalization.empty_masks(x.array) if x.takes_masked else None
     out = x.array if is_free else empty_like(x.array)
     array = elementwise.relu_of_sum(x.array, y.array, out, masks)
 
-    def back(gy: np.ndarray) -> Sequence[np.ndarray | Passed]:
+    def back(gy: np.ndarray) -> Sequence[np.ndarray | MaskedGradient]:
         gy = like(gy, array)
-        return [elementwise.relu_gx(array, gy) if masks is None else Passed(array, gy, masks)] * 2
+        return [elementwise.relu_gx(array, gy) if masks is None else MaskedGradient(array, gy, masks)] * 2
 
-    return _two(Value(array, [x, y], back if x.wanted or y.wanted else None))
+    return _counted_twice(Value(array, [x, y], back if x.wanted or y.wanted else None))
 
 
-def _two(value: Value) -> Value:
+def _counted_twice(value: Value) -> Value:
     """A value that one function made, in the place of two: Chainer's order of gradients counts functions."""
-    return _made(value.array, value, lambda gy: [gy])
+    return _derived(value.array, value, lambda gy: [gy])
 
 
 def _function(link: FL, x: Value) -> Value:
-    try:
-        step = _FUNCTIONS[link.fn]
-        arguments = _arguments(link.fn, link.args, tuple(link.kwargs.items()))
-    except (KeyError, TypeError):  # TypeError: an argument that cannot be hashed, or does not fit
+    if not calls_one_of(link, _FUNCTIONS):
         return _call_in_chainer(link, x)
-    return step(x, *arguments)
+    try:
+        arguments = _arguments(link.fn, link.args, tuple(link.kwargs.items()))
+    except TypeError:  # an argument that cannot be hashed, or does not fit
+        return _call_in_chainer(link, x)
+    return _FUNCTIONS[link.fn](x, *arguments)
 
 
 @functools.lru_cache(1000)
@@ -486,19 +487,19 @@ def _arguments(function: Callable, args: tuple, kwargs: tuple) -> tuple:
 
 def _relu(x: Value) -> Value:
     (y,) = ReLU().forward((x.array,))
-    return _made(y, x, lambda gy: ReLUGrad2(y).forward((gy,)))
+    return _derived(y, x, lambda gy: ReLUGrad2(y).forward((gy,)))
 
 
 def _max_pooling(x: Value, ksize: Any, stride: Any, pad: Any, cover_all: bool, return_indices: bool) -> Value:
     function = MaxPoolingND(x.array.ndim - 2, ksize, stride, pad, cover_all)
     (y,) = function.forward((x.array,))
-    return _made(y, x, lambda gy: MaxPoolingNDGrad(function).forward((gy,)))
+    return _derived(y, x, lambda gy: MaxPoolingNDGrad(function).forward((gy,)))
 
 
 def _average_pooling(x: Value, ksize: Any, stride: Any, pad: Any) -> Value:
     function = AveragePooling2D(ksize, stride, pad, False)
     (y,) = function.forward((x.array,))
-    return _made(y, x, lambda gy: AveragePooling2DGrad(function).forward((gy,)))
+    return _derived(y, x, lambda gy: AveragePooling2DGrad(function).forward((gy,)))
 
 
 def _local_response(x: Value, n: int, k: float, alpha: float, beta: float) -> Value:
@@ -509,13 +510,13 @@ def _local_response(x: Value, n: int, k: float, alpha: float, beta: float) -> Va
         gradient = LocalResponseNormalizationGrad(n, k, alpha, beta, False, function.scale, None, function.unit_scale)
         return gradient.forward((x.array, y, gy))
 
-    return _made(y, x, back)
+    return _derived(y, x, back)
 
 
 def _dropout(x: Value, ratio: float) -> Value:
     function = Dropout(ratio)
     (y,) = function.forward((x.array,))
-    return _made(y, x, lambda gy: DropoutGrad(function.mask).forward((gy,)))
+    return _derived(y, x, lambda gy: DropoutGrad(function.mask).forward((gy,)))
 
 
 def _store(parameters: Sequence[Any], gradients: Iterable[Any]) -> None:

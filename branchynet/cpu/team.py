@@ -1,8 +1,9 @@
 """Calls of machine code that threads share, without Python between them.
 
-Python's own threads begin a task a tenth of a millisecond after it is given, which is as long as many a kernel takes.
-Here a team of threads stays in machine code. A member that has nothing to do looks for work a while, then sleeps. Who
-gives work does it too, and waits for no member that has not begun, as when another program has its core.
+A task that one Python thread gives another begins a tenth of a millisecond later, which is as long as many kernels
+take. The threads of a team stay in machine code instead. A member without work looks for some for about a millisecond,
+then sleeps. The thread that gives the work does a share of it, and waits only for members that have begun: one whose
+core another program uses delays nobody.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from branchynet.cpu import onednn
+from branchynet.cpu.memory import LINE
 from branchynet.cpu.threads import run, workers
 
 import numpy as np
@@ -26,11 +28,10 @@ import numpy as np
 if TYPE_CHECKING:
     from branchynet.cpu.emitter import Function
 
-# What a member's first number says, where it is not the address of the order that it is to begin.
+# A member's first number: one of these, or the address of the order that it shall begin.
 _IDLE, _BUSY, _ASLEEP = 0, 1, -1
-_LINE = 64  # bytes of a cache line
-_SEMAPHORE = _LINE  # bytes from the first number to the semaphore, which has a cache line of its own
-_BYTES_OF_MEMBER = 2 * _LINE
+_SEMAPHORE = LINE  # bytes from the first number to the semaphore, which has a cache line of its own
+_BYTES_OF_MEMBER = 2 * LINE
 _LOOKS = 1 << 15  # at its first number, before a member sleeps: a millisecond or so, in which Python gives new work
 _WAITS = 1 << 10  # looks at who is still busy, before the core goes to another thread
 # Some of the numbers of an order.
@@ -101,12 +102,12 @@ class _Member(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(name='branchynet', daemon=True)
-        self._memory = np.zeros(_BYTES_OF_MEMBER + _LINE, np.uint8)
-        self.address: int = self._memory.ctypes.data + -self._memory.ctypes.data % _LINE
+        self._memory = np.zeros(_BYTES_OF_MEMBER + LINE, np.uint8)
+        self.address: int = self._memory.ctypes.data + -self._memory.ctypes.data % LINE
         _libc().sem_init(ctypes.c_void_p(self.address + _SEMAPHORE), 0, 0)
 
     def run(self) -> None:
-        """Serves."""
+        """Takes orders for ever, in machine code."""
         with _one_thread_of_openmp():
             _codes()['serve'](self.address)
 
@@ -117,7 +118,7 @@ _lock = threading.RLock()  # a signal's handler may come while it is held
 
 
 def _members(count: int) -> list[_Member]:
-    """So many members, or fewer where the system or Python, which ends, starts no more."""
+    """``count`` members; fewer where the system starts no more threads, or Python is ending."""
     if len(_team) < min(count, _most):
         with _lock:
             _start_members(count)
@@ -126,7 +127,8 @@ def _members(count: int) -> list[_Member]:
 
 def _start_members(count: int) -> None:
     global _most
-    _codes(), onednn.is_available()  # members that made them would hold locks, which a forked child inherits
+    _codes()  # made here: members that made them would hold locks, which a forked child inherits
+    onednn.is_available()
     try:
         while len(_team) < count:
             member = _Member()
@@ -172,7 +174,7 @@ def _codes() -> dict[str, Function]:
     from frame to frame, how many frames there are and how many are taken, the results, how many members have finished,
     how many may help, and their addresses. 'serve' takes the address of a member's numbers, and does not return.
     """
-    from branchynet.cpu.emitter import INDEX, INT, Code, Emitter, integer, ir
+    from branchynet.cpu.emitter import INDEX, INT, Emitter, integer, ir
 
     emit = Emitter()
 
@@ -203,7 +205,7 @@ def _codes() -> dict[str, Function]:
 
         emit.shared_loop(emit.add(order, 8 * _TAKEN), count, call)
 
-    shared = emit.function('share', 1, share, name='share')
+    shared = emit.function('share', 1, share)
 
     def lead(order: Any) -> None:
         build = emit.builder
@@ -305,6 +307,5 @@ def _codes() -> dict[str, Function]:
         build.branch(head)
 
     for function in (lead, serve):
-        emit.function(function.__name__, 1, function, name=function.__name__)
-    code = Code(emit.module())
-    return {name: code.call(name) for name in ('share', 'lead', 'serve')}
+        emit.function(function.__name__, 1, function)
+    return emit.compiled('share', 'lead', 'serve')

@@ -8,13 +8,15 @@ import math
 import os
 import threading
 from collections.abc import Hashable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from typing import Callable, Optional, TypeVar
 
+from branchynet.cpu.memory import LINE
+
 import numpy as np
 
-_ALIGNMENT = 64  # bytes, a cache line
+_VARIABLE = 'BRANCHYNET_NUM_THREADS'
 _Made = TypeVar('_Made')
 _local = threading.local()
 _pool: Optional[ThreadPoolExecutor] = None
@@ -25,9 +27,9 @@ def num_threads() -> int:
     """How many threads share the work: what was set, else BRANCHYNET_NUM_THREADS, else the usable cores."""
     if _count is not None:
         return _count
-    given = os.environ.get('BRANCHYNET_NUM_THREADS')
+    given = os.environ.get(_VARIABLE)
     if given:
-        return _checked(given)
+        return _checked(_VARIABLE, given)
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
@@ -41,13 +43,13 @@ def set_num_threads(count: Optional[int]) -> None:
         ValueError: fewer than 1.
     """
     global _count
-    _count = None if count is None else _checked(count)
+    _count = None if count is None else _checked('number of threads', count)
     _forget_pool()
 
 
-def _checked(count: int | str) -> int:
+def _checked(name: str, count: int | str) -> int:
     if not str(count).isdecimal() or int(count) < 1:
-        raise ValueError(f'number of threads is {count}: expected 1 or more')
+        raise ValueError(f'{name} is {count}: expected a whole number, 1 or more')
     return int(count)
 
 
@@ -91,8 +93,9 @@ def run(
     except BaseException:
         for _ in remaining:  # nobody starts what is left
             pass
-        for future in futures:
-            future.exception()
+        while not all(future.done() for future in futures):
+            with contextlib.suppress(BaseException):  # another Ctrl-C: tasks still use the caller's arrays
+                wait(futures)
         raise
 
 
@@ -110,16 +113,17 @@ def _work(
 
 def _get_pool() -> ThreadPoolExecutor:
     global _pool
-    if _pool is None:
-        _pool = ThreadPoolExecutor(num_threads(), 'branchynet')
-    return _pool
+    pool = _pool  # another thread may forget it meanwhile
+    if pool is None:
+        pool = _pool = ThreadPoolExecutor(num_threads(), 'branchynet')
+    return pool
 
 
 def _forget_pool() -> None:
     global _pool
-    if _pool is not None:
-        _pool.shutdown()
-    _pool = None
+    pool, _pool = _pool, None
+    if pool is not None:
+        pool.shutdown(wait=False)  # every ``run`` waits for its own tasks
 
 
 def _after_fork() -> None:
@@ -133,7 +137,7 @@ if hasattr(os, 'register_at_fork'):
 
 
 class Scratch:
-    """Memory for intermediate results, by slot: whoever asks for a slot next overwrites it."""
+    """Memory for intermediate results, by slot: each request for a slot overwrites what the last one wrote."""
 
     def __init__(self) -> None:
         self._buffers: dict[Hashable, tuple[np.ndarray, int]] = {}
@@ -149,8 +153,8 @@ class Scratch:
     def _buffer(self, slot: Hashable, size: int) -> tuple[np.ndarray, int]:
         buffer = self._buffers.get(slot)
         if buffer is None or len(buffer[0]) < size:
-            memory = np.empty(size + _ALIGNMENT, np.uint8)
-            aligned = memory[-memory.ctypes.data % _ALIGNMENT :][:size]
+            memory = np.empty(size + LINE, np.uint8)
+            aligned = memory[-memory.ctypes.data % LINE :][:size]
             buffer = self._buffers[slot] = aligned, aligned.ctypes.data
         return buffer
 
@@ -166,10 +170,9 @@ def scratch(slot: Hashable, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def taken(spare: list[_Made], make: Callable[[], _Made]) -> _Made:
-    """Something out of a list of what nobody uses, or a new one.
+    """A spare object out of a list, or a new one. The caller appends it to the list after use.
 
-    Who has used it appends it to the list. Both are atomic, so that neither another thread nor a signal's handler can
-    use it meanwhile.
+    Both are atomic, so that neither another thread nor a signal's handler can use it meanwhile.
     """
     try:
         return spare.pop()
@@ -177,21 +180,27 @@ def taken(spare: list[_Made], make: Callable[[], _Made]) -> _Made:
         return make()
 
 
-SCRATCHES: list[Scratch] = []  # that nobody uses
+SCRATCHES: list[Scratch] = []  # spare ones
 
 
-def blocks(count: int, size_of_one: int, most: int = 1 << 20) -> tuple[slice, ...]:
+def release_scratch() -> None:
+    """Gives the spare scratch memory, and that of the calling thread, back to the system."""
+    SCRATCHES.clear()
+    _local.__dict__.pop('scratch', None)
+
+
+def blocks(count: int, weight: int, most: int = 1 << 20) -> tuple[slice, ...]:
     """Divides items into blocks of about equal size.
 
     Args:
         count: of all items.
-        size_of_one: bytes of an item.
-        most: bytes of a block; an item that is larger is a block by itself.
+        weight: of an item, in any unit, such as bytes.
+        most: the greatest weight of a block; an item that is heavier is a block by itself.
 
     Returns:
-        Slices of ``range(count)``, in order.
+        Slices of ``range(count)``, in order; an even number of them where there is more than one.
     """
-    parts = -(-count * size_of_one // most)
+    parts = -(-count * weight // most)
     return equal_blocks(count, parts)
 
 

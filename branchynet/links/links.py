@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from numbers import Real
+from types import FunctionType
 from typing import Any
 
 from branchynet import _chainer  # noqa: F401
@@ -32,6 +33,11 @@ class FL(chainer.Link):
     def forward(self, x: Any) -> Any:
         """The function's result for x."""
         return self.fn(x, *self.args, **self.kwargs)
+
+
+def calls_one_of(link: Any, functions: Container[Any]) -> bool:
+    """Whether a link calls one of these functions and does nothing else; a user's callable may be without a hash."""
+    return type(link) is FL and isinstance(link.fn, FunctionType) and link.fn in functions
 
 
 class SL(chainer.Chain):

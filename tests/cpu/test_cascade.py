@@ -240,16 +240,36 @@ def test_later_stages_do_not_run():
         return cascade.leave(samples, [threshold] * 2, rule_of([threshold] * 2)).exit
 
     leave(x[:1], 0.0)
-    (desk,) = cascade._desks
-    workspace = desk._workspace.view(np.uint8)
+    (workspace,) = cascade._workspaces
+    memory = workspace._memory.view(np.uint8)
 
     def bytes_written(threshold, exit):
         assert leave(x[:1], 0.0) == 2  # the first sample's features are everywhere
-        before = workspace.copy()
+        before = memory.copy()
         assert leave(x[1:2], threshold) == exit
-        return np.count_nonzero(workspace != before)
+        return np.count_nonzero(memory != before)
 
     assert 0 < bytes_written(np.inf, exit=0) < bytes_written(0.0, exit=2)
+
+
+def test_no_samples_are_no_work():
+    net, x = published()[0]
+    cascade = compiled(net, x.shape[1:])
+    cascade.record(x[1:2])
+    (workspace,) = cascade._workspaces
+    before = workspace._memory.tobytes()
+    scores, released, whole = cascade.record(x[:0])
+    assert scores.shape[1] == released.shape[1] == whole.shape[1] == 0
+    assert len(cascade.leave(x[:0], [0.5], rule_of([0.5])).label) == len(cascade.main(x[:0])[0]) == 0
+    assert workspace._memory.tobytes() == before
+
+
+def test_the_time_of_a_sample_that_the_rule_decides_counts_once(monkeypatch):
+    net, x = published()[0]
+    cascade, expected = compiled(net, x.shape[1:]), scores_of(net, x[:1])
+    (threshold,) = entropy(F.softmax(expected[0]).array)  # of which rounding decides
+    monkeypatch.setattr(Cascade, '_ruled', lambda *_: (0, 0, expected[0, 0], 5.0))
+    assert cascade.leave(x[:1], [float(threshold)], None).seconds == 5.0
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])

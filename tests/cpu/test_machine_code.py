@@ -277,7 +277,7 @@ def test_relu_behind_a_normalization_has_the_bits_of_both(shape, mean):
     b, h, w, c = shape
     x, gy = ((random.randn(b, h, w, c) + shift).astype(np.float32).transpose(0, 3, 1, 2) for shift in (mean, 0))
     gamma, beta = random.randn(2, c).astype(np.float32)
-    assert normalization.has_masks(x)
+    assert normalization.can_fuse_relu(x)
     assert len(normalization._batch_parts(x.shape)) == 1 + (b == 64)
     masks = normalization.empty_masks(x)
     y, found = normalization.batch_normalization(x, gamma, beta, 1e-5, masks)

@@ -3,7 +3,7 @@
 import copy
 import pickle
 
-from branchynet import cpu
+from branchynet import cpu, inference
 from branchynet.cpu import install, tape
 from branchynet.cpu.tape import Tapes
 from branchynet.links.links import FL, Branch, X, shortcut
@@ -207,6 +207,32 @@ def test_a_link_that_occurs_twice_is_left_to_chainer():
         assert not tapes.fit(links, x)
         tapes.add(links[:3], x)
         assert tapes.fit(links[:3], x)
+
+
+class Scaled:
+    """A function of a user's own, which has no hash."""
+
+    __hash__ = None
+
+    def __call__(self, x):
+        return x * 2
+
+
+@pytest.mark.parametrize('place', ['trunk', 'head'])
+def test_a_function_without_a_hash_is_called_as_it_is(place):
+    own = FL(Scaled())
+    head = [own, L.Linear(20, 10)] if place == 'head' else [L.Linear(20, 10)]
+    trunk = [own] if place == 'trunk' else []
+    net = BranchyNet([L.Linear(20, 20), *trunk, Branch(head), FL(F.relu), Branch([L.Linear(20, 10)])])
+    x, t = np.ones((4, 20), np.float32), np.zeros(4, np.int32)
+    net.training()
+    for _ in range(3):
+        net.train(x, t)
+    net.testing()
+    result = inference.classify(net, x, [0.5])
+    with chainer.using_config('train', False), chainer.no_backprop_mode():
+        first = net.models[0](x).array
+    np.testing.assert_array_equal(result.label[result.exit == 0], first.argmax(axis=1)[result.exit == 0])
 
 
 def test_samples_that_training_drops_are_left_to_chainer():

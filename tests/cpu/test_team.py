@@ -29,7 +29,7 @@ def count_put_back():
 @pytest.fixture(scope='module')
 def functions():
     """'count' adds 1 to the number at an address and returns a second one; 'wait' returns when the number is not 0."""
-    from branchynet.cpu.emitter import INT, Code, Emitter, integer
+    from branchynet.cpu.emitter import INT, Emitter, integer
 
     emit = Emitter()
 
@@ -51,9 +51,8 @@ def functions():
         emit.builder.position_at_end(behind)
 
     for function in (count, wait):
-        emit.function(function.__name__, 1, function, name=function.__name__)
-    code = Code(emit.module())
-    return {name: code.call(name) for name in ('count', 'wait')}
+        emit.function(function.__name__, 1, function)
+    return emit.compiled('count', 'wait')
 
 
 def check_all_are_counted(function, calls, results=None):

@@ -644,3 +644,88 @@ def test_a_pool_at_the_end_of_python():
         )
         == '(20, 10)\n'
     )
+
+
+def threads_at_work():
+    """How many threads share tasks."""
+    seen = set()
+    threads.run(lambda i: (time.sleep(0.01), seen.add(threading.get_ident())), 8)
+    return len(seen)
+
+
+def test_a_task_that_sets_the_number_leaves_a_pool_that_works():
+    cpu.set_num_threads(2)
+    caller = threading.get_ident()
+
+    def task(i):
+        time.sleep(0.02)
+        if threading.get_ident() != caller:
+            cpu.set_num_threads(2)
+
+    threads.run(task, 4)
+    assert threads_at_work() == 2
+
+
+def test_the_number_is_set_while_other_threads_work(monkeypatch):
+    """The pool may be forgotten after it was looked for."""
+    cpu.set_num_threads(2)
+    find = threads._get_pool
+
+    def find_and_forget():
+        pool = find()
+        threads._forget_pool()
+        return pool
+
+    monkeypatch.setattr(threads, '_get_pool', find_and_forget)
+    done = []
+    threads.run(done.append, 20)
+    assert sorted(done) == list(range(20))
+
+
+def test_after_several_interrupts_no_thread_works_on():
+    program = """if True:
+        import signal, threading, time
+        from branchynet.cpu import threads
+
+        threads.set_num_threads(2)
+        caller, working = threading.get_ident(), [0]
+
+        def task(i):
+            if threading.get_ident() == caller:
+                time.sleep(60)
+            working[0] = 1
+            time.sleep(1)
+            working[0] = 0
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 0.2, 0.1)
+        try:
+            threads.run(task, 2)
+        except KeyboardInterrupt:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            print('works' if working[0] else 'rests')
+    """
+    run = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, timeout=60)
+    assert run.stdout == 'rests\n', run.stderr
+
+
+@pytest.mark.parametrize('given, name', [('four', 'BRANCHYNET_NUM_THREADS'), (2.5, 'number of threads')])
+def test_a_wrong_number_is_named_with_what_was_expected(monkeypatch, given, name):
+    with pytest.raises(ValueError, match=f'{name} is {given}: expected a whole number, 1 or more'):
+        if name == 'number of threads':
+            cpu.set_num_threads(given)
+        else:
+            monkeypatch.setenv(name, given)
+            threads.num_threads()
+
+
+def test_disable_gives_scratch_memory_back():
+    x = np.random.RandomState(0).rand(16, 32, 32, 32).astype(np.float32) + np.float32(50)
+    with cpu.fast():
+        L.BatchNormalization(32)(x)  # whose mean is far from zero: it needs scratch memory
+    assert hasattr(threads._local, 'scratch') or threads.SCRATCHES
+    cpu.disable()
+    assert not hasattr(threads._local, 'scratch') and not threads.SCRATCHES
