@@ -99,7 +99,7 @@ def committed(root: str, out: str, device: Any) -> int:
             found = _write_again(folder, target)
             print(
                 f'{folder}: {missing[0]} was not kept; tables and figures were made from results.json and written '
-                f"to {target}; '{_command(found)}' trains the weights again"
+                f"to {target}; '{_command(found)}' trains the weights again{_epochs_more(found)}"
             )
         else:
             status = max(status, measure(folder, target, device))
@@ -124,6 +124,16 @@ def _command(found: results.Results) -> str:
     if seeds != {0}:
         words += ['--seeds', f'{min(seeds)}-{max(seeds)}']
     return ' '.join(words)
+
+
+def _epochs_more(found: results.Results) -> str:
+    """What the command of an unfinished training does besides; '' if all trainings have ended."""
+    for name, seeds in found.experiments.items():
+        preset = report.load(name).presets.get(found.preset)
+        for run in seeds:
+            if preset is not None and hasattr(run, 'training') and run.training.joint_epochs < preset.joint_epochs:
+                return f', and goes on to {preset.joint_epochs} joint epochs; these are {run.training.joint_epochs}'
+    return ''
 
 
 def _weights_not_kept(folder: str) -> list[str]:

@@ -284,8 +284,13 @@ def _rows(name: str, seeds: Sequence[NetworkRun], verdicts: Sequence[Verdict]) -
     baselines = [run.measurement.baseline for run in seeds]
     settings = [run.measurement.measured.published for run in seeds]
 
+    shown: set[str] = set()  # causes
+
     def row(what: str, published: str, measured: str, claim: str) -> Row:
-        return Row(what, published, measured, *_outcome(by_id.get(f'table1/{device}/{claim}')))
+        status, why, cause = _outcome(by_id.get(f'table1/{device}/{claim}'))
+        said = 'the same cause' if cause in shown else cause
+        shown.update(filter(None, [cause]))
+        return Row(what, published, measured, status, '\n'.join(filter(None, (why, said))))
 
     yield row(
         f'{network} accuracy (%)\nas released: after joint training',
@@ -325,14 +330,14 @@ def _rows(name: str, seeds: Sequence[NetworkRun], verdicts: Sequence[Verdict]) -
         )
 
 
-def _outcome(verdict: Verdict | None) -> tuple[str, str]:
-    """The status of a verdict and its explanation."""
+def _outcome(verdict: Verdict | None) -> tuple[str, str, str]:
+    """(status, explanation, cause of a FAIL) of a verdict."""
     if verdict is None:
-        return '', ''
+        return '', '', ''
     if verdict.status == NOT_RUN:
-        return NOT_RUN, verdict.reason
-    cause = verdict.claim.cause if verdict.status == FAIL else ''
-    return verdict.status, '\n'.join(filter(None, (f'expected {bounds(verdict.claim)}', verdict.reason, cause)))
+        return NOT_RUN, verdict.reason, ''
+    why = '\n'.join(filter(None, (f'expected {bounds(verdict.claim)}', verdict.reason)))
+    return verdict.status, why, verdict.claim.cause if verdict.status == FAIL else ''
 
 
 def _speed(name: str, seeds: Sequence[NetworkRun]) -> str:

@@ -212,6 +212,15 @@ def test_committed_results_without_weights_have_their_figures_made_again(folder,
     assert sorted(os.listdir(tmp_path / 'out' / 'lenet_mnist_smoke')) == sorted(os.listdir(committed))
 
 
+def test_committed_folders_hold_what_their_manifests_list_and_nothing_else():
+    root = Path(__file__).parents[2] / 'results'
+    manifests = [path for path in root.glob('*/manifest.json') if path.parent.name != measure.NOT_COMMITTED]
+    assert manifests
+    for manifest in manifests:
+        found = {str(path.relative_to(manifest.parent)) for path in manifest.parent.rglob('*') if path.is_file()}
+        assert found - {'manifest.json'} == set(json.loads(manifest.read_text())['sha256']), manifest.parent.name
+
+
 @pytest.mark.parametrize('epochs', [1, 3, 4])
 def test_the_first_epochs_trained_again_have_the_recorded_weights(folder, capsys, epochs):
     assert run('retrain', folder, '--epochs', epochs) == 0

@@ -5,6 +5,7 @@ import os
 import branchynet  # noqa: F401
 from branchynet import checkpoint, cli
 from branchynet.experiments import lenet_mnist, results, runs
+from branchynet.experiments import measure as again
 
 import pytest
 
@@ -60,6 +61,7 @@ def test_it_is_that_of_fewer_epochs(interrupted, tmp_path, monkeypatch, capsys):
     assert {name: (tmp_path / 'begun' / name).read_bytes() for name in os.listdir(begun)} == before
     report = (tmp_path / 'so_far' / 'report.md').read_text()
     assert '2 + 1 epochs (unfinished: the preset has 2 + 2)' in report
+    assert again._epochs_more(results.read(so_far)) == ', and goes on to 2 joint epochs; these are 1'
     assert measure(so_far) == 0  # a results folder like any other
     assert cli.main(['retrain', so_far, '--epochs', '3', '--device', 'cpu']) == 0
 
