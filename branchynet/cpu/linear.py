@@ -6,7 +6,7 @@ import functools
 from typing import Any, Callable, Optional
 
 from branchynet import _chainer  # noqa: F401
-from branchynet.cpu import few_samples, memory
+from branchynet.cpu import memory, one_sample
 from branchynet.cpu.layout import BYTES_OF_BLOCK, plain, takes
 from branchynet.cpu.products import WORK_OF_BLOCK, product_of_columns, product_of_rows
 from branchynet.cpu.threads import blocks
@@ -17,8 +17,7 @@ import numpy as np
 _LEAST_FEATURES = 10  # a product with fewer rows or columns is done sooner by NumPy than by oneDNN
 _ROWS, _COLUMNS = 64, 256  # of a block of a matrix product: the bits of sums depend on how many there are
 _MOST_BLOCKS = 128  # of columns
-_FEW_SAMPLES = 8  # so few that large weights take longer to read or write than to multiply
-_FEW_OUTPUTS = 16  # so few that sgemm takes longer to rearrange the weights than for the product with few samples
+_FEW_ROWS = 8  # so few that a large matrix of weights takes longer to read than to multiply
 # oneDNN sums these many rows, and their multiples, in one order; of others, its code for AVX2 sums the last three or so
 # in another one. Blocks of _ROWS have that order too, as long as there are no more than _COLUMNS columns.
 _ALIKE = 24
@@ -85,8 +84,8 @@ def linear(x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray]) -> np.ndarray:
         x w' + b, (B, O).
     """
     y = memory.empty((len(x), len(w)))
-    if len(x) == 1 and few_samples.is_available():
-        few_samples.linear(x, w, y)
+    if len(x) == 1 and one_sample.is_available():
+        one_sample.linear(x, w, y)
     else:
         _multiply(x, w.T, y)
     if b is not None:
@@ -97,9 +96,8 @@ def linear(x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray]) -> np.ndarray:
 def linear_gx(w: np.ndarray, gy: np.ndarray) -> np.ndarray:
     """Gradient of x, (B, I), from w (O, I) and the gradient of y, (B, O)."""
     gx = memory.empty((len(gy), w.shape[1]))
-    suits = len(gy) == 1 or (len(gy) <= _FEW_SAMPLES and len(w) <= _FEW_OUTPUTS)
-    if suits and few_samples.is_available():
-        few_samples.linear_gx(w, gy, gx)
+    if len(gy) == 1 and one_sample.is_available():
+        one_sample.linear_gx(w, gy, gx)
     else:
         _multiply(gy, w, gx)
     return gx
@@ -108,8 +106,8 @@ def linear_gx(w: np.ndarray, gy: np.ndarray) -> np.ndarray:
 def linear_gw(x: np.ndarray, gy: np.ndarray) -> np.ndarray:
     """Gradient of w, (O, I), from x (B, I) and the gradient of y, (B, O)."""
     gw = np.empty((gy.shape[1], x.shape[1]), np.float32)
-    if len(x) <= _FEW_SAMPLES and few_samples.is_available():
-        few_samples.linear_gw(x, gy, gw)
+    if len(x) == 1 and one_sample.is_available():
+        one_sample.linear_gw(x, gy, gw)
     else:
         product_of_columns(gy.T, x, gw, _blocks_of_columns(x.shape[1]))
     return gw
@@ -117,7 +115,7 @@ def linear_gw(x: np.ndarray, gy: np.ndarray) -> np.ndarray:
 
 def _multiply(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
     """Writes a b of a few samples a in blocks of columns if b, the weights, is large, else in blocks of samples."""
-    if len(a) <= _FEW_SAMPLES and b.nbytes > BYTES_OF_BLOCK:
+    if len(a) <= _FEW_ROWS and b.nbytes > BYTES_OF_BLOCK:
         product_of_columns(a, b, out, _blocks_of_columns(b.shape[1]))
     else:
         product_of_rows(a, b, out, _blocks_of_rows(len(a), *b.shape))

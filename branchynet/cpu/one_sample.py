@@ -1,4 +1,4 @@
-"""Products of linear layers with few samples, float32, in machine code that reads or writes the weights once.
+"""Linear layers of one sample, float32, in machine code that reads or writes the weights once.
 
 oneDNN's sgemm would first rearrange the weights, which takes longer than the product. Here every number is a sum of its
 own, in an order that depends on the shapes alone, so that each thread may have its part of the weights: the same part
@@ -30,7 +30,7 @@ def is_available() -> bool:
 
 
 def linear(x: np.ndarray, w: np.ndarray, y: np.ndarray) -> None:
-    """Writes x w' of one sample x (1, I) and weights w (O, I) to y (1, O), all C-contiguous."""
+    """Writes the output: x w' of a sample x (1, I) and weights w (O, I) to y (1, O), all C-contiguous."""
     row = _BYTES * x.size
     start, w_start, y_start = x.ctypes.data, w.ctypes.data, y.ctypes.data
     frames = [
@@ -41,29 +41,29 @@ def linear(x: np.ndarray, w: np.ndarray, y: np.ndarray) -> None:
 
 
 def linear_gx(w: np.ndarray, gy: np.ndarray, gx: np.ndarray) -> None:
-    """Writes gy w of gradients gy (B, O) and weights w (O, I) to gx (B, I), all C-contiguous."""
-    (b, o), row = gy.shape, _BYTES * w.shape[1]
+    """Writes the gradient of x: gy w of a gradient gy (1, O) and weights w (O, I) to gx (1, I), all C-contiguous."""
+    row = _BYTES * gx.size
     start, w_start, gx_start = gy.ctypes.data, w.ctypes.data, gx.ctypes.data
     frames = [
         (
-            *(b, part.stop - part.start, o, start, _BYTES * o, _BYTES),
+            *(1, part.stop - part.start, gy.size, start, _BYTES),
             *(w_start + part.start * _BYTES, gx_start + part.start * _BYTES, row),
         )
-        for part in _parts(w.shape[1], _BYTES * o)
+        for part in _parts(gx.size, _BYTES * gy.size)
     ]
     _run('sums_of_rows', frames)
 
 
 def linear_gw(x: np.ndarray, gy: np.ndarray, gw: np.ndarray) -> None:
-    """Writes gy' x of gradients gy (B, O) and samples x (B, I) to gw (O, I), all C-contiguous."""
-    (b, o), row = gy.shape, _BYTES * x.shape[1]
+    """Writes the gradient of w: gy' x of a gradient gy (1, O) and a sample x (1, I) to gw (O, I), all C-contiguous."""
+    row = _BYTES * x.size
     start, x_start, gw_start = gy.ctypes.data, x.ctypes.data, gw.ctypes.data
     frames = [
         (
-            *(part.stop - part.start, x.shape[1], b, start + part.start * _BYTES, _BYTES, _BYTES * o),
+            *(part.stop - part.start, x.size, 1, start + part.start * _BYTES, _BYTES),
             *(x_start, gw_start + part.start * row, row),
         )
-        for part in _parts(o, row)
+        for part in _parts(gy.size, row)
     ]
     _run('sums_of_rows', frames)
 
@@ -86,8 +86,8 @@ def _machine_code() -> Optional[dict[str, Function]]:
     Each takes the address of 64-bit numbers. Those of products_with_rows, which multiplies a vector with rows: how many
     rows, and how many numbers in each; the addresses of the vector, of the rows and of the products. Those of
     sums_of_rows, which writes sums of rows times factors: how many sums, how many numbers in a row, and how many rows
-    are added; the address of the factors, the bytes from those of a sum to those of the next, and from factor to
-    factor; the addresses of the rows and of the sums, and the bytes from row to row and from sum to sum.
+    are added; the address of the factors, and the bytes from one to the next, of a sum and from sum to sum; the
+    addresses of the rows and of the sums, and the bytes from row to row and from sum to sum.
     """
     try:
         from branchynet.cpu.emitter import INT, LANES, REAL, VECTOR, Emitter, constant, integer
@@ -140,7 +140,7 @@ def _machine_code() -> Optional[dict[str, Function]]:
 
     def sums_of_rows(frame: Any) -> None:
         build = emit.builder
-        count, length, added, factors, step, step_of_factor, rows, out, row = emit.words(frame, 9)
+        count, length, added, factors, step, rows, out, row = emit.words(frame, 8)
 
         def one_sum(m: Any) -> None:
             own_factors, own_out = (build.add(start, build.mul(m, by)) for start, by in ((factors, step), (out, row)))
@@ -148,7 +148,7 @@ def _machine_code() -> Optional[dict[str, Function]]:
 
             def group(first: Any, number: int) -> None:
                 starts = starts_of(rows, row, first, number)
-                reals = [emit.load(place, REAL) for place in starts_of(own_factors, step_of_factor, first, number)]
+                reals = [emit.load(place, REAL) for place in starts_of(own_factors, step, first, number)]
                 times = {REAL: reals, VECTOR: [emit.splat(real) for real in reals]}
 
                 def add(i: Any, kind: Any) -> None:
