@@ -33,7 +33,8 @@ _IDLE, _BUSY, _ASLEEP = 0, 1, -1
 _SEMAPHORE = LINE  # bytes from the first number to the semaphore, which has a cache line of its own
 _BYTES_OF_MEMBER = 2 * LINE
 _LOOKS = 1 << 15  # at its first number, before a member sleeps: a millisecond or so, in which Python gives new work
-_WAITS = 1 << 10  # looks at who is still busy, before the core goes to another thread
+_YIELDS = 1 << 6  # of these looks, after which another thread may have the core, such as the caller's
+_WAITS = 1 << 10  # looks at who is still busy, after which another thread may have the core
 # Some of the numbers of an order.
 _TAKEN, _RESULTS, _FINISHED, _MEMBERS = range(4, 8)
 
@@ -290,7 +291,10 @@ def _codes() -> dict[str, Function]:
 
         build.position_at_end(idle)
         pause()
-        looks.add_incoming(build.add(looks, integer(1)), idle)
+        more = build.add(looks, integer(1))
+        with build.if_then(build.icmp_signed('==', build.and_(more, integer(_YIELDS - 1)), integer(0))):
+            build.call(emit.external('sched_yield', INDEX, []), [])
+        looks.add_incoming(more, build.block)
         build.cbranch(build.icmp_signed('<', looks, integer(_LOOKS)), head, sleep)
 
         build.position_at_end(sleep)
