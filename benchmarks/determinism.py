@@ -123,7 +123,8 @@ def table(measured: dict[str, Any]) -> str:
             ]
         )
     env = measured['environment']
-    note = f'{env["cpu"]}, {env["threads"]} threads, NumPy {env["numpy"]}; medians of {len(portable)} pairs.'
+    origin = f'{env["cpu"]}, {env["threads"]} threads, NumPy {env["numpy"]}, commit {(env["commit"] or "unknown")[:12]}'
+    note = f'{origin}; medians of {len(portable)} pairs.'
     return pages.markdown([pages.Table(rows[0], rows[1:]), pages.Text(note)])
 
 
