@@ -129,10 +129,9 @@ def _command(found: results.Results) -> str:
 def _epochs_more(found: results.Results) -> str:
     """What the command of an unfinished training does besides; '' if all trainings have ended."""
     for name, seeds in found.experiments.items():
-        preset = report.load(name).presets.get(found.preset)
-        for run in seeds:
-            if preset is not None and hasattr(run, 'training') and run.training.joint_epochs < preset.joint_epochs:
-                return f', and goes on to {preset.joint_epochs} joint epochs; these are {run.training.joint_epochs}'
+        preset = report.unfinished(name, seeds, found.preset) if hasattr(seeds[0], 'training') else None
+        if preset is not None:
+            return f', and goes on to {preset.joint_epochs} joint epochs; these are {seeds[0].training.joint_epochs}'
     return ''
 
 

@@ -14,6 +14,7 @@ from branchynet.experiments import NETWORKS, PRESETS, claims, intervals, pages
 from branchynet.experiments.claims import FAIL, NOT_RUN, PASS, Claim, Verdict
 from branchynet.experiments.figures import Drawn
 from branchynet.experiments.results import DISAGREEMENT_PERCENT, Environment, NetworkRun, Pairs, Results
+from branchynet.experiments.runs import Preset
 from branchynet.files import write_atomically
 
 import numpy as np
@@ -205,7 +206,11 @@ def blocks(results: Results, figures: Mapping[str, Drawn]) -> list[pages.Block]:
     page: list[pages.Block] = [
         pages.Heading(1, 'BranchyNet: measured beside published'),
         pages.Text(f'Preset **{results.preset}** {PRESETS[results.preset]}.'),
-        *(pages.Text(f'**{load(name).network}**: {text}.') for name, text in _unfinished(networks, results.preset)),
+        *(
+            pages.Text(f'**{load(name).network}**: {_epochs(name, seeds, results.preset)}.')
+            for name, seeds in networks.items()
+            if unfinished(name, seeds, results.preset)
+        ),
         pages.Counts(_counted(verdicts)),
     ]
     if networks:
@@ -440,41 +445,45 @@ def _network(name: str, seeds: Sequence[NetworkRun], results: Results) -> list[p
     )
     machines = dict.fromkeys(_machine(run.measurement.environment) for run in seeds)
     network = load(name).network
-    page: list[pages.Block] = [
+    return [
         pages.Text(text),
         pages.Table(COLUMNS, published_rows(network) + measured_rows(network, seeds)),
         pages.Text(f'Measured on: {"; ".join(machines)}.'),
     ]
-    return page
+
+
+def unfinished(name: str, seeds: Sequence[Any], preset: str) -> Preset | None:
+    """The preset of trainings of which one has not ended.
+
+    Args:
+        name: of the experiment.
+        seeds: its runs, which have trained.
+        preset: its name.
+
+    Returns:
+        None if all have as many joint epochs as the preset.
+    """
+    whole = load(name).presets.get(preset)
+    return whole if whole and any(run.training.joint_epochs < whole.joint_epochs for run in seeds) else None
 
 
 def _epochs(name: str, seeds: Sequence[NetworkRun], preset: str) -> str:
     """The numbers of epochs, and those of the preset where a training has not ended."""
-    whole = load(name).presets.get(preset)
+    whole = unfinished(name, seeds, preset)
     counts = dict.fromkeys((run.training.main_epochs, run.training.joint_epochs) for run in seeds)
     text = ' or '.join(f'{main} + {joint}' for main, joint in counts) + ' epochs'
-    if whole is not None and any(joint < whole.joint_epochs for _, joint in counts):
-        text += f' (unfinished: the preset has {whole.main_epochs} + {whole.joint_epochs})'
-    return text
-
-
-def _unfinished(networks: Mapping[str, Sequence[NetworkRun]], preset: str) -> Iterator[tuple[str, str]]:
-    """Names of networks whose training has not ended, and their numbers of epochs in words."""
-    for name, seeds in networks.items():
-        text = _epochs(name, seeds, preset)
-        if 'unfinished' in text:
-            yield name, text
+    return f'{text} (unfinished: the preset has {whole.main_epochs} + {whole.joint_epochs})' if whole else text
 
 
 def _disagreements(name: str, seeds: Sequence[Any]) -> Iterator[pages.Text]:
     """A text on the settings whose composed and direct times differ; none if they agree in all seeds."""
     networks = seeds if name in NETWORKS else []
-    found = [(run.seed, name, one) for run in networks for name, one in run.measurement.disagreements().items()]
+    found = [(run.seed, setting, one) for run in networks for setting, one in run.measurement.disagreements().items()]
     if found:
         times = '; '.join(
-            f'seed {seed}, {name} setting, {one.clock} clock: composed {one.composed_ms:.3f} ms, measured '
+            f'seed {seed}, {setting} setting, {one.clock} clock: composed {one.composed_ms:.3f} ms, measured '
             f'{one.direct_ms:.3f} ms'
-            for seed, name, one in found
+            for seed, setting, one in found
         )
         yield pages.Text(
             f'**Composed times differ from directly measured ones by more than {DISAGREEMENT_PERCENT} %** ({times}). A '
@@ -811,7 +820,10 @@ def updated(text: str, found: Sequence[Results]) -> str:
     Raises:
         ValueError: the page has neither pair of markers.
     """
-    parts = {'tables': lambda: '\n'.join(map(for_readme, found)), 'reproduces': lambda: reproduces(found)}
+    parts = {
+        'tables': lambda: '\n'.join([*map(for_readme, found), pages.markdown([pages.Text(READING)])]),
+        'reproduces': lambda: reproduces(found),
+    }
     names = [name for name in parts if _markers(name)[0] in text]
     if not names:
         raise ValueError(f'expected the lines {" and ".join(_markers("tables"))}, or the same with reproduces')

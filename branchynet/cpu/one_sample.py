@@ -46,12 +46,12 @@ def linear_gx(w: np.ndarray, gy: np.ndarray, gx: np.ndarray) -> None:
     start, w_start, gx_start = gy.ctypes.data, w.ctypes.data, gx.ctypes.data
     frames = [
         (
-            *(1, part.stop - part.start, gy.size, start, _BYTES),
-            *(w_start + part.start * _BYTES, gx_start + part.start * _BYTES, row),
+            *(part.stop - part.start, gy.size, start),
+            *(w_start + part.start * _BYTES, row, gx_start + part.start * _BYTES),
         )
         for part in _parts(gx.size, _BYTES * gy.size)
     ]
-    _run('sums_of_rows', frames)
+    _run('sum_of_rows', frames)
 
 
 def linear_gw(x: np.ndarray, gy: np.ndarray, gw: np.ndarray) -> None:
@@ -59,13 +59,10 @@ def linear_gw(x: np.ndarray, gy: np.ndarray, gw: np.ndarray) -> None:
     row = _BYTES * x.size
     start, x_start, gw_start = gy.ctypes.data, x.ctypes.data, gw.ctypes.data
     frames = [
-        (
-            *(part.stop - part.start, x.size, 1, start + part.start * _BYTES, _BYTES),
-            *(x_start, gw_start + part.start * row, row),
-        )
+        (part.stop - part.start, x.size, start + part.start * _BYTES, x_start, gw_start + part.start * row)
         for part in _parts(gy.size, row)
     ]
-    _run('sums_of_rows', frames)
+    _run('multiples_of_row', frames)
 
 
 def _parts(count: int, bytes_of_one: int) -> tuple[slice, ...]:
@@ -81,13 +78,13 @@ def _run(name: str, frames: Sequence[Sequence[int]]) -> None:
 
 @functools.cache
 def _machine_code() -> Optional[dict[str, Function]]:
-    """Both functions in machine code; None without llvmlite.
+    """The functions in machine code; None without llvmlite.
 
-    Each takes the address of 64-bit numbers. Those of products_with_rows, which multiplies a vector with rows: how many
-    rows, and how many numbers in each; the addresses of the vector, of the rows and of the products. Those of
-    sums_of_rows, which writes sums of rows times factors: how many sums, how many numbers in a row, and how many rows
-    are added; the address of the factors, and the bytes from one to the next, of a sum and from sum to sum; the
-    addresses of the rows and of the sums, and the bytes from row to row and from sum to sum.
+    Each takes the address of 64-bit numbers. products_with_rows multiplies a vector with rows: how many rows, and how
+    many numbers in each; the addresses of the vector, of the rows and of the products. sum_of_rows adds rows times
+    factors: how many numbers of each, and how many rows; the addresses of the factors and of the rows, the bytes from
+    row to row, and the address of the sum. multiples_of_row: how many, and how many numbers in each; the addresses of
+    the factors, of the row and of its multiples.
     """
     try:
         from branchynet.cpu.emitter import INT, LANES, REAL, VECTOR, Emitter, constant, integer
@@ -138,32 +135,44 @@ def _machine_code() -> Optional[dict[str, Function]]:
 
         in_groups(count, group)
 
-    def sums_of_rows(frame: Any) -> None:
-        build = emit.builder
-        count, length, added, factors, step, rows, out, row = emit.words(frame, 8)
+    def sum_of_rows(frame: Any) -> None:
+        length, added, factors, rows, row, out = emit.words(frame, 6)
+        emit.elements(length, lambda i, kind: emit.store(constant(0, kind), emit.at(out, i, _BYTES)))
 
-        def one_sum(m: Any) -> None:
-            own_factors, own_out = (build.add(start, build.mul(m, by)) for start, by in ((factors, step), (out, row)))
-            emit.elements(length, lambda i, kind: emit.store(constant(0, kind), emit.at(own_out, i, _BYTES)))
+        def group(first: Any, number: int) -> None:
+            starts = starts_of(rows, row, first, number)
+            reals = [emit.load(place, REAL) for place in starts_of(factors, integer(_BYTES), first, number)]
+            times = {REAL: reals, VECTOR: [emit.splat(real) for real in reals]}
 
-            def group(first: Any, number: int) -> None:
-                starts = starts_of(rows, row, first, number)
-                reals = [emit.load(place, REAL) for place in starts_of(own_factors, step, first, number)]
-                times = {REAL: reals, VECTOR: [emit.splat(real) for real in reals]}
+            def add(i: Any, kind: Any) -> None:
+                place = emit.at(out, i, _BYTES)
+                total = emit.load(place, kind)
+                for start, factor in zip(starts, times[kind]):
+                    total = emit.multiply_add(emit.load(emit.at(start, i, _BYTES), kind), factor, total)
+                emit.store(total, place)
 
-                def add(i: Any, kind: Any) -> None:
-                    place = emit.at(own_out, i, _BYTES)
-                    total = emit.load(place, kind)
-                    for start, factor in zip(starts, times[kind]):
-                        total = emit.multiply_add(emit.load(emit.at(start, i, _BYTES), kind), factor, total)
-                    emit.store(total, place)
+            emit.elements(length, add)
 
-                emit.elements(length, add)
+        in_groups(added, group)
 
-            in_groups(added, group)
+    def multiples_of_row(frame: Any) -> None:
+        count, length, factors, start, out = emit.words(frame, 5)
+        row = emit.at(integer(0), length, _BYTES)
 
-        emit.loop(count, one_sum)
+        def multiple(m: Any) -> None:
+            real = emit.load(emit.at(factors, m, _BYTES), REAL)
+            times = {REAL: real, VECTOR: emit.splat(real)}
+            own_out = emit.builder.add(out, emit.builder.mul(m, row))
 
-    for function in (products_with_rows, sums_of_rows):
+            def write(i: Any, kind: Any) -> None:
+                value = emit.load(emit.at(start, i, _BYTES), kind)
+                product = emit.multiply_add(value, times[kind], constant(0, kind))  # -0 becomes 0, as in a sum
+                emit.store(product, emit.at(own_out, i, _BYTES))
+
+            emit.elements(length, write)
+
+        emit.loop(count, multiple)
+
+    for function in (products_with_rows, sum_of_rows, multiples_of_row):
         emit.function(function.__name__, 1, function)
-    return emit.compiled('products_with_rows', 'sums_of_rows')
+    return emit.compiled('products_with_rows', 'sum_of_rows', 'multiples_of_row')

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from branchynet.cpu.emitter import INT, LANES, REAL, Emitter, has, integer, vector, vector_type
+from branchynet.cpu.memory import LINE
 
 import numpy as np
 from llvmlite import ir
@@ -45,8 +46,8 @@ class Plane(NamedTuple):
     @property
     def channel(self) -> int:
         """Bytes from channel to channel: an odd number of cache lines, so that channels do not share places there."""
-        lines = -(-(self.row * (self.height + 2 * self.above) + 4 * self.beside) // 64)
-        return 64 * (lines | 1)
+        lines = -(-(self.row * (self.height + 2 * self.above) + 4 * self.beside) // LINE)
+        return LINE * (lines | 1)
 
     @property
     def start(self) -> int:

@@ -36,7 +36,7 @@ class FL(chainer.Link):
 
 
 def calls_one_of(link: Any, functions: Container[Any]) -> bool:
-    """Whether a link calls one of these functions and does nothing else; a user's callable may be without a hash."""
+    """Whether a link is an FL of one of these functions; a user's callable may be without a hash."""
     return type(link) is FL and isinstance(link.fn, FunctionType) and link.fn in functions
 
 

@@ -216,7 +216,7 @@ def test_report_goes_between_the_markers_of_a_page(example, tmp_path, capsys):
     assert cli.main(['report', str(tmp_path)]) == 0
     assert report.tables(example) in capsys.readouterr().out
     assert cli.main(['report', str(tmp_path), '--update', str(page)]) == 0
-    assert page.read_text() == f'before\n{begin}\n{report.for_readme(example)}{end}\nafter\n'
+    assert page.read_text() == f'before\n{begin}\n{report.for_readme(example)}\n{report.READING}\n{end}\nafter\n'
     page.write_text('no markers')
     assert cli.main(['report', str(tmp_path), '--update', str(page)]) == 2
     assert page.read_text() == 'no markers'
