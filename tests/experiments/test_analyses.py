@@ -167,7 +167,7 @@ def test_counts_are_read():
     perf = '120,,cache-misses:u,1,100.00,,\n30000,,L1-dcache-loads:u,1,100.00,,\n10000,,L1-dcache-stores:u,1,100.00,,\n'
     assert figure6._perf_counts(perf) == (40000, 120)
     grind = '==1== D   refs:      751,412,577  (5 rd   + 2 wr)\n==1== LL misses:          743,467  (1 rd + 2 wr)\n'
-    assert figure6._cachegrind_counts(grind) == (751412577, 743467)
+    assert figure6._callgrind_counts(grind) == (751412577, 743467)
 
 
 def test_without_cifar_lenet_runs_and_the_rest_is_named(tmp_path, monkeypatch, capsys):
