@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from branchynet import _chainer  # noqa: F401
+
+import chainer
+
 
 def check_pairs(x: Any, y: Any) -> None:
     """Checks that samples and labels come in pairs.
@@ -17,6 +21,46 @@ def check_pairs(x: Any, y: Any) -> None:
     """
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f'x has {len(x)} samples and y has {len(y)}: both need the same number, at least one')
+
+
+def checked_array(name: str, value: Any) -> Any:
+    """A batch as an array.
+
+    Args:
+        name: Of the batch, for messages.
+        value: NumPy or CuPy array or Variable (B, ...).
+
+    Raises:
+        TypeError: It is none of these.
+        ValueError: It has no axis.
+    """
+    array = chainer.as_array(value)
+    if not isinstance(array, chainer.get_array_types()):
+        raise TypeError(f'{name} is a {type(value).__name__}: expected a NumPy or CuPy array, or a Variable')
+    if array.ndim == 0:
+        raise ValueError(f'{name} has shape (): expected a batch')
+    return array
+
+
+def checked_labels(t: Any, x: Any) -> Any:
+    """Labels as an array.
+
+    Args:
+        t: Labels (B,) of samples x (B, ...): NumPy or CuPy array or Variable.
+        x: The samples.
+
+    Raises:
+        TypeError: They are no signed integers.
+        ValueError: Their shape is another, or one is below 0.
+    """
+    t = checked_array('t', t)
+    if t.dtype.kind != 'i':
+        raise TypeError(f't has dtype {t.dtype}: expected signed integers (int32)')
+    if t.shape != x.shape[:1]:
+        raise ValueError(f't has shape {t.shape}: expected {x.shape[:1]}, one label for every sample of x')
+    if t.min() < 0:
+        raise ValueError(f't holds the label {t.min()}: expected 0 or more')
+    return t
 
 
 def batches(count: int, batchsize: int) -> list[slice]:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, Optional
 
 from branchynet import _chainer  # noqa: F401
 from branchynet.batching import batches
-from branchynet.exits import check_per_exit, leave_at
+from branchynet.exits import Setting, check_per_exit, leave_at, of_exit
 from branchynet.sweep import ExitRecord, pareto
 
 import numpy as np
@@ -119,19 +119,19 @@ def fit_temperatures(logits: Any, t: Any) -> list[float]:
         A float for every exit, for ``net.temperatures``.
 
     Raises:
-        ValueError: There are no samples, or all have one label; labels are no integers; or logits are NaN, or do not
-            fit the labels.
+        ValueError: There are no samples, or all have one label; labels are no integers; or logits are not finite, or do
+            not fit the labels.
     """
     from scipy import optimize, special
 
     logits, t = np.asarray(logits, float), np.asarray(t)
     if logits.ndim != 3 or t.shape != logits.shape[1:2]:
         raise ValueError(f'logits have shape {logits.shape} and t {t.shape}: expected (exits, N, classes) and (N,)')
-    check_labels(t)
+    check_held_out(t)
     if t.dtype.kind not in 'iu':
         raise ValueError(f't has dtype {t.dtype}: expected integers, the labels')
-    if np.isnan(logits).any():
-        raise ValueError('logits hold NaN: the weights hold NaN, or are so large that numbers overflow')
+    if not np.isfinite(logits).all():
+        raise ValueError('logits hold NaN or infinity: the weights hold some, or are so large that numbers overflow')
     if not 0 <= t.min() <= t.max() < logits.shape[2]:
         raise ValueError(f't holds labels from {t.min()} to {t.max()}: expected 0 to {logits.shape[2] - 1}')
 
@@ -505,17 +505,17 @@ def p_value(lost: int, gained: int, samples: int, loss: float) -> float:
     """
     from scipy import stats
 
-    outside = 1e-3
-    interval = stats.binomtest(gained, samples).proportion_ci(1 - outside, method='exact')
+    interval = stats.binomtest(gained, samples).proportion_ci(1 - OUTSIDE, method='exact')
     highest_q = (1 - loss) / 2  # q and q + loss are 1 at most together
     if highest_q < interval.low:
-        return outside
+        return OUTSIDE
     edges = np.linspace(interval.low, min(interval.high, highest_q), CELLS + 1)
     highest_p = _share_below(lost - gained, samples, np.maximum(edges[:-1] + loss, 0), edges[1:]).max()
-    return float(min(1.0, highest_p + outside))
+    return float(min(1.0, highest_p + OUTSIDE))
 
 
 CELLS = 200
+OUTSIDE = 1e-3  # the probability that the interval of the nuisance parameter leaves out; it adds to every p value
 
 
 def _share_below(most: int, samples: int, up: np.ndarray, down: np.ndarray) -> np.ndarray:
@@ -541,7 +541,7 @@ def loss_bound(lost: int, gained: int, samples: int, error: float) -> float:
         lost: As in p_value.
         gained: As in p_value.
         samples: As in p_value.
-        error: Above 0.001.
+        error: Above OUTSIDE.
 
     Returns:
         A share of the samples.
@@ -563,14 +563,12 @@ def loss_bound(lost: int, gained: int, samples: int, error: float) -> float:
 # Judging
 
 
-def judge(
-    recorded: ExitRecord, thresholds: Sequence[float | None], baseline: Any = None, macs: Macs | None = None
-) -> Judgement:
+def judge(recorded: ExitRecord, thresholds: Setting, baseline: Any = None, macs: Macs | None = None) -> Judgement:
     """What a setting does on the samples of a record, such as those of a test set.
 
     Args:
         recorded: An ExitRecord of N samples.
-        thresholds: One for every exit but the last, as `choose` returns them.
+        thresholds: One for every exit but the last, as `choose` returns them, or a number for all of them.
         baseline: As in `choose`.
         macs: Of the network, to count them.
 
@@ -581,6 +579,7 @@ def judge(
         ValueError: The record is empty, or does not fit the other arguments.
     """
     baseline = _checked_baseline(recorded, baseline)
+    _check_exits_of(macs, len(recorded.score))
     exits, each = _exits(recorded, thresholds), np.arange(len(baseline))
     lost, gained = _lost_and_gained(recorded, thresholds, baseline)
     ends = [-loss_bound(gained, lost, len(each), (1 - LEVEL) / 2), loss_bound(lost, gained, len(each), (1 - LEVEL) / 2)]
@@ -598,14 +597,15 @@ def judge(
     )
 
 
-def _exits(recorded: ExitRecord, thresholds: Sequence[float | None]) -> np.ndarray:
+def _exits(recorded: ExitRecord, thresholds: Setting) -> np.ndarray:
     """The exit (N,) where each sample leaves."""
-    check_per_exit('thresholds', list(thresholds), len(recorded.score) - 1)
-    cuts = [recorded.criterion.cut(threshold, recorded.score.dtype) for threshold in thresholds]
+    check_per_exit('thresholds', thresholds, len(recorded.score) - 1)
+    exits = range(len(recorded.score) - 1)
+    cuts = [recorded.criterion.cut(of_exit(thresholds, k), recorded.score.dtype) for k in exits]
     return leave_at(recorded.key, cuts)
 
 
-def _lost_and_gained(recorded: ExitRecord, thresholds: Sequence[float | None], baseline: np.ndarray) -> tuple[int, int]:
+def _lost_and_gained(recorded: ExitRecord, thresholds: Setting, baseline: np.ndarray) -> tuple[int, int]:
     """Samples that only the baseline, and that only early exit classifies correctly."""
     correct = recorded.correct[_exits(recorded, thresholds), np.arange(len(baseline))]
     return int((baseline & ~correct).sum()), int((correct & ~baseline).sum())
@@ -614,7 +614,7 @@ def _lost_and_gained(recorded: ExitRecord, thresholds: Sequence[float | None], b
 # Checks
 
 
-def check_labels(t: np.ndarray) -> None:
+def check_held_out(t: np.ndarray) -> None:
     """Checks the labels (N,) of held-out samples.
 
     Raises:
@@ -669,13 +669,19 @@ def check_target(target: Target, exits: int, guarantee: float | None = None) -> 
         raise ValueError(f'clock is {target.clock!r}: expected {" or ".join(CLOCKS)}')
     if target.exit not in range(exits - 1):
         raise ValueError(f'exit is {target.exit}: expected 0 to {exits - 2}')
-    if guarantee is not None and (target.accuracy_loss is None or not 0 < guarantee < 1):
-        raise ValueError(f'guarantee is {guarantee}: expected a number between 0 and 1, for a target of accuracy_loss')
+    if guarantee is not None and (target.accuracy_loss is None or not 0 < guarantee < 1 - OUTSIDE):
+        raise ValueError(
+            f'guarantee is {guarantee}: expected a number between 0 and {1 - OUTSIDE}, for a target of accuracy_loss'
+        )
+
+
+def _check_exits_of(macs: Macs | None, exits: int) -> None:
+    if macs is not None and len(macs.exits) != exits:
+        raise ValueError(f'macs has {len(macs.exits)} exits: expected {exits}')
 
 
 def _check_macs(target: Target, exits: int, macs: Macs | None) -> None:
-    if macs is not None and len(macs.exits) != exits:
-        raise ValueError(f'macs has {len(macs.exits)} exits: expected {exits}')
+    _check_exits_of(macs, exits)
     if target.macs is not None and macs is None:
         raise ValueError('macs is a target, and the multiply-adds of the network are missing: give them as macs=')
 

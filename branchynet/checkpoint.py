@@ -17,7 +17,7 @@ import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from branchynet import _chainer  # noqa: F401
-from branchynet.exits import SETTINGS
+from branchynet.exits import SETTINGS, check_settings
 from branchynet.files import remove_parts, write_atomically
 from branchynet.training import Position
 
@@ -52,8 +52,8 @@ def check(net: chainer.Link) -> None:
 def save(path: str, net: BranchyNet, notes: Any, position: Position | None = None) -> None:
     """Writes the state of a training, atomically.
 
-    The state is the net and its optimisers, the generators of Python and NumPy, and within an epoch the Position. The
-    state of a GPU's generators is not saved. The previous checkpoint is kept beside the new one.
+    The state is the net with its frozen parts, its optimisers, the generators of Python and NumPy, and within an epoch
+    the Position. The state of a GPU's generators is not saved. The previous checkpoint is kept beside the new one.
 
     Args:
         path: Path of the checkpoint.
@@ -66,8 +66,8 @@ def save(path: str, net: BranchyNet, notes: Any, position: Position | None = Non
         OSError: The file cannot be written.
     """
     check(net)
-    # An optimiser that has made no step has no moments yet. It is left out, as Chainer cannot load missing moments.
-    parts = {name: part for name, part in _parts(net).items() if part is net or part.t}
+    # An optimiser that has made no step has no moments yet: it is left out.
+    parts = {'net': net, **{name: optimizer for name, optimizer in _optimizers(net).items() if optimizer.t}}
     serializer = chainer.serializers.DictionarySerializer()
     for name, part in parts.items():
         serializer[name].save(part)
@@ -79,6 +79,7 @@ def save(path: str, net: BranchyNet, notes: Any, position: Position | None = Non
         'numpy': [name, *rest],
         'python': random.getstate(),
         'learned': net._learned,
+        'frozen': sorted(net.frozen, key=str),
         'notes': notes,
     }
     arrays = {**serializer.target, 'generator': keys}
@@ -180,8 +181,12 @@ def restore(path: str, state: State, net: BranchyNet) -> tuple[Any, Position | N
             '--resume to start from the beginning'
         )
     deserializer = chainer.serializers.NpzDeserializer(arrays)
-    for name in meta['parts']:
-        deserializer[name].load(_parts(net)[name])
+    deserializer['net'].load(net)
+    for name, optimizer in _optimizers(net).items():
+        load_optimizer(optimizer, deserializer[name] if name in meta['parts'] else None)
+    if 'frozen' in meta:  # a checkpoint of an earlier version does not say
+        net.thaw()
+        net.freeze(*meta['frozen'])
     name, *rest = meta['numpy']
     np.random.set_state((name, arrays['generator'], *rest))
     version, state, gauss = meta['python']
@@ -189,6 +194,35 @@ def restore(path: str, state: State, net: BranchyNet) -> tuple[Any, Position | N
     net._learned = meta['learned']
     position = Position(arrays['order'], meta['results']) if 'results' in meta else None
     return meta['notes'], position
+
+
+def load_optimizer(optimizer: Any, serializer: chainer.Deserializer | None) -> None:
+    """Gives an optimiser the state that a file has, where frozen parameters may have no moments.
+
+    Args:
+        optimizer: The optimiser; what it had before is gone.
+        serializer: Of the file; None: the optimiser has made no step.
+
+    Raises:
+        OSError: A parameter that has made steps has no moments in the file.
+    """
+    rules = [param.update_rule for param in optimizer.target.params()]
+    enabled = [rule.enabled for rule in rules]
+    optimizer.t = optimizer.epoch = 0
+    for rule in rules:
+        rule.t, rule._state = 0, None
+    if serializer is None:
+        return
+    for rule in rules:
+        rule.enabled = False  # Chainer then takes missing moments for those of a parameter that was not updated
+    try:
+        serializer.load(optimizer)
+    finally:
+        for rule, was_enabled in zip(rules, enabled):
+            rule.enabled = was_enabled
+    for name, param in optimizer.target.namedparams():
+        if param.update_rule.t and param.update_rule.state is None:
+            raise OSError(f'the file has no moments of parameter {name}, which has made {param.update_rule.t} steps')
 
 
 def has(path: str) -> bool:
@@ -237,14 +271,20 @@ def load_npz(path: str, link: chainer.Link) -> None:
         raise OSError(f'{path} holds the weights of another network: {e.args[0]}') from e
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError, TypeError) as e:
         raise OSError(f'{path} cannot be read as weights ({e})') from e
-    for name in arrays:
-        wanted = expected.target[name]
-        shape = np.shape(wanted)
-        if np.asarray(wanted).dtype != object and arrays[name].shape != shape:  # object: no shape yet
+    for name, array in arrays.items():
+        wanted = np.asarray(expected.target[name])
+        if wanted.dtype == object:  # no shape yet
+            continue
+        if array.shape != wanted.shape or not np.can_cast(array.dtype, wanted.dtype, 'same_kind'):
             raise OSError(
-                f'{path} holds the weights of another network: {name} has shape {arrays[name].shape}, and '
-                f'this one needs {shape}'
+                f'{path} holds the weights of another network: {name} has shape {array.shape} and dtype {array.dtype}, '
+                f'and this one needs {wanted.shape} and {wanted.dtype}'
             )
+    if settings:
+        try:
+            check_settings({name: value.tolist() for name, value in settings.items()}, link.numexits())
+        except (TypeError, ValueError) as e:
+            raise OSError(f'{path} holds settings of another network: {e}') from e
     chainer.serializers.NpzDeserializer({**arrays, **settings}).load(link)
 
 
@@ -271,8 +311,6 @@ def _shapes(net: BranchyNet) -> list:
     return [net.opt, *([name, list(param.shape)] for name, param in sorted(net.namedparams()))]
 
 
-def _parts(net: BranchyNet) -> dict[str, Any]:
-    """The net and its optimisers, by their names in a checkpoint."""
-    parts = {'net': net, 'optimizer': net.optimizer}
-    parts.update((f'optimizers/{k}', optimizer) for k, optimizer in enumerate(net.optimizers))
-    return parts
+def _optimizers(net: BranchyNet) -> dict[str, chainer.Optimizer]:
+    """The net's optimisers, by their names in a checkpoint."""
+    return {'optimizer': net.optimizer, **{f'optimizers/{k}': one for k, one in enumerate(net.optimizers)}}

@@ -15,7 +15,7 @@ Entropy is the paper's criterion, and the only one of BranchyNet's own methods. 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any, Literal, NamedTuple, Optional, Protocol, Union, get_args
 
@@ -24,6 +24,7 @@ from branchynet.functions import entropy, smallest
 
 import numpy as np
 from chainer.backend import get_array_module
+from chainer.backends.cuda import to_cpu
 
 Array = Any  # a NumPy or CuPy array
 # One number for all exits but the last, or one for each of them. As a threshold, None: no sample leaves there.
@@ -78,6 +79,28 @@ def answer_on_cpu(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 _max: Any = np.maximum.reduce
 _sum: Any = np.add.reduce
 _exp, _log, _maximum = np.exp, np.log, np.maximum
+
+
+def labels(logits: Array) -> Array:
+    """The labels (B,) that logits (B, C) give: the class of the highest; -1, which is none, where the answer is NaN."""
+    xp = get_array_module(logits)
+    return xp.where(xp.isfinite(logits.max(axis=1)), logits.argmax(axis=1), -1)
+
+
+def check_answer(exit: Any, entropy: Array) -> None:
+    """Raises ValueError if the answer to a sample is NaN.
+
+    Args:
+        exit: where each sample was answered, from 0: integers (B,), or one number for all.
+        entropy: (B,), nats.
+    """
+    entropy = to_cpu(entropy)
+    if math.isnan(entropy.sum()):
+        sample = int(np.isnan(entropy).argmax())
+        raise ValueError(
+            f'exit {np.broadcast_to(exit, entropy.shape)[sample]} answers NaN, first for sample {sample}: the weights '
+            'hold NaN, or are so large that numbers overflow'
+        )
 
 
 def below(entropy: Array, threshold: float) -> Array:
@@ -248,10 +271,10 @@ class Agreement:
         self._label: Any = None
         self._count: Any = None
 
-    def count(self, prob: Array) -> Array:
-        """Takes the softmax (B, C) of the next exit; returns integers (B,), 1 where it agrees with none before it."""
-        label = prob.argmax(axis=1)
-        count = get_array_module(prob).ones_like(label)
+    def count(self, logits: Array) -> Array:
+        """Takes the logits (B, C) of the next exit; returns integers (B,), 1 where it agrees with none before it."""
+        label = labels(logits)
+        count = get_array_module(logits).ones_like(label)
         if self._label is not None:
             count += self._count * (label == self._label)
         self._label, self._count = label, count
@@ -329,7 +352,7 @@ class Scores:
 
     def leaves(self, k: int, logits: Array, answer: Answer, batch: int) -> Array:
         """The samples whose score is on the threshold's side; for the arguments see Rule."""
-        score = self._criterion.score(logits, answer, self._agreement.count(answer.prob))
+        score = self._criterion.score(logits, answer, self._agreement.count(logits))
         cut = self._criterion.cut(of_exit(self._thresholds, k), score.dtype)
         leaves = self._criterion.key(score) < cut
         self._agreement.keep(~leaves)
@@ -406,6 +429,14 @@ def check_per_exit(name: str, value: Any, exits: int, upper: float = math.inf) -
         if math.isnan(v) or (upper == 1 and not 0 <= v <= 1):
             expected = 'shares between 0 and 1' if upper == 1 else 'numbers that are not NaN'
             raise ValueError(f'{name} is {value}: expected {expected}')
+
+
+def check_settings(settings: Mapping[str, Any], exits: int) -> None:
+    """Raises TypeError or ValueError unless the SETTINGS among these, by name, are of a net of as many exits."""
+    if settings.get('thresholdExits') is not None:
+        check_per_exit('thresholdExits', settings['thresholdExits'], exits - 1)
+    if settings.get('temperatures') is not None:
+        check_temperatures(settings['temperatures'], exits)
 
 
 def check_temperatures(value: Any, exits: int) -> None:

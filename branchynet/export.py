@@ -19,11 +19,13 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, Optional
 
 from branchynet import _chainer  # noqa: F401
+from branchynet.batching import check_labels, checked_labels
+from branchynet.chains.reading import Stage
 from branchynet.exits import below, check_per_exit, closed, rounded
 from branchynet.files import write_atomically
-from branchynet.inference import Classification, fold_temperatures
+from branchynet.inference import Classification, fold_temperatures, tally
 from branchynet.links.links import FL, Net
-from branchynet.net import BranchyNet, Stage, check_labels
+from branchynet.net import BranchyNet
 from branchynet.provenance import commit, sha256_of_net
 
 import chainer
@@ -46,7 +48,7 @@ _OUTPUTS = 'label', 'prob', 'exit', 'entropy'
 
 def export(
     net: BranchyNet,
-    path: str,
+    path: str | os.PathLike[str],
     shape: Sequence[int],
     thresholds: Any = None,
     properties: Optional[Mapping[str, str]] = None,
@@ -70,7 +72,7 @@ def export(
     Raises:
         ImportError: onnx or onnxruntime is not installed.
         OSError: the files cannot be written.
-        TypeError, ValueError: the thresholds or the shape do not fit the net, or the net cannot be exported.
+        TypeError, ValueError: the thresholds, the shape or the properties do not fit, or the net cannot be exported.
 
     Example:
         >>> import os, tempfile
@@ -87,8 +89,8 @@ def export(
     _require('onnx', 'onnxruntime')
     thresholds = _default_thresholds(net, thresholds)
     _check_net(net)
-    described = {**_properties(net, thresholds), **(properties or {})}
-    net = _without_temperatures(net)
+    described = _described(net, thresholds, properties or {})
+    path, net = os.fspath(path), _without_temperatures(net)
     x = _samples(_TRACED, shape)
     if path.endswith('.onnx'):
         (model,) = _models([_cascade(net, x, thresholds)], described, opset)
@@ -126,13 +128,13 @@ class OnnxBranchyNet:
         ValueError: they were not written by ``export``.
     """
 
-    def __init__(self, path: str, threads: int = 1) -> None:
+    def __init__(self, path: str | os.PathLike[str], threads: int = 1) -> None:
         _require('onnxruntime')
         if threads < 1:
             raise ValueError(f'threads is {threads}: expected 1 or more')
-        self._runner = _open(path, threads)
+        self._runner = _open(os.fspath(path), threads)
         self.properties = self._runner.properties
-        self.thresholdExits = json.loads(self.properties['thresholds'])
+        self.thresholdExits = self._runner.thresholds
 
     def numexits(self) -> int:
         """Number of exits, the final one counted."""
@@ -174,13 +176,10 @@ class OnnxBranchyNet:
         start = time.perf_counter()
         result = self.classify(x)
         seconds = time.perf_counter() - start
-        exits = np.bincount(result.exit, minlength=self.numexits()).tolist()
-        right = np.full(len(result.label), math.nan)
         if t is not None:
-            t = _checked_labels(t, result.prob)
-            right = (result.label == t).astype(float)
-        correct = np.bincount(result.exit, right, self.numexits()).tolist()
-        return sum(correct) / len(right), [c / n if n else 0.0 for c, n in zip(correct, exits)], exits, seconds
+            t = checked_labels(t, result.prob)
+            check_labels(result.prob, t)
+        return (*tally(result.label, result.exit, t, self.numexits()), seconds)
 
     def _checked(self, x: Any) -> np.ndarray:
         """x as an array, if BranchyNet.test takes it too."""
@@ -201,16 +200,6 @@ _CHUNK = 256  # samples that are in memory together
 _TRACED = 13  # samples of the recorded call: a size that a network's other axes seldom have
 
 
-def _checked_labels(t: Any, prob: np.ndarray) -> np.ndarray:
-    t = np.asarray(chainer.as_array(t))
-    if t.dtype.kind != 'i' or t.shape != prob.shape[:1]:
-        raise ValueError(f't has dtype {t.dtype} and shape {t.shape}: expected integers of shape {prob.shape[:1]}')
-    if t.min() < 0:
-        raise ValueError(f't holds the label {t.min()}: expected 0 or more')
-    check_labels(prob, t)
-    return t
-
-
 def _per_exit(thresholds: Any, exits: int) -> list[float]:
     """A threshold for every exit but the last."""
     check_per_exit('thresholds', thresholds, exits - 1)
@@ -229,6 +218,7 @@ class _Cascade:
         if 'exits' not in self.properties:
             raise ValueError('it lacks the metadata of an export')
         self.exits = int(self.properties['exits'])
+        self.thresholds = json.loads(self.properties['thresholds'])
         self.shape = tuple(self._session.get_inputs()[0].shape[1:])
 
     def run(self, x: np.ndarray, thresholds: Sequence[float]) -> tuple[np.ndarray, ...]:
@@ -246,6 +236,7 @@ class _Stages:
     def __init__(self, description: dict, content: Sequence[bytes], threads: int) -> None:
         self._sessions = [_session(part, threads) for part in content]
         self.properties = description['properties']
+        self.thresholds = json.loads(self.properties['thresholds'])
         self.exits = len(content)
         self.shape = tuple(description['stages'][0]['x_shape'])
 
@@ -351,6 +342,17 @@ def _without_temperatures(net: BranchyNet) -> BranchyNet:
 
 def _samples(count: int, shape: Sequence[int]) -> np.ndarray:
     return np.random.RandomState(0).standard_normal((count, *shape)).astype(np.float32)
+
+
+def _described(net: BranchyNet, thresholds: list[float], more: Mapping[str, str]) -> dict[str, str]:
+    """The metadata of the files: `_properties`, and more."""
+    own = _properties(net, thresholds)
+    for name, value in more.items():
+        if name in own:
+            raise ValueError(f'properties holds {name}, which export writes itself: give it another name')
+        if not isinstance(value, str):
+            raise TypeError(f'the property {name} is {value!r}: expected a str')
+    return {**own, **more}
 
 
 def _properties(net: BranchyNet, thresholds: list[float]) -> dict[str, str]:
@@ -551,7 +553,7 @@ def _calls(link: Any, function: Any) -> bool:
 
 def _models(graphs: list[GraphProto], properties: dict[str, str], opset: Optional[int]) -> list[ModelProto]:
     """Checked models of the newest opset that onnx and ONNX Runtime both take, or of the given one."""
-    from onnx import checker, defs
+    from onnx import checker, defs, shape_inference
 
     newest = defs.onnx_opset_version()
     if opset is not None and not OLDEST_OPSET <= opset <= newest:
@@ -564,7 +566,7 @@ def _models(graphs: list[GraphProto], properties: dict[str, str], opset: Optiona
                 checker.check_model(model, full_check=True)
                 _session(model.SerializeToString(), 1)
             return models
-        except (checker.ValidationError, ValueError) as e:
+        except (checker.ValidationError, shape_inference.InferenceError, ValueError) as e:
             error = error or e
     raise ValueError(f'the net cannot be exported: {_first_line(error)}')
 

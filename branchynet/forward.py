@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 
 from branchynet import cpu
 from branchynet.cpu import onednn
-from branchynet.cpu.engine import SHARED, NotFinite, Result, Rule
-from branchynet.exits import Thresholds
+from branchynet.cpu.engine import SHARED, DecideExit, NotFinite, Result
+from branchynet.exits import Thresholds, labels
 from branchynet.functions import inference_mode
 from branchynet.net import BranchyNet
 
@@ -34,16 +34,16 @@ class Forward:
         self._net = net
         self.classes = self.main(np.zeros((1, *shape), dtype))[0].shape[1]
 
-    def leave(self, x: np.ndarray, thresholds: Sequence[float], rule: Rule) -> Result:
+    def leave(self, x: np.ndarray, thresholds: Sequence[float], rule: DecideExit) -> Result:
         """Engine.leave. The entropies are those of the exit rule, so that ``rule`` is not called."""
         with _fast(x):
             parts = list(self._net.leave(x, Thresholds(thresholds)))
         exit, score = np.empty(len(x), np.int64), np.empty((len(x), self.classes), parts[0].logits.dtype)
         for k, part in enumerate(parts):
             exit[part.index], score[part.index] = k, part.logits
-        return Result(score.argmax(axis=1), exit, score, sum(part.seconds for part in parts))
+        return Result(labels(score), exit, score, sum(part.seconds for part in parts))
 
-    def leave_one(self, x: np.ndarray, thresholds: Sequence[float], rule: Rule) -> tuple[int, int, float]:
+    def leave_one(self, x: np.ndarray, thresholds: Sequence[float], rule: DecideExit) -> tuple[int, int, float]:
         """Engine.leave_one."""
         result = self.leave(x, thresholds, rule)
         return int(result.label[0]), int(result.exit[0]), result.seconds
@@ -65,7 +65,7 @@ class Forward:
 
     def main_one(self, x: np.ndarray) -> int:
         """Engine.main_one."""
-        return int(self.main(x)[0].argmax())
+        return int(labels(self.main(x)[0])[0])
 
 
 @contextlib.contextmanager

@@ -86,7 +86,12 @@ def means(x: Any, grid: int) -> Any:
 
     Returns:
         A Variable (B, C, ...); x itself where no axis is longer than the grid.
+
+    Raises:
+        ValueError: The grid is below 1.
     """
+    if grid < 1:
+        raise ValueError(f'grid is {grid}: expected 1 or more')
     window = tuple(-(-size // grid) for size in x.shape[2:])
     if set(window) <= {1}:
         return x

@@ -20,11 +20,23 @@ from branchynet.cpu import onednn
 from branchynet.cpu.chain import Chain
 from branchynet.cpu.engine import Engine, NotFinite, Result
 from branchynet.cpu.threads import run
-from branchynet.exits import ENTROPY, Array, Criterion, Setting, answer, check_per_exit, closed, leave_at, rounded
+from branchynet.exits import (
+    ENTROPY,
+    Array,
+    Criterion,
+    Setting,
+    answer,
+    check_answer,
+    check_per_exit,
+    closed,
+    labels,
+    leave_at,
+    rounded,
+)
 from branchynet.forward import Forward
 from branchynet.functions import inference_mode
 from branchynet.links.links import FL, Net
-from branchynet.net import BranchyNet, Look
+from branchynet.net import BranchyNet, Look, check_classes
 
 import chainer
 import chainer.links as L
@@ -92,20 +104,16 @@ def classify(
     rule = exits.Thresholds(thresholds) if criterion is ENTROPY else exits.Scores(criterion, thresholds)
     with inference_mode():
         parts = [tuple(map(to_cpu, left[:4])) for left in net.leave(x, rule)]
-    index, _, prob, entropy = map(np.concatenate, zip(*parts))
+    check_classes([part[1] for part in parts])
+    index, logits, prob, entropy = map(np.concatenate, zip(*parts))
     exit = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
     order = index.argsort()
-    return _without_nan(Classification(prob[order].argmax(axis=1), exit[order], entropy[order], prob[order]))
+    return _without_nan(Classification(labels(logits[order]), exit[order], entropy[order], prob[order]))
 
 
 def _without_nan(result: Classification) -> Classification:
     """The result, unless an answer in it is NaN: then raises ValueError."""
-    if math.isnan(result.entropy.sum()):
-        sample = np.isnan(result.entropy).argmax()
-        raise ValueError(
-            f'exit {result.exit[sample]} answers NaN, first for sample {sample}: the weights hold NaN, or '
-            'are so large that numbers overflow'
-        )
+    check_answer(result.exit, result.entropy)
     return result
 
 
@@ -156,8 +164,14 @@ def fold_temperatures(net: BranchyNet) -> None:
 
     Args:
         net: a BranchyNet; its weights change.
+
+    Raises:
+        TypeError, ValueError: the temperatures are not a number above 0 for every exit.
     """
-    for model, temperature in zip(net.models, net.temperatures or []):
+    if net.temperatures is None:
+        return
+    exits.check_temperatures(net.temperatures, net.numexits())
+    for model, temperature in zip(net.models, net.temperatures):
         if not ends_linearly(model):
             model.append(FL(_divided, temperature))
             continue
@@ -203,7 +217,7 @@ class Compiled:
             net's.
 
     Raises:
-        ValueError: is_compilable(net) is False; the message says why.
+        TypeError, ValueError: is_compilable(net) is False, or the temperatures do not fit; the message says why.
 
     Example:
         >>> from branchynet.inference import Compiled
@@ -258,7 +272,7 @@ class Compiled:
             return classify(self._net, x, cuts)
         result = self._leave(x, cuts)
         prob, entropy = answer(result.score)
-        return _without_nan(Classification(prob.argmax(axis=1), result.exit, entropy, prob))
+        return _without_nan(Classification(result.label, result.exit, entropy, prob))
 
     def _classify_by(self, criterion: Criterion, x: Array, thresholds: Setting) -> Classification:
         """classify by any criterion: the machine code knows entropy alone, so all exits answer all samples."""
@@ -271,8 +285,10 @@ class Compiled:
             leaves = rule.leaves(k, look.logits[index], reached, len(each))
             exit[index[leaves]] = k
             index = index[~leaves]
-        prob, entropy = (np.stack([look[i] for look in looks])[exit, each] for i in (0, 1))
-        return _without_nan(Classification(prob.argmax(axis=1), exit, entropy, prob))
+        prob, entropy, logits = (
+            np.stack([getattr(look, name) for look in looks])[exit, each] for name in ('prob', 'entropy', 'logits')
+        )
+        return _without_nan(Classification(labels(logits), exit, entropy, prob))
 
     def test(self, x: Array, t: Optional[Array] = None) -> tuple[float, list[float], list[int], float]:
         """Classifies with early exit by thresholdExits, as BranchyNet.test does.
@@ -293,22 +309,18 @@ class Compiled:
         if chainer._get_link_hooks():
             self._net.thresholdExits = list(cuts)
             return self._net.test(x, t)
-        counts = [0] * self.numexits()
         if len(x) == 1:
             engine = self._engine(x)
             _check_label(t, engine)
             label, k, seconds = self._call(engine.leave_one, x, cuts, _rule(cuts))
             accuracy = math.nan if t is None else float(label == t[0])
-            accuracies = [0.0] * len(counts)
+            counts, accuracies = [0] * self.numexits(), [0.0] * self.numexits()
             counts[k], accuracies[k] = 1, accuracy
             return accuracy, accuracies, counts, seconds
         result = self._leave(x, cuts)
         if t is not None:
             check_labels(result.score, t)
-        counts = np.bincount(result.exit, minlength=len(counts)).tolist()
-        right = np.full(len(x), math.nan) if t is None else result.label == t
-        correct = np.bincount(result.exit, right, len(counts)).tolist()
-        return sum(correct) / len(x), [c / n if n else 0.0 for c, n in zip(correct, counts)], counts, result.seconds
+        return (*tally(result.label, result.exit, t, self.numexits()), result.seconds)
 
     def test_main(self, x: Array, t: Optional[Array] = None) -> tuple[float, float]:
         """Classifies by main, as BranchyNet.test_main does.
@@ -334,16 +346,16 @@ class Compiled:
             label = self._call(engine.main_one, x)
             return math.nan if t is None else float(label == t[0]), time.perf_counter() - start
         parts, x = batches(len(x), engine.most), np.ascontiguousarray(x)
-        labels, seconds = np.empty(len(x), int), [0.0] * len(parts)
+        label, seconds = np.empty(len(x), int), [0.0] * len(parts)
 
         def task(i: int) -> None:
             logits, seconds[i] = engine.main(x[parts[i]])
             if t is not None:
                 check_labels(logits, t)
-            labels[parts[i]] = logits.argmax(axis=1)
+            label[parts[i]] = labels(logits)
 
         run(task, len(parts))
-        return math.nan if t is None else float((labels == t).mean()), sum(seconds)
+        return math.nan if t is None else float((label == t).mean()), sum(seconds)
 
     def _check_main_head(self) -> None:
         if not self._has_main_head:
@@ -384,6 +396,7 @@ class Compiled:
         if (
             type(x) is np.ndarray
             and x.dtype == np.float32
+            and x.ndim > 1
             and len(x) == 1
             and x.shape[1:] in self._samples
             and (t is None or (type(t) is np.ndarray and t.dtype == np.int32 and t.shape == (1,) and t[0] >= 0))
@@ -459,6 +472,26 @@ class Compiled:
         except NotFinite:
             self._net.checked(x)
             raise
+
+
+def tally(
+    label: np.ndarray, exit: np.ndarray, t: Optional[np.ndarray], exits: int
+) -> tuple[float, list[float], list[int]]:
+    """What `test` returns but for the time.
+
+    Args:
+        label: int (N,), the answers.
+        exit: int (N,), where the samples left, from 0.
+        t: labels (N,); None: accuracies are NaN.
+        exits: number of exits.
+
+    Returns:
+        (accuracy, accuracy per exit, samples per exit): accuracies in [0, 1], 0 at an exit where none left.
+    """
+    counts = np.bincount(exit, minlength=exits).tolist()
+    right = np.full(len(label), math.nan) if t is None else label == t
+    correct = np.bincount(exit, right, exits).tolist()
+    return sum(correct) / len(label), [c / n if n else 0.0 for c, n in zip(correct, counts)], counts
 
 
 def _check_label(t: Optional[np.ndarray], engine: Engine) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Union
 
 from branchynet import exits
-from branchynet.batching import batches, check_labels, check_pairs
+from branchynet.batching import batches, check_labels, check_pairs, checked_array, checked_labels
 from branchynet.chains.arguments import parse
 from branchynet.chains.reading import Stage, read
 from branchynet.chains.trunk import Trunk
@@ -102,7 +102,7 @@ class BranchyNet(chainer.Chain):
         models: A Net for every exit: the trunk up to it, then the exit's own links. The trunk's links are the same
             objects as in ``main``.
         optimizer: The optimiser of ``main``.
-        optimizers: A list with an optimiser for every exit's own links.
+        optimizers: A list with an optimiser for every exit's own links. Links that exits share are the first one's.
         percentTrainExits: None, or the share that training drops at an exit (used instead of percentTrainKeeps).
         forwardMain: None; with any other value, main's loss replaces the last exit's in training the trunk.
         temperatures: None, or a number above 0 for every exit, the last one included. Softmax and entropy are those
@@ -217,7 +217,7 @@ class BranchyNet(chainer.Chain):
             final: Where the last exit's logits are. None: the chain's output, or the only entry of an output that is
                 a dict; where this is a softmax, its input. A path: the output of this layer, behind which forward is
                 not run. Links, as for an exit: they run on the chain's output, as part of the trunk.
-            x: Samples (B, ...), to read the chain now and not at the first batch.
+            x: Samples (B, ...), one or more, to read the chain now and not at the first batch.
             **settings: As of BranchyNet: thresholdExits and others.
 
         Returns:
@@ -250,15 +250,18 @@ class BranchyNet(chainer.Chain):
         else:
             net = BranchyNet(network, **settings)
         if x is not None:
-            net.get_SM(x)
+            net.get_SM(x[: len(exits) + 2])  # as many as are read
         return net
 
     def _setup_optimizers(self) -> None:
         self.optimizer = self._make_optimizer(self.main, self.alpha, self.momentum)
-        # As released, the exits' own links have Chainer's default alpha and a momentum of 0.9, whatever was given.
-        self.optimizers = [
-            self._make_optimizer(chainer.ChainList(*model[model.endi :]), 0.001, 0.9) for model in self.models
-        ]
+        self.optimizers, owned = [], {id(param) for param in self.main.params()}
+        for model in self.models:
+            # Links that exits share belong to the first one's optimiser, so that a step moves them once.
+            own = [link for link in model[model.endi :] if owned.isdisjoint(map(id, link.params()))]
+            owned.update(id(param) for link in own for param in link.params())
+            # As released, the exits' own links have Chainer's default alpha and a momentum of 0.9, whatever was given.
+            self.optimizers.append(self._make_optimizer(chainer.ChainList(*own), 0.001, 0.9))
         self._hold_frozen()
 
     def _make_optimizer(self, target: chainer.Link, alpha: float, momentum: float) -> chainer.Optimizer:
@@ -302,6 +305,7 @@ class BranchyNet(chainer.Chain):
         accuracies: Sequence[Any]
         total: chainer.Variable | tape.Value
         with chainer.using_config('train', True):
+            # The first step on a shape runs in Chainer, which checks types; later ones run on the tape, with its bits.
             if self._tapes.fit(links, x) and self._is_plain_step(len(x)):
                 reach = [self._reaches_trunk(k) for k in range(self.numexits())]
                 losses, accuracies, total = tape.joint(self.models, x, t, reach)
@@ -312,12 +316,17 @@ class BranchyNet(chainer.Chain):
         return [float(loss.item()) for loss in losses], [float(accuracy.item()) for accuracy in accuracies]
 
     def _is_plain_step(self, count: int) -> bool:
-        """Whether a joint step is all exits' losses added up, over so many samples, of all links in training mode."""
+        """Whether a joint step on ``count`` samples needs nothing but the exits' losses.
+
+        So forwardMain is not set, nothing is frozen, no samples are dropped, no exit's Net has a hook, and stages and
+        exits are no subclass's.
+        """
         own = type(self)
         return (
             self.forwardMain is None
             and not self.frozen
             and not self.drops_samples(count)
+            and not any(model._n_local_link_hooks for model in self.models)
             and (own.stage, own.exit, own.one_pass) == (BranchyNet.stage, BranchyNet.exit, BranchyNet.one_pass)
         )
 
@@ -329,7 +338,7 @@ class BranchyNet(chainer.Chain):
         loss: chainer.Variable | tape.Value
         accuracy: Any
         with chainer.using_config('train', True):
-            if self._tapes.fit(links, x):
+            if self._tapes.fit(links, x) and not net._n_local_link_hooks:
                 loss, accuracy = tape.alone(links, x, t)
             else:
                 loss, accuracy = loss_and_accuracy(net(x, starti=starti) if starti else net(x), t)
@@ -506,7 +515,7 @@ class BranchyNet(chainer.Chain):
         x, _ = self.checked(x)
         with inference_mode():
             parts = list(self.leave(x, self._testing_rule()))
-        _check_classes([part.logits for part in parts])
+        check_classes([part.logits for part in parts])
         first = parts[0].logits
         result = self.xp.empty((len(x), first.shape[1]), first.dtype)
         for part in parts:
@@ -591,7 +600,7 @@ class BranchyNet(chainer.Chain):
                 logits = self._scaled(k, self.exit(k, x).array)
                 prob, entropy = exits.answer(logits)
                 result.append(Look(prob, entropy, trunk - start, now(self) - start, logits))
-        _check_classes([look.logits for look in result])
+        check_classes([look.logits for look in result])
         return result
 
     # Thresholds
@@ -661,11 +670,17 @@ class BranchyNet(chainer.Chain):
 
     def train_main_copy(self, x: Array, t: Array) -> tuple[float, float]:
         """train_main for the copy."""
+        self._check_copy()
         return self._train_net(self.main_copy, self.optimizer_copy, *self.checked(x, t))
 
     def test_main_copy(self, x: Array, t: Array | None = None) -> tuple[float, float]:
         """test_main for the copy."""
+        self._check_copy()
         return _test_net(self.main_copy, *self.checked(x, t))
+
+    def _check_copy(self) -> None:
+        if not hasattr(self, 'main_copy'):
+            raise ValueError('main has no copy: call net.copy_main() first')
 
     # The network's parts
 
@@ -786,11 +801,16 @@ class BranchyNet(chainer.Chain):
             name = part if part == 'trunk' else f'exit {part}'
             raise ValueError(f'{name} is frozen and cannot be trained: call net.thaw({part!r}) first')
 
-    def _mode(self, part: Part) -> contextlib.AbstractContextManager[None]:
-        """The context in which a part runs: where it is frozen, another mode than Chainer's at the moment."""
+    @contextlib.contextmanager
+    def _mode(self, part: Part) -> Iterator[None]:
+        """The context in which a part runs: where it is frozen, in testing mode, and a trunk without a graph."""
         if part not in self.frozen:
-            return contextlib.nullcontext()
-        return inference_mode() if part == 'trunk' else chainer.using_config('train', False)
+            yield
+            return
+        # Outside of training, the caller says whether there is a graph: an export and the cost are read from one.
+        needs_no_graph = part == 'trunk' and chainer.config.train
+        with inference_mode() if needs_no_graph else chainer.using_config('train', False):
+            yield
 
     @property
     def gpu(self) -> bool:
@@ -858,12 +878,9 @@ class BranchyNet(chainer.Chain):
 
     def _check_settings(self) -> None:
         count = self.numexits() - 1
-        if self.thresholdExits is not None:
-            check_per_exit('thresholdExits', self.thresholdExits, count)
+        exits.check_settings({name: getattr(self, name) for name in exits.SETTINGS}, self.numexits())
         if self.percentTrainExits is not None:
             check_per_exit('percentTrainExits', self.percentTrainExits, count, upper=1)
-        if self.temperatures is not None:
-            exits.check_temperatures(self.temperatures, self.numexits())
         check_per_exit('percentTrainKeeps', self.percentTrainKeeps, count, upper=1)
         check_per_exit('percentTestExits', self.percentTestExits, count, upper=1)
         for k, model in enumerate(self.models):
@@ -886,7 +903,7 @@ class BranchyNet(chainer.Chain):
         self._check_settings()
         x = self._checked_x(x)
         if t is not None:
-            t = self.device.send(_checked_t(t, x))
+            t = self.device.send(checked_labels(t, x))
         return self.device.send(x), t
 
     def check_data(self, x: Array, t: Array, sample: Array) -> None:
@@ -901,13 +918,15 @@ class BranchyNet(chainer.Chain):
             TypeError: As in `checked`.
             ValueError: As in `checked`, or a label is beyond the classes.
         """
-        t = _checked_t(t, self._checked_x(x))
+        t = checked_labels(t, self._checked_x(x))
         with inference_mode():
             sample, _ = self.checked(sample)
             check_labels(self.exit(0, self.one_pass()(0, sample)), t)
 
     def _checked_x(self, x: Array) -> Array:
-        x = _checked_array('x', x)
+        x = checked_array('x', x)
+        if x.dtype.kind not in 'fiu':
+            raise TypeError(f'x has dtype {x.dtype}: expected numbers')
         dtype = next((p.dtype for p in self.params(include_uninit=False) if p.dtype.kind == 'f'), x.dtype)
         if x.dtype.kind == 'f' and x.dtype != dtype:
             raise TypeError(f'x has dtype {x.dtype}: expected {dtype}, the dtype of the parameters')
@@ -1028,27 +1047,7 @@ def _parts(net: Net) -> list[list[chainer.Link]]:
     return [net[net.starti : net.endi], net[net.endi :]]
 
 
-def _checked_array(name: str, value: Any) -> Array:
-    array = chainer.as_array(value)
-    if not isinstance(array, chainer.get_array_types()):
-        raise TypeError(f'{name} is a {type(value).__name__}: expected a NumPy or CuPy array, or a Variable')
-    if array.ndim == 0:
-        raise ValueError(f'{name} has shape (): expected a batch')
-    return array
-
-
-def _checked_t(t: Any, x: Array) -> Array:
-    t = _checked_array('t', t)
-    if t.dtype.kind != 'i':
-        raise TypeError(f't has dtype {t.dtype}: expected signed integers (int32)')
-    if t.shape != x.shape[:1]:
-        raise ValueError(f't has shape {t.shape}: expected {x.shape[:1]}, one label for every sample of x')
-    if t.min() < 0:
-        raise ValueError(f't holds the label {t.min()}: expected 0 or more')
-    return t
-
-
-def _check_classes(logits: list[Array]) -> None:
+def check_classes(logits: Sequence[Array]) -> None:
     """Raises ValueError unless the exits' logits (B, C) have the same classes."""
     shapes = [of_exit.shape[1:] for of_exit in logits]
     for k, shape in enumerate(shapes):
@@ -1105,7 +1104,7 @@ def _test_net(net: Net, x: Array, t: Array | None) -> tuple[float, float]:
 def _count_correct(logits: Array, t: Array) -> int:
     if len(t):
         check_labels(logits, t)
-    return int((logits.argmax(axis=1) == t).sum())
+    return int((exits.labels(logits) == t).sum())
 
 
 def _once(named: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:

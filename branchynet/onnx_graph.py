@@ -109,6 +109,10 @@ class Graph:
         key = array.dtype.str, array.shape, array.tobytes()
         return self._find(key) or self._remember(key, self._initializer(path, array))
 
+    def is_weight(self, value: Value) -> bool:
+        """Whether a value is a parameter of the net."""
+        return id(value.array) in self._weights
+
     def integers(self, *values: int) -> str:
         """Name of a constant vector of int64."""
         return self.constant(values, np.int64)
@@ -213,7 +217,8 @@ def _add_function(graph: Graph, function: chainer.FunctionNode, inputs: list[Val
     batch = next(len(value.array) for value in inputs if value.name)
     if shape[:1] != (batch,):
         raise _NotCovered(f'the function {type(function).__name__} mixes the samples of a batch')
-    return write(graph, function, [_for_any_batch(value, batch, len(shape)) for value in inputs], shape)
+    values = [value if graph.is_weight(value) else _for_any_batch(value, batch, len(shape)) for value in inputs]
+    return write(graph, function, values, shape)
 
 
 def _for_any_batch(value: Value, batch: int, ndim: int) -> Value:

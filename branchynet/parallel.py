@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from branchynet import _chainer  # noqa: F401
+from branchynet.batching import check_pairs
 from branchynet.exits import Array
 from branchynet.net import BranchyNet, loss_and_accuracy, step
 from branchynet.shares import Share
@@ -223,6 +224,7 @@ class Parallel:
 
     def train(self, x: Array, t: Array) -> tuple[list[float], list[float]]:
         """Trains all exits jointly, by one step; for arguments and returns see BranchyNet.train."""
+        check_pairs(x, t)
         net, share = self._net, self._share(x)
         x, t = net.checked(x[share.samples], t[share.samples])
         with chainer.using_config('train', True), self._own_noise():
@@ -232,6 +234,7 @@ class Parallel:
 
     def train_main(self, x: Array, t: Array) -> tuple[float, float]:
         """Trains main alone, by one step; for arguments and returns see BranchyNet.train_main."""
+        check_pairs(x, t)
         net, share = self._net, self._share(x)
         net.check_thawed('trunk')
         x, t = net.checked(x[share.samples], t[share.samples])

@@ -10,7 +10,7 @@ from branchynet import (
     _chainer,  # noqa: F401
     timing,
 )
-from branchynet.batching import batches, check_pairs
+from branchynet.batching import batches, check_labels, check_pairs, checked_array, checked_labels
 from branchynet.cpu.threads import run
 from branchynet.devices import now
 from branchynet.exits import (
@@ -19,13 +19,14 @@ from branchynet.exits import (
     Answer,
     Array,
     Criterion,
+    check_answer,
     check_criterion,
     closed,
     count_below,
+    labels,
     leave_at,
 )
 from branchynet.inference import Compiled
-from branchynet.net import check_labels
 from branchynet.progress import progress
 
 import numpy as np
@@ -105,10 +106,11 @@ def record(
 
     Raises:
         TypeError: x, t or criterion has the wrong type.
-        ValueError: x and t do not fit each other or the net, or hold no samples; or the criterion returns something
-            else than floats (B,).
+        ValueError: x and t do not fit each other or the net, or hold no samples; an exit answers NaN; or the criterion
+            returns something else than floats (B,).
     """
     check_pairs(x, t)
+    t = to_cpu(checked_labels(t, checked_array('x', x)))
     check_criterion(criterion)
     parts = batches(len(x), batchsize)
     for part in parts[: timing.WARMUP]:
@@ -161,12 +163,13 @@ def _record_on_threads(net: BranchyNet | Compiled, x: Array, t: Array, criterion
 def _record_batch(net: BranchyNet | Compiled, x: Array, t: Array, criterion: Criterion) -> list[np.ndarray]:
     """The four arrays (E, B) of an ExitRecord for one batch."""
     count, rows, looks = len(x), [], net.look(x)
-    for look, score in zip(looks, _scores(looks, criterion)):
+    for k, (look, score) in enumerate(zip(looks, _scores(looks, criterion))):
         check_labels(look.prob, t)
+        check_answer(k, look.entropy)
         rows.append(
             (
                 to_cpu(score),
-                to_cpu(look.prob).argmax(axis=1) == t,
+                to_cpu(labels(look.logits)) == t,
                 np.full(count, look.released / count),
                 np.full(count, look.whole / count),
             )
@@ -179,7 +182,9 @@ def _scores(looks: Sequence[Look], criterion: Criterion) -> list[Array]:
     if criterion is ENTROPY:
         return [look.entropy for look in looks]
     agreement = Agreement()
-    return [criterion.score(look.logits, Answer(look.prob, look.entropy), agreement.count(look.prob)) for look in looks]
+    return [
+        criterion.score(look.logits, Answer(look.prob, look.entropy), agreement.count(look.logits)) for look in looks
+    ]
 
 
 def sweep(recorded: ExitRecord, thresholds: Any) -> Sweep:

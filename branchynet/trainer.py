@@ -18,6 +18,7 @@ import zlib
 from typing import Any, Callable
 
 from branchynet import _chainer  # noqa: F401
+from branchynet.checkpoint import load_optimizer
 from branchynet.exits import Array
 from branchynet.functions import inference_mode
 from branchynet.net import BranchyNet
@@ -82,7 +83,10 @@ class Updater(updaters.StandardUpdater):
             iterator.serialize(serializer['iterator:' + name])
         self._net.serialize(serializer['model:main'])
         for name, optimizer in self.get_all_optimizers().items():
-            optimizer.serialize(serializer['optimizer:' + name])
+            if _saves(serializer):
+                optimizer.serialize(serializer['optimizer:' + name])
+            else:
+                load_optimizer(optimizer, serializer['optimizer:' + name])
         self.iteration = serializer('iteration', self.iteration)
         for k, learned in enumerate(self._net._learned):
             learned[:] = serializer(f'learned{k}', np.array(learned) if _saves(serializer) else None).tolist()

@@ -52,8 +52,8 @@ def test(
 ) -> tuple[float, float, np.ndarray, np.ndarray]:
     """Classifies samples with early exit, or by main.
 
-    After joint training main's own head no longer fits the trunk, so ``main=True`` gives a baseline only before joint
-    training.
+    ``main=True`` gives a baseline only before joint training: that trains the trunk on; main's own head gets no gradients
+    and moves by Adam's moments alone, so that its accuracy may rise or fall.
 
     Args:
         net: A BranchyNet or a Compiled.
@@ -190,7 +190,7 @@ def test_suite_A(
     """Runs `test` with every setting of percentTestExits and puts the net's own settings back.
 
     Args:
-        net: A BranchyNet or a Compiled.
+        net: A BranchyNet.
         x: Samples (N, ...).
         y: Labels (N,).
         batchsize: Samples that run together.
@@ -200,12 +200,12 @@ def test_suite_A(
         (ps, accuracies, seconds): one per setting; seconds are the released clock's total.
     """
     ps = np.linspace(0.1, 1.0, 10) if ps is None else ps
-    results = _test_settings(net, x, y, batchsize, [(None, p) for p in ps])
+    results = _test_settings(net, x, y, batchsize, [{'thresholdExits': None, 'percentTestExits': p} for p in ps])
     return ps, [r[0] for r in results], [r[1] for r in results]
 
 
 def test_suite_B(
-    net: BranchyNet, x: Array, y: Array, batchsize: int = 10000, ps: Any = None
+    net: BranchyNet | Compiled, x: Array, y: Array, batchsize: int = 10000, ps: Any = None
 ) -> tuple[Any, np.ndarray, np.ndarray, list]:
     """Runs `test` with every setting of thresholdExits and puts the net's own settings back.
 
@@ -220,19 +220,28 @@ def test_suite_B(
         (ps, accuracies (array), seconds per sample (array, released clock), exits (list of int arrays)).
     """
     ps = np.linspace(0.1, 1.0, 10) if ps is None else ps
-    results = _test_settings(net, x, y, batchsize, [(p, net.percentTestExits) for p in ps])
+    results = _test_settings(net, x, y, batchsize, [{'thresholdExits': p} for p in ps])
     return ps, np.array([r[0] for r in results]), np.array([r[1] for r in results]) / len(x), [r[2] for r in results]
 
 
-def _test_settings(net: BranchyNet, x: Array, y: Array, batchsize: int, settings: list[tuple]) -> list[tuple]:
-    own = net.thresholdExits, net.percentTestExits
+def _test_settings(
+    net: BranchyNet | Compiled, x: Array, y: Array, batchsize: int, settings: list[dict[str, Any]]
+) -> list[tuple]:
+    """The results of `test` with each of the settings, by their names; the net then has its own again."""
+    own = {name: getattr(net, name) for setting in settings for name in setting}
     try:
         results = []
-        for net.thresholdExits, net.percentTestExits in settings:
+        for setting in settings:
+            _set(net, setting)
             results.append(test(net, x, y, batchsize))
         return results
     finally:
-        net.thresholdExits, net.percentTestExits = own
+        _set(net, own)
+
+
+def _set(net: BranchyNet | Compiled, setting: dict[str, Any]) -> None:
+    for name, value in setting.items():
+        setattr(net, name, value)
 
 
 def generate_thresholds(base_ts: Iterable[float], num_exits: int) -> list[list[float]]:

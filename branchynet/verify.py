@@ -242,6 +242,7 @@ def _causes(a: Run, b: Run) -> list[str]:
     names = [
         'commit',
         'tree',
+        'code_sha256',
         'python',
         'numpy',
         'chainer',

@@ -239,7 +239,15 @@ def _choices(trained: Sequence[Run]) -> pages.Table:
         rows.append(_row(target, [one.choices[i] for one in measured]))
     rows.append(_row("the paper's thresholds", [one.published for one in measured]))
     rows.append(_row('knee, chosen on the test set', [one.knee for one in measured]))
-    head = ['Target', 'T (nat)', 'Loss on held-out images', 'Loss on the test set', '95 %', 'Kept', 'Exits (%)']
+    head = [
+        'Target',
+        'T (nat)',
+        'Loss on held-out images',
+        'Loss on the test set',
+        '95 % interval',
+        'Kept',
+        'Exits (%)',
+    ]
     return pages.Table([*head, "Baseline's multiply-adds (%)"], rows)
 
 
@@ -271,7 +279,7 @@ def _row(name: str, choices: Sequence[Choice]) -> list[str]:
 def _refused(trained: Sequence[Run]) -> list[str]:
     """Why a target has no thresholds, a line for each."""
     return [
-        f'Seed {run.seed}: {choice.refused}.'
+        f'Seed {run.seed}, under {choice.baseline}: {choice.refused}.'
         for run in trained
         if run.measurement is not None
         for choice in run.measurement.choices

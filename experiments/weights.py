@@ -172,7 +172,7 @@ def hold_out(trained: Trained | None, y: np.ndarray, samples: int, seed: int) ->
     index = pool
     if samples <= len(pool) - classes:
         index = pool[splits.stratified(y[pool], samples, seed)[1]]
-    calibration.check_labels(y[index])
+    calibration.check_held_out(y[index])
     return index, None if trained is None else int(mask[index].sum())
 
 

@@ -341,6 +341,8 @@ def test_what_does_not_fit_is_named():
         ('^the exit record is empty', lambda: choose(record_of(0, 0), Target(leave=0.5))),
         ('^the record has a single exit', lambda: choose(record_of(0, count=1), Target(leave=0.5))),
         ('^thresholds is ', lambda: judge(recorded, [0.5])),
+        ('^macs has 2 exits: expected 3$', lambda: judge(recorded, [0.5, 0.5], macs=Macs(1, [1, 2]))),
+        ('^logits hold NaN or infinity', lambda: calibration.fit_temperatures(np.full((1, 2, 3), np.inf), [0, 1])),
         ('^no samples are held out', lambda: calibration.fit_temperatures(np.ones((2, 0, 3)), np.ones(0, int))),
         ('^all 4 held-out samples have', lambda: calibration.fit_temperatures(np.ones((2, 4, 3)), np.ones(4, int))),
         ('^logits hold NaN', lambda: calibration.fit_temperatures(np.full((1, 2, 3), np.nan), [0, 1])),
@@ -370,3 +372,14 @@ def test_it_runs_on_a_net():
     thresholds = choose(recorded, Target(accuracy_loss=5.0, leave=0.2))
     judged = judge(sweep.record(net, x[test], t[test], 20, exits.MARGIN), thresholds)
     assert judged.exit_percent[0] > 10 and judged.loss_points < 15
+
+
+def test_a_guarantee_beyond_what_p_values_can_show_is_refused():
+    for guarantee in 1 - calibration.OUTSIDE, 0.9995:
+        with pytest.raises(ValueError, match=f'^guarantee is {guarantee}: expected a number between 0 and 0.999'):
+            choose(record_of(0), Target(accuracy_loss=5), guarantee=guarantee)
+
+
+def test_a_judgement_takes_one_threshold_for_all_exits():
+    recorded = record_of(0)
+    assert judge(recorded, 0.5) == judge(recorded, [0.5] * (len(recorded.score) - 1))

@@ -247,3 +247,56 @@ def test_weights_of_another_network_change_nothing(tmp_path, spoil):
     with pytest.raises(OSError, match='weights.npz holds the weights of another network'):
         checkpoint.load_npz(path, net)
     assert same(weights(net), weights(small_net()))
+
+
+def test_an_optimiser_that_had_made_no_step_is_as_new(tmp_path):
+    path = str(tmp_path / 'checkpoint.npz')
+    net, new = small_net(), small_net(seed=9)
+    net.train_main(X, T)
+    checkpoint.save(path, net, {})
+    for _ in range(3):
+        net.train(X, T)
+    for one in net, new:
+        checkpoint.load(path, one)
+        one.train(X, T)
+    assert [optimizer.t for optimizer in net.optimizers] == [1, 1, 1]
+    assert same(weights(net), weights(new))
+
+
+@pytest.mark.parametrize('part', ['trunk', 0])
+def test_frozen_parts_are_restored(tmp_path, part):
+    path = str(tmp_path / 'checkpoint.npz')
+    net, new = small_net(), small_net(seed=9)
+    new.freeze(1)
+    net.freeze(part)
+    net.train(X, T)
+    checkpoint.save(path, net, {})
+    net.thaw()
+    net.train(X, T)
+    for one in net, new:
+        checkpoint.load(path, one)
+        assert one.frozen == {part}
+        one.train(X, T)
+    assert same(weights(net), weights(new))
+    net.thaw()
+    checkpoint.save(path, net, {})  # parameters that were never updated have no moments here either
+    checkpoint.load(path, new)
+    assert not new.frozen and new.train(X, T) == net.train(X, T)
+
+
+@pytest.mark.parametrize(
+    'name, value, message',
+    [
+        ('main/0/W', np.zeros((8, 4), complex), 'main/0/W has shape .* and dtype complex128, and this one needs'),
+        ('thresholdExits', np.array(['a', 'b']), "settings of another network: thresholdExits is \\['a', 'b'\\]"),
+        ('temperatures', np.array([1.0, -1.0, 1.0]), 'settings of another network: temperatures is'),
+    ],
+)
+def test_weights_of_another_kind_change_nothing(tmp_path, name, value, message):
+    serializer = chainer.serializers.DictionarySerializer()
+    serializer.save(small_net(seed=3))
+    path, net = str(tmp_path / 'weights.npz'), small_net()
+    np.savez(path, **{**serializer.target, name: value})
+    with pytest.raises(OSError, match=message):
+        checkpoint.load_npz(path, net)
+    assert same(weights(net), weights(small_net())) and net.thresholdExits is None

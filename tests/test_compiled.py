@@ -487,3 +487,31 @@ print(len(found), len(set(map(id, found))))
 def test_threads_that_start_onednn_at_once_share_it():
     found = subprocess.run([sys.executable, '-c', AT_ONCE], check=True, capture_output=True, text=True).stdout
     assert found.split() == ['8', '1']
+
+
+def test_temperatures_that_do_not_fit_are_named():
+    net = small_net()
+    for temperatures in [2.0], [np.nan, 1, 1]:
+        net.temperatures = temperatures
+        with pytest.raises(ValueError, match='^temperatures is .*: expected 3 finite numbers above 0'):
+            Compiled(net)
+
+
+@pytest.mark.parametrize('spoiled', [np.nan, np.inf])
+def test_an_answer_that_is_nan_is_wrong(lenet, spoiled):
+    images = np.random.RandomState(0).rand(20, 1, 28, 28).astype(np.float32)
+    for net, x in (copy.deepcopy(lenet), images), odd_net():
+        for model in net.main, *net.models:
+            model[-1].b.array[...] = spoiled
+        net.thresholdExits, t = np.inf, np.zeros(len(x), np.int32)
+        for one in net, Compiled(net):
+            for count in 1, len(x):
+                assert one.test(x[:count], t[:count])[0] == one.test_main(x[:count], t[:count])[0] == 0
+            with pytest.raises(ValueError, match='answers NaN, first for sample 0'):
+                classify(one, x, np.inf)
+
+
+def test_a_number_is_no_batch():
+    compiled = Compiled(small_net(thresholdExits=0.5))
+    with pytest.raises(ValueError, match=r'^x has shape \(\): expected a batch$'):
+        compiled.test(np.ones((), np.float32))

@@ -680,3 +680,55 @@ def test_the_command_names_the_extra(form, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'onnx', None)
     assert main(['export', 'onnx', WEIGHTS, '--network', 'lenet_mnist', '--out', form]) == 2
     assert 'pip install branchynet[onnx]' in capsys.readouterr().err
+
+
+def test_a_net_with_a_frozen_trunk_is_exported(tmp_path: Any) -> None:
+    class Network(chainer.Chain):
+        def __init__(self) -> None:
+            super().__init__()
+            with self.init_scope():
+                self.first, self.last = L.Linear(4, 8), L.Linear(8, 3)
+
+        def forward(self, x: Any) -> Any:
+            return self.last(F.relu(self.first(x)))
+
+    x, _ = small_data()
+    net = branchynet.BranchyNet.from_chain(Network(), {'first': [F.relu, L.Linear(8, 3)]}, x=x)
+    net.freeze('trunk')
+    export.export(net, tmp_path / 'net.onnx', (4,), [0.9])
+    expected = classify(net, x, 0.9)
+    assert_same(OnnxBranchyNet(tmp_path / 'net.onnx').classify(x), expected)
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    np.testing.assert_array_equal(found.exit, expected.exit)
+    np.testing.assert_allclose(found.prob, expected.prob, atol=1e-5)
+
+
+def test_rows_of_weights_that_are_alike_are_no_batch(tmp_path: Any) -> None:
+    layer = L.Linear(4, export._TRACED, initialW=0)  # as many rows as samples are recorded
+    net = branchynet.BranchyNet([Branch([layer]), Branch([L.Linear(4, export._TRACED)])])
+    x, _ = small_data()
+    net.run_main(x)
+    export.export(net, str(tmp_path / 'net.onnx'), (4,), [1.0])
+    assert_same(OnnxBranchyNet(str(tmp_path / 'net.onnx')).classify(x), classify(net, x, 1.0))
+
+
+@pytest.mark.parametrize(
+    'name, value, error, message',
+    [
+        ('thresholds', 'mine', ValueError, 'properties holds thresholds, which export writes itself'),
+        ('author', 3, TypeError, 'the property author is 3: expected a str'),
+    ],
+)
+def test_properties_that_cannot_be_written(tmp_path: Any, name: str, value: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        export.export(small_net(), str(tmp_path / 'net.onnx'), (4,), 0.5, properties={name: value})
+    assert not os.listdir(tmp_path)
+
+
+def test_temperatures_that_do_not_fit_are_not_exported(tmp_path: Any) -> None:
+    net = small_net()
+    net.temperatures = [2.0]
+    with pytest.raises(ValueError, match='^temperatures is'):
+        export.export(net, str(tmp_path / 'net.onnx'), (4,), 0.5)

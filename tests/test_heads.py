@@ -63,3 +63,8 @@ def test_a_gradient_reaches_every_channel():
     F.sum(logits(branch, x) ** 2).backward()
     assert (abs(x.grad).sum(axis=(0, 2, 3)) > 0).all()
     assert all(param.grad is not None for param in branch.params())
+
+
+def test_a_grid_without_windows_is_refused():
+    with pytest.raises(ValueError, match='^grid is 0: expected 1 or more$'):
+        heads.means(np.zeros((1, 2, 4, 4), np.float32), 0)

@@ -14,6 +14,7 @@ import chainer.links as L
 import dill
 import numpy as np
 import pytest
+from chainer.link_hooks import TimerHook
 from helpers import same, small_data, small_net, weights
 
 X, T = small_data()
@@ -692,3 +693,37 @@ def test_files_without_thresholds_leave_the_nets_own(tmp_path):
     net = small_net(thresholdExits=0.25)
     chainer.serializers.load_npz(path, net)
     assert net.thresholdExits == 0.25
+
+
+def test_a_step_moves_a_shared_link_once():
+    shared, trunk = L.Linear(4, 3), L.Linear(4, 4)
+    net = branchynet.BranchyNet([trunk, branchynet.Branch([shared]), L.Linear(4, 4), branchynet.Branch([trunk, shared])])
+    before, (x, t) = weights(net), small_data()
+    for _ in range(2):  # by Chainer's graph, then without it
+        net.train(x, t)
+    assert shared.W.update_rule.t == trunk.W.update_rule.t == 2
+    moved = [abs(param.array - before[path]).max() for path, param in net.namedparams()]
+    assert 0 < max(moved) < 2.1 * 0.001  # Adam's first steps move every weight by alpha or less
+
+
+def test_a_hook_on_main_or_an_exit_sees_every_step():
+    net, x, t = small_net(), *small_data()
+    for part, train in (net.main, net.train_main), (net.models[1], net.train):
+        hook = TimerHook()
+        part.add_hook(hook)
+        for _ in range(3):
+            train(x, t)
+        assert len(hook.call_history) >= 3
+        part.delete_hook(hook.name)
+
+
+def test_the_copy_of_main_is_made_first():
+    net, x, t = small_net(), *small_data()
+    for call in net.train_main_copy, net.test_main_copy:
+        with pytest.raises(ValueError, match=r'^main has no copy: call net.copy_main\(\) first$'):
+            call(x, t)
+
+
+def test_x_that_is_no_numbers_is_refused():
+    with pytest.raises(TypeError, match='^x has dtype bool: expected numbers$'):
+        small_net().run(np.zeros((2, 4), bool))

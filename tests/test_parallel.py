@@ -4,12 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import branchynet  # noqa: F401
+from branchynet import parallel
 
 import mpi
 import numpy as np
 import pytest
+from helpers import small_data, small_net
 from train_on_ranks import CASES
 
 PROGRAM = [sys.executable, os.path.join(os.path.dirname(__file__), 'train_on_ranks.py')]
@@ -62,3 +65,11 @@ def test_lenet_on_mnist(ranks):
     expected, found = alone(['lenet'])['lenet'], together(ranks, ['lenet'])['lenet']
     assert len(expected) == 20
     assert_close(found, expected, 1e-5)
+
+
+def test_samples_and_labels_come_in_pairs():
+    x, t = small_data()
+    trained = parallel.Parallel(small_net(), SimpleNamespace(size=1))
+    for train in trained.train, trained.train_main:
+        with pytest.raises(ValueError, match='^x has 16 samples and y has 32: both need the same number'):
+            train(x[:16], t)

@@ -1,7 +1,7 @@
 import math
 
 import branchynet  # noqa: F401
-from branchynet import sweep, utils
+from branchynet import inference, sweep, utils
 
 import numpy as np
 import pytest
@@ -136,3 +136,36 @@ def test_pareto_keeps_the_first_of_equal_settings():
 def test_knee_is_on_the_front(points, base):
     accuracy, seconds = zip(*points)
     assert points[sweep.knee(accuracy, seconds, base)] in [points[i] for i in sweep.pareto(accuracy, seconds)]
+
+
+@pytest.mark.parametrize(
+    't, error, message',
+    [
+        (T + 0.5, TypeError, 't has dtype float64: expected signed integers'),
+        (T[:, None], ValueError, r't has shape \(40, 1\): expected \(40,\)'),
+        (T - 3, ValueError, 't holds the label -3: expected 0 or more'),
+    ],
+)
+def test_labels_that_are_none_are_named(t, error, message):
+    with pytest.raises(error, match=message):
+        sweep.record(small_net(), X, t)
+
+
+@pytest.mark.parametrize('compiled', [False, True])
+def test_an_answer_that_is_nan_is_no_record(compiled):
+    net = small_net()
+    net.models[1][-1].b.array[1] = math.nan
+    with pytest.raises(ValueError, match='^exit 1 answers NaN, first for sample 0: the weights hold NaN'):
+        sweep.record(inference.Compiled(net) if compiled else net, X, T)
+
+
+def test_test_and_record_name_the_same_label_where_probabilities_are_equal():
+    net = small_net()
+    net.models[0][-1].W.array[...] = 0
+    net.models[0][-1].b.array[...] = [0.1, np.nextafter(np.float32(0.1), np.float32(1)), 0]  # one softmax, two logits
+    net.thresholdExits = math.inf
+    compiled, t = inference.Compiled(net), np.ones(len(X), np.int32)
+    for answers in net, compiled:
+        assert answers.test(X, t)[0] == answers.test(X[:1], t[:1])[0] == 1
+        assert sweep.record(answers, X, t).correct[0].all()
+        assert (inference.classify(answers, X, math.inf).label == 1).all()

@@ -187,3 +187,18 @@ def test_an_order_depends_on_the_order_before_alone():
     assert sorted(first) == list(range(10))
     assert not np.array_equal(trainer.Order(1)(first, 0), first)
     assert not np.array_equal(trainer.Order(2)(order, 0), first)
+
+
+def test_a_training_with_a_frozen_part_is_resumed_before_it_is_frozen(tmp_path):
+    net = small_net()
+    net.freeze(0)
+    loop = Trainer(trainer.Updater(serial(), net), (3, 'iteration'), out=str(tmp_path))
+    loop.run()
+    chainer.serializers.save_npz(str(tmp_path / 'snapshot.npz'), loop)
+    resumed = small_net(seed=9)
+    again = Trainer(trainer.Updater(serial(), resumed), (6, 'iteration'), out=str(tmp_path))
+    chainer.serializers.load_npz(str(tmp_path / 'snapshot.npz'), again)
+    for one in net, resumed:
+        one.freeze(0)
+        one.train(X, T)
+    assert same(weights(net), weights(resumed))

@@ -1,5 +1,5 @@
 import branchynet
-from branchynet import utils
+from branchynet import inference, utils
 
 import numpy as np
 import pytest
@@ -95,6 +95,14 @@ def test_suites_run_each_setting_and_put_the_nets_own_back():
     with pytest.raises(ValueError):
         utils.test_suite_B(net, X, T, ps=[[0.0]])
     assert net.thresholdExits == [0.1, 0.2]
+
+
+def test_suite_b_takes_a_compiled_net():
+    net = small_net()
+    compiled = inference.Compiled(net)
+    expected = utils.test_suite_B(net, X, T, ps=[0.5, 1.0])
+    np.testing.assert_array_equal(utils.test_suite_B(compiled, X, T, ps=[0.5, 1.0])[1], expected[1])
+    assert compiled.thresholdExits is None
 
 
 def test_generate_thresholds_combines_all():

@@ -13,7 +13,7 @@ from typing import Any, Callable, NamedTuple, Optional
 
 from branchynet.cpu import planar
 from branchynet.cpu.emitter import DOUBLE, INT, REAL, Emitter, aligned, integer
-from branchynet.cpu.engine import NotFinite, Result, Rule
+from branchynet.cpu.engine import DecideExit, NotFinite, Result, label_of
 from branchynet.cpu.graph import Graph, Node, NotCovered, ancestors, fuse_relu
 from branchynet.cpu.memory import LINE
 from branchynet.cpu.planar import Plane, vector_plane
@@ -67,7 +67,7 @@ class Cascade:
         self._layout, self._shape = writer.layout, shape
         self._workspaces: list[_Workspace] = []  # spare ones
 
-    def leave(self, x: np.ndarray, thresholds: Sequence[float], rule: Rule) -> Result:
+    def leave(self, x: np.ndarray, thresholds: Sequence[float], rule: DecideExit) -> Result:
         """Early exit.
 
         Args:
@@ -114,7 +114,7 @@ class Cascade:
         return [slice(*part) for part in zip(starts + done, stops) if part[0] < part[1]], seconds
 
     def _leave_alone(
-        self, x: np.ndarray, results: tuple[np.ndarray, ...], thresholds: Sequence[float], rule: Rule
+        self, x: np.ndarray, results: tuple[np.ndarray, ...], thresholds: Sequence[float], rule: DecideExit
     ) -> float:
         """`leave` of samples by the calling thread; returns the seconds."""
         workspace, count, done = taken(self._workspaces, self._new_workspace), len(x), 0
@@ -132,7 +132,7 @@ class Cascade:
         self._workspaces.append(workspace)
         return seconds
 
-    def leave_one(self, x: np.ndarray, thresholds: Sequence[float], rule: Rule) -> tuple[int, int, float]:
+    def leave_one(self, x: np.ndarray, thresholds: Sequence[float], rule: DecideExit) -> tuple[int, int, float]:
         """(label, exit, seconds in the trunk's stages) of one sample (1, C, H, W): ``leave`` at the least cost."""
         workspace = taken(self._workspaces, self._new_workspace)
         workspace.x[...] = x
@@ -145,13 +145,13 @@ class Cascade:
         self._workspaces.append(workspace)
         return label, k, seconds
 
-    def _ruled(self, workspace: _Workspace, x: np.ndarray, rule: Rule) -> tuple[int, int, np.ndarray, float]:
+    def _ruled(self, workspace: _Workspace, x: np.ndarray, rule: DecideExit) -> tuple[int, int, np.ndarray, float]:
         """(exit, label, score, seconds) of a sample that the machine code returned to the rule."""
         if workspace.status == _NOT_FINITE:
             raise NotFinite('x has a NaN or an infinity')
         scores, released, _ = self.record(x)
         k = rule(scores[:, 0])
-        return k, int(scores[k, 0].argmax()), scores[k, 0], float(released[: k + 1].sum())
+        return k, label_of(scores[k, 0]), scores[k, 0], float(released[: k + 1].sum())
 
     def record(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Every exit's answer to x (N, C, H, W), without early exit.
@@ -190,7 +190,7 @@ class Cascade:
         workspace = taken(self._workspaces, self._new_workspace)
         workspace.x[...] = x
         workspace.place_one()
-        done, label = self._calls['main'](workspace.address), int(workspace.score.argmax())
+        done, label = self._calls['main'](workspace.address), label_of(workspace.score)
         self._workspaces.append(workspace)
         if not done:
             raise NotFinite('x has a NaN or an infinity')
@@ -487,7 +487,7 @@ class _Writer:
         emit.loop(count, lambda c: emit.store(emit.load(emit.at(source, c, 4), REAL), emit.at(place, c, 4)))
 
     def _label_and_entropy(self, score: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """The first class of the highest score, and the entropy (nats, float64) of the softmax."""
+        """The first class of the highest score, -1 where the answer is NaN, and the entropy (nats, float64)."""
         function = self.emit.function('entropy', 2, self._write_entropy, result=DOUBLE)
         label = self.emit.builder.alloca(INT)
         entropy = self.emit.builder.call(function, [score, self.emit.builder.ptrtoint(label, INT)])
@@ -510,10 +510,12 @@ class _Writer:
             return [builder.fadd(total, power), builder.fadd(weighted, builder.fmul(power, distance))]
 
         label, top = emit.loop(self._classes, higher, [integer(0), emit.load(score, REAL)])
-        emit.store(label, label_address)
         zero = ir.Constant(DOUBLE, 0.0)
         total, weighted = emit.loop(self._classes, term, [zero, zero])
-        return builder.fadd(builder.call(log, [total]), builder.fdiv(weighted, total))
+        entropy = builder.fadd(builder.call(log, [total]), builder.fdiv(weighted, total))
+        is_number = builder.fcmp_ordered('ord', entropy, entropy)
+        emit.store(builder.select(is_number, label, integer(-1)), label_address)
+        return entropy
 
 
 class _Body(NamedTuple):

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from branchynet.cpu import onednn
-from branchynet.cpu.engine import SHARED, NotFinite, Result, Rule
+from branchynet.cpu.engine import SHARED, DecideExit, NotFinite, Result, label_of
 from branchynet.cpu.program import Packed, Program, Workspace
-from branchynet.exits import answer, answer_on_cpu, below
+from branchynet.exits import answer, answer_on_cpu, below, labels
 
 import chainer
 import numpy as np
@@ -53,7 +53,7 @@ class Chain:
         """Number of classes; the largest, if exits differ."""
         return max(head.y.shape[1] for _, head in self._exits(1))
 
-    def leave(self, x: np.ndarray, thresholds: Sequence[float], rule: Rule) -> Result:
+    def leave(self, x: np.ndarray, thresholds: Sequence[float], rule: DecideExit) -> Result:
         """Engine.leave. The entropies are those of the exit rule, so that ``rule`` is not called."""
         _check_finite(x)
         with onednn.single_threaded():
@@ -69,12 +69,12 @@ class Chain:
             seconds += time.perf_counter() - start
             head.run()
             logits = head.y[: len(rows)]
-            prob, entropy = answer(logits)
+            _, entropy = answer(logits)
             if k == 0:
                 score = logits.copy()
             else:
                 score[rows] = logits
-            label[rows], left[rows] = prob.argmax(axis=1), k
+            label[rows], left[rows] = labels(logits), k
             if k == len(thresholds):
                 break
             stays = ~below(entropy, thresholds[k])
@@ -85,7 +85,7 @@ class Chain:
                 exits = self._carried_on(exits, k, stays)
         return Result(label, left, score, seconds)
 
-    def leave_one(self, x: np.ndarray, thresholds: Sequence[float], rule: Rule) -> tuple[int, int, float]:
+    def leave_one(self, x: np.ndarray, thresholds: Sequence[float], rule: DecideExit) -> tuple[int, int, float]:
         """Engine.leave_one."""
         _check_finite(x)
         seconds = 0.0
@@ -95,10 +95,10 @@ class Chain:
                 stage.run()
                 seconds += time.perf_counter() - start
                 head.run()
-                prob, entropy = answer_on_cpu(head.y)
+                _, entropy = answer_on_cpu(head.y)
                 if k == len(thresholds) or entropy.item() < thresholds[k]:  # exits.below, on rounded numbers
                     break
-        return int(prob.argmax()), k, seconds
+        return label_of(head.y), k, seconds
 
     def record(self, x: np.ndarray) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
         """Engine.record; samples of a batch have equal shares of its seconds."""
@@ -128,7 +128,7 @@ class Chain:
     def main_one(self, x: np.ndarray) -> int:
         """Engine.main_one."""
         _check_finite(x)
-        return int(self._main(x).argmax())
+        return label_of(self._main(x))
 
     def _main(self, x: np.ndarray) -> np.ndarray:
         """main's scores (N, C), valid until this thread calls the engine again."""

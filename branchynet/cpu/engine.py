@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Callable, NamedTuple, Protocol
 
 import numpy as np
 
-Rule = Callable[[np.ndarray], int]
+DecideExit = Callable[[np.ndarray], int]  # of the logits (E, C) of one sample
 
 SHARED = 32  # samples that are worth a thread's call
 
@@ -16,7 +17,7 @@ class Result(NamedTuple):
     """The answer to N samples.
 
     Attributes:
-        label: int64 (N,), the class of each sample.
+        label: int64 (N,), the class of each sample; -1 where the answer is NaN.
         exit: int64 (N,), where each sample left, from 0.
         score: (N, C), the logits of that exit, in the dtype of the input.
         seconds: in the trunk's stages, of all samples together.
@@ -26,6 +27,12 @@ class Result(NamedTuple):
     exit: np.ndarray
     score: np.ndarray
     seconds: float
+
+
+def label_of(score: np.ndarray) -> int:
+    """`exits.labels` for the logits of one sample, with the least overhead."""
+    label = int(score.argmax())  # of NaN, where there is one
+    return label if math.isfinite(score.item(label)) else -1
 
 
 class NotFinite(ValueError):
@@ -50,7 +57,7 @@ class Engine(Protocol):
     def classes(self) -> int:
         """Number of classes; the largest, if exits differ."""
 
-    def leave(self, x: np.ndarray, thresholds: Sequence[float], rule: Rule) -> Result:
+    def leave(self, x: np.ndarray, thresholds: Sequence[float], rule: DecideExit) -> Result:
         """Early exit.
 
         Args:
@@ -66,7 +73,7 @@ class Engine(Protocol):
             NotFinite: x has a NaN or an infinity.
         """
 
-    def leave_one(self, x: np.ndarray, thresholds: Sequence[float], rule: Rule) -> tuple[int, int, float]:
+    def leave_one(self, x: np.ndarray, thresholds: Sequence[float], rule: DecideExit) -> tuple[int, int, float]:
         """(label, exit, seconds in the trunk's stages) of one sample (1, ...): ``leave`` with the least overhead."""
 
     def record(self, x: np.ndarray) -> tuple[Iterable[np.ndarray], np.ndarray, np.ndarray]:

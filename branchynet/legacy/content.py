@@ -20,10 +20,10 @@ _MAX_XZ_DICTIONARY = 128 * 2**20  # xz -9 needs 65 MiB
 
 @contextlib.contextmanager
 def about(path: Path, kind: str) -> Iterator[None]:
-    """Lets a ValueError name the file."""
+    """Makes of what is wrong with the content a ValueError that names the file."""
     try:
         yield
-    except ValueError as e:
+    except (TypeError, ValueError) as e:
         raise ValueError(f'{os.fspath(path)} cannot be read as {kind}: {e}') from e
 
 

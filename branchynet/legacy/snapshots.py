@@ -104,6 +104,8 @@ def _hdf5_arrays(f: Any, wanted: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _check_array(key: str, shape: Any, dtype: np.dtype[Any], wanted: np.ndarray) -> None:
+    if wanted.dtype == object:
+        raise ValueError(f'{key} has no shape in this network yet: run a batch through it first')
     if tuple(shape) != wanted.shape:
         raise ValueError(f'{key} has shape {shape}: this network has {wanted.shape}')
     if dtype.kind not in 'fiu' or (wanted.dtype.kind == 'f' and dtype.kind != 'f'):

@@ -73,7 +73,8 @@ class Branch(chainer.ChainList):
         ValueError: The weight is NaN, infinite or negative.
     """
 
-    def __init__(self, links: Sequence[chainer.Link], weight: float = 1.0) -> None:
+    def __init__(self, links: Iterable[chainer.Link], weight: float = 1.0) -> None:
+        links = list(links) if isinstance(links, Iterable) else links
         check_links('links', links)
         check_number('weight', weight)
         super().__init__(*links)

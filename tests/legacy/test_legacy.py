@@ -499,6 +499,13 @@ def test_hostile_and_foreign_files(tmp_path, old, new, message):
     assert str(tmp_path / 'net.bn') in str(e.value) and '\n' not in str(e.value)
 
 
+def test_a_setting_that_is_no_number(tmp_path):
+    rate = b'G?\xa9\x99\x99\x99\x99\x99\x9aU\x08momentum'
+    path = changed(tmp_path, rate, b']' + rate[9:], name='alex')
+    with pytest.raises(ValueError, match=r'net.bn cannot be read as a network of the release: lr is \[\]: expected'):
+        legacy.load(path)
+
+
 @pytest.mark.parametrize('shape', [(10**9,), (2**62, 8), (3,), (-1, -2), (0,), (2.0, 1), 'text', (1,) * 40])
 def test_arrays_that_claim_another_shape(shape):
     record = norm_record([1, 2], [3, 4])

@@ -158,3 +158,7 @@ def test_parameter_paths_are_the_originals():
 def test_branch_weight_reaches_its_model():
     net = branchynet.BranchyNet([L.Linear(4, 4), Branch([L.Linear(4, 2)], 0.3), Branch([L.Linear(4, 2)])])
     assert [model.weight for model in net.models] == [0.3, 1.0]
+
+
+def test_a_branch_takes_any_iterable_of_links():
+    assert len(Branch(link for link in [L.Linear(2, 3), L.Linear(3, 3)])) == 2
