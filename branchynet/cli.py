@@ -259,8 +259,13 @@ def _reproduce(args: Namespace) -> int:
     from branchynet.experiments import measure, reproduce
     from branchynet.experiments.runs import Setup
 
-    if args.from_results and (args.preset or args.only or args.resume):
-        raise ValueError('--from-results trains nothing: leave out --preset, --only and --resume')
+    of_training = args.preset, args.only, args.resume, args.variant != VARIANTS[0], args.seeds != range(1), args.jobs > 1
+    if args.from_results and any(of_training):
+        raise ValueError(
+            '--from-results trains nothing: leave out --preset, --only, --resume, --variant, --seeds and --jobs'
+        )
+    if args.from_results and not os.path.isdir('results'):
+        raise ValueError('results is missing here: run --from-results in a checkout')
     if args.require_clean:
         provenance.require_clean(args.out)
     reproduce.check_writable(args.out)
@@ -487,7 +492,7 @@ def _convert(folders: list[str]) -> int:
         type=_tolerance,
         default=0.0,
         metavar='T',
-        help='pass too where losses and shares differ by T at most, above 1 relatively (default: 0)',
+        help='also pass where losses and shares differ by at most T; numbers above 1 relatively (default: 0)',
     ),
     JSON,
     examples=['branchynet verify results/a results/b', 'branchynet verify results/a results/b --tolerance 0.01'],

@@ -234,3 +234,12 @@ def test_a_data_set_that_cannot_be_built(capsys):
 
 def test_the_criteria_are_those_of_exits():
     assert list(exits.CRITERIA) == cli.CRITERIA
+
+
+def test_from_results_takes_no_options_of_a_training(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for options in ['--seeds', '2'], ['--jobs', '2'], ['--variant', 'paper'], ['--preset', 'smoke']:
+        assert cli.main(['reproduce', '--from-results', *options]) == 2
+        assert capsys.readouterr().err.startswith('branchynet: --from-results trains nothing: leave out')
+    assert cli.main(['reproduce', '--from-results']) == 2
+    assert 'results is missing here: run --from-results in a checkout' in capsys.readouterr().err
