@@ -40,7 +40,7 @@ CALLGRIND = [
 # Callgrind's requests, as its callgrind.h numbers them.
 _START, _STOP = (ord('C') << 24 | ord('T') << 16 | i for i in (4, 5))
 _MINUTES = 3  # of a seed with callgrind, whatever the number of images
-_IMAGES_PER_MINUTE = 30
+_IMAGES_PER_MINUTE = 17
 
 
 class Figure6(NamedTuple):
@@ -266,7 +266,7 @@ EXPERIMENT = Figure6(
     get_data=pcifar10.get_data,
     presets={
         name: runs.Preset(main_epochs=0, joint_epochs=0, batchsize=1, train_samples=1, test_samples=count)
-        for name, count in (('smoke', 10), ('quick', 200), ('paper', 500))
+        for name, count in (('smoke', 10), ('quick', 50), ('paper', 200))
     },
 )
 
