@@ -9,7 +9,7 @@
 # The second trains nothing: it makes every table and figure again from the weights that results/ holds, and ends
 # with status 1 where accuracies or exits differ from those recorded.
 #
-# Exit status: 0 all claims that were checked hold, 1 a claim fell short, 2 bad usage or no data.
+# Exit status: 0 all claims that were checked hold, 1 a claim fell short, 2 bad usage, no data or no installation.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -26,5 +26,5 @@ options=()
 if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
     options=(--gpu)
 fi
-docker/install.sh ${options[@]+"${options[@]}"}
+docker/install.sh ${options[@]+"${options[@]}"} || exit 2 # it has said why
 exec "${BRANCHYNET_VENV:-.venv}/bin/branchynet" reproduce "$@"

@@ -144,10 +144,7 @@ def read(path: str) -> State:
         try:
             state = _read(_before(path))
         except (FileNotFoundError, ValueError):
-            raise OSError(
-                f'{path} is not a whole checkpoint ({why}), nor is the one before: leave out --resume to '
-                'start from the beginning'
-            ) from e
+            raise OSError(f'{path} is not a whole checkpoint ({why}), nor is the one before: {anew(path)}') from e
         print(f'{path} is not a whole checkpoint ({why}): going on from the one before', file=sys.stderr)
         os.replace(_before(path), path)
         return state
@@ -172,13 +169,12 @@ def restore(path: str, state: State, net: BranchyNet) -> tuple[Any, Position | N
     arrays, meta = state
     if meta.get('format') != _FORMAT:
         raise OSError(
-            f'{path} is a checkpoint of version {meta.get("format")}, and only version {_FORMAT} can be '
-            'read: leave out --resume to start from the beginning'
+            f'{path} is a checkpoint of version {meta.get("format")}, and only version {_FORMAT} can be read: '
+            f'{anew(path)}'
         )
     if meta['network'] != _shapes(net):
         raise OSError(
-            f'{path} is a checkpoint of another network (names and shapes of parameters differ): leave out '
-            '--resume to start from the beginning'
+            f'{path} is a checkpoint of another network (names and shapes of parameters differ): {anew(path)}'
         )
     deserializer = chainer.serializers.NpzDeserializer(arrays)
     deserializer['net'].load(net)
@@ -223,6 +219,11 @@ def load_optimizer(optimizer: Any, serializer: chainer.Deserializer | None) -> N
     for name, param in optimizer.target.namedparams():
         if param.update_rule.t and param.update_rule.state is None:
             raise OSError(f'the file has no moments of parameter {name}, which has made {param.update_rule.t} steps')
+
+
+def anew(path: str) -> str:
+    """For messages: how to start a training anew where its checkpoint, or its record, cannot be gone on from."""
+    return f'to start anew, name another folder with --out, or remove {path}*'
 
 
 def has(path: str) -> bool:

@@ -243,7 +243,11 @@ def _tolerance(text: str) -> float:
     argument(
         '--out', default=os.path.join('results', 'local'), metavar='DIR', help='results folder (default: %(default)s)'
     ),
-    argument('--resume', action='store_true', help='go on with a run that was interrupted'),
+    argument(
+        '--resume',
+        action='store_true',
+        help='go on with a run that was interrupted; without it, one in --out ends the command',
+    ),
     argument(
         '--from-results',
         action='store_true',
@@ -259,7 +263,14 @@ def _reproduce(args: Namespace) -> int:
     from branchynet.experiments import measure, reproduce
     from branchynet.experiments.runs import Setup
 
-    of_training = args.preset, args.only, args.resume, args.variant != VARIANTS[0], args.seeds != range(1), args.jobs > 1
+    of_training = (
+        args.preset,
+        args.only,
+        args.resume,
+        args.variant != VARIANTS[0],
+        args.seeds != range(1),
+        args.jobs > 1,
+    )
     if args.from_results and any(of_training):
         raise ValueError(
             '--from-results trains nothing: leave out --preset, --only, --resume, --variant, --seeds and --jobs'
@@ -311,7 +322,11 @@ def _fix_profile(args: Namespace) -> None:
     argument('--batchsize', type=count_of('samples'), metavar='N', help='of a step, on all ranks together'),
     argument('--seed', type=_count, default=0, metavar='K', help='default: 0'),
     argument('--out', required=True, metavar='DIR', help='for weights, record and checkpoints'),
-    argument('--resume', action='store_true', help='go on with a training that was interrupted'),
+    argument(
+        '--resume',
+        action='store_true',
+        help='go on with a training that was interrupted; without it, one in --out ends the command',
+    ),
     argument('--device', default='auto', help='auto (default: every rank its own GPU), cpu or gpu:N'),
     argument('--profile', choices=['portable', 'fast'], help='bit profile, as of reproduce'),
     argument(

@@ -52,8 +52,8 @@ def test(
 ) -> tuple[float, float, np.ndarray, np.ndarray]:
     """Classifies samples with early exit, or by main.
 
-    ``main=True`` gives a baseline only before joint training: that trains the trunk on; main's own head gets no gradients
-    and moves by Adam's moments alone, so that its accuracy may rise or fall.
+    ``main=True`` gives a baseline only before joint training: that trains the trunk on; main's own head gets no
+    gradients and moves by Adam's moments alone, so that its accuracy may rise or fall.
 
     Args:
         net: A BranchyNet or a Compiled.

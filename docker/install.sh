@@ -100,7 +100,7 @@ state() {
 
 state=$(state)
 installed="" installed_options=""
-[ ! -e "$stamp" ] || read -r installed installed_options <"$stamp"
+[ ! -e "$stamp" ] || read -r installed installed_options <"$stamp" || true # it may be empty
 missing=0
 for option in $options; do
     case " $installed_options " in
@@ -126,10 +126,11 @@ echo "Installing into $venv (Python $version${installed_options:+, $installed_op
 
 # Removed before the first change and written after the last: an interrupted install is done again.
 rm -f "$stamp"
-[ "$present" = "$version" ] || "$python" -m venv --clear "$venv"
+[ "$present" = "$version" ] || "$python" -m venv --clear "$venv" || fail "$python cannot make $venv; name another Python in PYTHON"
 
 pip() {
-    "$venv/bin/python" -m pip --quiet --disable-pip-version-check --no-input "$@"
+    "$venv/bin/python" -m pip --quiet --disable-pip-version-check --no-input "$@" ||
+        fail "pip could not install into $venv (its lines above say why); mend that, such as the network, and run this again"
 }
 
 requirements=(-r "$lock/requirements-cpu.txt")

@@ -1,5 +1,10 @@
 """The experiments of the paper: each module in NAMES holds an EXPERIMENT."""
 
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
 from branchynet import _names
 
 _names.unify(__name__)
@@ -15,3 +20,12 @@ PRESETS = {  # in order: results of a later preset are checked against the claim
     'paper': 'is the published training',
 }
 VARIANTS = ['code', 'paper']
+
+
+def load(name: str) -> Any:
+    """Imports the EXPERIMENT of a module.
+
+    Args:
+        name: one of NAMES.
+    """
+    return importlib.import_module(f'branchynet.experiments.{name}').EXPERIMENT

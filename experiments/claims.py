@@ -7,11 +7,13 @@ import itertools
 import math
 import os
 import sys
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Callable, NamedTuple
 
-from branchynet.experiments import NAMES, PRESETS
-from branchynet.experiments.results import NetworkRun, Results, Setting
+from branchynet.experiments import NAMES, PRESETS, load
+from branchynet.experiments.results import Exit1Curve, NetworkRun, Results, Setting, Training
+from branchynet.experiments.runs import Preset
 
 import numpy as np
 
@@ -45,6 +47,7 @@ KEYS = {  # of an entry
     'not_checked',
     'cause',
 }
+CAUSE_KEYS = {'experiment', 'where', 'explains', 'text'}
 
 
 class NotFound(Exception):
@@ -78,18 +81,24 @@ class Claim(NamedTuple):
         return self.entry['source']
 
     @property
-    def cause(self) -> str:
-        """The known cause of a failure, with the command of the experiment that showed it; '' if it is not known."""
-        return self._of_experiment('cause')
-
-    @property
     def why(self) -> str:
         """The reason for the tolerance."""
-        return self._of_experiment('why')
+        text = self.entry['why']
+        return text[self.experiment] if isinstance(text, dict) else text
 
-    def _of_experiment(self, key: str) -> str:
-        text = self.entry.get(key, '')
-        return text.get(self.experiment, '') if isinstance(text, dict) else text
+    def cause(self, measured: float) -> str:
+        """The known cause of a failure, with the command of the experiment that showed it; '' if it is not known.
+
+        Args:
+            measured: the value that fails; a cause explains those that it was found for, and no others.
+        """
+        for cause in self.entry.get('cause', []):
+            if cause['experiment'] == self.experiment and _has(self.row, cause.get('where', {})):
+                explains = cause['explains']
+                least, most = explains[self.row['exit'] - 1] if isinstance(explains[0], list) else explains
+                if least <= measured <= most:
+                    return cause['text']
+        return ''
 
     def bounds(self) -> tuple[float, float]:
         """The range (least, most) of measured values for which the claim holds."""
@@ -116,9 +125,9 @@ class Claim(NamedTuple):
         device = '' if self.device == 'any' else ' --device ' + {'cpu': 'cpu', 'gpu': 'gpu:0'}[self.device]
         return f'./get_results.sh --only {self.experiment} --preset {self.entry["preset"]}{device}'
 
-    def minutes(self) -> float | None:
-        """Expected minutes of the command on 2 cores; None if they were not measured."""
-        return _file()['minutes'].get(self.experiment, {}).get(self.entry.get('preset'))
+    def minutes(self) -> float:
+        """Expected minutes of the command on 2 cores of a CPU."""
+        return _file()['minutes'][self.experiment][self.entry['preset']]
 
 
 class Verdict(NamedTuple):
@@ -135,6 +144,11 @@ class Verdict(NamedTuple):
     status: str
     measured: list[float]
     reason: str
+
+    @property
+    def cause(self) -> str:
+        """The known cause of a FAIL; '' if it is not known."""
+        return self.claim.cause(float(np.mean(self.measured))) if self.status == FAIL and self.measured else ''
 
 
 def described(verdict: Verdict) -> dict[str, Any]:
@@ -200,6 +214,12 @@ def _check_entry(entry: dict[str, Any]) -> None:
             raise ValueError(f'{where} has {key} {entry[key]}: expected one of {", ".join(known)}')
     if 'measure' in entry and not ('tolerance' in entry) ^ ('relative' in entry):
         raise ValueError(f'{where} has neither tolerance nor relative, or both: expected one of them')
+    for cause in entry.get('cause', []):
+        if not CAUSE_KEYS - {'where'} <= cause.keys() <= CAUSE_KEYS:
+            raise ValueError(
+                f'{where} has a cause with {", ".join(sorted(cause))}: expected experiment, text, explains '
+                'and perhaps where'
+            )
     if not ('expected' in entry) ^ ('value' in entry) and not ('expected' in entry and 'rows' in entry):
         raise ValueError(f'{where} has neither expected nor value: expected one of them')
 
@@ -213,11 +233,12 @@ def _rows(entry: dict[str, Any]) -> list[dict[str, Any]]:
         for values in itertools.product(*entry.get('for_each', {}).values())
     ]
     rows = [{**_with_role(row), **more} for name in entry['rows'] for row in published(name) for more in each]
-    return [
-        row
-        for row in rows
-        if _value(entry, row) and all(row[column] == value for column, value in entry.get('where', {}).items())
-    ]
+    return [row for row in rows if _value(entry, row) and _has(row, entry.get('where', {}))]
+
+
+def _has(row: dict[str, Any], where: dict[str, Any]) -> bool:
+    """Whether a row's columns have certain values."""
+    return all(row[column] == value for column, value in where.items())
 
 
 def _with_role(row: dict[str, str]) -> dict[str, str]:
@@ -251,8 +272,8 @@ def _claim(entry: dict[str, Any], row: dict[str, Any]) -> Claim:
 def check(results: Results) -> list[Verdict]:
     """Checks every claim.
 
-    A figure that is missing or is not a number is a FAIL. Only an experiment, preset or device that was not run makes
-    a claim NOT RUN.
+    A figure that is missing or is not a number is a FAIL. Only an experiment, preset or device that was not run, or a
+    training that has not ended, makes a claim NOT RUN.
 
     Args:
         results: of a folder.
@@ -288,13 +309,40 @@ def _why_not(claim: Claim, results: Results) -> str | None:
     runs = results.experiments.get(claim.experiment)
     if not runs:
         return f'{claim.experiment} was not run'
-    order, needed = list(PRESETS), []
-    if order.index(results.preset) < order.index(claim.entry['preset']):
-        needed.append(f'preset {claim.entry["preset"]}')
+    order, preset, needed = list(PRESETS), claim.entry['preset'], []
+    short = unfinished(claim.experiment, runs, preset)
+    if order.index(results.preset) < order.index(preset):
+        needed.append(f'preset {preset}')
+    elif short is not None:
+        needed.append(f'all {_epochs(short[1])} epochs of preset {preset} (this run has {_epochs(short[0])})')
     devices = {'gpu' if 'cupy' in run.measurement.device else 'cpu' for run in runs}
     if claim.device != 'any' and devices != {claim.device}:
         needed.append('a GPU' if claim.device == 'gpu' else '--device cpu')
     return f'needs {" and ".join(needed)}' if needed else None
+
+
+def unfinished(name: str, runs: Sequence[Any], preset: str) -> tuple[Training, Preset] | None:
+    """Finds a training with fewer epochs than a preset.
+
+    Args:
+        name: of the experiment.
+        runs: of it.
+        preset: its name.
+
+    Returns:
+        The first such training, and the preset; None if all trainings have as many epochs.
+    """
+    whole = load(name).presets.get(preset)
+    if whole is not None:
+        for one in [run.training for run in runs if hasattr(run, 'training')]:
+            # A part of a comparison may train no main, and start the joint training from random weights.
+            if 0 < one.main_epochs < whole.main_epochs or one.joint_epochs < whole.joint_epochs:
+                return one, whole
+    return None
+
+
+def _epochs(amount: Training | Preset) -> str:
+    return f'{amount.main_epochs} + {amount.joint_epochs}'
 
 
 # Measures: each takes a claim and the runs of one seed and returns a number. It raises NotFound if there is none.
@@ -365,13 +413,20 @@ def curve(claim: Claim, runs: list[Any]) -> float:
 def accuracy_at_share(claim: Claim, runs: list[Any]) -> float:
     """Accuracy (%) at the row's share of images that leave at exit 1 (figure 4)."""
     exit1 = runs[0].measurement.exit1_curve
-    return float(np.interp(float(claim.row['x']), exit1.exit1_percent, exit1.accuracy_percent))
+    return _at_share(claim, exit1, exit1.accuracy_percent)
 
 
 def entropy_at_share(claim: Claim, runs: list[Any]) -> float:
     """Highest entropy (nat) at the row's share of images that leave at exit 1 (figure 4)."""
     exit1 = runs[0].measurement.exit1_curve
-    return float(np.interp(float(claim.row['x']), exit1.exit1_percent, exit1.max_entropy_nat))
+    return _at_share(claim, exit1, exit1.max_entropy_nat)
+
+
+def _at_share(claim: Claim, exit1: Exit1Curve, values: list[float]) -> float:
+    share, least, most = float(claim.row['x']), exit1.exit1_percent[0], exit1.exit1_percent[-1]
+    if not least <= share <= most:
+        raise NotFound(f'the curve has no share of {share:g} %, only {least:.4g} to {most:.4g} %')
+    return float(np.interp(share, exit1.exit1_percent, values))
 
 
 def final_accuracy(claim: Claim, runs: list[Any]) -> float:
@@ -395,7 +450,7 @@ def _final(runs: list[Any], part: str) -> float:
 def cache_miss_ratio(claim: Claim, runs: list[Any]) -> float:
     """Rate of cache misses of the setting with the lowest rate, over the rate of the baseline."""
     *settings, base = (point.cache_miss_percent for point in runs[0].measurement.cache)
-    if not settings or not base > 0:
+    if not settings or base == 0:
         raise NotFound('no setting was counted, or the baseline has no cache misses')
     return min(settings) / base
 

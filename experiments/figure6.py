@@ -11,6 +11,7 @@ In the paper, the rate falls with the runtime.
 
 from __future__ import annotations
 
+import csv
 import gc
 import os
 import re
@@ -28,7 +29,8 @@ from branchynet.net import BranchyNet
 
 import numpy as np
 
-PERF = ['perf', 'stat', '-x', ',', '-e', 'cache-misses:u,L1-dcache-loads:u,L1-dcache-stores:u']
+EVENTS = 'cache-misses:u', 'L1-dcache-loads:u', 'L1-dcache-stores:u'
+PERF = ['perf', 'stat', '-x', ',', '-e', ','.join(EVENTS)]
 CALLGRIND = [
     'valgrind',
     '--tool=callgrind',
@@ -185,8 +187,12 @@ def _count(
 
 
 def _perf_counts(text: str) -> tuple[int, int]:
-    misses, *loads_and_stores = (int(line.split(',')[0]) for line in text.splitlines() if re.match(r'\d+,', line))
-    return sum(loads_and_stores), misses
+    counts = {fields[2]: fields[0] for fields in csv.reader(text.splitlines()) if len(fields) > 2}
+    numbers = [counts.get(event, 'nothing') for event in EVENTS]
+    if not all(map(str.isdecimal, numbers)):
+        raise OSError(f'perf counted {", ".join(numbers)} of {", ".join(EVENTS)}: use a machine with these counters')
+    misses, loads, stores = map(int, numbers)
+    return loads + stores, misses
 
 
 def _callgrind_counts(text: str) -> tuple[int, int]:
@@ -200,6 +206,11 @@ def _point(
 ) -> results.CachePoint:
     """The point of one setting (an empty one: the baseline); its time is measured without counting."""
     refs, misses = np.subtract(after, before)
+    if refs <= 0 or misses < 0:
+        raise OSError(
+            f'{len(x)} images more counted {refs} more loads and stores and {misses} more misses: run figure6 again on '
+            'a quiet machine'
+        )
     net.thresholdExits = setting or None
     measurement = timing.measure(runs.for_inference(net), x, t, main=not setting)
     return results.CachePoint(

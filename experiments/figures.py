@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from branchynet import cpu, provenance, visualize
+from branchynet import cpu, visualize
 from branchynet.batching import batches
 from branchynet.cpu import threads
 from branchynet.exits import leave_at
@@ -51,9 +51,9 @@ def draw(experiment: NetworkExperiment, run: results.NetworkRun, out: str) -> Dr
         The figures; none where weights or data are missing or are not those of the run.
     """
     try:
-        x, t = _test_data(experiment, run)
+        _, _, x, t = runs.data_of(experiment, run.training, run.measurement.test_samples)
         probs, entropies = _answers(experiment, run, x, out)
-    except runs.CannotRun as e:
+    except (OSError, ValueError, runs.CannotRun) as e:
         return Drawn([], f'The figures of leaving images, confusion and reliability are missing: {e}.')
     exits = leave_at(entropies, experiment.published_thresholds)
     names = CLASSES[experiment.name]
@@ -63,19 +63,6 @@ def draw(experiment: NetworkExperiment, run: results.NetworkRun, out: str) -> Dr
     visualize.plot_confusion(t, probs, names, output_path=paths[1])
     visualize.plot_reliability(t, probs, output_path=paths[2])
     return Drawn(paths)
-
-
-def _test_data(experiment: NetworkExperiment, run: results.NetworkRun) -> tuple[np.ndarray, np.ndarray]:
-    """The images (N, C, H, W) and labels (N,) that the run was measured on."""
-    try:
-        data = experiment.get_data()
-    except OSError:
-        raise runs.CannotRun('the data is missing; `branchynet data` says which') from None
-    train, test = slice(run.training.train_samples), slice(run.measurement.test_samples)
-    x_train, y_train, x, t = data[0][train], data[1][train], data[2][test], data[3][test]
-    if provenance.sha256_of_arrays((x_train, y_train, x, t)) != run.training.data_sha256:
-        raise runs.CannotRun('the data here is not that of the run')
-    return x, t
 
 
 def _answers(

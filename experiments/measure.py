@@ -18,12 +18,16 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from branchynet import cpu, files, provenance, schema, verify
-from branchynet.experiments import VARIANTS, conversion, report, reproduce, results, runs, unfinished
+from branchynet import cpu, files, schema, verify
+from branchynet.experiments import VARIANTS, claims, conversion, report, reproduce, results, runs, unfinished
 
 import attrs
 
 NOT_COMMITTED = 'local'  # the subfolder of results/ that holds a user's own runs
+
+
+class NoData(OSError):
+    """The data of a training is missing or damaged; the message says how to get it."""
 
 
 def measure(folder: str, out: str | None, device: Any) -> int:
@@ -38,8 +42,10 @@ def measure(folder: str, out: str | None, device: Any) -> int:
         The exit status: 0 accuracies and exits are as recorded, 1 they differ.
 
     Raises:
-        OSError: results, weights or data are missing or damaged, or another process holds the folder's lock.
-        ValueError: the folder has nothing to measure, or was trained on other data.
+        NoData: data is missing or damaged.
+        OSError: results or weights are missing or damaged, or another process holds the folder's lock.
+        ValueError: the folder has nothing to measure, or was trained on other data; or ``out`` holds results of other
+            trainings.
     """
     if not os.path.exists(results.path_of(folder)) and unfinished.has(folder):
         if out is None or (os.path.exists(out) and os.path.samefile(folder, out)):
@@ -47,10 +53,12 @@ def measure(folder: str, out: str | None, device: Any) -> int:
         return unfinished.measure(folder, out, device)
     found = conversion.read(folder)
     target = folder if out is None else out
+    data = _data(found, folder)
     with files.lock(target):
         if not os.path.samefile(folder, target):
+            results.check_replaces(target, _trainings(found))
             _copy_weights(found, folder, target)
-        again = _measured_again(found, target, device)
+        again = _measured_again(found, data, target, device)
         different = list(_differences(found, again))
         for line in different:
             print(f'{folder}: {line}', file=sys.stderr)
@@ -69,8 +77,8 @@ def measure(folder: str, out: str | None, device: Any) -> int:
 def committed(root: str, out: str, device: Any) -> int:
     """Makes every table and figure of the committed results again, from their weights.
 
-    If the weights of a folder were not committed, its tables and figures are made from its results.json, and a line
-    names the command that trains the weights again.
+    If the weights of a folder were not committed, or its data is missing, its tables and figures are made from its
+    results.json, and a line names the command that trains the weights again, or the data.
 
     Args:
         root: the folder of results folders.
@@ -78,11 +86,11 @@ def committed(root: str, out: str, device: Any) -> int:
         device: a Chainer device.
 
     Returns:
-        The exit status: 0 accuracies and exits are as committed, 1 they differ.
+        The exit status: 0 accuracies and exits are as committed, 1 they differ, 2 the data of a folder is missing.
 
     Raises:
-        OSError: there is no results folder; or results, weights or data are missing or damaged.
-        ValueError: a folder was trained on other data.
+        OSError: there is no results folder; or results or weights are missing or damaged.
+        ValueError: a folder was trained on other data, or a subfolder of ``out`` holds the results of other trainings.
     """
     folders = [
         os.path.join(root, name)
@@ -97,12 +105,21 @@ def committed(root: str, out: str, device: Any) -> int:
         missing = _weights_not_kept(folder)
         if missing:
             found = _write_again(folder, target)
+            commands = "' and '".join(_commands(found))
             print(
                 f'{folder}: {missing[0]} was not kept; tables and figures were made from results.json and written '
-                f"to {target}; '{_command(found)}' trains the weights again{_epochs_more(found)}"
+                f"to {target}; '{commands}' trains the weights again{_epochs_more(found)}"
             )
-        else:
+            continue
+        try:
             status = max(status, measure(folder, target, device))
+        except NoData as e:
+            _write_again(folder, target)
+            print(
+                f'{folder}: {e}; tables and figures were made from results.json and written to {target}',
+                file=sys.stderr,
+            )
+            status = 2
     return status
 
 
@@ -110,28 +127,40 @@ def _write_again(folder: str, target: str) -> results.Results:
     """Writes to another folder everything that follows from a folder's results.json; returns the results."""
     found = conversion.read(folder)
     with files.lock(target):
+        results.check_replaces(target, _trainings(found))
         results.write(target, found)
         reproduce.write(found, target)
     return found
 
 
-def _command(found: results.Results) -> str:
-    """The command that makes results again, with their weights, in its default folder."""
+def _trainings(found: results.Results) -> dict[tuple[str, str, int], results.Training | None]:
+    """The training of every run, by experiment, part and seed."""
+    return {
+        (name, run.part, run.seed): getattr(run, 'training', None)
+        for name, seeds in found.experiments.items()
+        for run in seeds
+    }
+
+
+def _commands(found: results.Results) -> list[str]:
+    """The commands that make results again, with their weights, in their default folder: one for consecutive seeds."""
     words = ['./get_results.sh', '--only', ','.join(found.experiments), '--preset', found.preset]
     if found.variant != VARIANTS[0]:
         words += ['--variant', found.variant]
-    seeds = {run.seed for runs in found.experiments.values() for run in runs}
-    if seeds != {0}:
-        words += ['--seeds', f'{min(seeds)}-{max(seeds)}']
-    return ' '.join(words)
+    seeds = sorted({run.seed for runs in found.experiments.values() for run in runs})
+    firsts = [seed for seed in seeds if seed - 1 not in seeds]
+    lasts = [seed for seed in seeds if seed + 1 not in seeds]
+    options = [[] if first == last == 0 else ['--seeds', f'{first}-{last}'] for first, last in zip(firsts, lasts)]
+    return [' '.join(words + option) for option in options]
 
 
 def _epochs_more(found: results.Results) -> str:
     """What the command of an unfinished training does besides; '' if all trainings have ended."""
     for name, seeds in found.experiments.items():
-        preset = report.unfinished(name, seeds, found.preset) if hasattr(seeds[0], 'training') else None
-        if preset is not None:
-            return f', and goes on to {preset.joint_epochs} joint epochs; these are {seeds[0].training.joint_epochs}'
+        short = claims.unfinished(name, seeds, found.preset)
+        if short is not None:
+            training, preset = short
+            return f', and goes on to {preset.joint_epochs} joint epochs; these are {training.joint_epochs}'
     return ''
 
 
@@ -143,13 +172,7 @@ def _weights_not_kept(folder: str) -> list[str]:
     """
     listed = verify.read(folder).sha256
     found = conversion.read(folder)
-    wanted = [
-        path
-        for name, seeds in found.experiments.items()
-        for run in seeds
-        if hasattr(run, 'training')
-        for path in _weights_to_measure(name, run, folder)
-    ]
+    wanted = [path for name, run in _trained(found) for path in _weights_to_measure(name, run, folder)]
     return [name for name in map(os.path.basename, wanted) if name not in listed]
 
 
@@ -167,54 +190,59 @@ def _copy_weights(found: results.Results, folder: str, target: str) -> None:
                 shutil.copyfile(path, os.path.join(target, os.path.basename(path)))
 
 
-def _measured_again(found: results.Results, folder: str, device: Any) -> results.Results:
-    """The results with new measurements of all trained runs. Those of figure6, which trains nothing, stay."""
-    setup = runs.Setup(found.preset, found.variant, device, folder, False)
-    trained = {name: seeds for name, seeds in found.experiments.items() if hasattr(seeds[0], 'training')}
-    if not trained:
+def _data(found: results.Results, folder: str) -> dict[str, runs.Data]:
+    """The data of all trainings, by its SHA-256.
+
+    Raises:
+        NoData: data is missing or damaged.
+        ValueError: the folder has no run that trained weights, or was trained on other data.
+    """
+    data: dict[str, runs.Data] = {}
+    for name, run in _trained(found):
+        if run.training.data_sha256 not in data:
+            try:
+                got = runs.data_of(report.load(name), run.training, run.measurement.test_samples)
+            except OSError as e:
+                raise NoData(str(e)) from e
+            data[run.training.data_sha256] = got
+    if not data:
         raise ValueError(f'{folder} holds no run that trained weights')
-    _check_weights(trained, folder)
-    experiments = dict(found.experiments)
-    for name, seeds in trained.items():
-        experiment, new = report.load(name), []
-        for run in seeds:
-            print(f'{runs.stem(name, run.part, run.seed)} ...', flush=True)
-            data = _data_of(experiment, run)
-            measurement = experiment.measure(run.part, run.seed, run.training, data, setup)
-            new.append(attrs.evolve(run, measurement=measurement))
-        experiments[name] = new
+    return data
+
+
+def _trained(found: results.Results) -> list[tuple[str, Any]]:
+    """Name and run of all runs but those of figure6, which trains nothing."""
+    return [(name, run) for name, seeds in found.experiments.items() for run in seeds if hasattr(run, 'training')]
+
+
+def _measured_again(found: results.Results, data: dict[str, runs.Data], folder: str, device: Any) -> results.Results:
+    """The results with new measurements of all trained runs; the others stay."""
+    setup = runs.Setup(found.preset, found.variant, device, folder, False)
+    _check_weights(_trained(found), folder)
+
+    def again(name: str, run: Any) -> Any:
+        if not hasattr(run, 'training'):
+            return run
+        print(f'{runs.stem(name, run.part, run.seed)} ...', flush=True)
+        its_data = data[run.training.data_sha256]
+        measurement = report.load(name).measure(run.part, run.seed, run.training, its_data, setup)
+        return attrs.evolve(run, measurement=measurement)
+
+    experiments = {name: [again(name, run) for run in seeds] for name, seeds in found.experiments.items()}
     return attrs.evolve(found, experiments=experiments)
 
 
-def _check_weights(trained: dict[str, list[Any]], folder: str) -> None:
+def _check_weights(trained: list[tuple[str, Any]], folder: str) -> None:
     """Checks, before anything is measured, that all weights exist and are those of their runs.
 
     Raises:
         OSError: weights are missing or are not those of their run.
     """
-    for name, seeds in trained.items():
-        for run in seeds:
-            reproduce.kept_weights(name, run, folder)
-            for path in _weights_to_measure(name, run, folder):
-                if not os.path.exists(path):
-                    raise FileNotFoundError(f"{path} is missing: '{run.training.environment.command}' writes it")
-
-
-def _data_of(experiment: Any, run: Any) -> runs.Data:
-    """The data that a run was trained and measured on.
-
-    Raises:
-        ValueError: the data in the data folder differs from it.
-    """
-    preset = runs.Preset(0, 0, 1, run.training.train_samples, run.measurement.test_samples)
-    data = runs.cut(experiment.get_data(), preset)
-    found = provenance.sha256_of_arrays(data)
-    if found != run.training.data_sha256:
-        raise ValueError(
-            f'{experiment.name} was trained on data of SHA-256 {run.training.data_sha256}, and the data '
-            f'here has {found}: build the data by the same recipe'
-        )
-    return data
+    for name, run in trained:
+        reproduce.kept_weights(name, run, folder)
+        for path in _weights_to_measure(name, run, folder):
+            if not os.path.exists(path):
+                raise FileNotFoundError(f"{path} is missing: '{run.training.environment.command}' writes it")
 
 
 def _differences(old: results.Results, new: results.Results) -> Iterator[str]:
@@ -285,12 +313,7 @@ def trained_runs(folder: str, seed: int) -> list[tuple[str, Any]]:
         OSError: the folder holds no results.
         ValueError: there is no such run.
     """
-    found = [
-        (name, run)
-        for name, seeds in conversion.read(folder).experiments.items()
-        for run in seeds
-        if run.seed == seed and hasattr(run, 'training')
-    ]
+    found = [(name, run) for name, run in _trained(conversion.read(folder)) if run.seed == seed]
     if not found:
         raise ValueError(f'{folder} has no trained run of seed {seed}')
     return found
@@ -311,7 +334,7 @@ def _retrained(name: str, run: Any, epochs: int, device: Any) -> tuple[verify.Ru
             (name, run.part, run.seed),
             lambda: get_network(variant=training.variant),
             preset,
-            _data_of(experiment, run),
+            runs.data_of(experiment, training, run.measurement.test_samples),
             setup,
         )
         again.train('main', main)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
 import re
@@ -10,11 +9,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from branchynet.experiments import NETWORKS, PRESETS, claims, intervals, pages
+from branchynet.experiments import NETWORKS, PRESETS, claims, intervals, load, pages
 from branchynet.experiments.claims import FAIL, NOT_RUN, PASS, Claim, Verdict
 from branchynet.experiments.figures import Drawn
 from branchynet.experiments.results import DISAGREEMENT_PERCENT, Environment, NetworkRun, Pairs, Results
-from branchynet.experiments.runs import Preset
 from branchynet.files import write_atomically
 
 import numpy as np
@@ -62,15 +60,6 @@ CAPTIONS = {
 }
 
 
-def load(name: str) -> Any:
-    """Imports the EXPERIMENT of a module.
-
-    Args:
-        name: one of NAMES.
-    """
-    return importlib.import_module(f'branchynet.experiments.{name}').EXPERIMENT
-
-
 # On the terminal
 
 
@@ -101,8 +90,8 @@ def failures(verdicts: Sequence[Verdict]) -> list[str]:
     groups: dict[tuple[str, ...], list[Verdict]] = {}
     for verdict in verdicts:
         if verdict.status == FAIL:
-            claim = verdict.claim
-            groups.setdefault((claim.entry['id'], claim.cause) if claim.cause else (claim.id,), []).append(verdict)
+            claim, cause = verdict.claim, verdict.cause
+            groups.setdefault((claim.entry['id'], cause) if cause else (claim.id,), []).append(verdict)
     return [line(max(group, key=_miss), group) for group in groups.values()]
 
 
@@ -126,7 +115,7 @@ def line(verdict: Verdict, group: Sequence[Verdict] = ()) -> str:
     different = len({tuple(v.measured) for v in group})
     figures = f', with {different} different figures' if different < len(group) else ''
     others = f' (the worst of {len(group)} of this kind{figures})' if len(group) > 1 else ''
-    cause = f' (cause: {claim.cause})' if verdict.status == FAIL and claim.cause else ''
+    cause = f' (cause: {verdict.cause})' if verdict.cause else ''
     return f'{verdict.status}: {claim.id}{others}: {claim.text}: {_found(verdict)}, expected {bounds(claim)}{cause}'
 
 
@@ -209,7 +198,7 @@ def blocks(results: Results, figures: Mapping[str, Drawn]) -> list[pages.Block]:
         *(
             pages.Text(f'**{load(name).network}**: {_epochs(name, seeds, results.preset)}.')
             for name, seeds in networks.items()
-            if unfinished(name, seeds, results.preset)
+            if claims.unfinished(name, seeds, results.preset)
         ),
         pages.Counts(_counted(verdicts)),
     ]
@@ -342,7 +331,7 @@ def _outcome(verdict: Verdict | None) -> tuple[str, str, str]:
     if verdict.status == NOT_RUN:
         return NOT_RUN, verdict.reason, ''
     why = '\n'.join(filter(None, (f'expected {bounds(verdict.claim)}', verdict.reason)))
-    return verdict.status, why, verdict.claim.cause if verdict.status == FAIL else ''
+    return verdict.status, why, verdict.cause
 
 
 def _speed(name: str, seeds: Sequence[NetworkRun]) -> str:
@@ -447,32 +436,20 @@ def _network(name: str, seeds: Sequence[NetworkRun], results: Results) -> list[p
     network = load(name).network
     return [
         pages.Text(text),
-        pages.Table(COLUMNS, published_rows(network) + measured_rows(network, seeds)),
+        pages.Table(COLUMNS, published_rows(network, _device(seeds)) + measured_rows(network, seeds)),
         pages.Text(f'Measured on: {"; ".join(machines)}.'),
     ]
 
 
-def unfinished(name: str, seeds: Sequence[Any], preset: str) -> Preset | None:
-    """The preset of trainings of which one has not ended.
-
-    Args:
-        name: of the experiment.
-        seeds: its runs, which have trained.
-        preset: its name.
-
-    Returns:
-        None if all have as many joint epochs as the preset.
-    """
-    whole = load(name).presets.get(preset)
-    return whole if whole and any(run.training.joint_epochs < whole.joint_epochs for run in seeds) else None
-
-
 def _epochs(name: str, seeds: Sequence[NetworkRun], preset: str) -> str:
     """The numbers of epochs, and those of the preset where a training has not ended."""
-    whole = unfinished(name, seeds, preset)
+    short = claims.unfinished(name, seeds, preset)
     counts = dict.fromkeys((run.training.main_epochs, run.training.joint_epochs) for run in seeds)
     text = ' or '.join(f'{main} + {joint}' for main, joint in counts) + ' epochs'
-    return f'{text} (unfinished: the preset has {whole.main_epochs} + {whole.joint_epochs})' if whole else text
+    if short is None:
+        return text
+    _, whole = short
+    return f'{text} (unfinished: the preset has {whole.main_epochs} + {whole.joint_epochs})'
 
 
 def _disagreements(name: str, seeds: Sequence[Any]) -> Iterator[pages.Text]:
@@ -497,15 +474,16 @@ def _published(network: str, device: str) -> dict[str, str]:
     return next(row for row in claims.published('table1.csv') if row['device'] == device and row['network'] == network)
 
 
-def published_rows(network: str) -> list[list[str]]:
-    """Table I's rows (CPU) of a network and its B-net. The paper's times are on the released clock.
+def published_rows(network: str, device: str) -> list[list[str]]:
+    """Table I's rows of a network and its B-net. The paper's times are on the released clock.
 
     Args:
         network: its name in the paper, without B-.
+        device: 'CPU' or 'GPU'.
     """
     return [
         [
-            f'{one}, published',
+            f'{one}, published ({device})',
             row['accuracy_percent'],
             '',
             row['thresholds'],
@@ -518,7 +496,7 @@ def published_rows(network: str) -> list[list[str]]:
             '',
         ]
         for one in (network, f'B-{network}')
-        for row in [_published(one, 'CPU')]
+        for row in [_published(one, device)]
     ]
 
 
@@ -637,8 +615,7 @@ def _claims(verdicts: Sequence[Verdict]) -> list[pages.Block]:
     """The checked claims, failures first, then the others under each reason."""
     checked = [v for status in (FAIL, PASS) for v in verdicts if v.status == status]
     page: list[pages.Block] = [pages.Heading(2, 'Claims'), pages.Text(f'{counts(verdicts)}.')]
-    failed = [v for v in checked if v.status == FAIL and v.claim.cause]
-    causes = list(dict.fromkeys(v.claim.cause for v in failed))
+    causes = list(dict.fromkeys(v.cause for v in checked if v.cause))
     if causes:
         page.append(pages.Lines([f'**cause {k}**: {cause}' for k, cause in enumerate(causes, 1)]))
     if checked:
@@ -647,7 +624,7 @@ def _claims(verdicts: Sequence[Verdict]) -> list[pages.Block]:
                 ['', 'Claim', 'Source', 'Measured', 'Published or stated', 'Holds for', 'Why this tolerance', 'Id'],
                 [
                     [
-                        f'{FAIL}\ncause {causes.index(v.claim.cause) + 1}' if v in failed else v.status,
+                        f'{FAIL}\ncause {causes.index(v.cause) + 1}' if v.cause else v.status,
                         v.claim.text,
                         v.claim.source,
                         _found(v),
@@ -694,7 +671,7 @@ def _minutes(claim: Claim) -> str:
     """Expected minutes of a claim's command on 2 cores of a CPU; those of a GPU were not measured."""
     if 'measure' not in claim.entry:
         return ''
-    return 'not measured' if claim.device == 'gpu' or claim.minutes() is None else f'{claim.minutes():g}'
+    return 'not measured' if claim.device == 'gpu' else f'{claim.minutes():g}'
 
 
 def _environment(results: Results) -> list[pages.Block]:

@@ -18,8 +18,8 @@ from branchynet.files import write_atomically
 def reproduce(names: list[str], seeds: range, setup: runs.Setup, all_of_them: bool = False) -> int:
     """Runs the experiments whose data is present, and prints and writes their measurements.
 
-    Results of other experiments in the folder stay. Results of another preset are not replaced, except those of
-    smoke, which claims nothing.
+    A run replaces the folder's run of its part and seed when it is done; all others stay. Results of another preset are
+    not replaced, except those of smoke, which claims nothing.
 
     Args:
         names: of the experiments.
@@ -33,7 +33,8 @@ def reproduce(names: list[str], seeds: range, setup: runs.Setup, all_of_them: bo
 
     Raises:
         OSError: another process writes to the folder, or files in it are damaged.
-        ValueError: the folder holds results or checkpoints of another preset, variant or origin.
+        ValueError: the folder holds results or checkpoints of another preset, variant or origin; or an unfinished
+            training, and setup.resume is not set.
     """
     ready, skipped = _ready(names, setup.preset)
     for line in skipped:
@@ -49,9 +50,13 @@ def _reproduce(
     ready: list[tuple[Any, runs.Data]], skipped: list[str], seeds: range, setup: runs.Setup, all_of_them: bool
 ) -> int:
     """Runs experiments in a folder that is locked; returns the exit status."""
-    results = _kept(setup, [] if setup.resume else [experiment.name for experiment, _ in ready])
-    for experiment, _ in ready:
-        runs.check_origin(results_file.path_of(setup.out), results.experiments.get(experiment.name, []), setup)
+    results = _earlier(setup)
+    todo = [which for experiment, _ in ready for which in _todo(experiment, seeds, setup, results)]
+    for name in {experiment.name for experiment, _ in ready} & results.experiments.keys():
+        stay = [run for run in results.experiments[name] if (name, run.part, run.seed) not in todo]
+        runs.check_origin(results_file.path_of(setup.out), stay, setup)
+    if not results.experiments:
+        _remove_replaced(setup.out)
     minutes = sum(experiment.minutes(experiment.presets[setup.preset], data, setup) for experiment, data in ready)
     less = ', less the time of what is done' if setup.resume else ''
     print(
@@ -61,10 +66,11 @@ def _reproduce(
     )
     failed = {}
     if setup.jobs > 1:
-        failed = jobs.train(_jobs(ready, seeds, results), setup)
+        failed = jobs.train(_jobs(ready, todo), setup)
         setup = setup._replace(resume=True)  # from where the jobs have ended
     for experiment, data in ready:
-        skipped += _run(experiment, seeds, data, setup, results, failed)
+        mine = [which for which in todo if which[0] == experiment.name and runs.stem(*which) not in failed]
+        skipped += _run(experiment, mine, data, setup, results)
     failures = [f'{stem} failed: {reason}' for stem, reason in failed.items()]
     if not results.experiments:
         print(*skipped, *failures, sep='\n', file=sys.stderr)
@@ -121,63 +127,73 @@ def _data_or_error(get_data: Any) -> Any:
         return e
 
 
-def _kept(setup: runs.Setup, again: list[str]) -> Results:
-    """The folder's results without those of experiments that run again; empty ones if the folder has none."""
+def _earlier(setup: runs.Setup) -> Results:
+    """The folder's results; empty ones if it has none, or has those of another preset that give way."""
     path = results_file.path_of(setup.out)
+    new = Results(preset=setup.preset, variant=setup.variant)
     if not os.path.exists(path):
-        return Results(preset=setup.preset, variant=setup.variant)
+        return new
     earlier = results_file.read(setup.out)
     for key in 'preset', 'variant':
         if getattr(earlier, key) != getattr(setup, key):
-            if earlier.preset == 'smoke' and again:
-                return Results(preset=setup.preset, variant=setup.variant)
+            if earlier.preset == 'smoke' and not setup.resume:
+                return new
             raise ValueError(
                 f'{path} is of {key} {getattr(earlier, key)}: expected {getattr(setup, key)}; name '
                 'another folder with --out'
             )
-    for name in again:
-        earlier.experiments.pop(name, None)
     return earlier
 
 
-def _jobs(ready: list[tuple[Any, runs.Data]], seeds: range, results: Results) -> list[jobs.Job]:
-    """The trainings that are missing."""
-    return [
-        jobs.Job(experiment, part, seed)
-        for experiment, _ in ready
-        if hasattr(experiment, 'train')
-        for part, seed in _missing(experiment, seeds, results)
-    ]
+def _remove_replaced(out: str) -> None:
+    """Removes what the manifest of results that give way lists, but for files that have changed since."""
+    manifest = os.path.join(out, 'manifest.json')
+    if os.path.exists(results_file.path_of(out)) and os.path.exists(manifest):
+        for name, sha256 in verify.read(manifest).sha256.items():
+            path = os.path.join(out, name)
+            if os.path.exists(path) and files.digest(path) == sha256:
+                os.remove(path)
+        os.remove(manifest)
 
 
-def _missing(experiment: Any, seeds: range, results: Results) -> list[tuple[str, int]]:
-    """Part and seed of the runs that the results lack."""
-    done = {(run.part, run.seed) for run in results.experiments.get(experiment.name, [])}
-    return [(part, seed) for seed, part in itertools.product(seeds, experiment.parts) if (part, seed) not in done]
+def _todo(experiment: Any, seeds: range, setup: runs.Setup, results: Results) -> list[runs.RunId]:
+    """The runs of an experiment to begin or to go on with.
+
+    Raises:
+        ValueError: the folder holds an unfinished training of one of them, and setup.resume is not set.
+    """
+    wanted = [(experiment.name, part, seed) for seed, part in itertools.product(seeds, experiment.parts)]
+    if not setup.resume:
+        for which in wanted:
+            runs.check_not_begun(setup.out, *which)
+        return wanted
+    done = {(experiment.name, run.part, run.seed) for run in results.experiments.get(experiment.name, [])}
+    # A run that is trained again has a checkpoint, and its earlier results until it is done.
+    return [which for which in wanted if which not in done or checkpoint.has(runs.checkpoint_path(setup.out, *which))]
 
 
-def _run(
-    experiment: Any, seeds: range, data: runs.Data, setup: runs.Setup, results: Results, failed: dict[str, str]
-) -> list[str]:
-    """Runs the missing seeds, but for those that have failed, and adds them to the results, also on disk.
+def _jobs(ready: list[tuple[Any, runs.Data]], todo: list[runs.RunId]) -> list[jobs.Job]:
+    """The trainings of runs; an experiment that trains nothing has none."""
+    experiments = {experiment.name: experiment for experiment, _ in ready if hasattr(experiment, 'train')}
+    return [jobs.Job(experiments[name], part, seed) for name, part, seed in todo if name in experiments]
+
+
+def _run(experiment: Any, todo: list[runs.RunId], data: runs.Data, setup: runs.Setup, results: Results) -> list[str]:
+    """Runs parts and seeds of an experiment and puts them into the results, also on disk.
 
     Returns:
         A line with the reason if the experiment cannot run; else nothing.
     """
-    missing = _missing(experiment, seeds, results)
-    for seed, part in itertools.product(seeds, experiment.parts):
-        which = experiment.name, part, seed
-        if runs.stem(*which) in failed:
-            continue
-        if (part, seed) in missing:
-            print(f'{runs.stem(*which)} {"is measured " if setup.jobs > 1 else ""}...', flush=True)
-            try:
-                run = experiment.run(part, seed, data, setup)
-            except runs.CannotRun as e:
-                return [f'{experiment.name} is skipped: {e}']
-            done = results.experiments.get(experiment.name, [])
-            results.experiments[experiment.name] = in_order(experiment, [*done, run])
-            results_file.write(setup.out, results)
+    for which in todo:
+        name, part, seed = which
+        print(f'{runs.stem(*which)} {"is measured " if setup.jobs > 1 else ""}...', flush=True)
+        try:
+            run = experiment.run(part, seed, data, setup)
+        except runs.CannotRun as e:
+            return [f'{name} is skipped: {e}']
+        others = [one for one in results.experiments.get(name, []) if (one.part, one.seed) != (part, seed)]
+        results.experiments[name] = in_order(experiment, [*others, run])
+        results_file.write(setup.out, results)
         checkpoint.remove(runs.checkpoint_path(setup.out, *which))
     return []
 
@@ -253,11 +269,13 @@ def kept_weights(name: str, run: Any, out: str) -> dict[str, str]:
         out: the results folder.
 
     Returns:
-        The paths by the files' names.
+        The paths by the files' names; none while the run is trained again, whose files take their places.
 
     Raises:
         OSError: a file is not the file that the run wrote.
     """
+    if checkpoint.has(runs.checkpoint_path(out, name, run.part, run.seed)):
+        return {}
     kept = {path: sha256 for path, sha256 in weights_of(name, run, out).items() if os.path.exists(path)}
     for path, sha256 in kept.items():
         if files.digest(path) != sha256:

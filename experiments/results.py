@@ -11,7 +11,10 @@ The annotations say `Optional[...]`, not `... | None`: cattrs evaluates them, an
 
 from __future__ import annotations
 
+import math
 import os
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Optional
 
 from branchynet import schema
@@ -39,6 +42,21 @@ def _percentage(_: object, attribute: attrs.Attribute, value: float) -> None:
 def _not_empty(_: object, attribute: attrs.Attribute, value: Any) -> None:
     if not value:
         raise ValueError(f'has no {attribute.name}: expected at least one')
+
+
+def _shares(_: object, attribute: attrs.Attribute, value: list[float]) -> None:
+    if not abs(sum(value) - 100) < 1e-6:
+        raise ValueError(f'has {attribute.name} {value}: expected shares with the sum 100')
+
+
+def _rising(_: object, attribute: attrs.Attribute, value: list[float]) -> None:
+    if any(one > other for one, other in zip(value, value[1:])):
+        raise ValueError(f'has a falling {attribute.name}: expected shares that rise or stay')
+
+
+def _finite(_: object, attribute: attrs.Attribute, value: list[float]) -> None:
+    if not all(map(math.isfinite, value)):
+        raise ValueError(f'has {attribute.name} with NaN or infinity: expected numbers')
 
 
 _PERCENTAGES = [_not_empty, deep_iterable(_percentage)]
@@ -232,7 +250,7 @@ class Setting:
 
     thresholds: list[float]
     accuracy_percent: float = field(validator=_percentage)
-    exit_percent: list[float] = field(validator=_PERCENTAGES)
+    exit_percent: list[float] = field(validator=[*_PERCENTAGES, _shares])
     gain_released: float = field(validator=_positive)
     gain_whole: float = field(validator=_positive)
     gain_allowed: float = field(validator=_positive)
@@ -337,14 +355,19 @@ class Exit1Curve:
     """Figure 4: accuracy and the highest entropy that leaves at exit 1, against the share that leaves there.
 
     Attributes:
-        exit1_percent: (points,), images that leave at exit 1.
+        exit1_percent: (points,), images that leave at exit 1; they never fall.
         accuracy_percent: (points,).
         max_entropy_nat: (points,).
     """
 
-    exit1_percent: list[float] = field(validator=_PERCENTAGES)
+    exit1_percent: list[float] = field(validator=[*_PERCENTAGES, _rising])
     accuracy_percent: list[float] = field(validator=_PERCENTAGES)
-    max_entropy_nat: list[float] = field(validator=_not_empty)
+    max_entropy_nat: list[float] = field(validator=_finite)
+
+    def __attrs_post_init__(self) -> None:
+        lengths = [len(self.exit1_percent), len(self.accuracy_percent), len(self.max_entropy_nat)]
+        if len(set(lengths)) > 1:
+            raise ValueError(f'has lists of {", ".join(map(str, lengths))} points: expected the same number')
 
 
 @define(kw_only=True)
@@ -431,9 +454,9 @@ class CachePoint:
 
     thresholds: list[float]
     runtime_ms: float = field(validator=_positive)
-    references: int
-    misses: int
-    cache_miss_percent: float
+    references: int = field(validator=_positive)
+    misses: int = field(validator=ge(0))
+    cache_miss_percent: float = field(validator=_percentage)
 
 
 @define(kw_only=True)
@@ -568,7 +591,13 @@ def _runs_from_json(name: str, runs: Any) -> list[Any]:
         raise ValueError(f'experiments has {name}, which is no experiment: expected some of {", ".join(NAMES)}')
     if not isinstance(runs, list) or not runs:
         raise ValueError(f'experiments.{name} is empty: expected at least one seed')
-    return [schema.structure(run, run_class(name), f'experiments.{name}[{i}]') for i, run in enumerate(runs)]
+    found: list[Any] = [
+        schema.structure(run, run_class(name), f'experiments.{name}[{i}]') for i, run in enumerate(runs)
+    ]
+    ((part, seed), count), *_ = Counter((run.part, run.seed) for run in found).most_common(1)
+    if count > 1:
+        raise ValueError(f'experiments.{name} has {count} runs of part {part!r} and seed {seed}: expected one')
+    return found
 
 
 def to_json(results: Results) -> dict[str, Any]:
@@ -584,3 +613,33 @@ def write(folder: str, results: Results) -> None:
         results: its new content.
     """
     schema.write(path_of(folder), to_json(results))
+
+
+def check_replaces(folder: str, trainings: Mapping[tuple[str, str, int], Training | None]) -> None:
+    """Checks that no run is lost where new results replace those of a folder.
+
+    Args:
+        folder: which may hold results.
+        trainings: of the new results, by experiment, part and seed; None for a run that trained nothing.
+
+    Raises:
+        OSError: as of `read`.
+        ValueError: the folder has a run that the new results lack or that is of another training.
+    """
+    old = read(folder).experiments if os.path.exists(path_of(folder)) else {}
+    for name, runs in old.items():
+        for run in runs:
+            which = name, run.part, run.seed
+            if which not in trainings or not _goes_on(getattr(run, 'training', None), trainings[which]):
+                raise ValueError(
+                    f'{folder} holds the results of another training ({name}, seed {run.seed}): name another folder '
+                    'with --out'
+                )
+
+
+def _goes_on(old: Training | None, new: Training | None) -> bool:
+    """Whether a training is an earlier one, or that one some epochs later."""
+    if old is None or new is None:
+        return old is new
+    before, after = ([*one.main.weights_sha256, *one.joint.weights_sha256] for one in (old, new))
+    return after[: len(before)] == before

@@ -147,6 +147,41 @@ def main_weights_path(out: str, *run: Any) -> str:
     return os.path.join(out, f'weights_{stem(*run)}_main.npz')
 
 
+def check_not_begun(out: str, *run: Any) -> None:
+    """Checks that a training from the start destroys no checkpoint; ``run`` is (name, part, seed).
+
+    Raises:
+        ValueError: the folder ``out`` holds a checkpoint of this run.
+    """
+    path = checkpoint_path(out, *run)
+    if checkpoint.has(path):
+        raise ValueError(
+            f'{out} holds an unfinished training of {stem(*run)}: --resume goes on with it; {checkpoint.anew(path)}'
+        )
+
+
+def data_of(experiment: Any, training: results.Training, test_samples: int | None) -> Data:
+    """The data of a training, cut as it was then.
+
+    Args:
+        experiment: that trained.
+        training: its record.
+        test_samples: number of test images; None: all.
+
+    Raises:
+        OSError: the data is missing or damaged.
+        ValueError: the data here is not that of the training.
+    """
+    data = cut(experiment.get_data(), Preset(0, 0, 1, training.train_samples, test_samples))
+    found = provenance.sha256_of_arrays(data)
+    if found != training.data_sha256:
+        raise ValueError(
+            f'{experiment.name} was trained on data of SHA-256 {training.data_sha256}, and the data here has {found}: '
+            'build the data by the same recipe'
+        )
+    return data
+
+
 def begin(
     run: RunId, get_network: Callable[[], BranchyNet], preset: Preset, data: Data, setup: Setup
 ) -> ResumableTraining:
@@ -170,7 +205,7 @@ def begin(
     """
     ranks, path = setup.ranks, checkpoint_path(setup.out, *run)
     record = ranks.together(lambda: new_record(preset, data, setup))
-    same = {**_settings(record), **_origin(record)}
+    same = {**_settings(record), **_origin(record.device, record.environment)}
     ranks.check_same({name: value for name, value in same.items() if name != 'device'})  # each has a GPU of its own
     net = ranks.together(lambda: _new_net(run, get_network, preset, data, setup))
     resume = setup.resume and ranks.from_first(lambda: checkpoint.has(path))
@@ -219,11 +254,13 @@ def check_same_training(path: str, wanted: results.Training, saved: Any) -> resu
         OSError: this version cannot read the content.
         ValueError: settings, data, code or libraries differ.
     """
-    _check_same(path, {**_settings(wanted), **_origin(wanted)}, {**_settings(saved), **_origin(saved)})
     try:
-        return schema.structure(saved, results.Training)
+        found = schema.structure(saved, results.Training)
     except ValueError as e:
-        raise OSError(f'{path} is not a checkpoint of this version ({e}): leave out --resume to start again') from e
+        raise OSError(f'{path} holds no training of this version ({e}); {checkpoint.anew(path)}') from e
+    one, other = ({**_settings(record), **_origin(record.device, record.environment)} for record in (wanted, found))
+    _check_same(path, one, other, checkpoint.anew(path))
+    return found
 
 
 def _new_net(run: RunId, get_network: Callable[[], BranchyNet], preset: Preset, data: Data, setup: Setup) -> BranchyNet:
@@ -258,9 +295,13 @@ def check_origin(path: str, runs: list[Any], setup: Setup) -> None:
     Raises:
         ValueError: device, commit, code, profile or libraries differ.
     """
-    here = {'device': str(setup.device), 'environment': schema.unstructure(environment(setup.out))}
+    here = _origin(str(setup.device), environment(setup.out))
     for run in runs:
-        _check_same(path, _origin(here), _origin(getattr(run, 'training', run.measurement)))
+        made = getattr(run, 'training', run.measurement)
+        found = _origin(made.device, made.environment)
+        if made is run.measurement:  # figure6 trains nothing, and counts on the CPU whatever the device of the others
+            found['device'] = here['device']
+        _check_same(path, here, found, 'name another folder with --out')
 
 
 def environment(out: str) -> results.Environment:
@@ -288,30 +329,22 @@ def _code_sha256() -> str:
     return hashlib.sha256(''.join(listing).encode()).hexdigest()
 
 
-def _settings(record: Any) -> dict[str, Any]:
-    record = record if isinstance(record, dict) else schema.unstructure(record)
+def _settings(record: results.Training) -> dict[str, Any]:
     names = ('variant', 'main_epochs', 'joint_epochs', 'batchsize', 'train_samples', 'data_sha256')
-    together = ('communicator', 'batch_normalization')
-    return {'ranks': record.get('ranks', 1), **{name: record.get(name) for name in names + together}}
+    together = ('ranks', 'communicator', 'batch_normalization')
+    return {name: getattr(record, name) for name in names + together}
 
 
-def _origin(record: Any) -> dict[str, Any]:
+def _origin(device: str, environment: results.Environment) -> dict[str, Any]:
     """The facts that must agree for the same bits."""
-    record = record if isinstance(record, dict) else schema.unstructure(record)
-    found = record.get('environment', {})
-    return {
-        'device': record.get('device'),
-        **{key: found.get(key) for key in ('commit', 'code_sha256', 'profile', 'numpy', 'onednn')},
-    }
+    names = ('commit', 'code_sha256', 'profile', 'numpy', 'onednn')
+    return {'device': device, **{name: getattr(environment, name) for name in names}}
 
 
-def _check_same(path: str, wanted: dict[str, Any], saved: dict[str, Any]) -> None:
+def _check_same(path: str, wanted: dict[str, Any], saved: dict[str, Any], remedy: str) -> None:
     for key, value in wanted.items():
-        if saved.get(key) != value:
-            raise ValueError(
-                f'{path} has {key} {saved.get(key)}: expected {value}; name another folder with --out, '
-                'or leave out --resume to start again'
-            )
+        if saved[key] != value:
+            raise ValueError(f'{path} has {key} {saved[key]}: expected {value}; {remedy}')
 
 
 class ResumableTraining:

@@ -43,7 +43,8 @@ def train(
 
     Raises:
         OSError: data are missing, the folder cannot be written or is in use, or the checkpoint is damaged.
-        ValueError: the net does not take the data, or as of runs.begin.
+        ValueError: the net does not take the data; the folder holds an unfinished training, and setup.resume is not
+            set; or as of runs.begin.
     """
     experiment = experiment._replace(presets={PRESET: preset})
     ranks, path = setup.ranks, path_of(setup.out, experiment.name, seed)
@@ -54,16 +55,16 @@ def train(
         if setup.resume and ranks.from_first(lambda: os.path.exists(path)):
             wanted = ranks.together(lambda: runs.new_record(preset, data, setup))
             return ranks.from_first(lambda: runs.check_same_training(path, wanted, schema.read_json(path, EXPECTED)))
-        ranks.from_first(lambda: _begin_anew(path, None if setup.resume else saved))
+        if not setup.resume:
+            ranks.from_first(lambda: runs.check_not_begun(setup.out, experiment.name, '', seed))
+        ranks.from_first(lambda: _begin_anew(path))
         record = experiment.train('', seed, data, setup)
         ranks.from_first(lambda: schema.write(path, record))
         ranks.from_first(lambda: checkpoint.remove(saved))
     return record
 
 
-def _begin_anew(path: str, saved: str | None) -> None:
-    """Removes what an earlier training left: its record, so that no later one is taken for done; its checkpoint."""
+def _begin_anew(path: str) -> None:
+    """Removes the record of an earlier training, so that no later one is taken for done."""
     with contextlib.suppress(FileNotFoundError):
         os.remove(path)
-    if saved is not None:
-        checkpoint.remove(saved)

@@ -13,23 +13,26 @@ import shutil
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from branchynet import checkpoint, files, provenance, schema
+from branchynet import checkpoint, files, schema
 from branchynet.experiments import NETWORKS, report, reproduce, results, runs
 
 import attrs
 
 
 class _Begun(NamedTuple):
-    """A network's training that has begun: its experiment, seed and checkpoint after the last epoch."""
+    """A network's training that has begun, with the record and the net of its last epoch."""
 
     experiment: Any
     seed: int
     path: str
+    preset: str
+    record: results.Training
+    net: Any
 
 
 def has(folder: str) -> bool:
     """Whether a folder holds a training of a network that has not ended and has whole epochs."""
-    return any(_begun(folder))
+    return any(_found(folder))
 
 
 def measure(folder: str, out: str, device: Any) -> int:
@@ -45,63 +48,73 @@ def measure(folder: str, out: str, device: Any) -> int:
 
     Raises:
         OSError: a checkpoint, the baseline's weights or data are missing or damaged.
-        ValueError: no joint epoch has ended; the trainings are of different presets, or on other data.
+        ValueError: no joint epoch of any training has ended; the trainings are of different presets, or on other data;
+            or ``out`` holds the results of other trainings.
     """
     with files.lock(out):
-        found: results.Results | None = None
-        for begun in _begun(folder):
-            preset, record, net = _restored(begun)
-            setup = runs.Setup(preset, record.variant, device, out, False)
-            if found is None:
-                found = results.Results(preset=preset, variant=record.variant)
-            if (found.preset, found.variant) != (preset, record.variant):
-                raise ValueError(f'{begun.path} is of preset {preset}, variant {record.variant}: expected those of one')
-            data = runs.cut(begun.experiment.get_data(), begun.experiment.presets[preset])
-            if provenance.sha256_of_arrays(data) != record.data_sha256:
-                raise ValueError(f'{begun.path} was trained on other data: build the data by the same recipe')
-            record = _with_weights(begun, record, net, folder, out)
-            print(f'{runs.stem(begun.experiment.name, "", begun.seed)} ...', flush=True)
-            measurement = begun.experiment.measure('', begun.seed, record, data, setup)
-            run = results.NetworkRun(seed=begun.seed, training=record, measurement=measurement)
-            found.experiments.setdefault(begun.experiment.name, []).append(run)
-        assert found is not None
+        begun = [_restored(*one) for one in _found(folder)]
+        ready = [one for one in begun if one.record.joint.loss]
+        if not ready:
+            raise ValueError(f'{folder}: no joint epoch has ended yet; measure it when one has')
+        found = results.Results(preset=ready[0].preset, variant=ready[0].record.variant)
+        results.check_replaces(out, {(one.experiment.name, '', one.seed): one.record for one in ready})
+        for one in ready[1:]:
+            if (found.preset, found.variant) != (one.preset, one.record.variant):
+                raise ValueError(
+                    f'{one.path} is of preset {one.preset}, variant {one.record.variant}: expected '
+                    f'{found.preset}, {found.variant}, as of {ready[0].path}'
+                )
+        for one in ready:
+            run = _measured(one, folder, out, device)
+            found.experiments.setdefault(one.experiment.name, []).append(run)
         results.write(out, found)
         reproduce.write(found, out)
-    print(f'{report.tables(found)}\n{folder}: unfinished; written to {out}')
+    early = [f'{one.path}: no joint epoch has ended yet' for one in begun if not one.record.joint.loss]
+    print(f'{report.tables(found)}\n{folder}: unfinished; written to {out}', *early, sep='\n')
     return 0
 
 
-def _begun(folder: str) -> Iterator[_Begun]:
+def _measured(begun: _Begun, folder: str, out: str, device: Any) -> results.NetworkRun:
+    """The run of a training so far, whose weights are written to the results folder."""
+    experiment, record = begun.experiment, begun.record
+    data = runs.data_of(experiment, record, experiment.presets[begun.preset].test_samples)
+    record = _with_weights(begun, folder, out)
+    print(f'{runs.stem(experiment.name, "", begun.seed)} ...', flush=True)
+    setup = runs.Setup(begun.preset, record.variant, device, out, False)
+    measurement = experiment.measure('', begun.seed, record, data, setup)
+    return results.NetworkRun(seed=begun.seed, training=record, measurement=measurement)
+
+
+def _found(folder: str) -> Iterator[tuple[Any, int, str]]:
+    """Yields experiment, seed and path of every checkpoint of a whole epoch."""
     for name in NETWORKS:
         prefix = f'checkpoint_{name}_seed'
         for file in sorted(os.listdir(folder) if os.path.isdir(folder) else []):
             if file.startswith(prefix) and file.endswith('.npz' + checkpoint.EPOCH):
                 seed = file[len(prefix) : -len('.npz' + checkpoint.EPOCH)]
-                yield _Begun(report.load(name), int(seed), os.path.join(folder, file))
+                yield report.load(name), int(seed), os.path.join(folder, file)
 
 
-def _restored(begun: _Begun) -> tuple[str, results.Training, Any]:
-    """The preset, the record as of a training of so many epochs, and the net with its weights."""
-    state = checkpoint.read(begun.path)
+def _restored(experiment: Any, seed: int, path: str) -> _Begun:
+    """A training with its record as of a training of so many epochs, and the net with its weights."""
+    state = checkpoint.read(path)
     try:
         record = schema.structure(state.meta['notes'], results.Training)
     except ValueError as e:
-        raise OSError(f'{begun.path} is not a checkpoint of this version ({e}): train again') from e
-    if not record.joint.loss:
-        raise ValueError(f'{begun.path}: no joint epoch has ended yet; measure it when one has')
+        raise OSError(f'{path} is not a checkpoint of this version ({e}): train again') from e
     wanted = record.main_epochs, record.joint_epochs, record.batchsize
-    presets = [name for name, preset in begun.experiment.presets.items() if tuple(preset)[:3] == wanted]
+    presets = [name for name, preset in experiment.presets.items() if tuple(preset)[:3] == wanted]
     if not presets:
-        raise ValueError(f'{begun.path} is of no preset of {begun.experiment.name}')
-    net = begun.experiment.get_network(variant=record.variant)
-    checkpoint.restore(begun.path, state, net)
-    return presets[0], attrs.evolve(record, joint_epochs=len(record.joint.loss)), net
+        raise ValueError(f'{path} is of no preset of {experiment.name}')
+    net = experiment.get_network(variant=record.variant)
+    checkpoint.restore(path, state, net)
+    return _Begun(experiment, seed, path, presets[0], attrs.evolve(record, joint_epochs=len(record.joint.loss)), net)
 
 
-def _with_weights(begun: _Begun, record: results.Training, net: Any, folder: str, out: str) -> results.Training:
+def _with_weights(begun: _Begun, folder: str, out: str) -> results.Training:
     """The record with the hashes of both weights, which are written to the results folder."""
-    which = begun.experiment.name, '', begun.seed
+    which, record = (begun.experiment.name, '', begun.seed), begun.record
     main = runs.main_weights_path(folder, *which)
     runs.load_weights(begun.experiment.get_network(variant=record.variant).main, main, record.main_weights_sha256)
     shutil.copyfile(main, runs.main_weights_path(out, *which))
-    return attrs.evolve(record, weights_sha256=runs.save_weights(net, runs.weights_path(out, *which)))
+    return attrs.evolve(record, weights_sha256=runs.save_weights(begun.net, runs.weights_path(out, *which)))

@@ -109,7 +109,7 @@ def load(path: str, network: str, variant: str) -> Weights:
         The Weights.
 
     Raises:
-        OSError: The file is missing or damaged, or has the weights of another network.
+        OSError: The file is missing or damaged, or has the weights of another network; or a file beside it is damaged.
     """
     experiment = report.load(network)
     net = experiment.get_network(variant=variant)
@@ -125,11 +125,15 @@ def load(path: str, network: str, variant: str) -> Weights:
 def _trained(path: str, network: str) -> Trained | None:
     """What results.json or calibration.json beside a weights file says of its training."""
     folder, sha256 = os.path.dirname(path), files.digest(path)
-    if os.path.exists(os.path.join(folder, CALIBRATION)):
-        content = schema.read_json(os.path.join(folder, CALIBRATION), 'calibrations')
-        for run in content['runs']:
-            if run['training']['weights_sha256'] == sha256:
-                return Trained(run['training']['train_samples'], schema.structure(run['held_out'], HeldOut))
+    calibrations = os.path.join(folder, CALIBRATION)
+    if os.path.exists(calibrations):
+        content = schema.read_json(calibrations, 'calibrations')
+        try:
+            for run in content['runs']:
+                if run['training']['weights_sha256'] == sha256:
+                    return Trained(run['training']['train_samples'], schema.structure(run['held_out'], HeldOut))
+        except (KeyError, TypeError, ValueError) as e:
+            raise OSError(f'{calibrations} is damaged ({type(e).__name__}: {e}): expected calibrations') from e
     if os.path.exists(results.path_of(folder)):
         for run in results.read(folder).experiments.get(network, []):
             if run.training.weights_sha256 == sha256:

@@ -682,14 +682,14 @@ def test_the_command_names_the_extra(form, monkeypatch, capsys):
     assert 'pip install branchynet[onnx]' in capsys.readouterr().err
 
 
-def test_a_net_with_a_frozen_trunk_is_exported(tmp_path: Any) -> None:
+def test_a_net_with_a_frozen_trunk_is_exported(tmp_path):
     class Network(chainer.Chain):
-        def __init__(self) -> None:
+        def __init__(self):
             super().__init__()
             with self.init_scope():
                 self.first, self.last = L.Linear(4, 8), L.Linear(8, 3)
 
-        def forward(self, x: Any) -> Any:
+        def forward(self, x):
             return self.last(F.relu(self.first(x)))
 
     x, _ = small_data()
@@ -700,12 +700,7 @@ def test_a_net_with_a_frozen_trunk_is_exported(tmp_path: Any) -> None:
     assert_same(OnnxBranchyNet(tmp_path / 'net.onnx').classify(x), expected)
 
 
-def assert_same(found: Any, expected: Any) -> None:
-    np.testing.assert_array_equal(found.exit, expected.exit)
-    np.testing.assert_allclose(found.prob, expected.prob, atol=1e-5)
-
-
-def test_rows_of_weights_that_are_alike_are_no_batch(tmp_path: Any) -> None:
+def test_rows_of_weights_that_are_alike_are_no_batch(tmp_path):
     layer = L.Linear(4, export._TRACED, initialW=0)  # as many rows as samples are recorded
     net = branchynet.BranchyNet([Branch([layer]), Branch([L.Linear(4, export._TRACED)])])
     x, _ = small_data()
@@ -721,13 +716,13 @@ def test_rows_of_weights_that_are_alike_are_no_batch(tmp_path: Any) -> None:
         ('author', 3, TypeError, 'the property author is 3: expected a str'),
     ],
 )
-def test_properties_that_cannot_be_written(tmp_path: Any, name: str, value: Any, error: Any, message: str) -> None:
+def test_properties_that_cannot_be_written(tmp_path, name, value, error, message):
     with pytest.raises(error, match=message):
         export.export(small_net(), str(tmp_path / 'net.onnx'), (4,), 0.5, properties={name: value})
     assert not os.listdir(tmp_path)
 
 
-def test_temperatures_that_do_not_fit_are_not_exported(tmp_path: Any) -> None:
+def test_temperatures_that_do_not_fit_are_not_exported(tmp_path):
     net = small_net()
     net.temperatures = [2.0]
     with pytest.raises(ValueError, match='^temperatures is'):

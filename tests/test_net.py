@@ -697,7 +697,9 @@ def test_files_without_thresholds_leave_the_nets_own(tmp_path):
 
 def test_a_step_moves_a_shared_link_once():
     shared, trunk = L.Linear(4, 3), L.Linear(4, 4)
-    net = branchynet.BranchyNet([trunk, branchynet.Branch([shared]), L.Linear(4, 4), branchynet.Branch([trunk, shared])])
+    net = branchynet.BranchyNet(
+        [trunk, branchynet.Branch([shared]), L.Linear(4, 4), branchynet.Branch([trunk, shared])]
+    )
     before, (x, t) = weights(net), small_data()
     for _ in range(2):  # by Chainer's graph, then without it
         net.train(x, t)

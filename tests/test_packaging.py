@@ -227,3 +227,39 @@ def test_help_installs_nothing_and_a_place_that_cannot_be_written_names_the_reme
     )
     assert done.returncode == 2
     assert done.stderr == ('docker/install.sh: /dev/null/venv cannot be made; name another folder in BRANCHYNET_VENV\n')
+
+
+PYTHON = """#!/usr/bin/env bash
+case "$*" in
+    -) echo 3.11.0 ;; # asked for its version
+    -c*) cat >/dev/null && echo hash ;;
+    "-m venv"*) mkdir -p "${!#}/bin" && cp "$0" "${!#}/bin/python" ;;
+    *"pip "*install*) $INSTALLS ;;
+esac
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    """In place of Python: what `docker/install.sh` calls, where the variable INSTALLS is what installs packages."""
+    python = tmp_path / 'python'
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    return {**os.environ, 'PYTHON': str(python), 'BRANCHYNET_VENV': str(tmp_path / 'venv')}
+
+
+@pytest.mark.parametrize('script', [ROOT / 'get_results.sh', INSTALL])
+def test_an_installation_that_fails_is_status_2_and_a_line(stand_in, script):
+    done = call([script], env={**stand_in, 'INSTALLS': 'false'})
+    assert done.returncode == 2
+    assert done.stderr.startswith('docker/install.sh: pip could not install into ') and done.stderr.count('\n') == 1
+
+
+def test_an_empty_stamp_is_none(stand_in, tmp_path):
+    stamp = tmp_path / 'venv' / 'branchynet-installed'
+    for _ in range(2):
+        done = call([INSTALL], env={**stand_in, 'INSTALLS': 'true'})
+        assert done.returncode == 0, done.stderr
+        assert stamp.read_text() == 'hash \n'
+        stamp.write_text('')
+        (tmp_path / 'venv' / 'pyvenv.cfg').touch()

@@ -71,6 +71,14 @@ def test_the_first_difference_is_named_with_what_may_be_its_cause(pair, capsys):
     assert run('--tolerance', '.01') == 1
 
 
+def test_other_code_may_be_the_cause(pair, capsys):
+    a, b, run = pair
+    b['steps'][1].update(sha256='x')
+    a['environment']['code_sha256'], b['environment']['code_sha256'] = 'abc', 'def'
+    assert run() == 1
+    assert '    code_sha256: abc / def\n' in capsys.readouterr().out
+
+
 def test_other_bits_are_different_where_numbers_are_the_same(pair, capsys):
     _, b, run = pair
     b['steps'][1].update(sha256='x')  # a loss is that before the update

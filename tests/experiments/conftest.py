@@ -70,23 +70,23 @@ def swept(threshold: float, accuracy: float, share: float, ms: float) -> SweptSe
 
 @pytest.fixture
 def example() -> Results:
-    """One seed of LeNet, preset quick, whose every number differs from the published."""
+    """One seed of LeNet, preset quick but with all epochs of paper, whose every number differs from the published."""
     environment = runs.environment('.')
     environment.cpu, environment.cores = 'a processor', 2
     training = Training(
         variant='code',
         device='@numpy',
-        main_epochs=2,
-        joint_epochs=3,
+        main_epochs=50,
+        joint_epochs=100,
         batchsize=64,
         train_samples=256,
         data_sha256='abcdef0123456789',
         environment=environment,
-        main=MainTraining(loss=[0.5, 0.4], accuracy=[0.8, 0.9], weights_sha256=['a', 'b'], seconds=60.0),
+        main=MainTraining(loss=[0.5, 0.4] * 25, accuracy=[0.8, 0.9] * 25, weights_sha256=['a', 'b'] * 25, seconds=60.0),
         joint=JointTraining(
-            loss=[[0.5, 0.4], [0.4, 0.3], [0.3, 0.25]],
-            accuracy=[[0.8, 0.9]] * 3,
-            weights_sha256=['c', 'd', 'e'],
+            loss=[[0.5, 0.4]] + [[0.4, 0.3]] * 99,
+            accuracy=[[0.8, 0.9]] * 100,
+            weights_sha256=['c', 'd'] * 50,
             seconds=120.0,
         ),
         main_weights_sha256='1' * 64,

@@ -163,11 +163,24 @@ def test_without_counters_figure6_says_so(noise, tmp_path, monkeypatch, capsys):
     assert 'this machine has no cache counters that perf can read, and no valgrind' in capsys.readouterr().err
 
 
-def test_counts_are_read():
+def test_counts_are_read_by_the_events_names():
     perf = '120,,cache-misses:u,1,100.00,,\n30000,,L1-dcache-loads:u,1,100.00,,\n10000,,L1-dcache-stores:u,1,100.00,,\n'
     assert figure6._perf_counts(perf) == (40000, 120)
+    backwards = 'a warning, of perf\n' + '\n'.join(reversed(perf.splitlines()))
+    assert figure6._perf_counts(backwards) == (40000, 120)
+    for lost in perf.replace('120', '<not counted>'), perf.replace('10000,', '<not supported>,'), '':
+        with pytest.raises(
+            OSError, match='^perf counted .* of cache-misses:u, L1-dcache-loads:u, L1-dcache-stores:u: '
+        ):
+            figure6._perf_counts(lost)
     grind = '==1== D   refs:      751,412,577  (5 rd   + 2 wr)\n==1== LL misses:          743,467  (1 rd + 2 wr)\n'
     assert figure6._callgrind_counts(grind) == (751412577, 743467)
+
+
+@pytest.mark.parametrize('after', [(1000, 40), (1100, 39), (900, 41)])
+def test_counts_that_images_do_not_raise_are_refused(after):
+    with pytest.raises(OSError, match='run figure6 again on a quiet machine'):
+        figure6._point(None, [], np.zeros((8, 3, 32, 32)), np.zeros(8), (1000, 40), after)
 
 
 def test_without_cifar_lenet_runs_and_the_rest_is_named(tmp_path, monkeypatch, capsys):

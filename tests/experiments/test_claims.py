@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import branchynet  # noqa: F401
 from branchynet import cli
-from branchynet.experiments import claims, intervals, results
+from branchynet.experiments import baseline, claims, intervals, results
 from branchynet.experiments.claims import FAIL, NOT_RUN, PASS
 
 import hypothesis
@@ -89,6 +90,11 @@ def test_a_measure_that_breaks_is_no_claim_left_out(example, monkeypatch):
         ({'measure': None}, 'lacks measure'),
         ({'why': None}, 'lacks why'),
         ({'tolerance': None}, 'has neither tolerance nor relative'),
+        ({'cause': [{'experiment': 'lenet_mnist', 'text': 'it'}]}, 'has a cause with experiment, text: expected'),
+        (
+            {'cause': [{'experiment': 'lenet_mnist', 'explains': [0, 1], 'text': 'it', 'were': {}}]},
+            'has a cause with experiment, explains, text, were: expected',
+        ),
     ],
 )
 def test_a_mistake_in_claims_toml_is_an_error(monkeypatch, change, words):
@@ -107,13 +113,126 @@ def test_a_mistake_in_claims_toml_is_an_error(monkeypatch, change, words):
 def test_a_cause_is_shown_beside_the_failure_and_widens_nothing(example, monkeypatch, capsys):
     changed = copy.deepcopy(claims._file())
     entry = next(entry for entry in changed['claim'] if entry['id'] == 'quick/lenet_mnist')
-    entry.update(expected=99.9, cause='too few epochs: branchynet reproduce --preset paper shows it')
+    text = 'too few epochs: branchynet reproduce --preset paper shows it'
+    entry.update(expected=99.9, cause=[{'experiment': 'lenet_mnist', 'explains': [98, 99.9], 'text': text}])
     monkeypatch.setattr(claims, '_file', lambda: changed)
     verdict = verdict_of(example, 'quick/lenet_mnist')
     assert verdict.status == FAIL and verdict.claim.bounds()[0] == 99.9
     from branchynet.experiments import report
 
-    assert 'too few epochs: branchynet reproduce --preset paper shows it' in '\n'.join(report.lines([verdict]))
+    assert text in '\n'.join(report.lines([verdict]))
+    entry['cause'][0]['explains'] = [98, 98.1]
+    assert 'cause' not in '\n'.join(report.lines([verdict]))
+
+
+RESULTS = Path(__file__).parents[2] / 'results'
+
+
+@pytest.mark.parametrize(
+    'folder',
+    [
+        'alex_cifar10_paper',
+        'alex_cifar10_quick',
+        'lenet_mnist_paper',
+        'lenet_mnist_quick',
+        'resnet_cifar10_quick',
+        'resnet_cifar10_reduced',
+    ],
+)
+def test_every_failure_of_the_committed_results_has_a_known_cause(folder):
+    verdicts = claims.check(results.read(str(RESULTS / folder)))
+    assert any(v.status == PASS for v in verdicts)
+    assert not [v.claim.id for v in verdicts if v.status == FAIL and not v.cause]
+
+
+def test_the_numbers_in_causes_are_those_of_the_committed_results():
+    run = results.read(str(RESULTS / 'alex_cifar10_paper')).experiments['alex_cifar10'][0]
+    seed0 = results.Results(preset='paper', variant='code', experiments={'alex_cifar10': [run]})
+    failed = [v for v in claims.check(seed0) if v.status == FAIL]
+    accuracies = [v for v in failed if v.claim.id.startswith('notebook/') and v.claim.id.endswith('/accuracy')]
+    last = max(claims._setting(v.claim, run).exit_percent[-1] for v in accuracies)
+    one, two, _ = run.measurement.exit_accuracy_percent
+    assert f'at most {last:.1f} % ' in accuracies[0].cause and f'{one:.2f} and {two:.2f} %' in accuracies[0].cause
+    shares = next(v for v in failed if v.claim.id == 'table1/CPU/B-AlexNet/exit 1')
+    published = [65.6, 25.2, 9.2]
+    for near in sorted(run.measurement.sweep, key=lambda s: np.abs(np.subtract(s.exit_percent, published)).max())[:2]:
+        thresholds, left = ' '.join(map(str, near.thresholds)), ' '.join(f'{share:.1f}' for share in near.exit_percent)
+        assert f'T = {thresholds} ({left} %' in shares.cause and f'{near.accuracy_percent:.2f} %' in shares.cause
+    claim = next(claim for claim in claims.claims() if claim.id == 'table1/CPU/LeNet/accuracy before joint training')
+    curves = baseline.read(str(RESULTS / 'baseline_lenet_mnist')).curves
+    reached = [max(curve.accuracy_percent) >= claim.bounds()[0] for curve in curves]
+    assert (sum(reached), len(reached)) == (2, 3) and 'two of the three seeds' in claim.cause(98.9)
+
+
+@pytest.mark.parametrize(
+    'name, known, unknown',
+    [
+        ('table1/CPU/LeNet/accuracy before joint training', [98.9], [98.5, 10, math.nan]),
+        ('table1/CPU/AlexNet/accuracy before joint training', [76], [74, 10]),
+        ('table1/CPU/B-LeNet/gain/whole', [2.7], [1.4, 0.1]),
+        ('table1/CPU/B-LeNet/gain/released', [], [2.7]),
+        ('table1/GPU/B-LeNet/gain/whole', [], [2.7]),
+        ('table1/CPU/B-AlexNet/exit 1', [39], [30, 95]),
+        ('table1/CPU/B-AlexNet/exit 3', [22], [39, 95]),
+        ('notebook/B-AlexNet/0.01 5.0/accuracy', [77], [60]),
+        ('text/speed-up/CPU/B-AlexNet/whole', [1.3], [0.5]),
+        ('text/speed-up/GPU/B-AlexNet/whole', [], [1.3]),
+    ],
+)
+def test_a_cause_explains_only_the_figures_that_it_was_found_for(name, known, unknown):
+    (claim,) = (claim for claim in claims.claims() if claim.id == name)
+    assert all(claims.Verdict(claim, FAIL, [value], '').cause for value in known)
+    assert not any(claims.Verdict(claim, FAIL, [value], '').cause for value in unknown)
+    assert not any(claims.Verdict(claim, PASS, [value], '').cause for value in known)
+
+
+def test_a_training_that_has_not_ended_checks_no_claim_of_its_preset(example, monkeypatch):
+    example.preset = 'paper'
+    (run,) = example.experiments['lenet_mnist']
+    name = 'table1/CPU/LeNet/accuracy'
+    assert verdict_of(example, name).measured
+    more = copy.deepcopy(run)
+    more.seed, more.training.joint_epochs = 1, 4
+    example.experiments['lenet_mnist'].append(more)
+    verdict = verdict_of(example, name)
+    assert verdict.status == NOT_RUN
+    assert verdict.reason == 'needs all 50 + 100 epochs of preset paper (this run has 50 + 4)'
+    more.training.joint_epochs, more.training.main_epochs = 100, 49
+    assert verdict_of(example, name).status == NOT_RUN
+    more.training.main_epochs, more.training.joint_epochs = 12, 35  # enough for the claims of quick
+    assert verdict_of(example, 'quick/lenet_mnist').status != NOT_RUN
+
+
+def test_a_share_that_the_curve_lacks_is_a_failure(example):
+    claim = next(c for c in claims.claims() if c.id.startswith('figure4/accuracy') and float(c.row['x']) > 50)
+    (run,) = example.experiments['lenet_mnist']
+    run.measurement.exit1_curve = results.Exit1Curve(
+        exit1_percent=[0.0, 50.0], accuracy_percent=[99.0, 98.0], max_entropy_nat=[0.0, 1.0]
+    )
+    for measure in claims.accuracy_at_share, claims.entropy_at_share:
+        with pytest.raises(claims.NotFound, match=f'the curve has no share of {claim.row["x"]} %, only 0 to 50 %'):
+            measure(claim, [run])
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'cache_miss_percent': -1.0},
+        {'cache_miss_percent': math.nan},
+        {'cache_miss_percent': math.inf},
+        {'misses': -1},
+        {'references': 0},
+    ],
+)
+def test_no_cache_miss_rate_is_below_nothing(change):
+    point = {'thresholds': [], 'runtime_ms': 1.0, 'references': 10, 'misses': 0, 'cache_miss_percent': 0.0}
+    results.CachePoint(**point)
+    with pytest.raises(ValueError, match=next(iter(change))):
+        results.CachePoint(**{**point, **change})
+
+
+def test_the_minutes_of_every_claim_are_known():
+    assert all(claim.minutes() > 0 for claim in claims.claims() if 'measure' in claim.entry)
 
 
 def test_only_what_was_not_run_is_not_run(example):

@@ -13,6 +13,7 @@ import branchynet  # noqa: F401
 from branchynet import cli, determinism, files
 from branchynet.experiments import PRESETS, lenet_mnist, measure, results, runs
 
+import attrs
 import pytest
 
 TINY = runs.Preset(main_epochs=2, joint_epochs=2, batchsize=64, train_samples=256, test_samples=40)
@@ -210,6 +211,58 @@ def test_committed_results_without_weights_have_their_figures_made_again(folder,
     assert f'{WEIGHTS} was not kept' in printed
     assert "'./get_results.sh --only lenet_mnist --preset smoke' trains the weights again" in printed
     assert sorted(os.listdir(tmp_path / 'out' / 'lenet_mnist_smoke')) == sorted(os.listdir(committed))
+
+
+def test_results_of_other_trainings_are_not_overwritten(folder, tmp_path, capsys):
+    out = tmp_path / 'out'
+    shutil.copytree(folder, out)
+    rewrite(out, lambda run: run['training']['joint']['weights_sha256'].__setitem__(1, 'other'))
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    assert run('measure', folder, '--out', out) == 2
+    error = error_of(capsys)
+    assert f'{out} holds the results of another training (lenet_mnist, seed 0): name another' in error
+    assert error.count('\n') == 1
+    with pytest.raises(ValueError, match='holds the results of another training'):
+        measure._write_again(str(folder), str(out))
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+    rewrite(out, lambda run: run.update(seed=1))  # a seed that would be lost
+    assert run('measure', folder, '--out', out) == 2
+    assert '(lenet_mnist, seed 1)' in error_of(capsys)
+
+
+def test_committed_results_without_data_have_their_figures_made_again(folder, tmp_path, monkeypatch, capsys):
+    root, out, data_of = tmp_path / 'results', tmp_path / 'out', runs.data_of
+    for name in 'a', 'b':
+        shutil.copytree(folder, root / name)
+    rewrite(root / 'a', lambda run: run['training']['environment'].update(command='of a'))
+    manifest = json.loads((root / 'a' / 'manifest.json').read_text())
+    manifest['sha256']['results.json'] = files.digest(str(root / 'a' / 'results.json'))
+    (root / 'a' / 'manifest.json').write_text(json.dumps(manifest))
+
+    def missing(experiment, training, test_samples):
+        if training.environment.command == 'of a':
+            raise FileNotFoundError('the data is missing: get it so')
+        return data_of(experiment, training, test_samples)
+
+    monkeypatch.setattr(runs, 'data_of', missing)
+    assert measure.committed(str(root), str(out), runs.chainer.get_device('@numpy')) == 2
+    error = error_of(capsys)
+    assert f'{root / "a"}: the data is missing: get it so; tables and figures were made from results.json' in error
+    assert error.count('\n') == 1
+    assert (out / 'a' / 'report.md').exists() and not list((out / 'a').glob('*.npz'))
+    assert figures(run_of(out / 'b')) == figures(run_of(folder))
+
+
+def test_a_command_makes_consecutive_seeds_alone(folder):
+    found = results.read(str(folder))
+    one = run_of(folder)
+    seeds = [attrs.evolve(one, seed=seed) for seed in (0, 1, 4, 6, 7)]
+    commands = measure._commands(attrs.evolve(found, experiments={'lenet_mnist': seeds}))
+    assert [command.rpartition(' --preset smoke')[2] for command in commands] == [
+        ' --seeds 0-1',
+        ' --seeds 4-4',
+        ' --seeds 6-7',
+    ]
 
 
 def test_committed_folders_hold_what_their_manifests_list_and_nothing_else():

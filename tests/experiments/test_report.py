@@ -11,7 +11,7 @@ from functools import reduce
 import branchynet  # noqa: F401
 from branchynet import cli, provenance
 from branchynet.exits import leave_at
-from branchynet.experiments import claims, figures, intervals, pages, report, reproduce, results
+from branchynet.experiments import claims, figures, intervals, pages, report, reproduce, results, runs
 
 import pytest
 
@@ -167,7 +167,7 @@ def test_failures_of_one_cause_share_the_line_of_the_worst():
     kind = 'notebook/{network}/{thresholds}/accuracy'
     same = [claim for claim in claims.claims() if claim.entry['id'] == kind and claim.experiment == 'alex_cifar10'][:3]
     alone = [claim for claim in claims.claims() if claim.id in ('quick/lenet_mnist', 'quick/alex_cifar10')]
-    below = [[claim.bounds()[0] - miss] for claim, miss in zip(same, (0.25, 2.5, 0.5))]
+    below = [[claim.bounds()[0] - miss] for claim, miss in zip(same, (1, 2.5, 1.5))]
     failed = [claims.Verdict(claim, 'FAIL', found, '') for claim, found in zip(same, below)]
     failed += [claims.Verdict(claim, 'FAIL', [1.0], '') for claim in alone]
     lines = report.failures([*failed, claims.Verdict(same[0], 'PASS', [99.0], '')])
@@ -176,15 +176,15 @@ def test_failures_of_one_cause_share_the_line_of_the_worst():
         ' quick/lenet_mnist',
         ' quick/alex_cifar10',
     ]
-    for nothing in ([], [float('nan')]):
-        worst = report.failures([*failed, claims.Verdict(same[2], 'FAIL', nothing, 'no figure')])[0]
-        assert worst.startswith(f'FAIL: {same[2].id} (the worst of 4 ')
+    for unknown in ([], [float('nan')], [50.0]):  # no figure, and one that the cause was not found for
+        lines = report.failures([*failed, claims.Verdict(same[2], 'FAIL', unknown, 'no figure')])
+        assert len(lines) == 4 and lines[-1].startswith(f'FAIL: {same[2].id}: ') and 'cause' not in lines[-1]
 
 
 def test_the_line_of_the_worst_counts_equal_figures_once():
     kind = 'notebook/{network}/{thresholds}/accuracy'
     same = [claim for claim in claims.claims() if claim.entry['id'] == kind and claim.experiment == 'alex_cifar10'][:3]
-    failed = [claims.Verdict(claim, 'FAIL', [found], '') for claim, found in zip(same, (50.0, 51.0, 50.0))]
+    failed = [claims.Verdict(claim, 'FAIL', [found], '') for claim, found in zip(same, (75.0, 76.0, 75.0))]
     (line,) = report.failures(failed)
     assert '(the worst of 3 of this kind, with 2 different figures)' in line
 
@@ -299,12 +299,19 @@ def test_a_failure_shows_its_cause(example, monkeypatch):
     example.preset = 'paper'
     changed = copy.deepcopy(claims._file())
     next(e for e in changed['claim'] if e['id'].endswith('/accuracy') and e['where'] == {'role': 'branchy'}).update(
-        cause='the cause <that> was found'
+        cause=[{'experiment': 'lenet_mnist', 'explains': [98, 99], 'text': 'the cause <that> was found'}]
     )
     monkeypatch.setattr(claims, '_file', lambda: changed)
     text, html = page_of(example)
     assert 'the cause <that> was found' in text[: text.index('\n## ')]
     assert 'the cause &lt;that&gt; was found' in html and '<that>' not in html
+
+
+def test_the_published_rows_are_those_of_the_device(example):
+    assert re.search(r'\| B-LeNet, published \(CPU\) .* \| 0.62 +\| 5.4 ', page_of(example)[0])
+    run_of(example).measurement.device = '@cupy:0'
+    text = page_of(example)[0]
+    assert re.search(r'\| B-LeNet, published \(GPU\) .* \| 0.34 +\| 4.7 ', text) and 'published (CPU)' not in text
 
 
 def test_figures_that_cannot_be_drawn_are_named(example, tmp_path, monkeypatch):
@@ -317,7 +324,13 @@ def test_figures_that_cannot_be_drawn_are_named(example, tmp_path, monkeypatch):
     assert not drawn.paths and 'weights_lenet_mnist_seed0.npz, are not in the folder' in drawn.missing
     assert drawn.missing in pages.markdown(report.blocks(example, {'lenet_mnist': drawn}))
     run.training.data_sha256 = 'f' * 64
-    assert 'is not that of the run' in figures.draw(experiment, run, str(tmp_path)).missing
+    assert 'was trained on data of SHA-256 ffff' in figures.draw(experiment, run, str(tmp_path)).missing
+
+    def missing():
+        raise FileNotFoundError('mnist is missing: get it so')
+
+    drawn = figures.draw(experiment._replace(get_data=missing), run, str(tmp_path))
+    assert drawn.missing.endswith(' are missing: mnist is missing: get it so.')
 
 
 def test_the_committed_run_says_again_what_it_said(tmp_path):
@@ -325,7 +338,7 @@ def test_the_committed_run_says_again_what_it_said(tmp_path):
         os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), 'results', 'lenet_mnist_quick'
     )
     run, experiment = results.read(folder).experiments['lenet_mnist'][0], report.load('lenet_mnist')
-    x, t = figures._test_data(experiment, run)
+    _, _, x, t = runs.data_of(experiment, run.training, run.measurement.test_samples)
     probs, entropies = figures._answers(experiment, run, x, folder)
     accuracies = 100 * (probs.argmax(axis=2) == t).mean(axis=1)
     assert accuracies == pytest.approx(run.measurement.exit_accuracy_percent, abs=0.02)

@@ -17,6 +17,7 @@ import pytest
 from helpers import stop_at
 
 TINY = runs.Preset(main_epochs=2, joint_epochs=2, batchsize=64, train_samples=256, test_samples=40)
+LONGER = TINY._replace(main_epochs=3, joint_epochs=3)
 
 
 @pytest.fixture
@@ -169,6 +170,62 @@ def test_results_of_other_experiments_are_kept(tiny, tmp_path, capsys):
     assert path.read_bytes() == before
 
 
+def test_a_run_replaces_that_of_its_seed_alone_and_when_it_is_done(tiny, tmp_path, monkeypatch, capsys):
+    assert reproduce(tmp_path) == 0
+    (first,) = seeds_of(tmp_path)
+    assert reproduce(tmp_path, '--seeds', '3-3') == 0
+    assert [run.seed for run in seeds_of(tmp_path)] == [0, 3] and seeds_of(tmp_path)[0] == first
+
+    monkeypatch.setattr(lenet_mnist, 'EXPERIMENT', lenet_mnist.EXPERIMENT._replace(presets={'smoke': LONGER}))
+    before = (tmp_path / 'results.json').read_bytes()
+    with monkeypatch.context() as patch:
+        stop_at(patch, 18)  # of the second epoch after main's weights are written
+        assert reproduce(tmp_path) == 130
+    assert (tmp_path / 'results.json').read_bytes() == before
+    assert cli.main(['report', str(tmp_path), '--write']) == 0  # without the weights that were overwritten
+    assert reproduce(tmp_path, '--resume') == 0
+    again, third = seeds_of(tmp_path)
+    assert len(again.training.joint.loss) == 3 and third.seed == 3 and len(third.training.joint.loss) == 2
+
+
+def test_an_unfinished_training_is_not_begun_again_in_silence(tiny, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        assert reproduce(tmp_path) == 130
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for options in [], ['--seeds', '2', '--jobs', '2']:
+        capsys.readouterr()
+        assert reproduce(tmp_path, *options) == 2
+        error = capsys.readouterr().err
+        path = tmp_path / 'checkpoint_lenet_mnist_seed0.npz'
+        assert error.count('\n') == 1 and f'remove {path}*' in error and '--resume goes on with it' in error
+        assert f'{tmp_path} holds an unfinished training of lenet_mnist_seed0: ' in error
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    for path in tmp_path.glob('checkpoint_lenet_mnist_seed0.npz*'):
+        path.unlink()
+    assert reproduce(tmp_path) == 0
+
+
+def test_what_a_smoke_run_left_gives_way_to_another_preset(tiny, tmp_path):
+    assert reproduce(tmp_path, '--seeds', '2') == 0
+    (tmp_path / 'notes.txt').write_text('mine')
+    assert reproduce(tmp_path, '--preset', 'quick') == 1  # so short a training fails the claim of quick
+    assert results.read(str(tmp_path)).preset == 'quick'
+    listed = read(tmp_path, 'manifest.json')['sha256']
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob('*') if path.is_file()}
+    assert found == {*listed, 'manifest.json', 'notes.txt'}
+
+
+def test_counts_on_the_cpu_do_not_hinder_a_gpu():
+    environment = runs.environment('.')
+    counted = mock.Mock(spec=['measurement'], measurement=mock.Mock(device='@numpy', environment=environment))
+    trained = mock.Mock(training=mock.Mock(device='@numpy', environment=environment))
+    setup = runs.Setup('smoke', 'code', '@cupy:0', '.', True)
+    runs.check_origin('results.json', [counted], setup)
+    with pytest.raises(ValueError, match='^results.json has device @numpy: expected @cupy:0; name another folder'):
+        runs.check_origin('results.json', [trained], setup)
+
+
 # Of 4 steps and the end of an epoch; the 11th is of the baseline.
 @pytest.mark.parametrize(
     'count', [14, pytest.param(4, marks=pytest.mark.slow), pytest.param(15, marks=pytest.mark.slow)]
@@ -301,7 +358,18 @@ DAMAGED = [
     (mutate('measurement.knee', 17), 'measurement has knee 17: expected the index of one of its 17 settings'),
     (mutate('measurement.knee', -1), 'measurement has knee -1: expected the index of one of its 17 settings'),
     (mutate('measurement.acuracy', 1), 'measurement has the unknown key acuracy'),
-    (mutate('measurement.measured.knee.exit_percent', [1, 2, 3]), 'expected 1 thresholds and 2 exits'),
+    (mutate('measurement.measured.knee.exit_percent', [50, 30, 20]), 'expected 1 thresholds and 2 exits'),
+    (
+        mutate('measurement.measured.knee.exit_percent', [90, 9]),
+        'exit_percent [90.0, 9.0]: expected shares with the sum',
+    ),
+    (mutate('measurement.exit1_curve.accuracy_percent', [98, 99]), 'exit1_curve has lists of 3, 2, 3 points'),
+    (mutate('measurement.exit1_curve.exit1_percent', [0, 50, 40]), 'exit1_curve has a falling exit1_percent'),
+    (mutate('measurement.exit1_curve.max_entropy_nat', [0, 1, float('inf')]), 'max_entropy_nat with NaN or infinity'),
+    (
+        lambda content: content['experiments']['lenet_mnist'].append(content['experiments']['lenet_mnist'][0]),
+        "experiments.lenet_mnist has 2 runs of part '' and seed 0: expected one",
+    ),
     (mutate('seed', '0'), 'seed is "0": expected a whole number'),
     (lambda content: content['experiments'].update(lenet_mnist=[]), 'experiments.lenet_mnist is empty'),
 ]

@@ -92,6 +92,27 @@ def test_a_training_goes_on_to_the_same_bits(tmp_path, monkeypatch, capsys):
     assert not [name for name in os.listdir(out) if name.startswith('checkpoint')]
 
 
+def test_an_unfinished_training_is_not_begun_again_in_silence(tmp_path, monkeypatch, capsys):
+    stop_at(monkeypatch, 3)
+    assert train(tmp_path) == 130
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    capsys.readouterr()
+    assert train(tmp_path) == 2
+    error = capsys.readouterr().err
+    assert 'holds an unfinished training of lenet_mnist_seed0: --resume goes on with it' in error
+    assert error.count('\n') == 1
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize('content', [[], {}, {'environment': None}])
+def test_a_damaged_record_is_named(tmp_path, capsys, content):
+    path = tmp_path / 'training_lenet_mnist_seed0.json'
+    path.write_text(json.dumps(content))
+    assert train(tmp_path, '--resume') == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f'branchynet: {path} holds no training of this version') and error.count('\n') == 1
+
+
 @pytest.mark.parametrize(
     'options, error',
     [

@@ -96,6 +96,33 @@ def test_what_cannot_be_measured_is_said_in_a_line(interrupted, tmp_path, capsys
     assert not os.path.exists(str(out / 'results.json'))
 
 
+def test_a_training_that_is_too_early_does_not_hinder_the_others(interrupted, tmp_path, capsys):
+    begun, out = tmp_path / 'begun', tmp_path / 'out'
+    interrupted(begun, 3)
+    interrupted(tmp_path / 'early', 1)
+    early = begun / 'checkpoint_lenet_mnist_seed1.npz.epoch'
+    (tmp_path / 'early' / 'checkpoint_lenet_mnist_seed0.npz.epoch').rename(early)
+    assert measure(begun, '--out', str(out)) == 0
+    assert f'{early}: no joint epoch has ended yet\n' in capsys.readouterr().out
+    assert run_of(out).seed == 0
+
+
+def test_results_of_other_trainings_are_not_overwritten(interrupted, tmp_path, monkeypatch, capsys):
+    begun, out = tmp_path / 'begun', tmp_path / 'out'
+    interrupted(begun, 3)
+    assert measure(begun, '--out', str(out)) == 0
+    assert measure(begun, '--out', str(out)) == 0  # so far again
+    run = run_of(out)
+    run.training.main.weights_sha256[0] = 'other'
+    results.write(str(out), results.Results(preset='smoke', variant='code', experiments={'lenet_mnist': [run]}))
+    before = {path: path.read_bytes() for path in out.rglob('*') if path.is_file()}
+    capsys.readouterr()
+    assert measure(begun, '--out', str(out)) == 2
+    error = capsys.readouterr().err
+    assert f'{out} holds the results of another training (lenet_mnist, seed 0)' in error and error.count('\n') == 1
+    assert {path: path.read_bytes() for path in out.rglob('*') if path.is_file()} == before
+
+
 def test_a_baseline_of_another_training_is_refused(interrupted, tmp_path, capsys):
     begun = tmp_path / 'begun'
     interrupted(begun, 3)

@@ -117,6 +117,10 @@ def test_images_that_a_training_left_out_are_held_out(capsys, tmp_path, few_imag
     (tmp_path / 'calibration.json').write_text(json.dumps({'runs': [run_of_file]}))
     _, shown, _ = run(capsys, *words)
     assert 'note' not in shown.replace('note: the weights of the baseline are missing', '')
+    for damaged in {}, [1], {'runs': [{}]}, {'runs': [{**run_of_file, 'held_out': 800}]}:
+        (tmp_path / 'calibration.json').write_text(json.dumps(damaged))
+        status, _, error = run(capsys, *words)
+        assert status == 2 and error.count('\n') == 1 and 'calibration.json is damaged' in error
 
 
 @pytest.mark.parametrize(
@@ -128,7 +132,7 @@ def test_images_that_a_training_left_out_are_held_out(capsys, tmp_path, few_imag
         ([], 'the target is empty: expected accuracy_loss'),
         (['--seconds', '1e-9'], 'no setting of thresholds fulfils seconds 1e-09: the nearest that can be fulfilled is'),
         (['--leave', '0.5', '--holdout', '5'], 'holdout is 5: expected 10 to 2990 of the 3000 training images'),
-        (['--leave', '0.5', '--guarantee', '0.9'], 'guarantee is 0.9: expected a number between 0 and 1, for a target'),
+        (['--leave', '0.5', '--guarantee', '0.9'], 'guarantee is 0.9: expected a number between 0 and 0.999, for a target'),
     ],
 )
 def test_what_cannot_be_is_one_line(capsys, tmp_path, words, message):
