@@ -132,7 +132,10 @@ def test_images_that_a_training_left_out_are_held_out(capsys, tmp_path, few_imag
         ([], 'the target is empty: expected accuracy_loss'),
         (['--seconds', '1e-9'], 'no setting of thresholds fulfils seconds 1e-09: the nearest that can be fulfilled is'),
         (['--leave', '0.5', '--holdout', '5'], 'holdout is 5: expected 10 to 2990 of the 3000 training images'),
-        (['--leave', '0.5', '--guarantee', '0.9'], 'guarantee is 0.9: expected a number between 0 and 0.999, for a target'),
+        (
+            ['--leave', '0.5', '--guarantee', '0.9'],
+            'guarantee is 0.9: expected a number between 0 and 0.999, for a target',
+        ),
     ],
 )
 def test_what_cannot_be_is_one_line(capsys, tmp_path, words, message):
