@@ -17,6 +17,8 @@ import numpy as np
 _LEAST_FEATURES = 10  # a product with fewer rows or columns is done sooner by NumPy than by oneDNN
 _ROWS, _COLUMNS = 64, 256  # of a block of a matrix product: the bits of sums depend on how many there are
 _MOST_BLOCKS = 128  # of columns
+_FEW_BLOCKS = 4  # of rows, for which transposed weights stay as they are
+_NARROW = 128  # outputs, of which more are rearranged as fast by sgemm as by a copy
 _FEW_ROWS = 8  # so few that a large matrix of weights takes longer to read than to multiply
 # oneDNN sums these many rows, and their multiples, in one order; of others, its code for AVX2 sums the last three or so
 # in another one. Blocks of _ROWS have that order too, as long as there are no more than _COLUMNS columns.
@@ -117,8 +119,11 @@ def _multiply(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
     """Writes a b of a few samples a in blocks of columns if b, the weights, is large, else in blocks of samples."""
     if len(a) <= _FEW_ROWS and b.nbytes > BYTES_OF_BLOCK:
         product_of_columns(a, b, out, _blocks_of_columns(b.shape[1]))
-    else:
-        product_of_rows(a, b, out, _blocks_of_rows(len(a), *b.shape))
+        return
+    parts = _blocks_of_rows(len(a), *b.shape)
+    if len(parts) > _FEW_BLOCKS and b.shape[1] < _NARROW:
+        b = np.ascontiguousarray(b)  # sgemm would rearrange transposed weights for every block
+    product_of_rows(a, b, out, parts)
 
 
 @functools.lru_cache(maxsize=1024)
