@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
 
 from branchynet import _chainer  # noqa: F401
 from branchynet.cpu.layout import plain, takes
+from branchynet.cpu.memory import address
 from branchynet.cpu.team import call_frames, run_frames
 from branchynet.cpu.threads import blocks, run, scratch
 
@@ -109,7 +110,7 @@ class _Places(NamedTuple):
 
 
 def _places(arrays: Sequence[np.ndarray]) -> _Places:
-    return _Places([array.ctypes.data for array in arrays], arrays[0].size)
+    return _Places([address(array) for array in arrays], arrays[0].size)
 
 
 def _are_apart(places: Sequence[_Places]) -> bool:
@@ -166,9 +167,9 @@ def _run(places: Sequence[_Places], numbers: tuple) -> None:
     """Updates parameters in machine code, by the numbers of `_numbers`."""
     code, rounded = _machine_code(), np.array(numbers, np.float32)
     assert code is not None
-    address = rounded.ctypes.data
+    first = address(rounded)
     frames = [
-        (*(start + 4 * part.start for start in starts), part.stop - part.start, address)
+        (*(start + 4 * part.start for start in starts), part.stop - part.start, first)
         for starts, size in places
         for part in blocks(size, 1, _ELEMENTS)
     ]

@@ -6,6 +6,7 @@ import functools
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from branchynet.cpu.layout import dense, empty_like, is_channels_last, like, takes
+from branchynet.cpu.memory import address
 from branchynet.cpu.team import run_frames
 from branchynet.cpu.threads import blocks, run
 
@@ -96,7 +97,7 @@ def are_ordinary(x: np.ndarray) -> bool:
     if codes is None:
         with np.errstate(invalid='ignore'):
             return bool(x.min() > _LOWEST and x.max() < np.inf)  # NaN is neither
-    start, parts = x.ctypes.data, blocks(x.size, 1, _ELEMENTS)
+    start, parts = address(x), blocks(x.size, 1, _ELEMENTS)
     return not run_frames(codes['is_odd'], [(part.stop - part.start, start + 4 * part.start) for part in parts])
 
 
@@ -123,12 +124,12 @@ def _apply(name: str, *arrays: np.ndarray, bits: Optional[np.ndarray] = None) ->
         if bits is not None:
             bits[:] = np.packbits(lines[-1] > 0, bitorder='little')
         return arrays[-1]
-    starts = [array.ctypes.data for array in arrays]
+    starts = [address(array) for array in arrays]
     frames = [[part.stop - part.start, *(start + 4 * part.start for start in starts)] for part in parts]
     if bits is not None:
         name += '_with_bits'
         for frame, part in zip(frames, parts):
-            frame.append(bits.ctypes.data + part.start // _BITS)
+            frame.append(address(bits) + part.start // _BITS)
     run_frames(codes[name], frames)
     return arrays[-1]
 

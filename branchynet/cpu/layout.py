@@ -70,7 +70,7 @@ def image_blocks(*arrays: np.ndarray) -> tuple[slice, ...]:
 
 def addresses_of(array: np.ndarray, parts: Sequence[slice]) -> list[int]:
     """Where the parts of an array begin in memory."""
-    first, step = array.ctypes.data, array.strides[0]
+    first, step = memory.address(array), array.strides[0]
     return [first + part.start * step for part in parts]
 
 
@@ -106,7 +106,7 @@ def geometry_of(
 
 def rows_of(array: np.ndarray) -> list[int]:
     """Where the elements of the first axis begin in memory."""
-    first, step = array.ctypes.data, array.strides[0]
+    first, step = memory.address(array), array.strides[0]
     return [first + i * step for i in range(len(array))]
 
 

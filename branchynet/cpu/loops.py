@@ -14,6 +14,7 @@ from ctypes import c_void_p, cast
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
 from branchynet.cpu import onednn
+from branchynet.cpu.memory import address
 from branchynet.cpu.onednn import WEIGHTS
 from branchynet.cpu.team import run_frames
 from branchynet.cpu.threads import SCRATCHES, Scratch, run, taken, workers
@@ -112,7 +113,7 @@ class Loops:
         """Runs all loops on arrays without gaps; None for those that no loop uses."""
         with onednn.single_threaded():
             packed_weights = [primitive.pack(arrays[k]) for primitive, k in self._weights]
-            addresses = [0 if array is None else array.ctypes.data for array in (*arrays, *packed_weights)]
+            addresses = [0 if array is None else address(array) for array in (*arrays, *packed_weights)]
             code, threads = _machine_code(), workers(self._count)
             if code is None:
                 remaining = [iter(range(loop.number)) for loop in self._loops]  # next() is atomic

@@ -10,6 +10,7 @@ import functools
 from typing import TYPE_CHECKING, Any, Optional
 
 from branchynet.cpu.layout import rows_of, takes
+from branchynet.cpu.memory import address
 
 import numpy as np
 
@@ -71,7 +72,7 @@ class Moments:
         if codes is None or type(decay) is not float or not all(map(self._fits, running)):
             _move(self, running_mean, running_var, *factors)
             return
-        places = *(array.ctypes.data for array in running), *rows_of(self.rows)[2:4]
+        places = *map(address, running), *rows_of(self.rows)[2:4]
         _call(codes['move'], (len(self.mean), *places), factors)
 
     def _fits(self, running: Any) -> bool:

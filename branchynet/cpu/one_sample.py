@@ -11,6 +11,7 @@ import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
+from branchynet.cpu.memory import address
 from branchynet.cpu.team import run_frames
 from branchynet.cpu.threads import equal_blocks, workers
 
@@ -32,7 +33,7 @@ def is_available() -> bool:
 def linear(x: np.ndarray, w: np.ndarray, y: np.ndarray) -> None:
     """Writes the output: x w' of a sample x (1, I) and weights w (O, I) to y (1, O), all C-contiguous."""
     row = _BYTES * x.size
-    start, w_start, y_start = x.ctypes.data, w.ctypes.data, y.ctypes.data
+    start, w_start, y_start = map(address, (x, w, y))
     frames = [
         (part.stop - part.start, x.size, start, w_start + part.start * row, y_start + part.start * _BYTES)
         for part in _parts(len(w), row)
@@ -43,7 +44,7 @@ def linear(x: np.ndarray, w: np.ndarray, y: np.ndarray) -> None:
 def linear_gx(w: np.ndarray, gy: np.ndarray, gx: np.ndarray) -> None:
     """Writes the gradient of x: gy w of a gradient gy (1, O) and weights w (O, I) to gx (1, I), all C-contiguous."""
     row = _BYTES * gx.size
-    start, w_start, gx_start = gy.ctypes.data, w.ctypes.data, gx.ctypes.data
+    start, w_start, gx_start = map(address, (gy, w, gx))
     frames = [
         (
             *(part.stop - part.start, gy.size, start),
@@ -57,7 +58,7 @@ def linear_gx(w: np.ndarray, gy: np.ndarray, gx: np.ndarray) -> None:
 def linear_gw(x: np.ndarray, gy: np.ndarray, gw: np.ndarray) -> None:
     """Writes the gradient of w: gy' x of a gradient gy (1, O) and a sample x (1, I) to gw (O, I), all C-contiguous."""
     row = _BYTES * x.size
-    start, x_start, gw_start = gy.ctypes.data, x.ctypes.data, gw.ctypes.data
+    start, x_start, gw_start = map(address, (gy, x, gw))
     frames = [
         (part.stop - part.start, x.size, start + part.start * _BYTES, x_start, gw_start + part.start * row)
         for part in _parts(gy.size, row)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from branchynet.cpu import onednn
 from branchynet.cpu.layout import BYTES_OF_BLOCK
+from branchynet.cpu.memory import address
 from branchynet.cpu.team import call_frames, run_frames
 from branchynet.cpu.threads import run
 
@@ -38,7 +39,7 @@ def product_of_rows(a: np.ndarray, b: np.ndarray, out: np.ndarray, parts: Sequen
             adds to rows what it has written there.
     """
     n, k = out.shape[1], a.shape[1]
-    (b_order, b_row), start, b_start, out_start = _lies(b), a.ctypes.data, b.ctypes.data, out.ctypes.data
+    (b_order, b_row), (start, b_start, out_start) = _lies(b), map(address, (a, b, out))
     step, out_step = _BYTES * k, _BYTES * n
     blocks: list[_Block] = [
         (
@@ -57,7 +58,7 @@ def product_of_columns(a: np.ndarray, b: np.ndarray, out: np.ndarray, parts: Seq
     """As product_of_rows, in blocks of columns of b; a may be transposed too."""
     (m, n), k = out.shape, a.shape[1]
     (a_order, a_row), (b_order, b_row) = _lies(a), _lies(b)
-    start, b_start, out_start = a.ctypes.data, b.ctypes.data, out.ctypes.data
+    start, b_start, out_start = map(address, (a, b, out))
     b_step = _BYTES * (b_row if b_order == _TRANSPOSED else 1)
     blocks: list[_Block] = [
         (

@@ -101,3 +101,11 @@ def test_disable_gives_the_memory_back():
     assert memory._kept.held == SIZES[3]
     cpu.disable()
     assert memory._kept.held == 0
+
+
+def test_addresses_are_numpys():
+    x = np.zeros((2, 3, 4, 5), np.float32)
+    read_only = np.zeros(3, np.float32)
+    read_only.flags.writeable = False
+    for array in x, x.transpose(0, 3, 1, 2), x[0, 0], x[0, 0].T, x[1:], x.transpose(3, 2, 1, 0), x[:0], read_only:
+        assert memory.address(array) == array.ctypes.data
