@@ -17,8 +17,6 @@ import numpy as np
 _LEAST_FEATURES = 10  # a product with fewer rows or columns is done sooner by NumPy than by oneDNN
 _ROWS, _COLUMNS = 64, 256  # of a block of a matrix product: the bits of sums depend on how many there are
 _MOST_BLOCKS = 128  # of columns
-_FEW_BLOCKS = 4  # of rows, for which transposed weights stay as they are
-_NARROW = 128  # outputs, of which more are rearranged as fast by sgemm as by a copy
 _FEW_ROWS = 8  # so few that a large matrix of weights takes longer to read than to multiply
 # oneDNN sums these many rows, and their multiples, in one order; of others, its code for AVX2 sums the last three or so
 # in another one. Blocks of _ROWS have that order too, as long as there are no more than _COLUMNS columns.
@@ -121,9 +119,17 @@ def _multiply(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
         product_of_columns(a, b, out, _blocks_of_columns(b.shape[1]))
         return
     parts = _blocks_of_rows(len(a), *b.shape)
-    if len(parts) > _FEW_BLOCKS and b.shape[1] < _NARROW:
-        b = np.ascontiguousarray(b)  # sgemm would rearrange transposed weights for every block
+    if _is_copied(len(a), len(parts), b.shape[1]):
+        b = np.ascontiguousarray(b)
     product_of_rows(a, b, out, parts)
+
+
+def _is_copied(rows: int, parts: int, outputs: int) -> bool:
+    """Whether it takes less time to copy transposed weights than to let sgemm rearrange them for every block of rows.
+
+    It is slow where outputs do not fill its vectors. From 16 rows on, the bits are the same either way.
+    """
+    return rows >= 16 and (outputs < 16 or (parts > 4 and outputs < 128))
 
 
 @functools.lru_cache(maxsize=1024)
