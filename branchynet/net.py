@@ -255,13 +255,10 @@ class BranchyNet(chainer.Chain):
 
     def _setup_optimizers(self) -> None:
         self.optimizer = self._make_optimizer(self.main, self.alpha, self.momentum)
-        self.optimizers, owned = [], {id(param) for param in self.main.params()}
-        for model in self.models:
-            # Links that exits share belong to the first one's optimiser, so that a step moves them once.
-            own = [link for link in model[model.endi :] if owned.isdisjoint(map(id, link.params()))]
-            owned.update(id(param) for link in own for param in link.params())
-            # As released, the exits' own links have Chainer's default alpha and a momentum of 0.9, whatever was given.
-            self.optimizers.append(self._make_optimizer(chainer.ChainList(*own), 0.001, 0.9))
+        owned = {id(param) for param in self.main.params()}
+        own = [_unowned(k, model[model.endi :], owned) for k, model in enumerate(self.models)]
+        # As released, the exits' own links have Chainer's default alpha and a momentum of 0.9, whatever was given.
+        self.optimizers = [self._make_optimizer(chainer.ChainList(*links), 0.001, 0.9) for links in own]
         self._hold_frozen()
 
     def _make_optimizer(self, target: chainer.Link, alpha: float, momentum: float) -> chainer.Optimizer:
@@ -1040,6 +1037,31 @@ def _exit_nets(network: list[chainer.Link]) -> list[Net]:
             net.append(part)
         nets.append(net)
     return nets
+
+
+def _unowned(k: int, links: Sequence[chainer.Link], owned: set[int]) -> list[chainer.Link]:
+    """The links of exit k that no optimiser has yet, so that a step moves what exits share once.
+
+    Args:
+        k: The exit, from 0.
+        links: Its own links.
+        owned: Identities of the parameters that optimisers have; those of the result are added.
+
+    Raises:
+        ValueError: A link shares some of its parameters, and has others of its own.
+    """
+    result = []
+    for link in links:
+        params = {id(param) for param in link.params()}
+        if params.isdisjoint(owned):
+            result.append(link)
+            owned |= params
+        elif not params <= owned:
+            raise ValueError(
+                f'a {type(link).__name__} of exit {k} shares some of its parameters with another part of the network: '
+                'make what is shared a link of its own in the Branch'
+            )
+    return result
 
 
 def _parts(net: Net) -> list[list[chainer.Link]]:

@@ -56,6 +56,22 @@ def small_net(seed: int = 0, dropout: bool = False, **kwargs: Any) -> branchynet
     return branchynet.BranchyNet(network, **kwargs)
 
 
+def small_chain_net() -> branchynet.BranchyNet:
+    """A net of from_chain for x (B, 4): exit 0 after one layer, the last after two."""
+
+    class Network(chainer.Chain):
+        def __init__(self) -> None:
+            super().__init__()
+            with self.init_scope():
+                self.first, self.last = L.Linear(4, 8), L.Linear(8, 3)
+
+        def forward(self, x: Any) -> Any:
+            return self.last(F.relu(self.first(x)))
+
+    x, _ = small_data()
+    return branchynet.BranchyNet.from_chain(Network(), {'first': [F.relu, L.Linear(8, 3)]}, x=x)
+
+
 def small_data(count: int = 32, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """x (count, 4) float32 and t (count,) int32, of three classes that a net can learn."""
     rng = np.random.RandomState(seed)

@@ -13,7 +13,7 @@ import chainer.functions as F
 import chainer.links as L
 import numpy as np
 import pytest
-from helpers import same, small_net
+from helpers import same, small_chain_net, small_net
 
 
 def conv(i, o, k, size):
@@ -140,23 +140,7 @@ def test_bad_input_is_named():
 
 
 def test_a_frozen_trunk_costs_as_much():
-    for net in small_net(), chain_net():
+    for net in small_net(), small_chain_net():
         before = cost(net, (4,))
         net.freeze('trunk')
         assert cost(net, (4,)) == before
-
-
-def chain_net():
-    """A net of from_chain, for x (B, 4)."""
-
-    class Network(chainer.Chain):
-        def __init__(self):
-            super().__init__()
-            with self.init_scope():
-                self.first, self.last = L.Linear(4, 8), L.Linear(8, 3)
-
-        def forward(self, x):
-            return self.last(F.relu(self.first(x)))
-
-    x = np.zeros((1, 4), np.float32)
-    return branchynet.BranchyNet.from_chain(Network(), {'first': [F.relu, L.Linear(8, 3)]}, x=x)

@@ -30,7 +30,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from tests.helpers import needs_cifar10, small_data, small_net
+from tests.helpers import needs_cifar10, small_chain_net, small_data, small_net
 
 IMAGES = 2, 6, 6  # a sample
 
@@ -683,17 +683,7 @@ def test_the_command_names_the_extra(form, monkeypatch, capsys):
 
 
 def test_a_net_with_a_frozen_trunk_is_exported(tmp_path):
-    class Network(chainer.Chain):
-        def __init__(self):
-            super().__init__()
-            with self.init_scope():
-                self.first, self.last = L.Linear(4, 8), L.Linear(8, 3)
-
-        def forward(self, x):
-            return self.last(F.relu(self.first(x)))
-
-    x, _ = small_data()
-    net = branchynet.BranchyNet.from_chain(Network(), {'first': [F.relu, L.Linear(8, 3)]}, x=x)
+    net, (x, _) = small_chain_net(), small_data()
     net.freeze('trunk')
     export.export(net, tmp_path / 'net.onnx', (4,), [0.9])
     expected = classify(net, x, 0.9)

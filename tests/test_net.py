@@ -708,6 +708,13 @@ def test_a_step_moves_a_shared_link_once():
     assert 0 < max(moved) < 2.1 * 0.001  # Adam's first steps move every weight by alpha or less
 
 
+def test_a_link_that_shares_only_some_parameters_is_refused():
+    shared = L.Linear(4, 4)
+    network = [branchynet.Branch([shared]), branchynet.Branch([chainer.Sequential(shared, L.Linear(4, 3))])]
+    with pytest.raises(ValueError, match='^a Sequential of exit 1 shares some of its parameters with another part'):
+        branchynet.BranchyNet(network)
+
+
 def test_a_hook_on_main_or_an_exit_sees_every_step():
     net, x, t = small_net(), *small_data()
     for part, train in (net.main, net.train_main), (net.models[1], net.train):
