@@ -87,19 +87,20 @@ def labels(logits: Array) -> Array:
     return xp.where(xp.isfinite(logits.max(axis=1)), logits.argmax(axis=1), -1)
 
 
-def check_answer(exit: Any, entropy: Array) -> None:
+def check_answer(exit: Any, entropy: Array, first: int = 0) -> None:
     """Raises ValueError if the answer to a sample is NaN.
 
     Args:
         exit: where each sample was answered, from 0: integers (B,), or one number for all.
         entropy: (B,), nats.
+        first: the number of the first of these samples in the data.
     """
     entropy = to_cpu(entropy)
     if math.isnan(entropy.sum()):
         sample = int(np.isnan(entropy).argmax())
         raise ValueError(
-            f'exit {np.broadcast_to(exit, entropy.shape)[sample]} answers NaN, first for sample {sample}: the weights '
-            'hold NaN, or are so large that numbers overflow'
+            f'exit {np.broadcast_to(exit, entropy.shape)[sample]} answers NaN, first for sample {first + sample}: '
+            'the weights hold NaN, or are so large that numbers overflow'
         )
 
 

@@ -114,14 +114,14 @@ def record(
     check_criterion(criterion)
     parts = batches(len(x), batchsize)
     for part in parts[: timing.WARMUP]:
-        _record_batch(net, x[part], t[part], criterion)
+        _record_batch(net, x, t, part, criterion)
     timed = parts[:_TIMED] if isinstance(net, Compiled) else parts
     with timing.no_collection():
-        recorded = [_record_batch(net, x[part], t[part], criterion) for part in progress(timed, 'sweeping')]
+        recorded = [_record_batch(net, x, t, part, criterion) for part in progress(timed, 'sweeping')]
         for values, seconds in zip(recorded, _seconds_of_first_exit(net, [x[part] for part in timed])):
             values[_WHOLE][0] = seconds
     released, whole = (np.concatenate([r[i] for r in recorded], axis=1) for i in (2, 3))
-    recorded += _record_on_threads(net, x[timed[-1].stop :], t[timed[-1].stop :], criterion)
+    recorded += _record_on_threads(net, x, t, timed[-1].stop, criterion)
     score, correct = (np.concatenate([r[i] for r in recorded], axis=1) for i in (0, 1))
     turns = np.arange(len(x)) % released.shape[1]
     return ExitRecord(score, correct, released[:, turns], whole[:, turns], criterion)
@@ -148,24 +148,29 @@ _TIMED = 1000  # batches of a Compiled that are timed
 _TOGETHER = 32  # samples of a batch that is not timed
 
 
-def _record_on_threads(net: BranchyNet | Compiled, x: Array, t: Array, criterion: Criterion) -> list[list[np.ndarray]]:
-    """The results of _record_batch for every batch of x, which threads share."""
-    parts = batches(len(x), _TOGETHER)
+def _record_on_threads(
+    net: BranchyNet | Compiled, x: Array, t: Array, first: int, criterion: Criterion
+) -> list[list[np.ndarray]]:
+    """The results of _record_batch for the batches of x from sample ``first`` on, which threads share."""
+    parts = [slice(first + part.start, first + part.stop) for part in batches(len(x) - first, _TOGETHER)]
     recorded: list[list[np.ndarray]] = [[] for _ in parts]
 
     def look(i: int) -> None:
-        recorded[i] = _record_batch(net, x[parts[i]], t[parts[i]], criterion)
+        recorded[i] = _record_batch(net, x, t, parts[i], criterion)
 
     run(look, len(parts))
     return recorded
 
 
-def _record_batch(net: BranchyNet | Compiled, x: Array, t: Array, criterion: Criterion) -> list[np.ndarray]:
-    """The four arrays (E, B) of an ExitRecord for one batch."""
-    count, rows, looks = len(x), [], net.look(x)
+def _record_batch(
+    net: BranchyNet | Compiled, x: Array, t: Array, part: slice, criterion: Criterion
+) -> list[np.ndarray]:
+    """The four arrays (E, B) of an ExitRecord for a part of the samples."""
+    looks, t, rows = net.look(x[part]), t[part], []
+    count = len(t)
     for k, (look, score) in enumerate(zip(looks, _scores(looks, criterion))):
         check_labels(look.prob, t)
-        check_answer(k, look.entropy)
+        check_answer(k, look.entropy, part.start)
         rows.append(
             (
                 to_cpu(score),
