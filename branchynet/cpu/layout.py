@@ -112,7 +112,10 @@ def rows_of(array: np.ndarray) -> list[int]:
 
 def takes(*arrays: Optional[np.ndarray]) -> bool:
     """Whether the kernels take these arrays: float32, on the CPU, with something in them."""
-    return all(type(a) is np.ndarray and a.dtype == _FLOAT32 and a.size for a in arrays if a is not None)
+    for a in arrays:  # noqa: SIM110 - all() takes twice as long
+        if a is not None and not (type(a) is np.ndarray and a.dtype == _FLOAT32 and a.size):
+            return False
+    return True
 
 
 def dense(*arrays: np.ndarray) -> list[np.ndarray]:

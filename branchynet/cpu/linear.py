@@ -6,10 +6,10 @@ import functools
 from typing import Any, Callable, Optional
 
 from branchynet import _chainer  # noqa: F401
-from branchynet.cpu import memory, one_sample
+from branchynet.cpu import few_samples, memory, onednn
 from branchynet.cpu.layout import BYTES_OF_BLOCK, plain, takes
-from branchynet.cpu.products import WORK_OF_BLOCK, product_of_columns, product_of_rows
-from branchynet.cpu.threads import blocks
+from branchynet.cpu.products import WORK_OF_BLOCK, Product, Shape
+from branchynet.cpu.threads import blocks, equal_blocks
 
 import chainer
 import numpy as np
@@ -18,6 +18,9 @@ _LEAST_FEATURES = 10  # a product with fewer rows or columns is done sooner by N
 _ROWS, _COLUMNS = 64, 256  # of a block of a matrix product: the bits of sums depend on how many there are
 _MOST_BLOCKS = 128  # of columns
 _FEW_ROWS = 8  # so few that a large matrix of weights takes longer to read than to multiply
+_LARGE = 1 << 23  # bytes of weights that are read from memory, not from a cache
+_MOST_GRADIENTS = 16  # that are computed with large weights in no more time than it takes to read them
+_BLOCK_OF_LARGE = 1024  # rows or columns: for each block, sgemm rearranges the other factor
 # oneDNN sums these many rows, and their multiples, in one order; of others, its code for AVX2 sums the last three or so
 # in another one. Blocks of _ROWS have that order too, as long as there are no more than _COLUMNS columns.
 _ALIKE = 24
@@ -84,10 +87,11 @@ def linear(x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray]) -> np.ndarray:
         x w' + b, (B, O).
     """
     y = memory.empty((len(x), len(w)))
-    if len(x) == 1 and one_sample.is_available():
-        one_sample.linear(x, w, y)
+    if len(x) == 1 and few_samples.is_available():
+        few_samples.linear(x, w, y)
     else:
-        _multiply(x, w.T, y)
+        product, is_copied = _product(len(x), w.shape[1], len(w), is_turned=True)
+        product.write(x, np.ascontiguousarray(w.T) if is_copied else w, y)
     if b is not None:
         y += b
     return y
@@ -96,43 +100,75 @@ def linear(x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray]) -> np.ndarray:
 def linear_gx(w: np.ndarray, gy: np.ndarray) -> np.ndarray:
     """Gradient of x, (B, I), from w (O, I) and the gradient of y, (B, O)."""
     gx = memory.empty((len(gy), w.shape[1]))
-    if len(gy) == 1 and one_sample.is_available():
-        one_sample.linear_gx(w, gy, gx)
+    is_read_once = len(gy) == 1 or (len(gy) <= _MOST_GRADIENTS and w.nbytes > _LARGE)
+    if is_read_once and few_samples.is_available():
+        few_samples.linear_gx(w, gy, gx)
     else:
-        _multiply(gy, w, gx)
+        product, _ = _product(len(gy), *w.shape)
+        product.write(gy, w, gx)
     return gx
 
 
 def linear_gw(x: np.ndarray, gy: np.ndarray) -> np.ndarray:
     """Gradient of w, (O, I), from x (B, I) and the gradient of y, (B, O)."""
     gw = np.empty((gy.shape[1], x.shape[1]), np.float32)
-    if len(x) == 1 and one_sample.is_available():
-        one_sample.linear_gw(x, gy, gw)
+    if len(x) == 1 and few_samples.is_available():
+        few_samples.linear_gw(x, gy, gw)
     else:
-        product_of_columns(gy.T, x, gw, _blocks_of_columns(x.shape[1]))
+        _product_of_gw(len(x), *gw.shape).write(gy, x, gw)
     return gw
 
 
-def _multiply(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
-    """Writes a b of a few samples a in blocks of columns if b, the weights, is large, else in blocks of samples."""
-    if len(a) <= _FEW_ROWS and b.nbytes > BYTES_OF_BLOCK:
-        product_of_columns(a, b, out, _blocks_of_columns(b.shape[1]))
-        return
-    parts = _blocks_of_rows(len(a), *b.shape)
-    if _is_copied(len(a), len(parts), b.shape[1]):
-        b = np.ascontiguousarray(b)
-    product_of_rows(a, b, out, parts)
+@functools.lru_cache(maxsize=1024)
+def _product(samples: int, inputs: int, outputs: int, is_turned: bool = False) -> tuple[Product, bool]:
+    """The product of samples and weights.
+
+    In blocks of columns where the weights are large, or larger than what few samples need; else in blocks of samples.
+
+    Args:
+        samples: how many.
+        inputs: numbers in each.
+        outputs: numbers in a row of the product.
+        is_turned: whether the weights lie as (outputs, inputs) in memory.
+
+    Returns:
+        The product, and whether it takes a copy of such weights, which lies as (inputs, outputs).
+    """
+    size = 4 * inputs * outputs
+    shape = Shape(samples, outputs, inputs, is_b_turned=is_turned)
+    if size > _LARGE and outputs >= 2 * _COLUMNS:
+        return Product(shape, _blocks_of_large(outputs), of_columns=True), False
+    if size > BYTES_OF_BLOCK and samples <= _FEW_ROWS:
+        parts = _blocks_of_columns(outputs) if is_turned else _blocks_of_large(outputs)
+        return Product(shape, parts, of_columns=True), False
+    parts = _blocks_of_rows(samples, inputs, outputs)
+    is_copied = is_turned and _is_copied(samples, len(parts), outputs)
+    return Product(shape._replace(is_b_turned=is_turned and not is_copied), parts), is_copied
+
+
+@functools.lru_cache(maxsize=1024)
+def _product_of_gw(samples: int, outputs: int, inputs: int) -> Product:
+    shape = Shape(outputs, inputs, samples, is_a_turned=True)
+    if 4 * inputs * outputs > _LARGE:
+        return Product(shape, _blocks_of_large(max(shape[:2])), of_columns=inputs >= outputs)
+    return Product(shape, _blocks_of_columns(inputs), of_columns=True)
 
 
 def _is_copied(rows: int, parts: int, outputs: int) -> bool:
     """Whether it takes less time to copy transposed weights than to let sgemm rearrange them for every block of rows.
 
-    It is slow where outputs do not fill its vectors. From 16 rows on, the bits are the same either way.
+    It is slow where outputs do not fill its vectors, and with AVX-512 where they do not fill several. From 16 rows on,
+    the bits are the same either way.
     """
-    return rows >= 16 and (outputs < 16 or (parts > 4 and outputs < 128))
+    return rows >= 16 and (outputs < 16 or (outputs < 128 and (parts > 4 or _has_avx512())))
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.cache
+def _has_avx512() -> bool:
+    version = onednn.version()
+    return version is not None and version['isa'].startswith('AVX512')
+
+
 def _blocks_of_rows(count: int, inputs: int, outputs: int) -> tuple[slice, ...]:
     """Blocks of rows of a product; the last may overlap the one before, and compute the same.
 
@@ -156,6 +192,9 @@ def _blocks_of_rows(count: int, inputs: int, outputs: int) -> tuple[slice, ...]:
     return parts if whole == count else (*parts, slice(count - _ALIKE, count))
 
 
-@functools.lru_cache(maxsize=1024)
 def _blocks_of_columns(count: int) -> tuple[slice, ...]:
     return blocks(count, 1, max(_COLUMNS, count // _MOST_BLOCKS))
+
+
+def _blocks_of_large(count: int) -> tuple[slice, ...]:
+    return equal_blocks(count, max(2, -(-count // _BLOCK_OF_LARGE)))

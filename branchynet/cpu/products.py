@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import array as packed
 import functools
+import itertools
 from collections.abc import Sequence
 from ctypes import c_void_p, cast
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
 from branchynet.cpu import onednn
 from branchynet.cpu.layout import BYTES_OF_BLOCK
@@ -20,100 +22,175 @@ if TYPE_CHECKING:
 
 WORK_OF_BLOCK = 1 << 21  # multiplications and additions that are worth a thread's call
 _BYTES = 4  # of a number
-_PLAIN, _TRANSPOSED = ord('N'), ord('T')
+_BYTES_OF_PART = 16  # where a block begins and ends, as machine code reads it
 
 
-# A block as oneDNN's sgemm takes it: whether a and b lie transposed, the m, n and k of the shapes (m, k), (k, n) and
-# (m, n), and for each of a, b and the product its address and the numbers in a row as it lies in memory.
-_Block = tuple[int, int, int, int, int, int, int, int, int, int, int]
+class Shape(NamedTuple):
+    """A product of a (M, K) and b (K, N), float32, and how they lie in memory.
+
+    Attributes:
+        m: M.
+        n: N.
+        k: K.
+        is_a_turned: whether a lies in memory as (K, M).
+        is_b_turned: whether b lies in memory as (N, K).
+    """
+
+    m: int
+    n: int
+    k: int
+    is_a_turned: bool = False
+    is_b_turned: bool = False
 
 
-def product_of_rows(a: np.ndarray, b: np.ndarray, out: np.ndarray, parts: Sequence[slice]) -> None:
-    """Writes a matrix product, block of rows by block of rows.
+class Product:
+    """A matrix product, which is computed in blocks.
 
     Args:
-        a: (M, K), float32 as all three, C-contiguous.
-        b: (K, N), C-contiguous or transposed.
-        out: (M, N), C-contiguous, where the product goes.
-        parts: the rows of each block. The last may overlap the one before: it comes when all others are done, as sgemm
-            adds to rows what it has written there.
+        shape: of the product.
+        parts: the rows of a, or the columns of b, of each block. The last may overlap the one before: it is computed
+            when all others are, as sgemm adds to rows what it has written there.
+        of_columns: whether the parts are columns.
     """
-    n, k = out.shape[1], a.shape[1]
-    (b_order, b_row), (start, b_start, out_start) = _lies(b), map(address, (a, b, out))
-    step, out_step = _BYTES * k, _BYTES * n
-    blocks: list[_Block] = [
-        (
-            *(_PLAIN, b_order, part.stop - part.start, n, k),
-            *(start + part.start * step, k, b_start, b_row, out_start + part.start * out_step, n),
+
+    def __init__(self, shape: Shape, parts: Sequence[slice], of_columns: bool = False) -> None:
+        m, n, k, is_a_turned, is_b_turned = shape
+        a_row, b_row = m if is_a_turned else k, k if is_b_turned else n
+        if of_columns:
+            n, steps = 0, (0, b_row if is_b_turned else 1, 1)
+        else:
+            m, steps = 0, (1 if is_a_turned else a_row, 0, n)
+        self._numbers = packed.array(
+            'q',
+            (
+                *(ord('T') if is_turned else ord('N') for is_turned in (is_a_turned, is_b_turned)),
+                *(m, n, k, a_row, b_row, shape.n),
+                *(_BYTES * step for step in steps),
+            ),
         )
-        for part in parts
-    ]
-    apart = len(blocks) - (len(parts) > 1 and parts[-1].start < parts[-2].stop)
-    _multiply(blocks[:apart], _is_little(b, out))
-    if apart < len(blocks):
-        _multiply(blocks[apart:], is_little=True)
-
-
-def product_of_columns(a: np.ndarray, b: np.ndarray, out: np.ndarray, parts: Sequence[slice]) -> None:
-    """As product_of_rows, in blocks of columns of b; a may be transposed too."""
-    (m, n), k = out.shape, a.shape[1]
-    (a_order, a_row), (b_order, b_row) = _lies(a), _lies(b)
-    start, b_start, out_start = map(address, (a, b, out))
-    b_step = _BYTES * (b_row if b_order == _TRANSPOSED else 1)
-    blocks: list[_Block] = [
-        (
-            *(a_order, b_order, m, part.stop - part.start, k),
-            *(start, a_row, b_start + part.start * b_step, b_row, out_start + part.start * _BYTES, n),
+        self._parts = parts
+        self._bounds = packed.array('q', itertools.chain.from_iterable((part.start, part.stop) for part in parts))
+        self._is_last_apart = len(parts) > 1 and parts[-1].start < parts[-2].stop
+        self._is_little = len(parts) == 1 or (
+            shape.m * shape.n * k <= WORK_OF_BLOCK and _BYTES * shape.n * k <= BYTES_OF_BLOCK
         )
-        for part in parts
-    ]
-    _multiply(blocks, _is_little(b, out))
+        # The first numbers of a frame of machine code: for all blocks, and for each.
+        numbers, bounds = (array.buffer_info()[0] for array in (self._numbers, self._bounds))
+        self._all = numbers, bounds, len(parts)
+        self._each = [(numbers, bounds + i * _BYTES_OF_PART, 1) for i in range(len(parts))]
 
+    def write(self, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+        """Writes a b.
 
-def _lies(a: np.ndarray) -> tuple[int, int]:
-    """How a matrix lies in memory: _PLAIN or _TRANSPOSED, and the numbers in a row."""
-    return (_PLAIN, a.shape[1]) if a.flags.c_contiguous else (_TRANSPOSED, a.shape[0])
-
-
-def _is_little(b: np.ndarray, out: np.ndarray) -> bool:
-    """Whether a product with b is not worth another thread."""
-    return out.size * len(b) <= WORK_OF_BLOCK and b.nbytes <= BYTES_OF_BLOCK
-
-
-def _multiply(blocks: Sequence[_Block], is_little: bool) -> None:
-    code = _machine_code()
-    with onednn.single_threaded():
+        Args:
+            a: as it lies in memory, C-contiguous as all three.
+            b: as it lies in memory.
+            out: (M, N).
+        """
+        code, starts = _machine_code(), (address(a), address(b), address(out))
         if code is None:
-            run(lambda i: _multiply_block(blocks[i]), len(blocks), around=onednn.single_threaded)
-        elif (call_frames if is_little else run_frames)(code, blocks):
-            raise RuntimeError('oneDNN: sgemm failed')
+            self.write_without_machine_code(*starts)
+        elif self._is_little:
+            _check(call_frames(code, ((*self._all, *starts),)))
+        elif self._is_last_apart:
+            *together, last = self.frames(*starts)
+            _check(run_frames(code, together) | call_frames(code, [last]))
+        else:
+            _check(run_frames(code, self.frames(*starts)))
+
+    def frames(self, a: int, b: int, out: int) -> list[tuple[int, ...]]:
+        """What machine code takes for each block: from the addresses of a, b and the product."""
+        return [(*numbers, a, b, out) for numbers in self._each]
+
+    def write_without_machine_code(self, a: int, b: int, out: int) -> None:
+        """As ``write``, with addresses."""
+        a_order, b_order, m, n, k, a_row, b_row, out_row, *steps = self._numbers
+        sgemm = onednn.library().sgemm
+
+        def write(i: int) -> None:
+            first, size = self._parts[i].start, self._parts[i].stop - self._parts[i].start
+            a_start, b_start, out_start = (start + first * step for start, step in zip((a, b, out), steps))
+            numbers = a_start, a_row, b_start, b_row, 0, out_start, out_row
+            _check(sgemm(a_order, b_order, m or size, n or size, k, 1, *numbers))
+
+        count = len(self._parts)
+        run(write, count - self._is_last_apart, around=onednn.single_threaded)
+        if self._is_last_apart:
+            with onednn.single_threaded():
+                write(count - 1)
 
 
-def _multiply_block(block: _Block) -> None:
-    a_order, b_order, m, n, k, a, a_row, b, b_row, out, out_row = block
-    if onednn.library().sgemm(a_order, b_order, m, n, k, 1, a, a_row, b, b_row, 0, out, out_row):
+def write_products(products: Sequence[tuple[Product, int, int, int]]) -> None:
+    """Writes products, whose blocks threads share.
+
+    Args:
+        products: of blocks that do not overlap, each with the addresses of its a, b and out.
+    """
+    code = _machine_code()
+    if code is None:
+        for product, *starts in products:
+            product.write_without_machine_code(*starts)
+    else:
+        _check(run_frames(code, [frame for product, *starts in products for frame in product.frames(*starts)]))
+
+
+def _check(status: int) -> None:
+    if status:
         raise RuntimeError('oneDNN: sgemm failed')
 
 
 @functools.cache
 def _machine_code() -> Optional[Function]:
-    """`_multiply_block` in machine code, which takes the address of the block's numbers; None without llvmlite."""
+    """Blocks of a product in machine code; None without llvmlite.
+
+    It takes the address of 64-bit numbers: the address of those of the product, the address of the blocks' bounds, how
+    many blocks, and the addresses of a, b and out. Those of the product: whether a and b lie turned, as letters; m, n
+    and k, where 0 stands for the rows or columns of a block; how many numbers of a, b and out lie in a row; from a row
+    or column of the product to the next, the bytes to where a block would begin in a, b and out.
+    """
     try:
         from branchynet.cpu.emitter import BYTE, INDEX, INT, REAL, Emitter, constant, integer, ir
     except ImportError:
         return None
     emit = Emitter()
 
-    def write(block: Any) -> Any:
+    def call(function: Any, result: Any, arguments: Sequence[Any]) -> Any:
+        place = cast(function, c_void_p).value
+        assert place is not None
+        kind = ir.FunctionType(result, [argument.type for argument in arguments])
+        return emit.builder.call(emit.builder.inttoptr(integer(place), kind.as_pointer()), arguments)
+
+    def blocks(frame: Any) -> Any:
         build = emit.builder
-        *orders, m, n, k, a, a_row, b, b_row, out, out_row = emit.words(block, 11)
+        product, bounds, count, *starts = emit.words(frame, 6)
+        *orders, m, n, k, a_row, b_row, out_row, a_step, b_step, out_step = emit.words(product, 11)
         a_order, b_order = (build.trunc(order, BYTE) for order in orders)
         one, zero = constant(1, REAL), constant(0, REAL)
-        arguments = [a_order, b_order, m, n, k, one, a, a_row, b, b_row, zero, out, out_row]
-        sgemm = cast(onednn.library().sgemm, c_void_p).value
-        assert sgemm is not None
-        kind = ir.FunctionType(INDEX, [argument.type for argument in arguments])
-        return build.zext(build.call(build.inttoptr(integer(sgemm), kind.as_pointer()), arguments), INT)
 
-    emit.function('product', 1, write)
-    return emit.compiled('product')['product']
+        def block(i: Any, before: Any) -> list[Any]:
+            first, end = emit.words(emit.at(bounds, i, _BYTES_OF_PART), 2)
+            size = build.sub(end, first)
+            rows, columns = (build.select(build.icmp_signed('==', number, INT(0)), size, number) for number in (m, n))
+            a, b, out = (
+                build.add(start, build.mul(first, step)) for start, step in zip(starts, (a_step, b_step, out_step))
+            )
+            arguments = [a_order, b_order, rows, columns, k, one, a, a_row, b, b_row, zero, out, out_row]
+            return [build.or_(before, call(onednn.library().sgemm, INDEX, arguments))]
+
+        (status,) = by_one_thread(lambda: emit.loop(count, block, [ir.Constant(INDEX, 0)]))
+        return build.zext(status, INT)
+
+    def by_one_thread(work: Any) -> Any:
+        """As onednn.single_threaded."""
+        build, gomp, one = emit.builder, onednn.library().gomp, ir.Constant(INDEX, 1)
+        threads = call(gomp.omp_get_max_threads, INDEX, [])
+        has_others = build.icmp_signed('!=', threads, one)
+        with build.if_then(has_others):
+            call(gomp.omp_set_num_threads, ir.VoidType(), [one])
+        result = work()
+        with build.if_then(has_others):
+            call(gomp.omp_set_num_threads, ir.VoidType(), [threads])
+        return result
+
+    emit.function('blocks', 1, blocks)
+    return emit.compiled('blocks')['blocks']

@@ -122,16 +122,16 @@ def test_pooling_of_few_channels_is_stock(of_stock, pooling):
 @pytest.mark.parametrize('inputs,outputs', [(9, 20), (20, 9), (1, 1)])
 def test_thin_products_are_stock(monkeypatch, inputs, outputs):
     def fail(*args, **kwargs):
-        raise AssertionError('product_of_rows')
+        raise AssertionError('multiplied')
 
     def layer(x, w, b):
         return F.linear(x, w, b)
 
     arrays = array(30, inputs), array(outputs, inputs, seed=1), array(outputs, seed=2)
     check(layer, *arrays)
-    monkeypatch.setattr(linear, 'product_of_rows', fail)
+    monkeypatch.setattr(linear, '_product', fail)
     gradients(set(), layer, *arrays)
-    with pytest.raises(AssertionError, match='product_of_rows'):
+    with pytest.raises(AssertionError, match='multiplied'):
         gradients(set(), layer, array(30, 10), array(10, 10), array(10))
 
 
@@ -172,7 +172,7 @@ def test_large_blocks_of_rows_have_the_bits_of_small_ones(isa):
     program = """if True:
         import branchynet, numpy as np
         from branchynet.cpu import linear
-        from branchynet.cpu.products import product_of_rows
+        from branchynet.cpu.products import Product, Shape
         from branchynet.cpu.threads import blocks
 
         large = 0
@@ -182,9 +182,10 @@ def test_large_blocks_of_rows_have_the_bits_of_small_ones(isa):
                     np.random.rand(*shape).astype('f')
                     for shape in ((rows, inputs), (outputs, inputs), (rows, outputs))
                 )
-                for y, a, b in (linear.linear(x, w, None), x, w.T), (linear.linear_gx(w, gy), gy, w):
+                shapes = Shape(rows, outputs, inputs, is_b_turned=True), Shape(rows, inputs, outputs)
+                for y, a, shape in zip((linear.linear(x, w, None), linear.linear_gx(w, gy)), (x, gy), shapes):
                     small = np.empty_like(y)
-                    product_of_rows(a, b, small, blocks(rows, 1, 64))
+                    Product(shape, blocks(rows, 1, 64)).write(a, w, small)
                     assert np.array_equal(y, small), (rows, inputs, outputs)
                 large += linear._blocks_of_rows(rows, inputs, outputs) != blocks(rows, 1, 64)
         assert large

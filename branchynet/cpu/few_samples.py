@@ -1,4 +1,4 @@
-"""Linear layers of one sample, float32, in machine code that reads or writes the weights once.
+"""Linear layers of one sample, and the gradient of a few, float32, in machine code that reads large weights once.
 
 oneDNN's sgemm would first rearrange the weights, which takes longer than the product. Here every number is a sum of its
 own, in an order that depends on the shapes alone, so that each thread may have its part of the weights: the same part
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _ROWS = 8  # that are read at once
 _BYTES = 4  # of a number
 _BYTES_OF_PART = 1 << 18  # of weights, that are worth a thread's call
+_COLUMNS = 512  # of weights, of which _ROWS stay in the cache until each of several samples has been added
 
 
 def is_available() -> bool:
@@ -36,23 +37,23 @@ def linear(x: np.ndarray, w: np.ndarray, y: np.ndarray) -> None:
     start, w_start, y_start = map(address, (x, w, y))
     frames = [
         (part.stop - part.start, x.size, start, w_start + part.start * row, y_start + part.start * _BYTES)
-        for part in _parts(len(w), row)
+        for part in _parts(len(w), row, most=len(w))
     ]
     _run('products_with_rows', frames)
 
 
 def linear_gx(w: np.ndarray, gy: np.ndarray, gx: np.ndarray) -> None:
-    """Writes the gradient of x: gy w of a gradient gy (1, O) and weights w (O, I) to gx (1, I), all C-contiguous."""
-    row = _BYTES * gx.size
+    """Writes the gradient of x: gy w of gradients gy (B, O) and weights w (O, I) to gx (B, I), all C-contiguous."""
+    (samples, outputs), inputs = gy.shape, w.shape[1]
     start, w_start, gx_start = map(address, (gy, w, gx))
     frames = [
         (
-            *(part.stop - part.start, gy.size, start),
-            *(w_start + part.start * _BYTES, row, gx_start + part.start * _BYTES),
+            *(part.stop - part.start, outputs, samples, _BYTES * inputs),
+            *(start, w_start + part.start * _BYTES, gx_start + part.start * _BYTES),
         )
-        for part in _parts(gx.size, _BYTES * gy.size)
+        for part in _parts(inputs, _BYTES * outputs, most=inputs if samples == 1 else _COLUMNS)
     ]
-    _run('sum_of_rows', frames)
+    _run('sums_of_rows', frames)
 
 
 def linear_gw(x: np.ndarray, gy: np.ndarray, gw: np.ndarray) -> None:
@@ -61,14 +62,14 @@ def linear_gw(x: np.ndarray, gy: np.ndarray, gw: np.ndarray) -> None:
     start, x_start, gw_start = map(address, (gy, x, gw))
     frames = [
         (part.stop - part.start, x.size, start + part.start * _BYTES, x_start, gw_start + part.start * row)
-        for part in _parts(gy.size, row)
+        for part in _parts(gy.size, row, most=gy.size)
     ]
     _run('multiples_of_row', frames)
 
 
-def _parts(count: int, bytes_of_one: int) -> tuple[slice, ...]:
-    """The threads' parts of the rows or columns of weights."""
-    return equal_blocks(count, workers(count * bytes_of_one // _BYTES_OF_PART))
+def _parts(count: int, bytes_of_one: int, most: int) -> tuple[slice, ...]:
+    """Parts of so many rows or columns of the weights at most, one or more for every thread that is worth a call."""
+    return equal_blocks(count, max(workers(count * bytes_of_one // _BYTES_OF_PART), -(-count // most)))
 
 
 def _run(name: str, frames: Sequence[Sequence[int]]) -> None:
@@ -82,10 +83,10 @@ def _machine_code() -> Optional[dict[str, Function]]:
     """The functions in machine code; None without llvmlite.
 
     Each takes the address of 64-bit numbers. products_with_rows multiplies a vector with rows: how many rows, and how
-    many numbers in each; the addresses of the vector, of the rows and of the products. sum_of_rows adds rows times
-    factors: how many numbers of each, and how many rows; the addresses of the factors and of the rows, the bytes from
-    row to row, and the address of the sum. multiples_of_row: how many, and how many numbers in each; the addresses of
-    the factors, of the row and of its multiples.
+    many numbers in each; the addresses of the vector, of the rows and of the products. sums_of_rows adds rows times
+    factors, which lie side by side for each sum: how many numbers of each row, how many rows and sums, and the bytes
+    from row to row, and from sum to sum; the addresses of the factors, of the rows and of the sums. multiples_of_row:
+    how many, and how many numbers in each; the addresses of the factors, of the row and of its multiples.
     """
     try:
         from branchynet.cpu.emitter import INT, LANES, REAL, VECTOR, Emitter, constant, integer
@@ -136,24 +137,35 @@ def _machine_code() -> Optional[dict[str, Function]]:
 
         in_groups(count, group)
 
-    def sum_of_rows(frame: Any) -> None:
-        length, added, factors, rows, row, out = emit.words(frame, 6)
-        emit.elements(length, lambda i, kind: emit.store(constant(0, kind), emit.at(out, i, _BYTES)))
+    def sums_of_rows(frame: Any) -> None:
+        build = emit.builder
+        length, added, count, row, factors, rows, out = emit.words(frame, 7)
+
+        def clear(k: Any) -> None:
+            own_out = build.add(out, build.mul(k, row))
+            emit.elements(length, lambda i, kind: emit.store(constant(0, kind), emit.at(own_out, i, _BYTES)))
 
         def group(first: Any, number: int) -> None:
             starts = starts_of(rows, row, first, number)
-            reals = [emit.load(place, REAL) for place in starts_of(factors, integer(_BYTES), first, number)]
-            times = {REAL: reals, VECTOR: [emit.splat(real) for real in reals]}
 
-            def add(i: Any, kind: Any) -> None:
-                place = emit.at(out, i, _BYTES)
-                total = emit.load(place, kind)
-                for start, factor in zip(starts, times[kind]):
-                    total = emit.multiply_add(emit.load(emit.at(start, i, _BYTES), kind), factor, total)
-                emit.store(total, place)
+            def sample(k: Any) -> None:
+                own_out = build.add(out, build.mul(k, row))
+                own_factors = emit.at(factors, build.mul(k, added), _BYTES)
+                reals = [emit.load(place, REAL) for place in starts_of(own_factors, integer(_BYTES), first, number)]
+                times = {REAL: reals, VECTOR: [emit.splat(real) for real in reals]}
 
-            emit.elements(length, add)
+                def add(i: Any, kind: Any) -> None:
+                    place = emit.at(own_out, i, _BYTES)
+                    total = emit.load(place, kind)
+                    for start, factor in zip(starts, times[kind]):
+                        total = emit.multiply_add(emit.load(emit.at(start, i, _BYTES), kind), factor, total)
+                    emit.store(total, place)
 
+                emit.elements(length, add)
+
+            emit.loop(count, sample)
+
+        emit.loop(count, clear)
         in_groups(added, group)
 
     def multiples_of_row(frame: Any) -> None:
@@ -174,6 +186,6 @@ def _machine_code() -> Optional[dict[str, Function]]:
 
         emit.loop(count, multiple)
 
-    for function in (products_with_rows, sum_of_rows, multiples_of_row):
+    for function in (products_with_rows, sums_of_rows, multiples_of_row):
         emit.function(function.__name__, 1, function)
-    return emit.compiled('products_with_rows', 'sum_of_rows', 'multiples_of_row')
+    return emit.compiled('products_with_rows', 'sums_of_rows', 'multiples_of_row')

@@ -1,6 +1,6 @@
-"""Linear layers of one sample, against NumPy in float64."""
+"""Linear layers of one sample or few, against NumPy in float64."""
 
-from branchynet.cpu import linear, one_sample, threads
+from branchynet.cpu import few_samples, linear, threads
 
 import numpy as np
 import pytest
@@ -33,10 +33,12 @@ def test_products_are_exact_to_rounding(samples, inputs, outputs, seed):
         assert np.abs(found - expected).max() < 2e-6 * terms
 
 
+@pytest.mark.parametrize('samples', [1, 2, 8])
 @pytest.mark.parametrize('inputs,outputs', SIZES)
-def test_threads_do_not_change_bits(monkeypatch, inputs, outputs):
-    monkeypatch.setattr(one_sample, '_BYTES_OF_PART', 1 << 8)  # so that there is a part for every thread
-    arrays = numbers(0, 1, inputs), numbers(1, outputs, inputs), numbers(2, 1, outputs)
+def test_threads_do_not_change_bits(monkeypatch, samples, inputs, outputs):
+    monkeypatch.setattr(few_samples, '_BYTES_OF_PART', 1 << 8)  # so that there is a part for every thread
+    monkeypatch.setattr(linear, '_LARGE', 0)
+    arrays = numbers(0, samples, inputs), numbers(1, outputs, inputs), numbers(2, samples, outputs)
     found = []
     try:
         for count in 1, 2, 3, 7:
@@ -60,7 +62,7 @@ def test_what_is_not_finite_stays_so_where_it_is_used(value):
 
 def test_without_machine_code_the_products_are_onednns(monkeypatch):
     arrays = numbers(0, 1, 300), numbers(1, 40, 300), numbers(2, 1, 40)
-    monkeypatch.setattr(one_sample, '_machine_code', lambda: None)
+    monkeypatch.setattr(few_samples, '_machine_code', lambda: None)
     for found, expected in zip(products(*arrays), exact(*arrays)):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
 
@@ -69,17 +71,36 @@ def test_without_machine_code_the_products_are_onednns(monkeypatch):
 def test_gradients_have_the_bits_of_onednns(monkeypatch, inputs, outputs):
     arrays = numbers(0, 1, inputs), numbers(1, outputs, inputs), numbers(2, 1, outputs)
     _, *ours = products(*arrays)
-    monkeypatch.setattr(one_sample, '_machine_code', lambda: None)
+    monkeypatch.setattr(few_samples, '_machine_code', lambda: None)
     _, *others = products(*arrays)
     for found, expected in zip(ours, others):
         np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize('samples', [1, 2])
-def test_which_layers_it_takes(monkeypatch, samples):
-    """Of more samples, training's bits are those of sgemm."""
+@pytest.mark.parametrize('inputs,outputs', SIZES)
+@pytest.mark.parametrize('samples', [2, 7, 8])
+def test_each_of_few_samples_has_the_gradient_that_it_has_alone(monkeypatch, samples, inputs, outputs):
+    monkeypatch.setattr(linear, '_LARGE', 0)
+    w, gy = numbers(0, outputs, inputs), numbers(1, samples, outputs)
+    together = linear.linear_gx(w, gy)
+    alone = np.concatenate([linear.linear_gx(w, gy[k : k + 1]) for k in range(samples)])
+    np.testing.assert_array_equal(together, alone)
+
+
+@pytest.mark.parametrize(
+    'samples,is_large,taken',
+    [
+        (1, False, ['products_with_rows', 'sums_of_rows', 'multiples_of_row']),
+        (2, False, []),  # training's bits are those of sgemm
+        (16, True, ['sums_of_rows']),
+        (17, True, []),
+    ],
+)
+def test_which_layers_it_takes(monkeypatch, samples, is_large, taken):
     calls = []
-    run = one_sample._run
-    monkeypatch.setattr(one_sample, '_run', lambda name, frames: calls.append(name) or run(name, frames))
-    products(numbers(0, samples, 84), numbers(1, 20, 84), numbers(2, samples, 20))
-    assert len(calls) == (3 if samples == 1 else 0)
+    run = few_samples._run
+    monkeypatch.setattr(few_samples, '_run', lambda name, frames: calls.append(name) or run(name, frames))
+    weights = numbers(1, 20, 84)
+    monkeypatch.setattr(linear, '_LARGE', weights.nbytes - is_large)
+    products(numbers(0, samples, 84), weights, numbers(2, samples, 20))
+    assert calls == taken
