@@ -8,7 +8,7 @@ from ctypes import c_void_p
 from typing import Any, Callable, NamedTuple, Optional
 
 from branchynet import _chainer  # noqa: F401
-from branchynet.cpu import memory, onednn
+from branchynet.cpu import memory, onednn, pointwise
 from branchynet.cpu.layout import (
     BYTES_OF_BLOCK,
     PARTS,
@@ -63,6 +63,11 @@ class Geometry(NamedTuple):
     y: tuple[int, ...]
     stride: tuple[int, int]
     pad: tuple[int, int]
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether every pixel of the output belongs to one pixel of the input."""
+        return (*self.w[2:], *self.stride, *self.pad) == (1, 1, 1, 1, 0, 0)
 
     def of(self, blocks: Blocks) -> Geometry:
         """The same for a block of the images."""
@@ -382,6 +387,11 @@ def convolution_gradients(
         return None if gx is None else _turned(gx), None if gw is None else _turned(gw), gb
     gx = empty_like(x) if of_x else None
     gw = gb = None
+    if of_w and geometry.is_pointwise:
+        gw, gb = pointwise.gradients_of_w(x, gy, _parts_of_work(geometry))
+        if of_x:
+            _loops_of_gradients(geometry, form_of(x), form_of(gy), True, False).run(x, w, gy, gx, None, None)
+        return gx, gw, gb
     if of_w:
         parts = len(_parts_of_gw(geometry))
         gw, gb = memory.empty((parts, *geometry.w)), np.empty((parts, geometry.w[0]), np.float32)
