@@ -113,6 +113,26 @@ def test_an_upright_sequence_lies_down(monkeypatch):
         assert geometries and {geometry.x[2:] for geometry in geometries} == {(40, 1) if pad == 1 else (1, 40)}
 
 
+@pytest.mark.parametrize(
+    'images,channels,outputs,kernel,size,parts',
+    [
+        (8, 96, 96, 3, 8, 8),  # AlexNet's: its training keeps its bits
+        (8, 96, 100, 3, 8, 8),
+        (8, 128, 100, 3, 8, 2),
+        (32, 128, 100, 3, 8, 4),
+        (64, 128, 100, 3, 8, 8),
+        (1, 128, 100, 3, 8, 1),
+    ],
+)
+def test_gradients_of_large_weights_have_few_parts(images, channels, outputs, kernel, size, parts):
+    x, w, y = (images, channels, size, size), (outputs, channels, kernel, kernel), (images, outputs, size, size)
+    geometry = convolution.Geometry(x, w, y, (1, 1), (kernel // 2, kernel // 2))
+    found = convolution._parts_of_gw(geometry)
+    assert len(found) == parts
+    assert found[0].start == 0 and found[-1].stop == images
+    check(lambda *arrays: F.convolution_2d(*arrays, pad=kernel // 2), array(*x), array(*w, seed=1))
+
+
 @pytest.mark.parametrize('pooling', [F.max_pooling_2d, F.average_pooling_2d])
 def test_pooling_of_few_channels_is_stock(of_stock, pooling):
     forward, backward = gradients(of_stock, lambda x: pooling(x, 2), array(2, 4, 8, 8))
