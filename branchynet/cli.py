@@ -361,9 +361,9 @@ def _train(args: Namespace) -> int:
 def _train_on(ranks: Any, args: Namespace) -> int:
     """Trains on the ranks; the first one prints."""
     from branchynet import schema
-    from branchynet.experiments import report, runs, train
+    from branchynet.experiments import get_experiment, runs, train
 
-    experiment = report.load(args.network)
+    experiment = get_experiment(args.network)
     ranks.together(lambda: _check_data(args))
     published = experiment.presets['paper']
     main_epochs, joint_epochs = args.epochs or (published.main_epochs, published.joint_epochs)
@@ -698,10 +698,10 @@ def _calibrate(args: Namespace) -> int:
 def _export(args: Namespace) -> int:
     from branchynet import export
     from branchynet.checkpoint import load_npz
-    from branchynet.experiments import report
+    from branchynet.experiments import get_experiment
     from branchynet.files import digest
 
-    experiment = report.load(args.network)
+    experiment = get_experiment(args.network)
     net = experiment.get_network(variant=args.variant)
     weights = _weights(args.weights, args.network)
     load_npz(weights, net)

@@ -22,7 +22,7 @@ PRESETS = {  # in order: results of a later preset are checked against the claim
 VARIANTS = ['code', 'paper']
 
 
-def load(name: str) -> Any:
+def get_experiment(name: str) -> Any:
     """Imports the EXPERIMENT of a module.
 
     Args:

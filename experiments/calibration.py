@@ -22,7 +22,7 @@ from typing import Any, Optional
 from branchynet import calibration, checkpoint, determinism, devices, exits, files, schema, sweep, utils
 from branchynet.calibration import Judgement, Target
 from branchynet.datasets import splits
-from branchynet.experiments import pages, report, results, runs, weights
+from branchynet.experiments import get_experiment, pages, report, results, runs, weights
 from branchynet.experiments.runs import Preset
 from branchynet.experiments.weights import CALIBRATION, HeldOut
 
@@ -148,7 +148,7 @@ def complete(out: str, networks: Sequence[str], seeds: Sequence[int], device: An
 
 def _trained(network: str, held_out: HeldOut, out: str, device: Any) -> Run:
     """Trains with the seed of the held-out images, and writes the weights and those of the baseline."""
-    experiment, seed = report.load(network), held_out.seed
+    experiment, seed = get_experiment(network), held_out.seed
     x, y, *test = experiment.get_data()
     kept, _ = splits.stratified(y, held_out.samples, held_out.seed)
     data = runs.cut((x[kept], y[kept], *test), TRAININGS[network])

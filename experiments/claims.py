@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Callable, NamedTuple
 
-from branchynet.experiments import NAMES, PRESETS, load
+from branchynet.experiments import NAMES, PRESETS, get_experiment
 from branchynet.experiments.results import Exit1Curve, NetworkRun, Results, Setting, Training
 from branchynet.experiments.runs import Preset
 
@@ -332,7 +332,7 @@ def unfinished(name: str, runs: Sequence[Any], preset: str) -> tuple[Training, P
     Returns:
         The first such training, and the preset; None if all trainings have as many epochs.
     """
-    whole = load(name).presets.get(preset)
+    whole = get_experiment(name).presets.get(preset)
     if whole is not None:
         for one in [run.training for run in runs if hasattr(run, 'training')]:
             # A part of a comparison may train no main, and start the joint training from random weights.

@@ -11,9 +11,8 @@ from typing import Any
 
 from branchynet import schema
 from branchynet.cost import cost
-from branchynet.experiments import NETWORKS, results
+from branchynet.experiments import NETWORKS, get_experiment, results
 from branchynet.experiments.network_experiment import gain_allowed
-from branchynet.experiments.report import load
 
 import numpy as np
 
@@ -107,7 +106,7 @@ def _run(name: str, run: dict[str, Any], variant: str) -> dict[str, Any]:
 
 def _network(name: str, run: dict[str, Any], variant: str) -> dict[str, Any]:
     """The fields that only the measurement of a network has."""
-    net = load(name).get_network(variant=variant)
+    net = get_experiment(name).get_network(variant=variant)
     costs = cost(net, SHAPES[name])
     macs = {'main': costs.main.macs, 'exits': [exit.leaving.macs for exit in costs.exits]}
     sweep = [_with_gain_allowed(row, macs) for row in run['sweep']]

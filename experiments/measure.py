@@ -19,7 +19,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from branchynet import cpu, files, schema, verify
-from branchynet.experiments import VARIANTS, claims, conversion, report, reproduce, results, runs, unfinished
+from branchynet.experiments import (
+    VARIANTS,
+    claims,
+    conversion,
+    get_experiment,
+    report,
+    reproduce,
+    results,
+    runs,
+    unfinished,
+)
 
 import attrs
 
@@ -201,7 +211,7 @@ def _data(found: results.Results, folder: str) -> dict[str, runs.Data]:
     for name, run in _trained(found):
         if run.training.data_sha256 not in data:
             try:
-                got = runs.data_of(report.load(name), run.training, run.measurement.test_samples)
+                got = runs.data_of(get_experiment(name), run.training, run.measurement.test_samples)
             except OSError as e:
                 raise NoData(str(e)) from e
             data[run.training.data_sha256] = got
@@ -225,7 +235,7 @@ def _measured_again(found: results.Results, data: dict[str, runs.Data], folder: 
             return run
         print(f'{runs.stem(name, run.part, run.seed)} ...', flush=True)
         its_data = data[run.training.data_sha256]
-        measurement = report.load(name).measure(run.part, run.seed, run.training, its_data, setup)
+        measurement = get_experiment(name).measure(run.part, run.seed, run.training, its_data, setup)
         return attrs.evolve(run, measurement=measurement)
 
     experiments = {name: [again(name, run) for run in seeds] for name, seeds in found.experiments.items()}
@@ -321,7 +331,7 @@ def trained_runs(folder: str, seed: int) -> list[tuple[str, Any]]:
 
 def _retrained(name: str, run: Any, epochs: int, device: Any) -> tuple[verify.Run, verify.Run]:
     """A run as recorded and as trained again, both up to an epoch."""
-    training, experiment = run.training, report.load(name)
+    training, experiment = run.training, get_experiment(name)
     total = training.main_epochs + training.joint_epochs
     if epochs > total:
         raise ValueError(f'{runs.stem(name, run.part, run.seed)} has {total} epochs: --epochs {epochs} is too many')

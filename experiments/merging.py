@@ -13,7 +13,7 @@ import shutil
 from typing import Any
 
 from branchynet import files
-from branchynet.experiments import report, reproduce, results, runs
+from branchynet.experiments import get_experiment, reproduce, results, runs
 from branchynet.experiments.results import Results
 
 
@@ -75,7 +75,7 @@ def _joined(found: dict[str, Results]) -> Results:
                 origins[stem] = folder
                 mine.append(run)
     for name, seeds in joined.experiments.items():
-        joined.experiments[name] = reproduce.in_order(report.load(name), seeds)
+        joined.experiments[name] = reproduce.in_order(get_experiment(name), seeds)
     return joined
 
 

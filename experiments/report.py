@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from branchynet.experiments import NETWORKS, PRESETS, claims, intervals, load, pages
+from branchynet.experiments import NETWORKS, PRESETS, claims, get_experiment, intervals, pages
 from branchynet.experiments.claims import FAIL, NOT_RUN, PASS, Claim, Verdict
 from branchynet.experiments.figures import Drawn
 from branchynet.experiments.results import DISAGREEMENT_PERCENT, Environment, NetworkRun, Pairs, Results
@@ -196,7 +196,7 @@ def blocks(results: Results, figures: Mapping[str, Drawn]) -> list[pages.Block]:
         pages.Heading(1, 'BranchyNet: measured beside published'),
         pages.Text(f'Preset **{results.preset}** {PRESETS[results.preset]}.'),
         *(
-            pages.Text(f'**{load(name).network}**: {_epochs(name, seeds, results.preset)}.')
+            pages.Text(f'**{get_experiment(name).network}**: {_epochs(name, seeds, results.preset)}.')
             for name, seeds in networks.items()
             if claims.unfinished(name, seeds, results.preset)
         ),
@@ -216,7 +216,7 @@ def blocks(results: Results, figures: Mapping[str, Drawn]) -> list[pages.Block]:
     ]
     for name, seeds in results.experiments.items():
         page += [
-            pages.Heading(2, load(name).title),
+            pages.Heading(2, get_experiment(name).title),
             *_tables(name, seeds, results),
             *_disagreements(name, seeds),
         ]
@@ -263,7 +263,7 @@ def _table1(networks: Mapping[str, Sequence[NetworkRun]], verdicts: Sequence[Ver
     """Table I, published and measured, a verdict on each row."""
     rows: list[list[str]] = []
     for name, seeds in networks.items():
-        rows.append([f'{load(name).network} ({_device(seeds)})'])
+        rows.append([f'{get_experiment(name).network} ({_device(seeds)})'])
         for row in _rows(name, seeds, verdicts):
             rows.append([row.what, row.published, row.measured, f'{row.status}\n{row.why}'.strip()])
     return pages.Table(['Table I', 'Published', 'Measured', 'Verdict'], rows)
@@ -271,7 +271,7 @@ def _table1(networks: Mapping[str, Sequence[NetworkRun]], verdicts: Sequence[Ver
 
 def _rows(name: str, seeds: Sequence[NetworkRun], verdicts: Sequence[Verdict]) -> Iterator[Row]:
     """Table I's rows of a network and its B-net."""
-    network, device = load(name).network, _device(seeds)
+    network, device = get_experiment(name).network, _device(seeds)
     by_id = {v.claim.id: v for v in verdicts}
     base, branchy = (_published(row, device) for row in (network, f'B-{network}'))
     images = seeds[0].measurement.test_samples
@@ -336,7 +336,7 @@ def _outcome(verdict: Verdict | None) -> tuple[str, str, str]:
 
 def _speed(name: str, seeds: Sequence[NetworkRun]) -> str:
     """On which clock a B-net is faster than its baseline, by how much, and how accurate both are, in words."""
-    network = load(name).network
+    network = get_experiment(name).network
     baselines = [run.measurement.baseline for run in seeds]
     settings = [run.measurement.measured.published for run in seeds]
 
@@ -433,7 +433,7 @@ def _network(name: str, seeds: Sequence[NetworkRun], results: Results) -> list[p
         f'{seeds[0].measurement.test_samples} test images.'
     )
     machines = dict.fromkeys(_machine(run.measurement.environment) for run in seeds)
-    network = load(name).network
+    network = get_experiment(name).network
     return [
         pages.Text(text),
         pages.Table(COLUMNS, published_rows(network, _device(seeds)) + measured_rows(network, seeds)),
@@ -571,7 +571,7 @@ def _analysis(name: str, seeds: Sequence[Any], results: Results) -> list[pages.B
 
 
 def _comparison_table(name: str, seeds: Sequence[Any]) -> pages.Table:
-    experiment, rows = load(name), []
+    experiment, rows = get_experiment(name), []
     for part in experiment.parts:
         mine = [run for run in seeds if run.part == part]
         if mine:
@@ -762,7 +762,7 @@ def reproduces(found: Sequence[Results]) -> str:
         for name, seeds in results.experiments.items():
             if name in NETWORKS:
                 epochs = _epochs(name, seeds, results.preset)
-                rows.append([f'{load(name).network}, preset {results.preset}, {epochs}, {_seeds(seeds)}'])
+                rows.append([f'{get_experiment(name).network}, preset {results.preset}, {epochs}, {_seeds(seeds)}'])
                 rows += [[*row[:4], row.why.replace('\n', '; ')] for row in _rows(name, seeds, verdicts)]
     merged = [_best(of_one) for of_one in zip(*checks)]
     sources = dict.fromkeys(v.claim.source for v in merged)

@@ -9,7 +9,7 @@ import tempfile
 from typing import Any
 
 from branchynet import checkpoint, devices, files, schema, verify
-from branchynet.experiments import NETWORKS, PRESETS, claims, figures, jobs, pages, report, runs
+from branchynet.experiments import NETWORKS, PRESETS, claims, figures, get_experiment, jobs, pages, report, runs
 from branchynet.experiments import results as results_file
 from branchynet.experiments.results import Results
 from branchynet.files import write_atomically
@@ -106,7 +106,7 @@ def _ready(names: list[str], preset_name: str) -> tuple[list[tuple[Any, runs.Dat
     """Pairs of an experiment and its data, and a line for each experiment that cannot run."""
     ready, skipped, found = [], [], {}
     for name in names:
-        experiment = report.load(name)
+        experiment = get_experiment(name)
         if preset_name not in experiment.presets:
             skipped.append(f'{name} is skipped: it has no preset {preset_name}, only {", ".join(experiment.presets)}')
             continue
@@ -227,7 +227,7 @@ def write(results: Results, out: str) -> None:
     ]
     written, shown = [results_file.path_of(out), *weights], {}
     for name, seeds in results.experiments.items():
-        experiment = report.load(name)
+        experiment = get_experiment(name)
         paths = experiment.write(seeds, out)
         drawn = figures.draw(experiment, seeds[0], out) if name in NETWORKS else figures.Drawn([])
         shown[name] = drawn._replace(paths=[path for path in paths if path.endswith('.png')] + drawn.paths)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from branchynet import checkpoint, files, schema
-from branchynet.experiments import NETWORKS, report, reproduce, results, runs
+from branchynet.experiments import NETWORKS, get_experiment, report, reproduce, results, runs
 
 import attrs
 
@@ -92,7 +92,7 @@ def _found(folder: str) -> Iterator[tuple[Any, int, str]]:
         for file in sorted(os.listdir(folder) if os.path.isdir(folder) else []):
             if file.startswith(prefix) and file.endswith('.npz' + checkpoint.EPOCH):
                 seed = file[len(prefix) : -len('.npz' + checkpoint.EPOCH)]
-                yield report.load(name), int(seed), os.path.join(folder, file)
+                yield get_experiment(name), int(seed), os.path.join(folder, file)
 
 
 def _restored(experiment: Any, seed: int, path: str) -> _Begun:

@@ -21,7 +21,7 @@ from branchynet.batching import batches
 from branchynet.calibration import Judgement, Macs, Target
 from branchynet.cost import cost
 from branchynet.datasets import splits
-from branchynet.experiments import report, results, runs
+from branchynet.experiments import get_experiment, results, runs
 from branchynet.net import BranchyNet
 
 import numpy as np
@@ -111,7 +111,7 @@ def load(path: str, network: str, variant: str) -> Weights:
     Raises:
         OSError: The file is missing or damaged, or has the weights of another network; or a file beside it is damaged.
     """
-    experiment = report.load(network)
+    experiment = get_experiment(network)
     net = experiment.get_network(variant=variant)
     checkpoint.load_npz(path, net)
     net.thresholdExits = None  # a sweep and a calibration set their own

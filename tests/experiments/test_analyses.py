@@ -15,9 +15,11 @@ from branchynet.experiments import (
     claims,
     figure5,
     figure6,
+    get_experiment,
     initialisation,
+    lenet_mnist,
     loss_weights,
-    report,
+    resnet_cifar10,
     results,
     runs,
 )
@@ -52,7 +54,7 @@ def results_of(out):
 def test_every_experiment_has_all_presets():
     assert NAMES == NETWORKS + ANALYSES
     for name in NAMES:
-        experiment = report.load(name)
+        experiment = get_experiment(name)
         assert experiment.name == name and {'smoke', 'quick', 'paper'} <= set(experiment.presets) <= set(PRESETS)
 
 
@@ -188,13 +190,10 @@ def test_without_cifar_lenet_runs_and_the_rest_is_named(tmp_path, monkeypatch, c
         raise FileNotFoundError('cifar10 is missing: get it so')
 
     tiny = runs.Preset(main_epochs=1, joint_epochs=1, batchsize=64, train_samples=64, test_samples=8)
-    lenet, alexnet, resnet = map(report.load, NETWORKS)
-    small = {
-        'lenet_mnist': lenet._replace(get_data=mnist.get_data, presets={'smoke': tiny}),
-        'alex_cifar10': alexnet._replace(get_data=missing),
-        'resnet_cifar10': resnet._replace(get_data=missing),
-    }
-    monkeypatch.setattr(report, 'load', small.get)
+    lenet = lenet_mnist.EXPERIMENT._replace(get_data=mnist.get_data, presets={'smoke': tiny})
+    monkeypatch.setattr(lenet_mnist, 'EXPERIMENT', lenet)
+    for network in alex_cifar10, resnet_cifar10:
+        monkeypatch.setattr(network, 'EXPERIMENT', network.EXPERIMENT._replace(get_data=missing))
     assert reproduce(tmp_path) == 0
     captured = capsys.readouterr()
     for text in captured.err, captured.out:

@@ -5,7 +5,7 @@ import os
 import branchynet  # noqa: F401
 from branchynet import devices, files
 from branchynet.datasets import mnist, splits
-from branchynet.experiments import calibration, report, runs, weights
+from branchynet.experiments import calibration, lenet_mnist, runs, weights
 
 import numpy as np
 import pytest
@@ -16,8 +16,8 @@ def small(monkeypatch):
     """3000 images of MNIST, of which 1000 are held out, and one training of two epochs."""
     x, y, x_test, t_test = mnist.get_data()
     few = x[:3000], y[:3000], x_test[:500], t_test[:500]
-    experiment = report.load('lenet_mnist')._replace(get_data=lambda: few)
-    monkeypatch.setattr(report, 'load', lambda name: experiment)
+    experiment = lenet_mnist.EXPERIMENT._replace(get_data=lambda: few)
+    monkeypatch.setattr(lenet_mnist, 'EXPERIMENT', experiment)
     monkeypatch.setattr(calibration, 'HELD_OUT', 1000)
     monkeypatch.setattr(calibration, 'TRAININGS', {'lenet_mnist': runs.Preset(1, 1, batchsize=100)})
     monkeypatch.setattr(calibration, 'LOSSES', (1.0, 30.0))

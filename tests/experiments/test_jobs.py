@@ -18,6 +18,7 @@ from branchynet.experiments import (
     NAMES,
     PRESETS,
     figures,
+    get_experiment,
     jobs,
     lenet_mnist,
     loss_weights,
@@ -201,9 +202,7 @@ def test_a_terminal_shows_the_bar_of_every_job(monkeypatch, capsys):
 def test_experiments_can_be_sent_to_processes():
     import pickle
 
-    from branchynet.experiments.report import load
-
-    for experiment in map(load, NAMES):
+    for experiment in map(get_experiment, NAMES):
         assert pickle.loads(pickle.dumps(experiment)).name == experiment.name
 
 

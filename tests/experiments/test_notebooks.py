@@ -4,7 +4,7 @@ import os
 
 import branchynet  # noqa: F401
 from branchynet.datasets import cifar, cifar10
-from branchynet.experiments import NETWORKS, report
+from branchynet.experiments import NETWORKS, get_experiment
 
 import pytest
 
@@ -26,5 +26,5 @@ def test_notebook_runs(name, monkeypatch, tmp_path):
     nbclient.NotebookClient(notebook, timeout=300, resources={'metadata': {'path': str(tmp_path)}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get('outputs', [])]
     printed = ''.join(output['text'] for output in outputs if output.get('name') == 'stdout')
-    assert 'B-' + report.load(name).network in printed and 'Thrshld.T' in printed
+    assert 'B-' + get_experiment(name).network in printed and 'Thrshld.T' in printed
     assert sum('image/png' in output.get('data', {}) for output in outputs) == 2

@@ -11,7 +11,7 @@ from functools import reduce
 import branchynet  # noqa: F401
 from branchynet import cli, provenance
 from branchynet.exits import leave_at
-from branchynet.experiments import claims, figures, intervals, pages, report, reproduce, results, runs
+from branchynet.experiments import claims, figures, get_experiment, intervals, pages, report, reproduce, results, runs
 
 import pytest
 
@@ -315,7 +315,7 @@ def test_the_published_rows_are_those_of_the_device(example):
 
 
 def test_figures_that_cannot_be_drawn_are_named(example, tmp_path, monkeypatch):
-    run, experiment = run_of(example), report.load('lenet_mnist')
+    run, experiment = run_of(example), get_experiment('lenet_mnist')
     data = experiment.get_data()
     run.training.data_sha256 = provenance.sha256_of_arrays(
         [part[:count] for part, count in zip(data, (256, 256, 1000, 1000))]
@@ -337,7 +337,7 @@ def test_the_committed_run_says_again_what_it_said(tmp_path):
     folder = os.path.join(
         os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), 'results', 'lenet_mnist_quick'
     )
-    run, experiment = results.read(folder).experiments['lenet_mnist'][0], report.load('lenet_mnist')
+    run, experiment = results.read(folder).experiments['lenet_mnist'][0], get_experiment('lenet_mnist')
     _, _, x, t = runs.data_of(experiment, run.training, run.measurement.test_samples)
     probs, entropies = figures._answers(experiment, run, x, folder)
     accuracies = 100 * (probs.argmax(axis=2) == t).mean(axis=1)

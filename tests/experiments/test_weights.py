@@ -9,7 +9,7 @@ import branchynet  # noqa: F401
 from branchynet import cli, exits, files, schema, sweep
 from branchynet.calibration import Target
 from branchynet.datasets import mnist, splits
-from branchynet.experiments import weights
+from branchynet.experiments import lenet_mnist, weights
 from branchynet.experiments.weights import HeldOut, Trained
 
 import numpy as np
@@ -25,8 +25,8 @@ def few_images(monkeypatch):
     """The first images of MNIST in place of all: 3000 to train on and 500 to test on."""
     x, y, x_test, t_test = mnist.get_data()
     few = x[:3000], y[:3000], x_test[:500], t_test[:500]
-    experiment = weights.report.load('lenet_mnist')._replace(get_data=lambda: few)
-    monkeypatch.setattr(weights.report, 'load', lambda name: experiment)
+    experiment = lenet_mnist.EXPERIMENT._replace(get_data=lambda: few)
+    monkeypatch.setattr(lenet_mnist, 'EXPERIMENT', experiment)
     return few
 
 
