@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional
 
 from branchynet import calibration, checkpoint, determinism, devices, exits, files, schema, sweep, utils
@@ -65,7 +65,7 @@ class Choice:
 
 @define(kw_only=True)
 class Measurement:
-    """What was chosen for one training.
+    """The choices for one training.
 
     Attributes:
         environment: Where the times were measured.
@@ -151,7 +151,8 @@ def _trained(network: str, held_out: HeldOut, out: str, device: Any) -> Run:
     experiment, seed = get_experiment(network), held_out.seed
     x, y, *test = experiment.get_data()
     kept, _ = splits.stratified(y, held_out.samples, held_out.seed)
-    data = runs.cut((x[kept], y[kept], *test), TRAININGS[network])
+    preset = TRAININGS[network]
+    data = runs.cut((x[kept], y[kept], *test), preset.train_samples, preset.test_samples)
     setup = runs.Setup(PRESET, 'code', device, out, True)
     trained = experiment._replace(presets={PRESET: TRAININGS[network]}).train('', seed, data, setup)
     return Run(network=network, seed=seed, held_out=held_out, training=trained)
@@ -208,15 +209,15 @@ def table(found: Calibrations) -> str:
     """The table of calibrations as Markdown, a row for every target, with the figures of the seeds in their order."""
     blocks: list[pages.Block] = []
     for network in dict.fromkeys(run.network for run in found.runs):
-        of_network = [run for run in found.runs if run.network == network and run.measurement is not None]
-        if not of_network:
-            continue
-        blocks += [
-            pages.Text(_trainings(of_network)),
-            _choices(of_network),
-            pages.Lines(_refused(of_network)),
-            _temperatures(of_network),
-        ]
+        of_network = [run for run in found.runs if run.network == network]
+        measured = {run.seed: run.measurement for run in of_network if run.measurement is not None}
+        if measured:
+            blocks += [
+                pages.Text(_trainings([run for run in of_network if run.seed in measured])),
+                _choices(list(measured.values())),
+                pages.Lines(_refused(measured)),
+                _temperatures(measured),
+            ]
     return pages.markdown(blocks) + '\n'
 
 
@@ -230,8 +231,7 @@ def _trainings(trained: Sequence[Run]) -> str:
     )
 
 
-def _choices(trained: Sequence[Run]) -> pages.Table:
-    measured = [run.measurement for run in trained if run.measurement is not None]
+def _choices(measured: Sequence[Measurement]) -> pages.Table:
     rows = []
     for i, choice in enumerate(measured[0].choices):
         guaranteed = '' if choice.guarantee is None else f', with probability {choice.guarantee:g}'
@@ -276,13 +276,12 @@ def _row(name: str, choices: Sequence[Choice]) -> list[str]:
     ]
 
 
-def _refused(trained: Sequence[Run]) -> list[str]:
-    """Why a target has no thresholds, a line for each."""
+def _refused(measured: Mapping[int, Measurement]) -> list[str]:
+    """Why a target has no thresholds, a line for each; measurements by seed."""
     return [
-        f'Seed {run.seed}, under {choice.baseline}: {choice.refused}.'
-        for run in trained
-        if run.measurement is not None
-        for choice in run.measurement.choices
+        f'Seed {seed}, under {choice.baseline}: {choice.refused}.'
+        for seed, one in measured.items()
+        for choice in one.choices
         if choice.refused
     ]
 
@@ -291,16 +290,14 @@ def _numbers(thresholds: Sequence[float | None]) -> str:
     return ' '.join('off' if threshold is None else f'{threshold:.3g}' for threshold in thresholds)
 
 
-def _temperatures(trained: Sequence[Run]) -> pages.Table:
+def _temperatures(measured: Mapping[int, Measurement]) -> pages.Table:
     rows = []
-    for run in trained:
-        one = run.measurement
-        if one is not None:
-            columns = one.temperatures, one.calibration_error_before, one.calibration_error
-            rows += [
-                [f'{run.seed}', f'{k + 1}', f'{temperature:.3f}', f'{100 * before:.2f}', f'{100 * after:.2f}']
-                for k, (temperature, before, after) in enumerate(zip(*columns))
-            ]
+    for seed, one in measured.items():
+        columns = one.temperatures, one.calibration_error_before, one.calibration_error
+        rows += [
+            [f'{seed}', f'{k + 1}', f'{temperature:.3f}', f'{100 * before:.2f}', f'{100 * after:.2f}']
+            for k, (temperature, before, after) in enumerate(zip(*columns))
+        ]
     head = ['Seed', 'Exit', 'Temperature', 'Calibration error before (%)', 'after (%)']
     return pages.Table(head, rows)
 

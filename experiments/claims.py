@@ -48,6 +48,7 @@ KEYS = {  # of an entry
     'cause',
 }
 CAUSE_KEYS = {'experiment', 'where', 'explains', 'text'}
+_ALL_LEAVE = 10  # nats: a threshold above every entropy of 10 classes
 
 
 class NotFound(Exception):
@@ -220,8 +221,8 @@ def _check_entry(entry: dict[str, Any]) -> None:
                 f'{where} has a cause with {", ".join(sorted(cause))}: expected experiment, text, explains '
                 'and perhaps where'
             )
-    if not ('expected' in entry) ^ ('value' in entry) and not ('expected' in entry and 'rows' in entry):
-        raise ValueError(f'{where} has neither expected nor value: expected one of them')
+    if ('rows' in entry) != ('value' in entry) or not {'expected', 'value'} & entry.keys():
+        raise ValueError(f'{where}: expected the keys rows and value, or expected, or all three')
 
 
 def _rows(entry: dict[str, Any]) -> list[dict[str, Any]]:
@@ -334,7 +335,7 @@ def unfinished(name: str, runs: Sequence[Any], preset: str) -> tuple[Training, P
     """
     whole = get_experiment(name).presets.get(preset)
     if whole is not None:
-        for one in [run.training for run in runs if hasattr(run, 'training')]:
+        for one in [run.training for run in runs if run.training]:
             # A part of a comparison may train no main, and start the joint training from random weights.
             if 0 < one.main_epochs < whole.main_epochs or one.joint_epochs < whole.joint_epochs:
                 return one, whole
@@ -450,9 +451,12 @@ def _final(runs: list[Any], part: str) -> float:
 def cache_miss_ratio(claim: Claim, runs: list[Any]) -> float:
     """Rate of cache misses at the highest thresholds, with which all images leave at exit 1, over the baseline's."""
     *settings, base = runs[0].measurement.cache
-    if not settings or base.cache_miss_percent == 0:
-        raise NotFound('no setting was counted, or the baseline has no cache misses')
-    return max(settings, key=lambda point: point.thresholds).cache_miss_percent / base.cache_miss_percent
+    if base.cache_miss_percent == 0:
+        raise NotFound('the baseline has no cache misses')
+    highest = max(settings, key=lambda point: point.thresholds)
+    if min(highest.thresholds) < _ALL_LEAVE:
+        raise NotFound(f'no setting was counted whose thresholds are {_ALL_LEAVE:g} nats or more')
+    return highest.cache_miss_percent / base.cache_miss_percent
 
 
 MEASURES: dict[str, Callable[[Claim, list[Any]], float]] = {

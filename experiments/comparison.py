@@ -92,7 +92,7 @@ class Comparison(NamedTuple):
             for phase in 'main', 'joint':
                 training.train(phase)
         record = training.record
-        record.weights_sha256 = runs.save_weights(training.net, runs.weights_path(setup.out, *run))
+        record.weights_sha256 = training.save_weights(training.net, runs.weights_path(setup.out, *run))
         return record
 
     def measure(

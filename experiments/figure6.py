@@ -54,14 +54,17 @@ class Figure6(NamedTuple):
         title: its heading in reports.
         get_data: loads the arrays.
         presets: Preset by name, of which only test_samples is used.
-        parts: the one part, which has no name.
     """
 
     name: str
     title: str
     get_data: Callable[[], runs.Data]
     presets: dict[str, runs.Preset]
-    parts: tuple[str, ...] = ('',)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The one part, which has no name."""
+        return ('',)
 
     def minutes(self, preset: runs.Preset, data: runs.Data, setup: runs.Setup) -> float:
         """The minutes that one seed takes with callgrind."""
@@ -248,7 +251,7 @@ def classify(variant: str, weights: str, images: str, count: str, *setting: str)
 
 
 def _callgrind() -> Callable[[int], None]:
-    """What takes a request to callgrind, which simulates the caches between _START and _STOP alone.
+    """A function that sends a request to callgrind, which simulates the caches between _START and _STOP alone.
 
     Valgrind knows a request by instructions that do nothing elsewhere; its valgrind.h has them.
     """

@@ -15,6 +15,7 @@ from branchynet.cpu import threads
 from branchynet.exits import leave_at
 from branchynet.experiments import results, runs
 from branchynet.inference import Compiled
+from branchynet.net import BranchyNet
 
 import numpy as np
 
@@ -50,11 +51,16 @@ def draw(experiment: NetworkExperiment, run: results.NetworkRun, out: str) -> Dr
     Returns:
         The figures; none where weights or data are missing or are not those of the run.
     """
+    path = runs.weights_path(out, experiment.name, run.part, run.seed)
+    net = experiment.get_network(variant=run.training.variant)
     try:
         _, _, x, t = runs.data_of(experiment, run.training, run.measurement.test_samples)
-        probs, entropies = _answers(experiment, run, x, out)
-    except (OSError, ValueError, runs.CannotRun) as e:
+        if not os.path.exists(path):
+            raise OSError(f'the weights, {os.path.basename(path)}, are not in the folder')
+        runs.load_weights(net, path, run.training.weights_sha256)
+    except (OSError, ValueError) as e:
         return Drawn([], f'The figures of leaving images, confusion and reliability are missing: {e}.')
+    probs, entropies = _answers(net, x)
     exits = leave_at(entropies, experiment.published_thresholds)
     names = CLASSES[experiment.name]
     stem = os.path.join(out, 'figures', runs.stem(experiment.name, run.part, run.seed))
@@ -65,24 +71,17 @@ def draw(experiment: NetworkExperiment, run: results.NetworkRun, out: str) -> Dr
     return Drawn(paths)
 
 
-def _answers(
-    experiment: NetworkExperiment, run: results.NetworkRun, x: np.ndarray, out: str
-) -> tuple[np.ndarray, np.ndarray]:
+def _answers(net: BranchyNet, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Softmax (E, N, K) and entropy (E, N) of every exit for images (N, C, H, W)."""
-    path = runs.weights_path(out, experiment.name, run.part, run.seed)
-    if not os.path.exists(path):
-        raise runs.CannotRun(f'the weights, {os.path.basename(path)}, are not in the folder')
-    net = experiment.get_network(variant=run.training.variant)
-    runs.load_weights(net, path, run.training.weights_sha256)
     parts = batches(len(x), BATCHSIZE)
     answers: list[Any] = [None] * len(parts)
     with cpu.fast():
-        net = runs.for_inference(net)
+        fast = runs.for_inference(net)
 
         def pass_part(i: int) -> None:
-            answers[i] = net.look(x[parts[i]])
+            answers[i] = fast.look(x[parts[i]])
 
-        if isinstance(net, Compiled):
+        if isinstance(fast, Compiled):
             threads.run(pass_part, len(parts))
         else:
             for i in range(len(parts)):

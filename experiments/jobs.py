@@ -114,7 +114,7 @@ class _Trainer:
         assert process.stdin is not None and process.stdout is not None  # they are pipes
         last = ''
         with contextlib.suppress(BrokenPipeError), process:  # broken: it ended at once; its status says how
-            process.stdin.write(pickle.dumps({**self._order, 'job': tuple(job)}))
+            process.stdin.write(pickle.dumps({**self._order, 'job': job}))
             process.stdin.flush()
             last = _show_output(job.stem, process.stdout)
             process.wait()  # before its standard input is closed
@@ -153,7 +153,7 @@ def _show(line: str) -> None:
 
 
 def work() -> None:
-    """Trains the run that standard input orders: what a job's process does."""
+    """Trains the run that standard input names: the work of a job's process."""
     order = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.argv = order['argv']  # the command that the run records
@@ -162,7 +162,7 @@ def work() -> None:
         if order['profile']:
             determinism.fix(order['profile'], restart=False)
         cpu.threads.set_num_threads(order['threads'])
-        _train(Job(*order['job']), order['setup'])
+        _train(order['job'], order['setup'])
     except (OSError, ValueError) as e:
         print(e)
         sys.exit(1)
@@ -171,7 +171,8 @@ def work() -> None:
 def _train(job: Job, setup: runs.Setup) -> None:
     device = chainer.get_device(setup.device)
     device.use()
-    data = runs.cut(job.experiment.get_data(), job.experiment.presets[setup.preset])
+    preset = job.experiment.presets[setup.preset]
+    data = runs.cut(job.experiment.get_data(), preset.train_samples, preset.test_samples)
     job.experiment.train(job.part, job.seed, data, setup._replace(device=device))
 
 
@@ -181,7 +182,7 @@ def _end_with_parent() -> None:
 
 
 class _Output(io.TextIOWrapper):
-    """What a job's process prints, for the parent, whose terminal shows progress bars."""
+    """The output of a job's process, for the parent, whose terminal shows progress bars."""
 
     def __init__(self, terminal: bool) -> None:
         super().__init__(sys.stdout.buffer, 'utf-8', line_buffering=True)

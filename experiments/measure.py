@@ -145,11 +145,7 @@ def _write_again(folder: str, target: str) -> results.Results:
 
 def _trainings(found: results.Results) -> dict[tuple[str, str, int], results.Training | None]:
     """The training of every run, by experiment, part and seed."""
-    return {
-        (name, run.part, run.seed): getattr(run, 'training', None)
-        for name, seeds in found.experiments.items()
-        for run in seeds
-    }
+    return {(name, run.part, run.seed): run.training for name, run in found.named_runs()}
 
 
 def _commands(found: results.Results) -> list[str]:
@@ -157,7 +153,7 @@ def _commands(found: results.Results) -> list[str]:
     words = ['./get_results.sh', '--only', ','.join(found.experiments), '--preset', found.preset]
     if found.variant != VARIANTS[0]:
         words += ['--variant', found.variant]
-    seeds = sorted({run.seed for runs in found.experiments.values() for run in runs})
+    seeds = sorted({run.seed for _, run in found.named_runs()})
     firsts = [seed for seed in seeds if seed - 1 not in seeds]
     lasts = [seed for seed in seeds if seed + 1 not in seeds]
     options = [[] if first == last == 0 else ['--seeds', f'{first}-{last}'] for first, last in zip(firsts, lasts)]
@@ -165,7 +161,7 @@ def _commands(found: results.Results) -> list[str]:
 
 
 def _epochs_more(found: results.Results) -> str:
-    """What the command of an unfinished training does besides; '' if all trainings have ended."""
+    """The further work of an unfinished training's command; '' if all trainings have ended."""
     for name, seeds in found.experiments.items():
         short = claims.unfinished(name, seeds, found.preset)
         if short is not None:
@@ -194,10 +190,9 @@ def _weights_to_measure(name: str, run: Any, folder: str) -> list[str]:
 
 
 def _copy_weights(found: results.Results, folder: str, target: str) -> None:
-    for name, seeds in found.experiments.items():
-        for run in seeds:
-            for path in reproduce.kept_weights(name, run, folder).values():
-                shutil.copyfile(path, os.path.join(target, os.path.basename(path)))
+    for name, run in found.named_runs():
+        for path in reproduce.kept_weights(name, run, folder):
+            shutil.copyfile(path, os.path.join(target, os.path.basename(path)))
 
 
 def _data(found: results.Results, folder: str) -> dict[str, runs.Data]:
@@ -222,7 +217,7 @@ def _data(found: results.Results, folder: str) -> dict[str, runs.Data]:
 
 def _trained(found: results.Results) -> list[tuple[str, Any]]:
     """Name and run of all runs but those of figure6, which trains nothing."""
-    return [(name, run) for name, seeds in found.experiments.items() for run in seeds if hasattr(run, 'training')]
+    return [(name, run) for name, run in found.named_runs() if run.training]
 
 
 def _measured_again(found: results.Results, data: dict[str, runs.Data], folder: str, device: Any) -> results.Results:
@@ -231,7 +226,7 @@ def _measured_again(found: results.Results, data: dict[str, runs.Data], folder: 
     _check_weights(_trained(found), folder)
 
     def again(name: str, run: Any) -> Any:
-        if not hasattr(run, 'training'):
+        if run.training is None:
             return run
         print(f'{runs.stem(name, run.part, run.seed)} ...', flush=True)
         its_data = data[run.training.data_sha256]

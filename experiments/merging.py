@@ -43,9 +43,8 @@ def merge(folders: list[str], out: str) -> Results:
     weights = [
         path
         for folder, one in found.items()
-        for name, seeds in one.experiments.items()
-        for run in seeds
-        for path in reproduce.kept_weights(name, run, folder).values()
+        for name, run in one.named_runs()
+        for path in reproduce.kept_weights(name, run, folder)
     ]
     with files.lock(out):
         if os.path.exists(results.path_of(out)):
@@ -91,7 +90,7 @@ def _check_settings(name: str, run: Any, folder: str, others: list[Any], origins
 
 
 def _settings(name: str, run: Any) -> dict[str, Any]:
-    """What all seeds of a part have in common."""
+    """The settings that all seeds of a part share."""
     described = reproduce.run_of_manifest(name, run)
     settings = {**described.settings, 'data_sha256': described.steps[0].sha256, 'device': described.device}
     del settings['seed']

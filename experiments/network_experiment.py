@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any, Callable, NamedTuple
 
 from branchynet import cpu, sweep, timing, utils, visualize
-from branchynet.cost import NetCost, cost
-from branchynet.experiments import claims, results, runs
+from branchynet.cost import cost
+from branchynet.experiments import claims, pages, results, runs
 from branchynet.files import write_atomically
 from branchynet.inference import Compiled
 from branchynet.net import BranchyNet
@@ -31,7 +31,6 @@ class NetworkExperiment(NamedTuple):
         base_thresholds: entropies (nats); the sweep takes every combination of them over all exits but the last.
         published_thresholds: (E - 1,), nats, of Table I.
         presets: amounts of training by preset; some presets may be absent.
-        parts: the one part, which has no name; comparisons have several.
     """
 
     name: str
@@ -41,7 +40,11 @@ class NetworkExperiment(NamedTuple):
     base_thresholds: list[float]
     published_thresholds: list[float]
     presets: dict[str, runs.Preset]
-    parts: tuple[str, ...] = ('',)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The one part, which has no name."""
+        return ('',)
 
     @property
     def title(self) -> str:
@@ -59,7 +62,7 @@ class NetworkExperiment(NamedTuple):
         net = self.get_network(variant=setup.variant)
         net.to_device(setup.device)
         training = runs.training_minutes(net, preset, data)
-        # Single images are classified by the baseline (twice), in the sweep, and at four settings.
+        # Single images are classified by the baseline, in the sweep, and at four settings.
         look = runs.seconds(net, runs.for_inference(net).look, data[2][:1])
         return training + 6 * len(data[2]) * look / 60
 
@@ -153,6 +156,7 @@ def _measure(
 ) -> results.NetworkMeasurement:
     """Measures the baseline, the sweep, and four settings run by themselves."""
     costs = cost(net, x.shape[1:])
+    macs = results.Macs(main=costs.main.macs, exits=[one.leaving.macs for one in costs.exits])
     direct = timing.measure(runs.for_inference(baseline_net), x, t, main=True)
     correct = direct.correct.astype(bool)
     baseline = results.Baseline(
@@ -164,7 +168,7 @@ def _measure(
     recorded = sweep.record(net, x, t)
     settings = utils.generate_thresholds(experiment.base_thresholds, net.numexits())
     swept = sweep.sweep(recorded, settings)
-    rows = _rows(swept, sweep.percentiles(recorded, settings), baseline, costs)
+    rows = _rows(swept, sweep.percentiles(recorded, settings), baseline, macs)
     knee = sweep.knee(swept.accuracy * 100, swept.whole, baseline.accuracy_percent)
     chosen = {
         'published': experiment.published_thresholds,
@@ -173,7 +177,7 @@ def _measure(
         'slowest': rows[int(swept.whole.argmax())].thresholds,
     }
     measured = results.Measured(
-        **{name: _directly(net, recorded, setting, x, t, correct, baseline, costs) for name, setting in chosen.items()}
+        **{name: _directly(net, recorded, setting, x, t, correct, baseline, macs) for name, setting in chosen.items()}
     )
     return results.NetworkMeasurement(
         device=str(setup.device),
@@ -181,7 +185,7 @@ def _measure(
         test_samples=len(x),
         compiled=isinstance(net, Compiled),
         baseline=baseline,
-        macs=results.Macs(main=costs.main.macs, exits=[exit.leaving.macs for exit in costs.exits]),
+        macs=macs,
         exit_accuracy_percent=(recorded.correct.mean(axis=1) * 100).tolist(),
         outputs={
             'main_correct': runs.digest(correct),
@@ -210,11 +214,11 @@ def gain_allowed(exit_percent: list[float], main_macs: int, exit_macs: list[int]
 
 
 def _gains(
-    exits: np.ndarray, released_ms: float, whole_ms: float, baseline: results.Baseline, costs: NetCost
+    exits: np.ndarray, released_ms: float, whole_ms: float, baseline: results.Baseline, macs: results.Macs
 ) -> dict[str, Any]:
     """The fields of a results.Setting that follow from its numbers of images per exit (E,) and its times."""
     percent = (np.asarray(exits) / np.sum(exits) * 100).tolist()
-    allowed = gain_allowed(percent, costs.main.macs, [exit.leaving.macs for exit in costs.exits])
+    allowed = gain_allowed(percent, macs.main, macs.exits)
     gain = baseline.whole.mean_ms / whole_ms
     return {
         'exit_percent': percent,
@@ -257,7 +261,7 @@ def _directly(
     t: np.ndarray,
     baseline_correct: np.ndarray,
     baseline: results.Baseline,
-    costs: NetCost,
+    macs: results.Macs,
 ) -> results.DirectSetting:
     """Runs one setting image by image; the sweep only composes its times."""
     net.thresholdExits = thresholds
@@ -269,7 +273,7 @@ def _directly(
         thresholds=thresholds,
         accuracy_percent=measurement.accuracy * 100,
         **times,
-        **_gains(measurement.exits, times['released'].mean_ms, times['whole'].mean_ms, baseline, costs),
+        **_gains(measurement.exits, times['released'].mean_ms, times['whole'].mean_ms, baseline, macs),
         images=_pairs(measurement.correct.astype(bool), baseline_correct),
         composed_released_ms=float(composed.released[0] * 1e3),
         composed_whole_ms=float(composed.whole[0] * 1e3),
@@ -286,13 +290,13 @@ def _pairs(correct: np.ndarray, baseline_correct: np.ndarray) -> results.Pairs:
 
 
 def _rows(
-    swept: sweep.Sweep, percentiles: np.ndarray, baseline: results.Baseline, costs: NetCost
+    swept: sweep.Sweep, percentiles: np.ndarray, baseline: results.Baseline, macs: results.Macs
 ) -> list[results.SweptSetting]:
     return [
         results.SweptSetting(
             thresholds=thresholds.tolist(),
             accuracy_percent=float(accuracy * 100),
-            **_gains(exits, float(released * 1e3), float(whole * 1e3), baseline, costs),
+            **_gains(exits, float(released * 1e3), float(whole * 1e3), baseline, macs),
             released_ms=float(released * 1e3),
             whole_ms=float(whole * 1e3),
             whole_median_ms=float(p50 * 1e3),
@@ -327,16 +331,7 @@ def write_sweep(path: str, seeds: list[results.NetworkRun]) -> None:
     writer.writerow(['seed', *columns])
     for run in seeds:
         for row in run.measurement.sweep:
-            values = (getattr(row, column) for column in columns)
-            writer.writerow(
-                [
-                    run.seed,
-                    *(
-                        ' '.join(f'{v:.6g}' for v in value) if isinstance(value, list) else f'{value:.6g}'
-                        for value in values
-                    ),
-                ]
-            )
+            writer.writerow([run.seed, *(pages.cell(getattr(row, column), 6) for column in columns)])
     write_atomically(path, text.getvalue().encode())
 
 

@@ -206,3 +206,15 @@ def _is_wide(path: str) -> bool:
 def _one_line(cell: str) -> str:
     text, *notes = cell.replace('|', '\\|').split('\n')
     return ' '.join([text, *(f'({note})' for note in notes)])
+
+
+def cell(value: str | float | Sequence[float], digits: int) -> str:
+    """A cell of a CSV file or a table of text: numbers of a list are separated by blanks, as in the published tables.
+
+    Args:
+        value: a text, a number or several.
+        digits: significant ones of a number.
+    """
+    if isinstance(value, str):
+        return value
+    return ' '.join(f'{number:.{digits}g}' for number in (value if isinstance(value, Sequence) else [value]))

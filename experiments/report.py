@@ -281,7 +281,7 @@ def _rows(name: str, seeds: Sequence[NetworkRun], verdicts: Sequence[Verdict]) -
     shown: set[str] = set()  # causes
 
     def row(what: str, published: str, measured: str, claim: str) -> Row:
-        status, why, cause = _outcome(by_id.get(f'table1/{device}/{claim}'))
+        status, why, cause = _outcome(by_id[f'table1/{device}/{claim}'])
         said = 'the same cause' if cause in shown else cause
         shown.update(filter(None, [cause]))
         return Row(what, published, measured, status, '\n'.join(filter(None, (why, said))))
@@ -324,10 +324,8 @@ def _rows(name: str, seeds: Sequence[NetworkRun], verdicts: Sequence[Verdict]) -
         )
 
 
-def _outcome(verdict: Verdict | None) -> tuple[str, str, str]:
+def _outcome(verdict: Verdict) -> tuple[str, str, str]:
     """(status, explanation, cause of a FAIL) of a verdict."""
-    if verdict is None:
-        return '', '', ''
     if verdict.status == NOT_RUN:
         return NOT_RUN, verdict.reason, ''
     why = '\n'.join(filter(None, (f'expected {bounds(verdict.claim)}', verdict.reason)))
@@ -358,15 +356,11 @@ def _speed(name: str, seeds: Sequence[NetworkRun]) -> str:
 
 def _facts(results: Results) -> list[tuple[str, str]]:
     """The machine, the code and the amount of work of a run."""
-    runs = [run for seeds in results.experiments.values() for run in seeds]
-    trained = [
-        f'{name} {_minutes_of(seeds):.1f}'
-        for name, seeds in results.experiments.items()
-        if hasattr(seeds[0], 'training')
-    ]
+    runs = [run for _, run in results.named_runs()]
+    trained = [f'{name} {_minutes_of(seeds):.1f}' for name, seeds in results.experiments.items() if seeds[0].training]
     facts = [
         ('Device', ', '.join(dict.fromkeys('GPU' if 'cupy' in run.measurement.device else 'CPU' for run in runs))),
-        ('Trained on', _origins([run.training.environment for run in runs if hasattr(run, 'training')])),
+        ('Trained on', _origins([run.training.environment for run in runs if run.training])),
         ('Measured on', _origins([run.measurement.environment for run in runs])),
         ('Preset', f'{results.preset}, variant {results.variant}'),
         (
@@ -436,7 +430,7 @@ def _network(name: str, seeds: Sequence[NetworkRun], results: Results) -> list[p
     network = get_experiment(name).network
     return [
         pages.Text(text),
-        pages.Table(COLUMNS, published_rows(network, _device(seeds)) + measured_rows(network, seeds)),
+        pages.Table(COLUMNS, _published_rows(network, _device(seeds)) + _measured_rows(network, seeds)),
         pages.Text(f'Measured on: {"; ".join(machines)}.'),
     ]
 
@@ -474,7 +468,7 @@ def _published(network: str, device: str) -> dict[str, str]:
     return next(row for row in claims.published('table1.csv') if row['device'] == device and row['network'] == network)
 
 
-def published_rows(network: str, device: str) -> list[list[str]]:
+def _published_rows(network: str, device: str) -> list[list[str]]:
     """Table I's rows of a network and its B-net. The paper's times are on the released clock.
 
     Args:
@@ -500,7 +494,7 @@ def published_rows(network: str, device: str) -> list[list[str]]:
     ]
 
 
-def measured_rows(network: str, seeds: Sequence[NetworkRun]) -> list[list[str]]:
+def _measured_rows(network: str, seeds: Sequence[NetworkRun]) -> list[list[str]]:
     """The rows of the baseline before and after joint training, and of two settings that were run by themselves.
 
     Args:
@@ -676,8 +670,8 @@ def _minutes(claim: Claim) -> str:
 
 def _environment(results: Results) -> list[pages.Block]:
     rows = []
-    for name, run in [(name, run) for name, seeds in results.experiments.items() for run in seeds]:
-        training, measurement = getattr(run, 'training', None), run.measurement
+    for name, run in results.named_runs():
+        training, measurement = run.training, run.measurement
         rows.append(
             [
                 ' '.join(filter(None, [name, run.part, f'seed {run.seed}'])),

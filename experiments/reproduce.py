@@ -78,7 +78,8 @@ def _reproduce(
     write(results, setup.out)
     print(f'\n{report.tables(results)}\nWritten to {setup.out}', *skipped, *failures, sep='\n')
     print(f'Preset {setup.preset} {PRESETS[setup.preset]}.')
-    return 2 if failures or (skipped and all_of_them) else verdict(results)
+    status = verdict(results)
+    return 2 if failures or (skipped and all_of_them) else status
 
 
 def check_writable(out: str) -> None:
@@ -116,7 +117,8 @@ def _ready(names: list[str], preset_name: str) -> tuple[list[tuple[Any, runs.Dat
         if isinstance(found[get_data], OSError):
             skipped.append(f'{name} is skipped: {found[get_data]}')
         else:
-            ready.append((experiment, runs.cut(found[get_data], experiment.presets[preset_name])))
+            preset = experiment.presets[preset_name]
+            ready.append((experiment, runs.cut(found[get_data], preset.train_samples, preset.test_samples)))
     return ready, skipped
 
 
@@ -146,14 +148,18 @@ def _earlier(setup: runs.Setup) -> Results:
 
 
 def _remove_replaced(out: str) -> None:
-    """Removes what the manifest of results that give way lists, but for files that have changed since."""
-    manifest = os.path.join(out, 'manifest.json')
-    if os.path.exists(results_file.path_of(out)) and os.path.exists(manifest):
+    """Removes results that give way, and the files that their manifest lists, but for those that have changed since."""
+    manifest, path_of_results = os.path.join(out, 'manifest.json'), results_file.path_of(out)
+    if not os.path.exists(path_of_results):
+        return
+    if os.path.exists(manifest):
         for name, sha256 in verify.read(manifest).sha256.items():
             path = os.path.join(out, name)
             if os.path.exists(path) and files.digest(path) == sha256:
                 os.remove(path)
         os.remove(manifest)
+    if os.path.exists(path_of_results):  # an interrupted run wrote no manifest that lists it
+        os.remove(path_of_results)
 
 
 def _todo(experiment: Any, seeds: range, setup: runs.Setup, results: Results) -> list[runs.RunId]:
@@ -219,12 +225,7 @@ def write(results: Results, out: str) -> None:
     Raises:
         OSError: weights in the folder are not those of a run.
     """
-    weights = [
-        path
-        for name, seeds in results.experiments.items()
-        for run in seeds
-        for path in kept_weights(name, run, out).values()
-    ]
+    weights = [path for name, run in results.named_runs() for path in kept_weights(name, run, out)]
     written, shown = [results_file.path_of(out), *weights], {}
     for name, seeds in results.experiments.items():
         experiment = get_experiment(name)
@@ -250,17 +251,16 @@ def weights_of(name: str, run: Any, out: str) -> dict[str, str]:
     Returns:
         The hashes by path; the files need not exist.
     """
-    training = getattr(run, 'training', None)
-    if training is None:
+    if run.training is None:
         return {}
     which = out, name, run.part, run.seed
-    found = {runs.weights_path(*which): training.weights_sha256}
-    if training.main_weights_sha256 is not None:
-        found[runs.main_weights_path(*which)] = training.main_weights_sha256
+    found = {runs.weights_path(*which): run.training.weights_sha256}
+    if run.training.main_weights_sha256 is not None:
+        found[runs.main_weights_path(*which)] = run.training.main_weights_sha256
     return found
 
 
-def kept_weights(name: str, run: Any, out: str) -> dict[str, str]:
+def kept_weights(name: str, run: Any, out: str) -> list[str]:
     """Finds the files of a run's weights that exist in a folder.
 
     Args:
@@ -269,18 +269,18 @@ def kept_weights(name: str, run: Any, out: str) -> dict[str, str]:
         out: the results folder.
 
     Returns:
-        The paths by the files' names; none while the run is trained again, whose files take their places.
+        Their paths; none while the run is trained again, whose files take their places.
 
     Raises:
         OSError: a file is not the file that the run wrote.
     """
     if checkpoint.has(runs.checkpoint_path(out, name, run.part, run.seed)):
-        return {}
+        return []
     kept = {path: sha256 for path, sha256 in weights_of(name, run, out).items() if os.path.exists(path)}
     for path, sha256 in kept.items():
         if files.digest(path) != sha256:
             raise OSError(f'{path} is not what its run wrote: expected SHA-256 {sha256}')
-    return {os.path.basename(path): path for path in kept}
+    return list(kept)
 
 
 def verdict(results: Results, every: bool = False) -> int:
@@ -302,7 +302,7 @@ def _manifest(results: Results, written: list[str], out: str) -> verify.Manifest
     """The origin and the steps of every run, and the hashes of all files that were written."""
     return verify.Manifest(
         preset=results.preset,
-        runs=[run_of_manifest(name, run) for name, seeds in results.experiments.items() for run in seeds],
+        runs=[run_of_manifest(name, run) for name, run in results.named_runs()],
         sha256={os.path.relpath(path, out): files.digest(path) for path in sorted(written)},
     )
 
@@ -314,7 +314,7 @@ def run_of_manifest(name: str, run: Any) -> verify.Run:
         name: of the experiment.
         run: a run of it.
     """
-    training, measurement = getattr(run, 'training', None), run.measurement
+    training, measurement = run.training, run.measurement
     settings = {'seed': run.seed, 'test_samples': measurement.test_samples}
     if training is not None:
         names = ('variant', 'main_epochs', 'joint_epochs', 'batchsize', 'train_samples')
@@ -333,7 +333,7 @@ def run_of_manifest(name: str, run: Any) -> verify.Run:
         device=origin.device,
         environment=schema.unstructure(origin.environment),
         measured_in=schema.unstructure(measurement.environment),
-        weights_sha256={os.path.basename(path): sha256 for path, sha256 in weights_of(name, run, '').items()},
+        weights_sha256=weights_of(name, run, out=''),
         steps=steps,
     )
 

@@ -15,14 +15,14 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Optional
+from typing import Any, ClassVar, NamedTuple, Optional
 
 from branchynet import schema
 from branchynet.experiments import NAMES, NETWORKS, PRESETS
 
 import attrs
 from attrs import define, field
-from attrs.validators import deep_iterable, ge
+from attrs.validators import deep_iterable, ge, optional
 
 FORMAT = 2
 NAME = 'results.json'
@@ -312,8 +312,8 @@ class DirectSetting(Setting):
     released: Timed
     whole: Timed
     images: Pairs
-    composed_released_ms: Optional[float] = None
-    composed_whole_ms: Optional[float] = None
+    composed_released_ms: Optional[float] = field(default=None, validator=optional(_positive))
+    composed_whole_ms: Optional[float] = field(default=None, validator=optional(_positive))
 
     def disagreements(self) -> list[Disagreement]:
         """The composed and direct times on each clock that has a composed time."""
@@ -469,7 +469,12 @@ class CacheMeasurement:
     data_sha256: str
     variant: str
     tool: str
-    cache: list[CachePoint] = field(validator=_not_empty)
+    cache: list[CachePoint]
+
+    def __attrs_post_init__(self) -> None:
+        exits = [len(point.thresholds) for point in self.cache]
+        if len(exits) < 2 or exits[-1] or not all(exits[:-1]) or len(set(exits[:-1])) > 1:
+            raise ValueError('has a cache without settings or baseline: expected some settings, then the baseline')
 
 
 @define(kw_only=True)
@@ -479,25 +484,32 @@ class Run:
     seed: int
     part: str = ''
 
+
+@define(kw_only=True)
+class TrainedRun(Run):
+    """A seed that was trained and measured."""
+
+    training: Training
+    measurement: Any
+
     def __attrs_post_init__(self) -> None:
-        training = getattr(self, 'training', None)
-        if training is not None:
-            training.check_complete()
+        self.training.check_complete()
+        exits = len(self.measurement.exit_accuracy_percent)
+        if any(len(losses) != exits for losses in self.training.joint.loss):
+            raise ValueError(f'has {exits} exits in its measurement: expected as many as its training')
 
 
 @define(kw_only=True)
-class NetworkRun(Run):
+class NetworkRun(TrainedRun):
     """A seed of a network of the paper."""
 
-    training: Training
     measurement: NetworkMeasurement
 
 
 @define(kw_only=True)
-class ComparisonRun(Run):
+class ComparisonRun(TrainedRun):
     """A seed of one part of figure5, loss_weights or initialisation."""
 
-    training: Training
     measurement: ComparisonMeasurement
 
 
@@ -505,6 +517,7 @@ class ComparisonRun(Run):
 class CacheRun(Run):
     """A seed of figure6, which counts with weights that alex_cifar10 trained."""
 
+    training: ClassVar[None] = None
     measurement: CacheMeasurement
 
 
@@ -521,6 +534,10 @@ class Results:
     preset: str
     variant: str
     experiments: dict[str, list[Any]] = field(factory=dict)
+
+    def named_runs(self) -> list[tuple[str, Any]]:
+        """All runs, each with the name of its experiment."""
+        return [(name, run) for name, runs in self.experiments.items() for run in runs]
 
 
 def run_class(name: str) -> type:
@@ -626,19 +643,18 @@ def check_replaces(folder: str, trainings: Mapping[tuple[str, str, int], Trainin
         OSError: as of `read`.
         ValueError: the folder has a run that the new results lack or that is of another training.
     """
-    old = read(folder).experiments if os.path.exists(path_of(folder)) else {}
-    for name, runs in old.items():
-        for run in runs:
-            which = name, run.part, run.seed
-            if which not in trainings or not _goes_on(getattr(run, 'training', None), trainings[which]):
-                raise ValueError(
-                    f'{folder} holds the results of another training ({name}, seed {run.seed}): name another folder '
-                    'with --out'
-                )
+    old = read(folder).named_runs() if os.path.exists(path_of(folder)) else []
+    for name, run in old:
+        run_id = name, run.part, run.seed
+        if run_id not in trainings or not _goes_on(run.training, trainings[run_id]):
+            raise ValueError(
+                f'{folder} holds the results of another training ({name}, seed {run.seed}): name another folder '
+                'with --out'
+            )
 
 
 def _goes_on(old: Training | None, new: Training | None) -> bool:
-    """Whether a training is an earlier one, or that one some epochs later."""
+    """Whether the new training is the old one, or continues it."""
     if old is None or new is None:
         return old is new
     before, after = ([*one.main.weights_sha256, *one.joint.weights_sha256] for one in (old, new))

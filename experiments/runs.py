@@ -69,18 +69,19 @@ class Setup(NamedTuple):
     ranks: parallel.Alone = parallel.ALONE
 
 
-def cut(data: Data, preset: Preset) -> Data:
-    """Cuts the data to the preset's numbers of samples.
+def cut(data: Data, train_samples: int | None, test_samples: int | None) -> Data:
+    """Keeps the first samples of each set.
 
     Args:
         data: x_train (N, C, H, W), y_train (N,), x_test (M, C, H, W), y_test (M,).
-        preset: says how many samples of each set stay; these are the first ones.
+        train_samples: how many training samples stay; None: all.
+        test_samples: how many test samples stay; None: all.
 
     Returns:
         The four arrays.
     """
     x_train, y_train, x_test, y_test = data
-    train, test = slice(preset.train_samples), slice(preset.test_samples)
+    train, test = slice(train_samples), slice(test_samples)
     return x_train[train], y_train[train], x_test[test], y_test[test]
 
 
@@ -93,18 +94,10 @@ def training_minutes(net: BranchyNet, preset: Preset, data: Data) -> float:
         data: cut to the preset.
     """
     x, y, _, _ = data
-    first = slice(preset.batchsize)
-    count = len(x) / preset.batchsize
+    first, steps = slice(preset.batchsize), len(x) / preset.batchsize
+    phases = (preset.main_epochs, net.train_main), (preset.joint_epochs, net.train)
     with cpu.fast():
-        return (
-            count
-            / 60
-            * sum(
-                epochs * seconds(net, step, x[first], y[first])
-                for epochs, step in ((preset.main_epochs, net.train_main), (preset.joint_epochs, net.train))
-                if epochs
-            )
-        )
+        return sum(epochs * steps * seconds(net, step, x[first], y[first]) for epochs, step in phases if epochs) / 60
 
 
 def seconds(net: BranchyNet, step: Callable[..., Any], *arrays: np.ndarray) -> float:
@@ -172,7 +165,7 @@ def data_of(experiment: Any, training: results.Training, test_samples: int | Non
         OSError: the data is missing or damaged.
         ValueError: the data here is not that of the training.
     """
-    data = cut(experiment.get_data(), Preset(0, 0, 1, training.train_samples, test_samples))
+    data = cut(experiment.get_data(), training.train_samples, test_samples)
     found = provenance.sha256_of_arrays(data)
     if found != training.data_sha256:
         raise ValueError(
@@ -297,7 +290,7 @@ def check_origin(path: str, runs: list[Any], setup: Setup) -> None:
     """
     here = _origin(str(setup.device), environment(setup.out))
     for run in runs:
-        made = getattr(run, 'training', run.measurement)
+        made = run.training or run.measurement
         found = _origin(made.device, made.environment)
         if made is run.measurement:  # figure6 trains nothing, and counts on the CPU whatever the device of the others
             found['device'] = here['device']
@@ -330,9 +323,11 @@ def _code_sha256() -> str:
 
 
 def _settings(record: results.Training) -> dict[str, Any]:
-    names = ('variant', 'main_epochs', 'joint_epochs', 'batchsize', 'train_samples', 'data_sha256')
-    together = ('ranks', 'communicator', 'batch_normalization')
-    return {name: getattr(record, name) for name in names + together}
+    names = (
+        *('variant', 'main_epochs', 'joint_epochs', 'batchsize', 'train_samples', 'data_sha256'),
+        *('ranks', 'communicator', 'batch_normalization'),
+    )
+    return {name: getattr(record, name) for name in names}
 
 
 def _origin(device: str, environment: results.Environment) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from branchynet.batching import batches
 from branchynet.calibration import Judgement, Macs, Target
 from branchynet.cost import cost
 from branchynet.datasets import splits
-from branchynet.experiments import get_experiment, results, runs
+from branchynet.experiments import get_experiment, pages, results, runs
 from branchynet.net import BranchyNet
 
 import numpy as np
@@ -47,15 +47,17 @@ Samples = tuple[np.ndarray, np.ndarray]  # x (N, ...), t (N,)
 
 
 class Trained(NamedTuple):
-    """What the file beside some weights says of their training.
+    """The record, beside some weights, of their training.
 
     Attributes:
-        samples: Number of training images: the first of those that are not held out.
-        held_out: The images that were left out; None: none was.
+        samples: number of training images: the first of those that are not held out.
+        held_out: the images that were left out; None: none was.
+        main_sha256: of the file with main's weights before joint training; None: it was not kept.
     """
 
     samples: int
     held_out: HeldOut | None = None
+    main_sha256: str | None = None
 
 
 class Weights(NamedTuple):
@@ -115,29 +117,34 @@ def load(path: str, network: str, variant: str) -> Weights:
     net = experiment.get_network(variant=variant)
     checkpoint.load_npz(path, net)
     net.thresholdExits = None  # a sweep and a calibration set their own
-    main, baseline = path[: -len('.npz')] + '_main.npz', None
+    trained, baseline = _trained(path, network), None
+    main = path[: -len('.npz')] + '_main.npz'
     if path.endswith('.npz') and os.path.exists(main):
+        if trained is not None and trained.main_sha256 not in (None, files.digest(main)):
+            raise OSError(f'{main} is not what its run wrote: expected SHA-256 {trained.main_sha256}')
         baseline = experiment.get_network(variant=variant)
         checkpoint.load_npz(main, baseline.main)
-    return Weights(path, experiment, net, baseline, _trained(path, network))
+    return Weights(path, experiment, net, baseline, trained)
 
 
 def _trained(path: str, network: str) -> Trained | None:
-    """What results.json or calibration.json beside a weights file says of its training."""
+    """The record, in results.json or calibration.json beside a weights file, of its training."""
     folder, sha256 = os.path.dirname(path), files.digest(path)
     calibrations = os.path.join(folder, CALIBRATION)
     if os.path.exists(calibrations):
         content = schema.read_json(calibrations, 'calibrations')
         try:
             for run in content['runs']:
-                if run['training']['weights_sha256'] == sha256:
-                    return Trained(run['training']['train_samples'], schema.structure(run['held_out'], HeldOut))
+                training = run['training']
+                if training['weights_sha256'] == sha256:
+                    held_out = schema.structure(run['held_out'], HeldOut)
+                    return Trained(training['train_samples'], held_out, training['main_weights_sha256'])
         except (KeyError, TypeError, ValueError) as e:
             raise OSError(f'{calibrations} is damaged ({type(e).__name__}: {e}): expected calibrations') from e
     if os.path.exists(results.path_of(folder)):
         for run in results.read(folder).experiments.get(network, []):
             if run.training.weights_sha256 == sha256:
-                return Trained(run.training.train_samples)
+                return Trained(run.training.train_samples, main_sha256=run.training.main_weights_sha256)
     return None
 
 
@@ -340,7 +347,7 @@ def draw_reliability(weights: Weights, path: str) -> None:
 
 
 def text(found: Calibrated) -> str:
-    """What `branchynet calibrate` prints, line by line."""
+    """The output of `branchynet calibrate`, line by line."""
     thresholds = ', '.join('off' if t is None else f'{t:.6g}' for t in found.thresholds)
     lines = [f'thresholds ({found.criterion}): {thresholds}']
     if found.temperatures is not None:
@@ -363,7 +370,7 @@ def text(found: Calibrated) -> str:
 
 
 def notes(found: Calibrated) -> list[str]:
-    """What a reader of calibrated thresholds has to know of the held-out images, the baseline and the guarantee."""
+    """Warnings about the held-out images and the baseline, and the guarantee if it holds."""
     lines = []
     if found.held_out_seen is None:
         lines.append('nothing beside the weights says what they were trained on: perhaps on the held-out images too')
@@ -374,7 +381,7 @@ def notes(found: Calibrated) -> list[str]:
         )
     if found.baseline == 'final exit':
         lines.append('the weights of the baseline are missing: the final exit is taken for it')
-    if found.guarantee is not None and not found.held_out_seen:
+    if found.guarantee is not None and found.held_out_seen == 0:
         lines.append(f'with probability {found.guarantee:g} the loss is below {found.target["accuracy_loss"]:g} points')
     return [f'note: {line}' for line in lines]
 
@@ -416,19 +423,14 @@ COLUMNS = 'thresholds', 'accuracy_percent', 'exit_percent', 'released_ms', 'whol
 def rows(swept: sweep.Sweep, marks: list[str]) -> list[dict[str, Any]]:
     """The settings of a sweep as JSON-ready dictionaries with the keys COLUMNS."""
     return [
-        dict(
-            zip(
-                COLUMNS,
-                (
-                    thresholds.tolist(),
-                    100 * float(accuracy),
-                    (100 * left / left.sum()).tolist(),
-                    1000 * float(released),
-                    1000 * float(whole),
-                    mark,
-                ),
-            )
-        )
+        {
+            'thresholds': thresholds.tolist(),
+            'accuracy_percent': 100 * float(accuracy),
+            'exit_percent': (100 * left / left.sum()).tolist(),
+            'released_ms': 1000 * float(released),
+            'whole_ms': 1000 * float(whole),
+            'mark': mark,
+        }
         for thresholds, accuracy, left, released, whole, mark in zip(*swept, marks)
     ]
 
@@ -438,18 +440,12 @@ def sweep_csv(found: list[dict[str, Any]]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator='\n')
     writer.writerow(COLUMNS)
-    writer.writerows([_cell(row[column], 6) for column in COLUMNS] for row in found)
+    writer.writerows([pages.cell(row[column], 6) for column in COLUMNS] for row in found)
     return out.getvalue()
 
 
 def sweep_text(found: list[dict[str, Any]]) -> str:
     """Settings as a table with columns of equal width."""
-    table = [COLUMNS, *([_cell(row[column], 4) for column in COLUMNS] for row in found)]
+    table = [COLUMNS, *([pages.cell(row[column], 4) for column in COLUMNS] for row in found)]
     widths = [max(len(cells[i]) for cells in table) for i in range(len(COLUMNS))]
     return '\n'.join('  '.join(cell.ljust(width) for cell, width in zip(cells, widths)).rstrip() for cells in table)
-
-
-def _cell(value: Any, digits: int) -> str:
-    if isinstance(value, str):
-        return value
-    return ' '.join(f'{v:.{digits}g}' for v in (value if isinstance(value, list) else [value]))

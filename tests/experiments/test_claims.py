@@ -9,9 +9,10 @@ from typing import Any
 
 import branchynet  # noqa: F401
 from branchynet import cli
-from branchynet.experiments import baseline, claims, intervals, results
+from branchynet.experiments import baseline, claims, intervals, results, runs
 from branchynet.experiments.claims import FAIL, NOT_RUN, PASS
 
+import attrs
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
@@ -95,6 +96,8 @@ def test_a_measure_that_breaks_is_no_claim_left_out(example, monkeypatch):
             {'cause': [{'experiment': 'lenet_mnist', 'explains': [0, 1], 'text': 'it', 'were': {}}]},
             'has a cause with experiment, explains, text, were: expected',
         ),
+        ({'rows': ['table1.csv']}, ': expected the keys rows and value, or expected, or all three'),
+        ({'expected': None}, ': expected the keys rows and value, or expected, or all three'),
     ],
 )
 def test_a_mistake_in_claims_toml_is_an_error(monkeypatch, change, words):
@@ -106,7 +109,7 @@ def test_a_mistake_in_claims_toml_is_an_error(monkeypatch, change, words):
         else:
             entry[key] = value
     monkeypatch.setattr(claims, '_file', lambda: changed)
-    with pytest.raises(ValueError, match='claim quick/lenet_mnist ' + words):
+    with pytest.raises(ValueError, match='claim quick/lenet_mnist ?' + words):
         claims.claims()
 
 
@@ -229,6 +232,49 @@ def test_no_cache_miss_rate_is_below_nothing(change):
     results.CachePoint(**point)
     with pytest.raises(ValueError, match=next(iter(change))):
         results.CachePoint(**{**point, **change})
+
+
+def cache_of(**percent_by_thresholds):
+    """A measurement of figure 6 with the settings high, low and baseline, as far as they are given."""
+    thresholds = {'high': [10.0, 10.0], 'low': [0.1, 0.1], 'baseline': []}
+    points = [
+        results.CachePoint(
+            thresholds=thresholds[name], runtime_ms=1.0, references=1000, misses=1, cache_miss_percent=percent
+        )
+        for name, percent in percent_by_thresholds.items()
+    ]
+    environment = runs.environment('.')
+    return results.CacheMeasurement(
+        device='@numpy',
+        environment=environment,
+        test_samples=1,
+        data_sha256='',
+        variant='code',
+        tool='a tool',
+        cache=points,
+    )
+
+
+@pytest.mark.parametrize('kept', [['baseline'], ['high', 'low'], ['high'], [], ['baseline', 'high']])
+def test_counts_without_settings_or_without_the_baseline_at_the_end_are_refused(kept):
+    with pytest.raises(ValueError, match='expected some settings, then the baseline'):
+        cache_of(**dict.fromkeys(kept, 1.0))
+
+
+def test_the_rate_of_cache_misses_is_that_of_the_setting_at_which_all_leave():
+    (claim,) = (claim for claim in claims.claims() if claim.id == 'figure6/direction')
+    run = results.CacheRun(seed=0, measurement=cache_of(low=1.0, high=3.0, baseline=2.0))
+    assert claims.cache_miss_ratio(claim, [run]) == 1.5
+    run = results.CacheRun(seed=0, measurement=cache_of(low=1.0, baseline=2.0))
+    with pytest.raises(claims.NotFound, match='no setting was counted whose thresholds are 10 nats or more'):
+        claims.cache_miss_ratio(claim, [run])
+
+
+def test_a_measurement_has_the_exits_of_its_training(example):
+    (run,) = example.experiments['lenet_mnist'][:1]
+    run.training.joint.loss[-1].append(0.1)
+    with pytest.raises(ValueError, match='has 2 exits in its measurement: expected as many as its training'):
+        attrs.evolve(run)
 
 
 def test_the_minutes_of_every_claim_are_known():

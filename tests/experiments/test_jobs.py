@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -126,6 +127,7 @@ def test_jobs_that_fail_are_named_and_the_others_finish(tiny, tmp_path, monkeypa
     assert printed.count('lenet_mnist_seed0 failed: its process ended with status -9\n') == 1
     assert printed.count(f'lenet_mnist_seed1 failed: {damaged} is not a whole checkpoint') == 1
     assert [run.seed for run in results.read(str(tmp_path)).experiments['lenet_mnist']] == [2]
+    assert re.search(r'Claims: \d+ PASS, \d+ FAIL', printed)
     assert damaged.read_bytes() == b'no checkpoint'
 
 

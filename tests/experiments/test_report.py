@@ -13,6 +13,7 @@ from branchynet import cli, provenance
 from branchynet.exits import leave_at
 from branchynet.experiments import claims, figures, get_experiment, intervals, pages, report, reproduce, results, runs
 
+import attrs
 import pytest
 
 
@@ -54,6 +55,13 @@ CHANGES = [
     change('measurement.environment', 'cpu', 'another processor'),
     change('measurement.measured.slowest', 'composed_whole_ms', 1.2),
 ]
+
+
+@pytest.mark.parametrize('value', [math.nan, 0.0, -1.0])
+@pytest.mark.parametrize('clock', ['released', 'whole'])
+def test_a_composed_time_is_a_number_above_0(example, clock, value):
+    with pytest.raises(ValueError, match=f'has composed_{clock}_ms {value}: expected a number above 0'):
+        attrs.evolve(run_of(example).measurement.measured.knee, **{f'composed_{clock}_ms': value})
 
 
 @pytest.mark.parametrize('change', CHANGES)
@@ -339,7 +347,9 @@ def test_the_committed_run_says_again_what_it_said(tmp_path):
     )
     run, experiment = results.read(folder).experiments['lenet_mnist'][0], get_experiment('lenet_mnist')
     _, _, x, t = runs.data_of(experiment, run.training, run.measurement.test_samples)
-    probs, entropies = figures._answers(experiment, run, x, folder)
+    net = experiment.get_network(variant=run.training.variant)
+    runs.load_weights(net, runs.weights_path(folder, 'lenet_mnist', '', 0), run.training.weights_sha256)
+    probs, entropies = figures._answers(net, x)
     accuracies = 100 * (probs.argmax(axis=2) == t).mean(axis=1)
     assert accuracies == pytest.approx(run.measurement.exit_accuracy_percent, abs=0.02)
     left = 100 * (leave_at(entropies, experiment.published_thresholds) == 0).mean()

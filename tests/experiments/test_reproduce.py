@@ -216,9 +216,20 @@ def test_what_a_smoke_run_left_gives_way_to_another_preset(tiny, tmp_path):
     assert found == {*listed, 'manifest.json', 'notes.txt'}
 
 
+def test_results_that_give_way_do_not_hinder_a_resumed_training(tiny, tmp_path, monkeypatch):
+    """A smoke run that was stopped before its manifest was written."""
+    assert reproduce(tmp_path) == 0
+    (tmp_path / 'manifest.json').unlink()
+    with monkeypatch.context() as patched:
+        stop_at(patched, 4)
+        assert reproduce(tmp_path, '--preset', 'quick') == 130
+    assert reproduce(tmp_path, '--preset', 'quick', '--resume') == 1
+    assert results.read(str(tmp_path)).preset == 'quick'
+
+
 def test_counts_on_the_cpu_do_not_hinder_a_gpu():
     environment = runs.environment('.')
-    counted = mock.Mock(spec=['measurement'], measurement=mock.Mock(device='@numpy', environment=environment))
+    counted = mock.Mock(training=None, measurement=mock.Mock(device='@numpy', environment=environment))
     trained = mock.Mock(training=mock.Mock(device='@numpy', environment=environment))
     setup = runs.Setup('smoke', 'code', '@cupy:0', '.', True)
     runs.check_origin('results.json', [counted], setup)

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+from unittest import mock
 
 import branchynet  # noqa: F401
 from branchynet import cli, exits, files, schema, sweep
@@ -157,6 +158,24 @@ def test_a_target_is_checked_before_the_time_of_a_record():
     ):
         with pytest.raises(ValueError, match='expected'):
             weights.calibrate(loaded, 'code', target, weights.Options(guarantee=guarantee))
+
+
+def test_weights_of_another_trainings_baseline_are_refused(capsys, tmp_path):
+    for name in 'results.json', 'weights_lenet_mnist_seed0.npz', 'weights_lenet_mnist_seed0_main.npz':
+        shutil.copyfile(os.path.join(FOLDER, name), tmp_path / name)
+    words = ['calibrate', str(tmp_path), *LENET, '--leave', '0.5', '--holdout', '700']
+    assert run(capsys, *words)[0] == 0
+    other = os.path.join('results', 'lenet_mnist_paper', 'weights_lenet_mnist_seed0_main.npz')
+    shutil.copyfile(other, tmp_path / 'weights_lenet_mnist_seed0_main.npz')
+    status, _, error = run(capsys, *words)
+    assert status == 2 and error.count('\n') == 1
+    assert 'weights_lenet_mnist_seed0_main.npz is not what its run wrote: expected SHA-256 ' in error
+
+
+@pytest.mark.parametrize('seen,is_said', [(0, True), (None, False), (3, False)])
+def test_a_guarantee_is_said_of_images_that_the_training_did_not_see(seen, is_said):
+    found = mock.Mock(held_out_seen=seen, guarantee=0.9, target={'accuracy_loss': 0.5}, baseline='main')
+    assert ('with probability 0.9' in ' '.join(weights.notes(found))) == is_said
 
 
 def test_weights_that_are_missing_or_of_another_network_are_one_line(capsys):
