@@ -392,7 +392,7 @@ def convolution_gradients(
         return None if gx is None else _turned(gx), None if gw is None else _turned(gw), gb
     gx = empty_like(x) if of_x else None
     gw = gb = None
-    if of_w and geometry.is_pointwise:
+    if of_w and geometry.is_pointwise and gy.size >= pointwise.FEWEST * gy.shape[1]:
         gw, gb = pointwise.gradients_of_w(x, gy, _parts_of_work(geometry))
         if of_x:
             _loops_of_gradients(geometry, form_of(x), form_of(gy), True, False).run(x, w, gy, gx, None, None)

@@ -1,8 +1,8 @@
-"""Linear layers of one sample, and the gradient of a few, float32, in machine code that reads large weights once.
+"""Linear layers of one sample, and gradients of x of up to 16, float32, in machine code that reads the weights once.
 
 oneDNN's sgemm would first rearrange the weights, which takes longer than the product. Here every number is a sum of its
 own, in an order that depends on the shapes alone, so that each thread may have its part of the weights: the same part
-each time, which its cache may still hold.
+each time, which its cache may still hold. Its bits are not those of sgemm, which takes over where llvmlite is missing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _ROWS = 8  # that are read at once
 _BYTES = 4  # of a number
 _BYTES_OF_PART = 1 << 18  # of weights, that are worth a thread's call
-_COLUMNS = 512  # of weights, of which _ROWS stay in the cache until each of several samples has been added
+_COLUMNS = 512  # of a part where there are several samples: _ROWS rows of it stay in the cache
 
 
 def is_available() -> bool:
@@ -68,7 +68,7 @@ def linear_gw(x: np.ndarray, gy: np.ndarray, gw: np.ndarray) -> None:
 
 
 def _parts(count: int, bytes_of_one: int, most: int) -> tuple[slice, ...]:
-    """Parts of so many rows or columns of the weights at most, one or more for every thread that is worth a call."""
+    """Parts of at most ``most`` rows or columns of the weights; one or more for every thread that is worth a call."""
     return equal_blocks(count, max(workers(count * bytes_of_one // _BYTES_OF_PART), -(-count // most)))
 
 

@@ -18,8 +18,9 @@ _LEAST_FEATURES = 10  # a product with fewer rows or columns is done sooner by N
 _ROWS, _COLUMNS = 64, 256  # of a block of a matrix product: the bits of sums depend on how many there are
 _MOST_BLOCKS = 128  # of columns
 _FEW_ROWS = 8  # so few that a large matrix of weights takes longer to read than to multiply
+_NARROW = 100  # outputs
 _LARGE = 1 << 23  # bytes of weights that are read from memory, not from a cache
-_MOST_GRADIENTS = 16  # that are computed with large weights in no more time than it takes to read them
+_MOST_GRADIENTS = 16  # samples, whose gradients take no longer than it takes to read large weights
 _BLOCK_OF_LARGE = 1024  # rows or columns: for each block, sgemm rearranges the other factor
 # oneDNN sums these many rows, and their multiples, in one order; of others, its code for AVX2 sums the last three or so
 # in another one. Blocks of _ROWS have that order too, as long as there are no more than _COLUMNS columns.
@@ -90,7 +91,7 @@ def linear(x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray]) -> np.ndarray:
     if len(x) == 1 and few_samples.is_available():
         few_samples.linear(x, w, y)
     else:
-        product, is_copied = _product(len(x), w.shape[1], len(w), is_turned=True)
+        product, is_copied = _product(len(x), w.shape[1], len(w), is_transposed=True)
         product.write(x, np.ascontiguousarray(w.T) if is_copied else w, y)
     if b is not None:
         y += b
@@ -120,35 +121,37 @@ def linear_gw(x: np.ndarray, gy: np.ndarray) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=1024)
-def _product(samples: int, inputs: int, outputs: int, is_turned: bool = False) -> tuple[Product, bool]:
+def _product(samples: int, inputs: int, outputs: int, is_transposed: bool = False) -> tuple[Product, bool]:
     """The product of samples and weights.
 
-    In blocks of columns where the weights are large, or larger than what few samples need; else in blocks of samples.
+    Its blocks are of columns for weights of more than _LARGE bytes, and for few samples with weights of more than
+    BYTES_OF_BLOCK; else of samples.
 
     Args:
         samples: how many.
         inputs: numbers in each.
         outputs: numbers in a row of the product.
-        is_turned: whether the weights lie as (outputs, inputs) in memory.
+        is_transposed: whether the weights lie as (outputs, inputs) in memory.
 
     Returns:
         The product, and whether it takes a copy of such weights, which lies as (inputs, outputs).
     """
     size = 4 * inputs * outputs
-    shape = Shape(samples, outputs, inputs, is_b_turned=is_turned)
+    shape = Shape(samples, outputs, inputs, is_b_transposed=is_transposed)
     if size > _LARGE and outputs >= 2 * _COLUMNS:
         return Product(shape, _blocks_of_large(outputs), of_columns=True), False
     if size > BYTES_OF_BLOCK and samples <= _FEW_ROWS:
-        parts = _blocks_of_columns(outputs) if is_turned else _blocks_of_large(outputs)
+        # The layer's output keeps its bits; the gradient of so few samples is in no published training.
+        parts = _blocks_of_columns(outputs) if is_transposed else _blocks_of_large(outputs)
         return Product(shape, parts, of_columns=True), False
     parts = _blocks_of_rows(samples, inputs, outputs)
-    is_copied = is_turned and _is_copied(samples, len(parts), outputs)
-    return Product(shape._replace(is_b_turned=is_turned and not is_copied), parts), is_copied
+    is_copied = is_transposed and _is_copied(samples, len(parts), outputs)
+    return Product(shape._replace(is_b_transposed=is_transposed and not is_copied), parts), is_copied
 
 
 @functools.lru_cache(maxsize=1024)
 def _product_of_gw(samples: int, outputs: int, inputs: int) -> Product:
-    shape = Shape(outputs, inputs, samples, is_a_turned=True)
+    shape = Shape(outputs, inputs, samples, is_a_transposed=True)
     if 4 * inputs * outputs > _LARGE:
         return Product(shape, _blocks_of_large(max(shape[:2])), of_columns=inputs >= outputs)
     return Product(shape, _blocks_of_columns(inputs), of_columns=True)
@@ -158,9 +161,9 @@ def _is_copied(rows: int, parts: int, outputs: int) -> bool:
     """Whether it takes less time to copy transposed weights than to let sgemm rearrange them for every block of rows.
 
     It is slow where outputs do not fill its vectors, and with AVX-512 where they do not fill several. From 16 rows on,
-    the bits are the same either way.
+    and up to _NARROW outputs, the bits are the same either way.
     """
-    return rows >= 16 and (outputs < 16 or (outputs < 128 and (parts > 4 or _has_avx512())))
+    return rows >= 16 and (outputs < 16 or (outputs <= _NARROW and (parts > 4 or _has_avx512())))
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 from branchynet.cpu import onednn
 from branchynet.cpu.memory import address
 from branchynet.cpu.onednn import WEIGHTS
+from branchynet.cpu.signals import emit_undisturbed
 from branchynet.cpu.team import run_frames
 from branchynet.cpu.threads import SCRATCHES, Scratch, run, taken, workers
 
@@ -107,6 +108,7 @@ class Loops:
             self._loops.append(loop)
         self._arrays = arrays + len(self._weights)
         self._count = sum(loop.number for loop in loops)
+        self._function = 'undisturbed' if any(loop.primitive.is_product for loop in loops) else 'loops'
         self._programs: list[_Program] = []  # that no thread uses
 
     def run(self, *arrays: Any) -> None:
@@ -114,12 +116,12 @@ class Loops:
         with onednn.single_threaded():
             packed_weights = [primitive.pack(arrays[k]) for primitive, k in self._weights]
             addresses = [0 if array is None else address(array) for array in (*arrays, *packed_weights)]
-            code, threads = _machine_code(), workers(self._count)
-            if code is None:
+            codes, threads = _machine_code(), workers(self._count)
+            if codes is None:
                 remaining = [iter(range(loop.number)) for loop in self._loops]  # next() is atomic
                 run(lambda i: self._run_in_python(addresses, remaining), threads, around=onednn.single_threaded)
             elif self._count:
-                self._run_in_code(code, threads, addresses)
+                self._run_in_code(codes[self._function], threads, addresses)
 
     def _run_in_code(self, code: Function, threads: int, addresses: Sequence[int]) -> None:
         counters = packed.array('q', bytes(8 * len(self._loops)))
@@ -166,8 +168,8 @@ def _functions() -> tuple[int, int]:
 
 
 @functools.cache
-def _machine_code() -> Optional[Function]:
-    """The loops in machine code; None without llvmlite.
+def _machine_code() -> Optional[dict[str, Function]]:
+    """The loops in machine code, as they are and 'undisturbed' by signals; None without llvmlite.
 
     It takes the address of 64-bit numbers: the addresses of the program and of a counter for each loop, then those of
     the arrays and of the scratch memory. A program is the number of loops, the addresses of two functions, and for each
@@ -217,5 +219,9 @@ def _machine_code() -> Optional[Function]:
 
         return emit.loop(loops, loop, [emit.add(program, 24), integer(0)])[1]
 
-    emit.function('loops', 1, write)
-    return emit.compiled('loops')['loops']
+    def undisturbed(numbers: Any) -> Any:
+        return emit_undisturbed(emit, lambda: emit.builder.call(run, [numbers]))
+
+    run = emit.function('loops', 1, write)
+    emit.function('undisturbed', 1, undisturbed)
+    return emit.compiled('loops', 'undisturbed')

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ctypes import Array, byref, c_char, c_char_p, c_float, c_int, c_int64, c_size_t, c_uint, c_void_p
 from typing import Any, Optional
 
+from branchynet.cpu.signals import undisturbed
 from branchynet.cpu.threads import SCRATCHES, Scratch, taken
 
 import numpy as np
@@ -303,6 +304,9 @@ class Primitive:
         formats: memory descriptor of every argument, as the caller has it; None: as the primitive does.
             An argument that the primitive wants in another layout is reordered on the way in or out,
             but for weights, which ``pack`` reorders once for many blocks.
+
+    Attributes:
+        is_product: whether its code is that of matrix products, which signals must not disturb.
     """
 
     def __init__(self, descriptor: c_void_p, formats: Mapping[int, Optional[c_void_p]]) -> None:
@@ -325,6 +329,7 @@ class Primitive:
         self._library.call('primitive_create', byref(self._handle), descriptor)
         self._arguments: list[tuple[dict[int, c_void_p], Array]] = []  # that no call uses
         self._descriptor = descriptor  # the formats belong to it
+        self.is_product = 'gemm' in implementation(descriptor)
 
     def _query(self, descriptor: c_void_p, kind: int) -> Optional[c_void_p]:
         found = None
@@ -365,7 +370,8 @@ class Primitive:
             library.set_address(memories[_SCRATCHPAD], scratch.address(_SCRATCHPAD, self._scratchpad))
         for kind, address in addresses.items():
             library.set_address(memories[kind], address)
-        failed = library.execute(self._handle, library.stream(), len(memories), arguments)
+        execute: Any = functools.partial(undisturbed, library.execute) if self.is_product else library.execute
+        failed = execute(self._handle, library.stream(), len(memories), arguments)
         self._arguments.append(own)
         SCRATCHES.append(scratch)
         if failed:
@@ -410,8 +416,10 @@ class Primitive:
             addresses[_SCRATCHPAD] = memory.ctypes.data
         memories, arguments = self._make_arguments(addresses)
         stream = self._library.new_stream()
-        execute = functools.partial(self._library.execute, self._handle, stream, len(arguments), arguments)
-        execute.keeps = self, memory, memories  # type: ignore[attr-defined]
+        execute: Any = functools.partial(self._library.execute, self._handle, stream, len(arguments), arguments)
+        if self.is_product:
+            execute = functools.partial(undisturbed, execute)
+        execute.keeps = self, memory, memories
         return execute
 
     def _make_arguments(self, addresses: Mapping[int, int] = _NOWHERE) -> tuple[dict[int, c_void_p], Array]:

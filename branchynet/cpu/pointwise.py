@@ -13,10 +13,11 @@ import numpy as np
 
 _FEWEST_PIXELS = 1024  # of a part: adding up the parts' gradients would take long beside the products
 _COLUMNS = 256  # of a block of a product
+FEWEST = 128  # pixels of all images: below, oneDNN's own code is as fast
 
 
 def gradients_of_w(x: np.ndarray, gy: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gradients of the weights and the bias of a convolution of stride 1, without padding.
+    """Gradients of the weights and the bias of a 1x1 convolution of stride 1, without padding.
 
     Args:
         x: images (B, C, H, W), float32 as all arrays, C-contiguous or channels last.
@@ -26,11 +27,11 @@ def gradients_of_w(x: np.ndarray, gy: np.ndarray, most: int) -> tuple[np.ndarray
     Returns:
         Gradients of w (O, C, 1, 1) and b (O,).
     """
-    x, gy = (np.ascontiguousarray(images.transpose(0, 2, 3, 1)) for images in (x, gy))
-    (images, *size, channels), outputs = x.shape, gy.shape[3]
-    pixels = size[0] * size[1]
+    x, gy = (np.ascontiguousarray(array.transpose(0, 2, 3, 1)) for array in (x, gy))
+    (images, height, width, channels), outputs = x.shape, gy.shape[3]
+    pixels = height * width
     parts = equal_blocks(images, max(1, min(most, images * pixels // _FEWEST_PIXELS)))
-    # Below the gradient of w, turned, that of b: ones times gy.
+    # Each part has a row for every channel of the gradient of w, transposed, then that of b, which is ones times gy.
     sums = memory.empty((len(parts), channels + 1, outputs))
     ones = np.ones((parts[0].stop * pixels, 1), np.float32)
     products = []
@@ -46,5 +47,5 @@ def gradients_of_w(x: np.ndarray, gy: np.ndarray, most: int) -> tuple[np.ndarray
 
 @functools.lru_cache(maxsize=1024)
 def _product(count: int, rows: int, outputs: int) -> Product:
-    """Pixels (count, rows), turned, times (count, outputs)."""
-    return Product(Shape(rows, outputs, count, is_a_turned=True), blocks(outputs, 1, _COLUMNS), of_columns=True)
+    """Pixels (count, rows), transposed, times (count, outputs)."""
+    return Product(Shape(rows, outputs, count, is_a_transposed=True), blocks(outputs, 1, _COLUMNS), of_columns=True)

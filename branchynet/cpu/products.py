@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 from branchynet.cpu import onednn
 from branchynet.cpu.layout import BYTES_OF_BLOCK
 from branchynet.cpu.memory import address
+from branchynet.cpu.signals import emit_undisturbed, undisturbed
 from branchynet.cpu.team import call_frames, run_frames
 from branchynet.cpu.threads import run
 
@@ -32,15 +33,15 @@ class Shape(NamedTuple):
         m: M.
         n: N.
         k: K.
-        is_a_turned: whether a lies in memory as (K, M).
-        is_b_turned: whether b lies in memory as (N, K).
+        is_a_transposed: whether a lies in memory as (K, M).
+        is_b_transposed: whether b lies in memory as (N, K).
     """
 
     m: int
     n: int
     k: int
-    is_a_turned: bool = False
-    is_b_turned: bool = False
+    is_a_transposed: bool = False
+    is_b_transposed: bool = False
 
 
 class Product:
@@ -54,16 +55,17 @@ class Product:
     """
 
     def __init__(self, shape: Shape, parts: Sequence[slice], of_columns: bool = False) -> None:
-        m, n, k, is_a_turned, is_b_turned = shape
-        a_row, b_row = m if is_a_turned else k, k if is_b_turned else n
+        m, n, k, is_a_transposed, is_b_transposed = shape
+        a_row, b_row = m if is_a_transposed else k, k if is_b_transposed else n
+        # 0 stands for the size of a block.
         if of_columns:
-            n, steps = 0, (0, b_row if is_b_turned else 1, 1)
+            n, steps = 0, (0, b_row if is_b_transposed else 1, 1)
         else:
-            m, steps = 0, (1 if is_a_turned else a_row, 0, n)
+            m, steps = 0, (1 if is_a_transposed else a_row, 0, n)
         self._numbers = packed.array(
             'q',
             (
-                *(ord('T') if is_turned else ord('N') for is_turned in (is_a_turned, is_b_turned)),
+                *(ord('T') if is_transposed else ord('N') for is_transposed in (is_a_transposed, is_b_transposed)),
                 *(m, n, k, a_row, b_row, shape.n),
                 *(_BYTES * step for step in steps),
             ),
@@ -99,7 +101,7 @@ class Product:
             _check(run_frames(code, self.frames(*starts)))
 
     def frames(self, a: int, b: int, out: int) -> list[tuple[int, ...]]:
-        """What machine code takes for each block: from the addresses of a, b and the product."""
+        """The numbers that machine code takes for each block, given the addresses of a, b and the product."""
         return [(*numbers, a, b, out) for numbers in self._each]
 
     def write_without_machine_code(self, a: int, b: int, out: int) -> None:
@@ -111,7 +113,7 @@ class Product:
             first, size = self._parts[i].start, self._parts[i].stop - self._parts[i].start
             a_start, b_start, out_start = (start + first * step for start, step in zip((a, b, out), steps))
             numbers = a_start, a_row, b_start, b_row, 0, out_start, out_row
-            _check(sgemm(a_order, b_order, m or size, n or size, k, 1, *numbers))
+            _check(undisturbed(sgemm, a_order, b_order, m or size, n or size, k, 1, *numbers))
 
         count = len(self._parts)
         run(write, count - self._is_last_apart, around=onednn.single_threaded)
@@ -144,9 +146,9 @@ def _machine_code() -> Optional[Function]:
     """Blocks of a product in machine code; None without llvmlite.
 
     It takes the address of 64-bit numbers: the address of those of the product, the address of the blocks' bounds, how
-    many blocks, and the addresses of a, b and out. Those of the product: whether a and b lie turned, as letters; m, n
-    and k, where 0 stands for the rows or columns of a block; how many numbers of a, b and out lie in a row; from a row
-    or column of the product to the next, the bytes to where a block would begin in a, b and out.
+    many blocks, and the addresses of a, b and out. Those of the product: whether a and b lie transposed, as letters;
+    m, n and k, where 0 stands for the rows or columns of a block; how many numbers of a, b and out lie in a row; from
+    a row or column of the product to the next, the bytes to where a block would begin in a, b and out.
     """
     try:
         from branchynet.cpu.emitter import BYTE, INDEX, INT, REAL, Emitter, constant, integer, ir
@@ -177,11 +179,12 @@ def _machine_code() -> Optional[Function]:
             arguments = [a_order, b_order, rows, columns, k, one, a, a_row, b, b_row, zero, out, out_row]
             return [build.or_(before, call(onednn.library().sgemm, INDEX, arguments))]
 
-        (status,) = by_one_thread(lambda: emit.loop(count, block, [ir.Constant(INDEX, 0)]))
+        loop = functools.partial(emit.loop, count, block, [ir.Constant(INDEX, 0)])
+        (status,) = emit_undisturbed(emit, functools.partial(by_one_thread, loop))
         return build.zext(status, INT)
 
     def by_one_thread(work: Any) -> Any:
-        """As onednn.single_threaded."""
+        """Emits the work while OpenMP has one thread, as in onednn.single_threaded."""
         build, gomp, one = emit.builder, onednn.library().gomp, ir.Constant(INDEX, 1)
         threads = call(gomp.omp_get_max_threads, INDEX, [])
         has_others = build.icmp_signed('!=', threads, one)

@@ -35,9 +35,9 @@ def test_products_are_exact_to_rounding(samples, inputs, outputs, seed):
 
 @pytest.mark.parametrize('samples', [1, 2, 8])
 @pytest.mark.parametrize('inputs,outputs', SIZES)
-def test_threads_do_not_change_bits(monkeypatch, samples, inputs, outputs):
+def test_threads_do_not_change_bits(monkeypatch, set_large, samples, inputs, outputs):
     monkeypatch.setattr(few_samples, '_BYTES_OF_PART', 1 << 8)  # so that there is a part for every thread
-    monkeypatch.setattr(linear, '_LARGE', 0)
+    set_large(0)
     arrays = numbers(0, samples, inputs), numbers(1, outputs, inputs), numbers(2, samples, outputs)
     found = []
     try:
@@ -79,8 +79,8 @@ def test_gradients_have_the_bits_of_onednns(monkeypatch, inputs, outputs):
 
 @pytest.mark.parametrize('inputs,outputs', SIZES)
 @pytest.mark.parametrize('samples', [2, 7, 8])
-def test_each_of_few_samples_has_the_gradient_that_it_has_alone(monkeypatch, samples, inputs, outputs):
-    monkeypatch.setattr(linear, '_LARGE', 0)
+def test_each_of_few_samples_has_the_gradient_that_it_has_alone(set_large, samples, inputs, outputs):
+    set_large(0)
     w, gy = numbers(0, outputs, inputs), numbers(1, samples, outputs)
     together = linear.linear_gx(w, gy)
     alone = np.concatenate([linear.linear_gx(w, gy[k : k + 1]) for k in range(samples)])
@@ -96,11 +96,11 @@ def test_each_of_few_samples_has_the_gradient_that_it_has_alone(monkeypatch, sam
         (17, True, []),
     ],
 )
-def test_which_layers_it_takes(monkeypatch, samples, is_large, taken):
+def test_which_layers_it_takes(monkeypatch, set_large, samples, is_large, taken):
     calls = []
     run = few_samples._run
     monkeypatch.setattr(few_samples, '_run', lambda name, frames: calls.append(name) or run(name, frames))
     weights = numbers(1, 20, 84)
-    monkeypatch.setattr(linear, '_LARGE', weights.nbytes - is_large)
+    set_large(weights.nbytes - is_large)
     products(numbers(0, samples, 84), weights, numbers(2, samples, 20))
     assert calls == taken

@@ -1,5 +1,7 @@
 """Matrix products in blocks, against NumPy in float64."""
 
+from unittest import mock
+
 from branchynet.cpu import linear, onednn, products, threads
 from branchynet.cpu.products import Product, Shape, write_products
 from branchynet.cpu.threads import equal_blocks
@@ -20,9 +22,9 @@ def numbers(seed, *shape):
 
 def factors(shape):
     """a and b of a product, as they lie in memory, and the product in float64."""
-    m, n, k, is_a_turned, is_b_turned = shape
-    a, b = numbers(0, *((k, m) if is_a_turned else (m, k))), numbers(1, *((n, k) if is_b_turned else (k, n)))
-    exact = (a.T if is_a_turned else a).astype(np.float64) @ (b.T if is_b_turned else b)
+    m, n, k, is_a_transposed, is_b_transposed = shape
+    a, b = numbers(0, *((k, m) if is_a_transposed else (m, k))), numbers(1, *((n, k) if is_b_transposed else (k, n)))
+    exact = (a.T if is_a_transposed else a).astype(np.float64) @ (b.T if is_b_transposed else b)
     return a, b, exact
 
 
@@ -33,22 +35,23 @@ def written(product, a, b, shape):
 
 
 @settings(max_examples=100, deadline=None)
-@given(SHAPES, st.integers(1, 5), st.booleans())
-def test_products_are_exact_to_rounding(shape, parts, of_columns):
+@given(SHAPES, st.integers(1, 5), st.booleans(), st.sampled_from([0, products.WORK_OF_BLOCK]))
+def test_products_are_exact_to_rounding(shape, parts, of_columns, work):
     a, b, exact = factors(shape)
-    product = Product(shape, equal_blocks(shape.n if of_columns else shape.m, parts), of_columns)
+    with mock.patch.object(products, 'WORK_OF_BLOCK', work):
+        product = Product(shape, equal_blocks(shape.n if of_columns else shape.m, parts), of_columns)
     np.testing.assert_allclose(written(product, a, b, shape), exact, rtol=0, atol=2e-6 * shape.k)
 
 
 @pytest.mark.parametrize('of_columns', [False, True])
-@pytest.mark.parametrize('is_b_turned', [False, True])
-@pytest.mark.parametrize('is_a_turned', [False, True])
-def test_neither_threads_nor_missing_machine_code_change_bits(monkeypatch, is_a_turned, is_b_turned, of_columns):
+@pytest.mark.parametrize('is_b_transposed', [False, True])
+@pytest.mark.parametrize('is_a_transposed', [False, True])
+def test_neither_threads_nor_llvmlite_change_bits(monkeypatch, is_a_transposed, is_b_transposed, of_columns):
     monkeypatch.setattr(products, 'WORK_OF_BLOCK', 0)  # so that the blocks are shared
-    shape = Shape(96, 80, 300, is_a_turned, is_b_turned)
+    shape = Shape(96, 80, 300, is_a_transposed, is_b_transposed)
     a, b, _ = factors(shape)
     size = shape.n if of_columns else shape.m
-    parts = [slice(0, 24), slice(24, size - 24), slice(size - 24, size)]
+    parts = [slice(0, 48), slice(48, size - 8), slice(size - 24, size)]  # rows of the last two are the same
     product, found = Product(shape, parts, of_columns), []
     try:
         for count in 1, 2, 5:
@@ -62,7 +65,7 @@ def test_neither_threads_nor_missing_machine_code_change_bits(monkeypatch, is_a_
 
 
 def test_several_products_at_once():
-    shapes = [Shape(5, 300, 40, is_a_turned=True), Shape(1, 300, 40), Shape(64, 7, 3, is_b_turned=True)]
+    shapes = [Shape(5, 300, 40, is_a_transposed=True), Shape(1, 300, 40), Shape(64, 7, 3, is_b_transposed=True)]
     kept, tasks = [], []
     for shape in shapes:
         a, b, exact = factors(shape)
@@ -89,11 +92,9 @@ def test_the_caller_keeps_its_threads_of_openmp():
 
 @pytest.mark.parametrize('samples', [2, 17, 70])
 @pytest.mark.parametrize('inputs,outputs', [(600, 530), (1500, 20), (20, 1500)])
-def test_large_weights(monkeypatch, samples, inputs, outputs):
+def test_large_weights(set_large, samples, inputs, outputs):
     """In blocks of columns, or of rows where there are more of them: exact, whatever the number of threads."""
-    monkeypatch.setattr(linear, '_LARGE', 0)
-    linear._product.cache_clear()
-    linear._product_of_gw.cache_clear()
+    set_large(0)
     x, w, gy = numbers(0, samples, inputs), numbers(1, outputs, inputs), numbers(2, samples, outputs)
     found = []
     try:
@@ -102,8 +103,6 @@ def test_large_weights(monkeypatch, samples, inputs, outputs):
             found.append((linear.linear(x, w, None), linear.linear_gx(w, gy), linear.linear_gw(x, gy)))
     finally:
         threads.set_num_threads(None)
-        linear._product.cache_clear()
-        linear._product_of_gw.cache_clear()
     x, w, gy = (array.astype(np.float64) for array in (x, w, gy))
     for one, several, exact in zip(*found, (x @ w.T, gy @ w, gy.T @ x)):
         np.testing.assert_array_equal(one, several)

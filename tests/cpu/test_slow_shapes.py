@@ -196,13 +196,14 @@ def test_large_blocks_of_rows_have_the_bits_of_small_ones(isa):
         from branchynet.cpu.threads import blocks
 
         large = 0
-        for rows in 16, 96, 128, 336, 512:
-            for inputs, outputs in (84, 10), (720, 84), (640, 10), (256, 128), (128, 10), (1024, 256), (576, 10):
+        for rows in 16, 24, 96, 128, 336, 512:
+            published = (84, 10), (720, 84), (640, 10), (256, 128), (128, 10), (1024, 256), (576, 10)
+            for inputs, outputs in *published, (1000, 100), (4096, 100), (4096, 101):
                 x, w, gy = (
                     np.random.rand(*shape).astype('f')
                     for shape in ((rows, inputs), (outputs, inputs), (rows, outputs))
                 )
-                shapes = Shape(rows, outputs, inputs, is_b_turned=True), Shape(rows, inputs, outputs)
+                shapes = Shape(rows, outputs, inputs, is_b_transposed=True), Shape(rows, inputs, outputs)
                 for y, a, shape in zip((linear.linear(x, w, None), linear.linear_gx(w, gy)), (x, gy), shapes):
                     small = np.empty_like(y)
                     Product(shape, blocks(rows, 1, 64)).write(a, w, small)
