@@ -45,8 +45,8 @@ import numpy as np
 from chainer.utils.conv import get_conv_outsize
 
 _WORK_OF_BLOCK = 1 << 23  # multiplications and additions that are worth a thread's call
-_LARGE = 3 << 17  # bytes of weights, more than the published networks' have, whose training keeps its bits
-_FEWEST_PIXELS = 512  # of the outputs of a block of images whose gradient of such weights is computed by itself
+_LARGE, _MOST_CHANNELS = 3 << 17, 96  # bytes of weights, and channels on either side of them
+_FEWEST_PIXELS = 512  # of the outputs of a block of images whose gradient of larger weights is computed by itself
 
 
 class Geometry(NamedTuple):
@@ -180,9 +180,12 @@ def _parts_of_work(geometry: Geometry) -> int:
 
 
 def _parts_of_gw(geometry: Geometry) -> tuple[slice, ...]:
-    """Blocks of images whose gradients of w are added up: fewer where that would take long beside computing them."""
+    """Blocks of images whose gradients of w are added up: fewer where that would take long beside computing them.
+
+    The published networks' layers are smaller than that, so that their training keeps its bits.
+    """
     most = _parts_of_work(geometry)
-    if 4 * math.prod(geometry.w) >= _LARGE:
+    if 4 * math.prod(geometry.w) >= _LARGE or max(geometry.w[:2]) > _MOST_CHANNELS:
         most = min(most, max(2, geometry.x[0] * math.prod(geometry.y[2:]) // _FEWEST_PIXELS))
     return equal_blocks(geometry.x[0], most)
 

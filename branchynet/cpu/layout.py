@@ -125,4 +125,5 @@ def dense(*arrays: np.ndarray) -> list[np.ndarray]:
 
 def plain(*arrays: Any) -> list:
     """The arrays, C-contiguous; None stays None."""
-    return [a if a is None else np.asarray(a, order='C') for a in arrays]  # ascontiguousarray has no 0 dimensions
+    # ascontiguousarray has no 0 dimensions
+    return [a if a is None or a.flags.c_contiguous else np.asarray(a, order='C') for a in arrays]
