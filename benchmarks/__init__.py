@@ -16,9 +16,9 @@ class Benchmark(NamedTuple):
     """A benchmark: the module of its name has a function ``main(argv)``, which returns the exit status.
 
     Attributes:
-        summary: What it compares, for a list.
-        minutes: Duration of all of it on 2 idle cores.
-        needs: Modules that the package itself does not need.
+        summary: what it compares, for a list.
+        minutes: duration of all of it on 2 idle cores.
+        needs: modules that the package itself does not need.
     """
 
     summary: str
@@ -48,14 +48,14 @@ def run(name: str, argv: Sequence[str]) -> int:
     """Runs a benchmark.
 
     Args:
-        name: Of BENCHMARKS.
-        argv: Its options.
+        name: of BENCHMARKS.
+        argv: its options.
 
     Returns:
         Its exit status.
 
     Raises:
-        OSError: A module that it needs is not installed.
+        OSError: a module that it needs is not installed.
     """
     missing = BENCHMARKS[name].missing()
     if missing and '--help' not in argv and '-h' not in argv:

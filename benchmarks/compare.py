@@ -121,9 +121,9 @@ def flops(net: BranchyNet, task: str, x: np.ndarray, shares: np.ndarray) -> floa
     """Floating-point operations per image, of convolutions and linear layers: two for a multiply-add.
 
     Args:
-        net: The network.
-        task: One of TASKS.
-        x: One image (1, C, H, W).
+        net: the network.
+        task: one of TASKS.
+        x: one image (1, C, H, W).
         shares: (E,), of images that leave at each exit in inference.
     """
     costs = cost(net, x.shape[1:])

@@ -84,10 +84,10 @@ def interleaved(
     """Times every call in turn in each round, so that the machine's noise affects all calls alike.
 
     Args:
-        calls: A function for each contender's name.
-        rounds: Number of rounds, after two calls to warm up. A short call is repeated until `turn` has passed.
-        turn: Seconds.
-        clock: Returns seconds. `time.thread_time` counts neither other programs nor the call's other threads.
+        calls: a function for each contender's name.
+        rounds: number of rounds, after two calls to warm up. A short call is repeated until `turn` has passed.
+        turn: seconds.
+        clock: returns seconds. `time.thread_time` counts neither other programs nor the call's other threads.
 
     Yields:
         (contender, round, seconds of a call).

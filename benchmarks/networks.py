@@ -26,8 +26,8 @@ def build(network: str, weights: str | None = None) -> BranchyNet:
     """The same net at every call.
 
     Args:
-        network: A name in NETWORKS.
-        weights: A folder of results that has the network's weights; None: untrained, with running statistics of one
+        network: a name in NETWORKS.
+        weights: a folder of results that has the network's weights; None: untrained, with running statistics of one
             batch.
     """
     np.random.seed(0)

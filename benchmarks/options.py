@@ -17,9 +17,9 @@ def parser(name: str, description: str, rounds: int | None = None) -> argparse.A
     """A parser with the options --rounds, --out and --json.
 
     Args:
-        name: Of the benchmark.
-        description: The docstring of its module.
-        rounds: How often every contender takes its turn, unless --rounds says otherwise; None: there are no rounds and
+        name: of the benchmark.
+        description: the docstring of its module.
+        rounds: how often every contender takes its turn, unless --rounds says otherwise; None: there are no rounds and
             no such option.
     """
     result = Parser(
@@ -69,8 +69,8 @@ def print_result(args: argparse.Namespace, measure: Callable[[argparse.Namespace
     """Measures, and prints the result as JSON where --json asks for it.
 
     Args:
-        args: Of a `parser`.
-        measure: Prints as it measures, writes files into args.out, and returns a JSON-ready dict.
+        args: of a `parser`.
+        measure: prints as it measures, writes files into args.out, and returns a JSON-ready dict.
 
     Returns:
         What ``measure`` returned.

@@ -42,8 +42,8 @@ def job(networks: Sequence[str], steps: int) -> None:
     """Measures one round's points and prints them as JSON; the program of every rank.
 
     Args:
-        networks: Names in NETWORKS.
-        steps: Steps of a point.
+        networks: names in NETWORKS.
+        steps: steps of a point.
     """
     with parallel.job('naive') as ranks:
         points = [time_point(network, scaling, steps, ranks) for network in networks for scaling in SCALINGS]

@@ -39,8 +39,8 @@ class Gpu(NamedTuple):
     """A GPU by its data sheet.
 
     Attributes:
-        flops: Peak FLOP/s in float32 without tensor cores, which the bit profiles leave unused.
-        nvlink: Bytes per second in each direction.
+        flops: peak FLOP/s in float32 without tensor cores, which the bit profiles leave unused.
+        nvlink: bytes per second in each direction.
     """
 
     flops: float
@@ -51,8 +51,8 @@ class Link(NamedTuple):
     """What connects workers.
 
     Attributes:
-        bandwidth: Bytes per second in each direction.
-        latency: Seconds of the smallest message.
+        bandwidth: bytes per second in each direction.
+        latency: seconds of the smallest message.
     """
 
     bandwidth: float
@@ -63,9 +63,9 @@ class Load(NamedTuple):
     """A network's training, as released.
 
     Attributes:
-        macs: Multiply-adds of an image through trunk and exits, forward.
-        message: Bytes that a step averages.
-        batch: Images of a step.
+        macs: multiply-adds of an image through trunk and exits, forward.
+        message: bytes that a step averages.
+        batch: images of a step.
     """
 
     macs: int
@@ -83,7 +83,7 @@ def load(network: str) -> Load:
     """Counts a network's work per step.
 
     Args:
-        network: A name in NETWORKS.
+        network: a name in NETWORKS.
     """
     net = NETWORKS[network].get_network()
     macs = cost(net, SHAPES[network]).exits[-1].leaving.macs
@@ -94,8 +94,8 @@ def compute_seconds(macs: int, images: float, flops: float) -> float:
     """Time of a worker's arithmetic in a step.
 
     Args:
-        macs: Multiply-adds of an image, forward.
-        images: Of the worker.
+        macs: multiply-adds of an image, forward.
+        images: of the worker.
         flops: FLOP/s that it reaches.
     """
     return FLOP_PER_MAC * macs * images / flops
@@ -105,9 +105,9 @@ def message_seconds(count: int, workers: int, link: Link) -> float:
     """Time of a ring all-reduce.
 
     Args:
-        count: Bytes.
-        workers: Their number.
-        link: What connects each with the next.
+        count: bytes.
+        workers: their number.
+        link: what connects each with the next.
     """
     return 2 * (workers - 1) / workers * count / link.bandwidth + 2 * (workers - 1) * link.latency
 
@@ -186,13 +186,13 @@ class Check(NamedTuple):
     """A measured point, and what the model makes of its parts. Times are seconds per step.
 
     Attributes:
-        network: Its name.
+        network: its name.
         scaling: 'strong' or 'weak'.
-        ranks: Their number.
-        step: The whole step.
-        parts: Arithmetic of as many ranks at the same time, without messages, and the message alone.
-        processor: Processor time of a rank's arithmetic.
-        predicted: The same as it follows from one rank alone on the machine: in proportion to the images.
+        ranks: their number.
+        step: the whole step.
+        parts: arithmetic of as many ranks at the same time, without messages, and the message alone.
+        processor: processor time of a rank's arithmetic.
+        predicted: the same as it follows from one rank alone on the machine: in proportion to the images.
     """
 
     network: str
@@ -210,7 +210,7 @@ def checks(measured: dict[str, Any]) -> list[Check]:
     Every time is the smallest of the rounds, which other work on the machine has disturbed least.
 
     Args:
-        measured: The content of a file that `branchynet bench scaling` wrote.
+        measured: the content of a file that `branchynet bench scaling` wrote.
     """
     found = []
     for point in measured['points']:
@@ -266,14 +266,14 @@ def updated(page: str, measured: Sequence[dict[str, Any]]) -> str:
     """Replaces the tables of a Markdown page between their markers.
 
     Args:
-        page: The text of the page, with the markers measured, loads, assumptions and simulated.
-        measured: Contents of the files of `branchynet bench scaling`.
+        page: the text of the page, with the markers measured, loads, assumptions and simulated.
+        measured: contents of the files of `branchynet bench scaling`.
 
     Returns:
         The new text.
 
     Raises:
-        ValueError: The page lacks a pair of markers.
+        ValueError: the page lacks a pair of markers.
     """
     for name, table in {'measured': measured_table(measured).markdown(), **tables()}.items():
         page = report.between_markers(page, table + '\n', name)
@@ -284,7 +284,7 @@ def read(folder: str) -> list[dict[str, Any]]:
     """The files of `branchynet bench scaling` in a folder.
 
     Raises:
-        OSError: There is none, or one is damaged.
+        OSError: there is none, or one is damaged.
     """
     paths = [os.path.join(folder, f'{network}.json') for network in NETWORKS]
     found = [schema.read_json(path, "what 'branchynet bench scaling' wrote") for path in paths if os.path.exists(path)]

@@ -48,9 +48,9 @@ class Task(NamedTuple):
     """What is classified over and over.
 
     Attributes:
-        net: Which threads and processes share.
-        x: Images (N, 1, 28, 28).
-        expected: The answers of one thread to all of them.
+        net: which threads and processes share.
+        x: images (N, 1, 28, 28).
+        expected: the answers of one thread to all of them.
     """
 
     net: Compiled
@@ -62,7 +62,7 @@ def task(weights: str) -> Task:
     """B-LeNet with weights of a results folder, and the test images of MNIST.
 
     Args:
-        weights: The folder.
+        weights: the folder.
     """
     net, (x, _) = Compiled(build('lenet', weights)), images('lenet', 10000)
     threads.set_num_threads(1)
@@ -75,7 +75,7 @@ class Record:
     """The calls of one thread. Its size does not depend on their number.
 
     Attributes:
-        different: Number of calls whose answer was not the expected one.
+        different: number of calls whose answer was not the expected one.
         counts: (sizes, bins), calls by size of the batch and time.
     """
 
@@ -94,10 +94,10 @@ def classify(task: Task, seed: int, until: float, between: Callable[[], Any] = l
     """Classifies random batches of images that follow one another.
 
     Args:
-        task: What is classified.
-        seed: Of sizes and places. The logarithm of a size is uniform, so that small batches and large ones are common.
-        until: The end, as of time.monotonic.
-        between: Called after every batch.
+        task: what is classified.
+        seed: of sizes and places. The logarithm of a size is uniform, so that small batches and large ones are common.
+        until: the end, as of time.monotonic.
+        between: called after every batch.
 
     Returns:
         The calls.
@@ -153,14 +153,14 @@ def soak(task: Task, seconds: float) -> dict[str, Any]:
     """Puts a Compiled under load, in this process and in forked ones.
 
     Args:
-        task: What is classified.
-        seconds: Duration.
+        task: what is classified.
+        seconds: duration.
 
     Returns:
         The content of the file.
 
     Raises:
-        OSError: A process hangs or has ended before its time.
+        OSError: a process hangs or has ended before its time.
     """
     before, until = os.getloadavg()[0], time.monotonic() + seconds
     memory = Memory(seconds * WARM_UP)
@@ -215,7 +215,7 @@ def latencies(counts: np.ndarray) -> dict[str, dict[str, float]]:
     """Percentiles of the times of calls.
 
     Args:
-        counts: Of a Record, or a sum of several.
+        counts: of a Record, or a sum of several.
 
     Returns:
         By the batch's size: count, and the percentiles in ms.

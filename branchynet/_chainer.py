@@ -188,8 +188,8 @@ def set_method(owner: Any, name: str, method: Callable) -> None:
     """Replaces a function of one of Chainer's classes or modules.
 
     Args:
-        owner: The class or module.
-        name: The function's name.
-        method: The new function.
+        owner: the class or module.
+        name: the function's name.
+        method: the new function.
     """
     setattr(owner, name, method)

@@ -24,7 +24,7 @@ def crops(x: np.ndarray) -> np.ndarray:
     resized to 24x24 by nearest neighbour, both row by row, then the mirror images of these 18.
 
     Args:
-        x: Array (N, C, 32, 32).
+        x: array (N, C, 32, 32).
 
     Returns:
         Array (36 N, C, 24, 24) of x's dtype; view v of image n is row 36 n + v.
@@ -42,7 +42,7 @@ def normalize(x: np.ndarray) -> np.ndarray:
     image's values do not depend on its batch. (A bug of the original, kept: normally one divides by the deviation.)
 
     Args:
-        x: Array (N, C, H, W).
+        x: array (N, C, H, W).
 
     Returns:
         Array of x's shape and dtype.

@@ -13,11 +13,11 @@ def check_pairs(x: Any, y: Any) -> None:
     """Checks that samples and labels come in pairs.
 
     Args:
-        x: Samples (N, ...).
-        y: Labels (N,).
+        x: samples (N, ...).
+        y: labels (N,).
 
     Raises:
-        ValueError: Their numbers differ, or are 0.
+        ValueError: their numbers differ, or are 0.
     """
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f'x has {len(x)} samples and y has {len(y)}: both need the same number, at least one')
@@ -27,12 +27,12 @@ def checked_array(name: str, value: Any) -> Any:
     """A batch as an array.
 
     Args:
-        name: Of the batch, for messages.
+        name: of the batch, for messages.
         value: NumPy or CuPy array or Variable (B, ...).
 
     Raises:
-        TypeError: It is none of these.
-        ValueError: It has no axis.
+        TypeError: it is none of these.
+        ValueError: it has no axis.
     """
     array = chainer.as_array(value)
     if not isinstance(array, chainer.get_array_types()):
@@ -46,12 +46,12 @@ def checked_labels(t: Any, x: Any) -> Any:
     """Labels as an array.
 
     Args:
-        t: Labels (B,) of samples x (B, ...): NumPy or CuPy array or Variable.
-        x: The samples.
+        t: labels (B,) of samples x (B, ...): NumPy or CuPy array or Variable.
+        x: the samples.
 
     Raises:
-        TypeError: They are no signed integers.
-        ValueError: Their shape is another, or one is below 0.
+        TypeError: they are no signed integers.
+        ValueError: their shape is another, or one is below 0.
     """
     t = checked_array('t', t)
     if t.dtype.kind != 'i':
@@ -67,11 +67,11 @@ def batches(count: int, batchsize: int) -> list[slice]:
     """Returns slices that divide samples into batches, in order.
 
     Args:
-        count: Number of samples.
-        batchsize: Samples of a batch; the last batch may have fewer.
+        count: number of samples.
+        batchsize: samples of a batch; the last batch may have fewer.
 
     Raises:
-        ValueError: The batch size is below 1.
+        ValueError: the batch size is below 1.
     """
     if batchsize < 1:
         raise ValueError(f'batchsize is {batchsize}: it must be 1 or more')
@@ -82,7 +82,7 @@ def check_labels(logits: Any, t: Any) -> None:
     """Checks that no label in t (B,) is beyond the classes of logits (B, C).
 
     Raises:
-        ValueError: A label is.
+        ValueError: a label is.
     """
     if t.max() >= logits.shape[1]:
         raise ValueError(f't holds the label {t.max()}: expected less than {logits.shape[1]}, the number of classes')

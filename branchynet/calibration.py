@@ -43,11 +43,11 @@ class Target(NamedTuple):
     multiply-adds if only these are limited, otherwise by seconds.
 
     Attributes:
-        accuracy_loss: At most so many points under the baseline.
-        seconds: At most so many seconds a sample, composed from the record's times.
-        macs: At most this share of the baseline's multiply-adds.
-        leave: At least this share of all samples leaves at ``exit``.
-        exit: From 0.
+        accuracy_loss: at most so many points under the baseline.
+        seconds: at most so many seconds a sample, composed from the record's times.
+        macs: at most this share of the baseline's multiply-adds.
+        leave: at least this share of all samples leaves at ``exit``.
+        exit: from 0.
         clock: 'whole' or 'released' (timing.py).
     """
 
@@ -63,8 +63,8 @@ class Macs(NamedTuple):
     """Multiply-adds for one sample, as cost.cost counts them.
 
     Attributes:
-        main: Of the baseline.
-        exits: Of all that runs for a sample that leaves at each exit.
+        main: of the baseline.
+        exits: of all that runs for a sample that leaves at each exit.
     """
 
     main: int
@@ -77,14 +77,14 @@ class Judgement:
 
     Attributes:
         samples: N.
-        accuracy_percent: Of early exit.
-        baseline_percent: Accuracy of the baseline.
-        loss_points: The second minus the first.
-        loss_interval_points: The 95 % interval of the loss over all such samples, as `loss_bound` gives its ends.
-        exit_percent: Samples that leave at each exit.
-        released_ms: Mean time of a sample on the released clock, composed.
-        whole_ms: The same on the whole clock.
-        macs_percent: Of the baseline's multiply-adds; None where these were not given.
+        accuracy_percent: of early exit.
+        baseline_percent: accuracy of the baseline.
+        loss_points: the second minus the first.
+        loss_interval_points: the 95 % interval of the loss over all such samples, as `loss_bound` gives its ends.
+        exit_percent: samples that leave at each exit.
+        released_ms: mean time of a sample on the released clock, composed.
+        whole_ms: the same on the whole clock.
+        macs_percent: of the baseline's multiply-adds; None where these were not given.
     """
 
     samples: int
@@ -113,13 +113,13 @@ def fit_temperatures(logits: Any, t: Any) -> list[float]:
 
     Args:
         logits: (E, N, C), of held-out samples, from `logits_of` a net without temperatures.
-        t: Labels, int (N,).
+        t: labels, int (N,).
 
     Returns:
         A float for every exit, for ``net.temperatures``.
 
     Raises:
-        ValueError: There are no samples, or all have one label; labels are no integers; or logits are not finite, or do
+        ValueError: there are no samples, or all have one label; labels are no integers; or logits are not finite, or do
             not fit the labels.
     """
     from scipy import optimize, special
@@ -164,15 +164,15 @@ def expected_calibration_error(prob: Any, t: Any, bins: int = 15) -> float:
     highest probability lies in (m / bins, (m + 1) / bins] (Guo et al., 2017, equation 3).
 
     Args:
-        prob: Softmax (N, C).
-        t: Labels, int (N,).
-        bins: Of equal width.
+        prob: softmax (N, C).
+        t: labels, int (N,).
+        bins: of equal width.
 
     Returns:
         A float in [0, 1].
 
     Raises:
-        ValueError: There are no samples.
+        ValueError: there are no samples.
     """
     prob = np.asarray(prob, float)
     if len(prob) == 0:
@@ -207,20 +207,20 @@ def choose(
     probability of the guarantee.
 
     Args:
-        recorded: An ExitRecord of N held-out samples.
-        target: What the setting must fulfil.
-        baseline: Whether the baseline is right, bool (N,); None: the final exit is the baseline.
-        macs: Of the network; needed for a target of multiply-adds.
+        recorded: an ExitRecord of N held-out samples.
+        target: what the setting must fulfil.
+        baseline: whether the baseline is right, bool (N,); None: the final exit is the baseline.
+        macs: of the network; needed for a target of multiply-adds.
         guarantee: None, or a probability such as 0.95, for a target of accuracy.
-        seed: Of the choice of the third.
+        seed: of the choice of the third.
 
     Returns:
         A threshold for every exit but the last, on the scale of the record's criterion; None: no sample leaves there.
 
     Raises:
-        Infeasible: No setting fulfils the target. The message names the nearest target that one fulfils.
-        TypeError: The target is no Target, or holds something else than numbers.
-        ValueError: The target is impossible, or the record is empty or does not fit the other arguments.
+        Infeasible: no setting fulfils the target. The message names the nearest target that one fulfils.
+        TypeError: the target is no Target, or holds something else than numbers.
+        ValueError: the target is impossible, or the record is empty or does not fit the other arguments.
     """
     baseline = _checked_baseline(recorded, baseline)
     check_target(target, len(recorded.score), guarantee)
@@ -241,10 +241,10 @@ class _Totals(NamedTuple):
     """Sums over all samples, less of each being better: of settings, arrays (S,); as bounds, numbers.
 
     Attributes:
-        wrong: Samples that are classified wrongly.
-        seconds: Of all samples, on the target's clock.
-        macs: Multiply-adds of all samples.
-        staying: Samples that do not leave at the target's exit.
+        wrong: samples that are classified wrongly.
+        seconds: of all samples, on the target's clock.
+        macs: multiply-adds of all samples.
+        staying: samples that do not leave at the target's exit.
     """
 
     wrong: Any
@@ -459,7 +459,7 @@ def path_part(samples: int, seed: int) -> np.ndarray:
 
     Args:
         samples: N.
-        seed: As in `choose`.
+        seed: as in `choose`.
 
     Returns:
         Indices, int (N // 3,).
@@ -495,10 +495,10 @@ def p_value(lost: int, gained: int, samples: int, loss: float) -> float:
     every a, N and q.
 
     Args:
-        lost: Samples that only the baseline classifies correctly.
-        gained: Samples that only early exit classifies correctly.
+        lost: samples that only the baseline classifies correctly.
+        gained: samples that only early exit classifies correctly.
         samples: N.
-        loss: A share of the samples (a hundredth of points), from -1 to 1.
+        loss: a share of the samples (a hundredth of points), from -1 to 1.
 
     Returns:
         A float in (0, 1].
@@ -538,10 +538,10 @@ def loss_bound(lost: int, gained: int, samples: int, error: float) -> float:
     """A number that the loss of accuracy lies below, but for a probability of ``error``: p_value, inverted.
 
     Args:
-        lost: As in p_value.
-        gained: As in p_value.
-        samples: As in p_value.
-        error: Above OUTSIDE.
+        lost: as in p_value.
+        gained: as in p_value.
+        samples: as in p_value.
+        error: above OUTSIDE.
 
     Returns:
         A share of the samples.
@@ -567,16 +567,16 @@ def judge(recorded: ExitRecord, thresholds: Setting, baseline: Any = None, macs:
     """What a setting does on the samples of a record, such as those of a test set.
 
     Args:
-        recorded: An ExitRecord of N samples.
-        thresholds: One for every exit but the last, as `choose` returns them, or a number for all of them.
-        baseline: As in `choose`.
-        macs: Of the network, to count them.
+        recorded: an ExitRecord of N samples.
+        thresholds: one for every exit but the last, as `choose` returns them, or a number for all of them.
+        baseline: as in `choose`.
+        macs: of the network, to count them.
 
     Returns:
         A Judgement.
 
     Raises:
-        ValueError: The record is empty, or does not fit the other arguments.
+        ValueError: the record is empty, or does not fit the other arguments.
     """
     baseline = _checked_baseline(recorded, baseline)
     _check_exits_of(macs, len(recorded.score))
@@ -618,7 +618,7 @@ def check_held_out(t: np.ndarray) -> None:
     """Checks the labels (N,) of held-out samples.
 
     Raises:
-        ValueError: There are none, or all are the same.
+        ValueError: there are none, or all are the same.
     """
     if len(t) == 0:
         raise ValueError('no samples are held out: expected some of every class')
@@ -646,13 +646,13 @@ def check_target(target: Target, exits: int, guarantee: float | None = None) -> 
     """Checks a target by itself, before the time of a record is spent.
 
     Args:
-        target: What the thresholds are to fulfil.
-        exits: Number of the net's exits.
-        guarantee: As in `choose`.
+        target: what the thresholds are to fulfil.
+        exits: number of the net's exits.
+        guarantee: as in `choose`.
 
     Raises:
-        TypeError: A field has the wrong type.
-        ValueError: No field is set, or one is out of its range.
+        TypeError: a field has the wrong type.
+        ValueError: no field is set, or one is out of its range.
     """
     if not isinstance(target, Target):
         raise TypeError(f'target is {target!r}: expected a calibration.Target')

@@ -36,10 +36,10 @@ def check(net: chainer.Link) -> None:
     """Checks that all parameters of a net have values, so that they can be saved.
 
     Args:
-        net: Any link.
+        net: any link.
 
     Raises:
-        ValueError: A parameter has no shape yet.
+        ValueError: a parameter has no shape yet.
     """
     for name, param in sorted(net.namedparams()):
         if param.array is None:
@@ -56,14 +56,14 @@ def save(path: str, net: BranchyNet, notes: Any, position: Position | None = Non
     the Position. The state of a GPU's generators is not saved. The previous checkpoint is kept beside the new one.
 
     Args:
-        path: Path of the checkpoint.
-        net: The net.
-        notes: Any JSON-ready value; `load` returns it.
-        position: The progress of the epoch; None between epochs.
+        path: path of the checkpoint.
+        net: the net.
+        notes: any JSON-ready value; `load` returns it.
+        position: the progress of the epoch; None between epochs.
 
     Raises:
-        ValueError: A parameter has no shape yet.
-        OSError: The file cannot be written.
+        ValueError: a parameter has no shape yet.
+        OSError: the file cannot be written.
     """
     check(net)
     # An optimiser that has made no step has no moments yet: it is left out.
@@ -96,7 +96,7 @@ def keep_epoch(path: str) -> None:
     """Keeps the checkpoint that was just saved, of a whole epoch, until that of the next one.
 
     Args:
-        path: Path of the checkpoint; the copy's ends in EPOCH.
+        path: path of the checkpoint; the copy's ends in EPOCH.
     """
     with open(path, 'rb') as f:
         write_atomically(path + EPOCH, f.read())
@@ -113,15 +113,15 @@ def load(path: str, net: BranchyNet) -> tuple[Any, Position | None]:
     """Restores the state of a training from a checkpoint: `read`, then `restore`.
 
     Args:
-        path: Path of the checkpoint.
-        net: As of `restore`.
+        path: path of the checkpoint.
+        net: as of `restore`.
 
     Returns:
         As of `restore`.
 
     Raises:
-        ValueError: As of `restore`.
-        OSError: As of `read` and `restore`.
+        ValueError: as of `restore`.
+        OSError: as of `read` and `restore`.
     """
     return restore(path, read(path), net)
 
@@ -132,10 +132,10 @@ def read(path: str) -> State:
     If the last checkpoint is damaged, the previous one takes its place, and a line on standard error says so.
 
     Args:
-        path: Path of the checkpoint.
+        path: path of the checkpoint.
 
     Raises:
-        OSError: Both checkpoints are damaged or missing.
+        OSError: both checkpoints are damaged or missing.
     """
     try:
         return _read(path)
@@ -154,16 +154,16 @@ def restore(path: str, state: State, net: BranchyNet) -> tuple[Any, Position | N
     """Restores the state of a training: the net, its optimisers and the generators.
 
     Args:
-        path: Path of the checkpoint, for messages.
-        state: Its content.
-        net: A net with the same parameters and optimiser, which takes the state.
+        path: path of the checkpoint, for messages.
+        state: its content.
+        net: a net with the same parameters and optimiser, which takes the state.
 
     Returns:
         (notes, position): the notes that were given to `save`; the progress of the epoch, None between epochs.
 
     Raises:
-        ValueError: A parameter has no shape yet.
-        OSError: The checkpoint has another version or network. The net is unchanged.
+        ValueError: a parameter has no shape yet.
+        OSError: the checkpoint has another version or network. The net is unchanged.
     """
     check(net)
     arrays, meta = state
@@ -196,11 +196,11 @@ def load_optimizer(optimizer: Any, serializer: chainer.Deserializer | None) -> N
     """Gives an optimiser the state that a file has, where frozen parameters may have no moments.
 
     Args:
-        optimizer: The optimiser; what it had before is gone.
-        serializer: Of the file; None: the optimiser has made no step.
+        optimizer: the optimiser; what it had before is gone.
+        serializer: of the file; None: the optimiser has made no step.
 
     Raises:
-        OSError: A parameter that has made steps has no moments in the file.
+        OSError: a parameter that has made steps has no moments in the file.
     """
     rules = [param.update_rule for param in optimizer.target.params()]
     enabled = [rule.enabled for rule in rules]
@@ -230,7 +230,7 @@ def has(path: str) -> bool:
     """Returns whether there is a checkpoint, even if a later `save` was interrupted.
 
     Args:
-        path: Path of the checkpoint.
+        path: path of the checkpoint.
     """
     return os.path.exists(path) or os.path.exists(_before(path))
 
@@ -239,7 +239,7 @@ def remove(path: str) -> None:
     """Removes both checkpoints of `save`, that of the last epoch, and the parts of one that was killed.
 
     Args:
-        path: Path of the checkpoint.
+        path: path of the checkpoint.
     """
     if not os.path.isdir(os.path.dirname(path) or '.'):
         return
@@ -255,11 +255,11 @@ def load_npz(path: str, link: chainer.Link) -> None:
     A BranchyNet takes the file's thresholdExits and temperatures too; it keeps its own where the file has none.
 
     Args:
-        path: Path of an .npz file.
-        link: The link that takes the weights.
+        path: path of an .npz file.
+        link: the link that takes the weights.
 
     Raises:
-        OSError: The file is missing or damaged, holds Python objects, or has the weights of another network; one line.
+        OSError: the file is missing or damaged, holds Python objects, or has the weights of another network; one line.
             The link is unchanged.
     """
     expected = chainer.serializers.DictionarySerializer()

@@ -35,11 +35,11 @@ class Command(NamedTuple):
     """A subcommand.
 
     Attributes:
-        name: As it is typed.
-        summary: Its line in --help.
-        arguments: Of argparse's add_argument: names and options of every argument.
-        examples: Command lines, for the end of its --help.
-        run: Takes the parsed arguments, returns the exit status.
+        name: as it is typed.
+        summary: its line in --help.
+        arguments: of argparse's add_argument: names and options of every argument.
+        examples: command lines, for the end of its --help.
+        run: takes the parsed arguments, returns the exit status.
     """
 
     name: str
@@ -90,7 +90,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Runs a command line.
 
     Args:
-        argv: Its words; None: those of this process. A call with words cannot start Python again, as a bit profile
+        argv: its words; None: those of this process. A call with words cannot start Python again, as a bit profile
             may need: it goes on without the profile and says so, or refuses where --profile names it.
 
     Returns:

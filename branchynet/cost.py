@@ -23,8 +23,8 @@ class Cost(NamedTuple):
     """The cost of a part of a network.
 
     Attributes:
-        params: Trainable numbers of the parameters that it uses, with biases and those of batch normalisation.
-        macs: Multiply-adds of convolutions and linear layers for one sample.
+        params: trainable numbers of the parameters that it uses, with biases and those of batch normalisation.
+        macs: multiply-adds of convolutions and linear layers for one sample.
     """
 
     params: int
@@ -35,9 +35,9 @@ class ExitCost(NamedTuple):
     """The costs of one exit.
 
     Attributes:
-        stage: Cost of the trunk's stage before it.
-        exit: Cost of its own links.
-        leaving: Cost of everything that runs for a sample that leaves here: all stages and exits' links so far.
+        stage: cost of the trunk's stage before it.
+        exit: cost of its own links.
+        leaving: cost of everything that runs for a sample that leaves here: all stages and exits' links so far.
     """
 
     stage: Cost
@@ -49,8 +49,8 @@ class NetCost(NamedTuple):
     """The cost of a BranchyNet.
 
     Attributes:
-        exits: An ExitCost for every exit.
-        main: Cost of the baseline.
+        exits: an ExitCost for every exit.
+        main: cost of the baseline.
     """
 
     exits: list[ExitCost]
@@ -66,14 +66,14 @@ def cost(net: BranchyNet, shape: Sequence[int]) -> NetCost:
     normalisation, activations, pooling, softmax, entropy and all other functions do not count.
 
     Args:
-        net: A BranchyNet; it does not change.
-        shape: Shape of a sample, without the batch axis.
+        net: a BranchyNet; it does not change.
+        shape: shape of a sample, without the batch axis.
 
     Returns:
         A NetCost.
 
     Raises:
-        ValueError: The net cannot take such a sample, or a parameter has no shape yet.
+        ValueError: the net cannot take such a sample, or a parameter has no shape yet.
     """
     for path, param in net.namedparams():
         if not param.is_initialized:

@@ -73,7 +73,7 @@ def variables(profile: str) -> dict[str, str | None]:
         The value of each variable by its name; None for a variable that must not be set.
 
     Raises:
-        ValueError: The profile does not exist, or this processor cannot run it.
+        ValueError: the profile does not exist, or this processor cannot run it.
     """
     if profile not in PROFILES:
         raise ValueError(f'profile is {profile}: expected {" or ".join(PROFILES)}')
@@ -103,11 +103,11 @@ def fix(profile: str, seed: int = 0, restart: bool = True) -> None:
 
     Args:
         profile: 'portable' or 'fast'.
-        seed: The seed of all generators.
-        restart: Whether the process may start again; if not, a ValueError is raised instead.
+        seed: the seed of all generators.
+        restart: whether the process may start again; if not, a ValueError is raised instead.
 
     Raises:
-        ValueError: The profile does not exist, or this processor cannot run it; or the process cannot start again (it
+        ValueError: the profile does not exist, or this processor cannot run it; or the process cannot start again (it
             is interactive, a worker, or runs a script that was read from a pipe); or it has started again, and
             something has reset the environment.
     """
@@ -188,7 +188,7 @@ def seed_generators(value: int) -> None:
     """Seeds the generators of Python and NumPy, and on the current GPU, if there is one, those of CuPy and cuDNN.
 
     Args:
-        value: The seed.
+        value: the seed.
     """
     random.seed(value)
     np.random.seed(value)

@@ -32,7 +32,7 @@ def find_device(name: str) -> Any:
         A chainer.backend.Device.
 
     Raises:
-        ValueError: The name has another form, or the GPU does not exist.
+        ValueError: the name has another form, or the GPU does not exist.
     """
     gpus = count_gpus()
     if name == 'auto':
@@ -50,7 +50,7 @@ def device_name(device: Any) -> str:
     """Returns the name of a device, as `find_device` takes it: 'cpu' or 'gpu:N'.
 
     Args:
-        device: A device of `find_device`.
+        device: a device of `find_device`.
     """
     return 'cpu' if device.xp is np else f'gpu:{device.device.id}'
 

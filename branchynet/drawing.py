@@ -56,12 +56,12 @@ def new_figure(path: PathLike | None, rows: float = 1, columns: float = 1) -> It
     """Yields an empty figure in STYLE, and saves it.
 
     Args:
-        path: Path of the file; its suffix names the format. None: the figure stays pyplot's.
-        rows: Height, in panels one above the other.
-        columns: Width, in panels side by side.
+        path: path of the file; its suffix names the format. None: the figure stays pyplot's.
+        rows: height, in panels one above the other.
+        columns: width, in panels side by side.
 
     Raises:
-        ValueError: The path has no suffix.
+        ValueError: the path has no suffix.
     """
     import matplotlib
 

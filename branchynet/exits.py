@@ -163,9 +163,9 @@ class Criterion(NamedTuple):
     """A number that says how sure an exit is of a sample, and on which side of a threshold the sample leaves.
 
     Attributes:
-        name: For messages and files.
-        side: Samples leave strictly below the threshold, strictly above it, or where they are at least as high.
-        score: Takes the logits (B, C) of an exit, their Answer, and how many exits in a row, this one included, agree
+        name: for messages and files.
+        side: samples leave strictly below the threshold, strictly above it, or where they are at least as high.
+        score: takes the logits (B, C) of an exit, their Answer, and how many exits in a row, this one included, agree
             on the label of each sample, integers (B,). Returns floats (B,). A sample whose score is NaN stays.
     """
 
@@ -181,8 +181,8 @@ class Criterion(NamedTuple):
         """Thresholds, a number or an array, as numbers that the `key` of a sample lies below where it leaves.
 
         Args:
-            threshold: On the scale of the scores; None: no sample leaves.
-            dtype: Of the scores.
+            threshold: on the scale of the scores; None: no sample leaves.
+            dtype: of the scores.
         """
         cut = rounded(threshold, dtype)
         if self.side != 'below':
@@ -194,7 +194,7 @@ class Criterion(NamedTuple):
 
         Args:
             key: (N,), sorted, without NaN at the places up to ``rank``; ``key[rank - 1] < key[rank]``.
-            rank: From 0 to N.
+            rank: from 0 to N.
 
         Returns:
             A float; None, which also lets none of any other samples leave, for rank 0.
@@ -221,16 +221,16 @@ def by_scores(function: Callable[[Array], Array], side: Side = 'above', name: st
     """A criterion of your own.
 
     Args:
-        function: Takes the logits (B, C) of an exit, divided by its temperature; returns floats (B,) on their device.
-        side: As in Criterion.
-        name: As in Criterion; '': the function's.
+        function: takes the logits (B, C) of an exit, divided by its temperature; returns floats (B,) on their device.
+        side: as in Criterion.
+        name: as in Criterion; '': the function's.
 
     Returns:
         A Criterion. It raises ValueError where the function returns something else.
 
     Raises:
-        TypeError: The function is no callable.
-        ValueError: There is no such side.
+        TypeError: the function is no callable.
+        ValueError: there is no such side.
     """
     if not callable(function):
         raise TypeError(f'a criterion is a function of logits: expected a callable, got {function!r}')

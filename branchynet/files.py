@@ -31,14 +31,14 @@ def written_whole(path: str, keep: str | None = None) -> Iterator[BinaryIO]:
     time; the last one wins. Parts that killed processes have left there are removed.
 
     Args:
-        path: Path of the file; an existing file is replaced.
-        keep: Where to move the existing file; None to drop it.
+        path: path of the file; an existing file is replaced.
+        keep: where to move the existing file; None to drop it.
 
     Yields:
         The file, open for writing.
 
     Raises:
-        OSError: The file cannot be written; one line with the path and the reason.
+        OSError: the file cannot be written; one line with the path and the reason.
     """
     part = None
     try:
@@ -65,12 +65,12 @@ def write_atomically(path: str, content: bytes, keep: str | None = None) -> None
     """Writes a file so that readers see all of it or none of it.
 
     Args:
-        path: Path of the file; an existing file is replaced.
-        content: All that the file holds.
-        keep: Where to move the existing file; None to drop it.
+        path: path of the file; an existing file is replaced.
+        content: all that the file holds.
+        keep: where to move the existing file; None to drop it.
 
     Raises:
-        OSError: The file cannot be written; one line with the path and the reason.
+        OSError: the file cannot be written; one line with the path and the reason.
     """
     with written_whole(path, keep) as f:
         f.write(content)
@@ -83,7 +83,7 @@ def remove_parts(path: str) -> None:
     network file systems), all parts stay.
 
     Args:
-        path: Path of the complete file.
+        path: path of the complete file.
     """
     folder, name = os.path.split(path)
     is_part = re.compile(re.escape(name) + r'\.[0-9a-f]{8}\.part').fullmatch
@@ -117,14 +117,14 @@ def digest(path: str, algorithm: str = 'sha256') -> str:
     """Returns the digest of a file, which is read block by block.
 
     Args:
-        path: Path of the file.
-        algorithm: Name of the algorithm, as `hashlib.new` takes it.
+        path: path of the file.
+        algorithm: name of the algorithm, as `hashlib.new` takes it.
 
     Returns:
         The digest in hexadecimal digits.
 
     Raises:
-        OSError: The file is missing or cannot be read.
+        OSError: the file is missing or cannot be read.
     """
     found = hashlib.new(algorithm)
     with open(path, 'rb') as f:
@@ -142,10 +142,10 @@ def lock(folder: str) -> Iterator[None]:
     systems), a line on standard error says that the folder is not locked.
 
     Args:
-        folder: Path of the folder.
+        folder: path of the folder.
 
     Raises:
-        OSError: Another process holds the lock; one line with the process, its host and the time.
+        OSError: another process holds the lock; one line with the process, its host and the time.
     """
     made = not os.path.isdir(folder)
     os.makedirs(folder, exist_ok=True)

@@ -20,12 +20,12 @@ class Forward:
     """A net of from_chain that runs in Chainer, with the fast kernels for Chainer's functions: an Engine.
 
     Args:
-        net: The net, which must not change afterwards.
-        shape: Of a sample, without the batch.
-        dtype: Of the samples.
+        net: the net, which must not change afterwards.
+        shape: of a sample, without the batch.
+        dtype: of the samples.
 
     Attributes:
-        classes: Number of classes.
+        classes: number of classes.
     """
 
     most = SHARED

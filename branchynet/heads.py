@@ -24,8 +24,8 @@ def linear(classes: int, grid: int = 4) -> list[chainer.Link]:
     to 4 by 4 pixels in this way; their pooling also mixes in maxima.
 
     Args:
-        classes: Number of classes.
-        grid: As of `means`; 1 takes one mean for every channel.
+        classes: number of classes.
+        grid: as of `means`; 1 takes one mean for every channel.
 
     Returns:
         Links from features (B, C) or (B, C, ...) to logits (B, classes).
@@ -41,9 +41,9 @@ def conv(classes: int, channels: int = 32, grid: int = 4) -> list[chainer.Link]:
     means. An early layer's features say little of the class one by one; the convolution combines them.
 
     Args:
-        classes: Number of classes.
-        channels: Number of channels of the convolution.
-        grid: As of `means`.
+        classes: number of classes.
+        channels: number of channels of the convolution.
+        grid: as of `means`.
 
     Returns:
         Links from features (B, C, H, W) to logits (B, classes).
@@ -61,14 +61,14 @@ def suggest(shape: Sequence[int], classes: int) -> list[chainer.Link]:
     """A head for features of a shape: `conv` for images of 8 by 8 pixels or more, `linear` for all others.
 
     Args:
-        shape: Of a sample's features, without the batch.
-        classes: Number of classes.
+        shape: of a sample's features, without the batch.
+        classes: number of classes.
 
     Returns:
         Links from the features to logits (B, classes).
 
     Raises:
-        ValueError: The shape is empty.
+        ValueError: the shape is empty.
     """
     if not len(shape):
         raise ValueError('the features of a sample are a single number: expected an axis of channels at least')
@@ -82,13 +82,13 @@ def means(x: Any, grid: int) -> Any:
 
     Args:
         x: Variable or array (B, C, ...).
-        grid: Number of windows along an axis, at most.
+        grid: number of windows along an axis, at most.
 
     Returns:
         A Variable (B, C, ...); x itself where no axis is longer than the grid.
 
     Raises:
-        ValueError: The grid is below 1.
+        ValueError: the grid is below 1.
     """
     if grid < 1:
         raise ValueError(f'grid is {grid}: expected 1 or more')

@@ -39,11 +39,11 @@ class Leaving(NamedTuple):
     """The n samples that leave at an exit.
 
     Attributes:
-        index: Integers (n,), their positions in the batch, in rising order.
+        index: integers (n,), their positions in the batch, in rising order.
         logits: (n, C), the exit's output, divided by the exit's temperature.
         prob: (n, C), its softmax.
         entropy: (n,), nats.
-        seconds: Duration of the trunk's stage before the exit, for all samples that reach the exit.
+        seconds: duration of the trunk's stage before the exit, for all samples that reach the exit.
     """
 
     index: Array
@@ -59,8 +59,8 @@ class Look(NamedTuple):
     Attributes:
         prob: (B, C), the softmax of the exit's logits.
         entropy: (B,), nats.
-        released: Seconds of the trunk's stage before the exit.
-        whole: Seconds of that stage, the exit's links, softmax and entropy.
+        released: seconds of the trunk's stage before the exit.
+        whole: seconds of that stage, the exit's links, softmax and entropy.
         logits: (B, C), divided by the exit's temperature.
     """
 
@@ -82,36 +82,36 @@ class BranchyNet(chainer.Chain):
     ValueError where a shape or a value is. ``train*`` and ``find_*`` run in training mode, all others in testing mode.
 
     Args:
-        network: List of links, which become the net's own. A Branch in it marks an exit; the last element is a Branch.
-        thresholdExits: Entropy (nats) below which a sample leaves at an exit: a number for all exits but the last, or
+        network: list of links, which become the net's own. A Branch in it marks an exit; the last element is a Branch.
+        thresholdExits: entropy (nats) below which a sample leaves at an exit: a number for all exits but the last, or
             a list of one for each, in which None lets no sample leave. Training then drops samples by it too.
-        percentTestExits: Without thresholds, the share of samples of lowest entropy that leaves at an exit. A number
+        percentTestExits: without thresholds, the share of samples of lowest entropy that leaves at an exit. A number
             is a share of the samples that reach the exit; a list gives shares of the whole batch.
-        percentTrainKeeps: Without thresholds, the share of samples that training carries on past an exit: a number
+        percentTrainKeeps: without thresholds, the share of samples that training carries on past an exit: a number
             or a list, as above.
-        lr: Learning rate of MomentumSGD.
-        momentum: Momentum of the MomentumSGD of ``main``; the exits' own links keep 0.9, as released.
-        weight_decay: Weight decay that goes with MomentumSGD.
-        alpha: Step size of the Adam of ``main``; the exits' own links keep Chainer's default, as released.
+        lr: learning rate of MomentumSGD.
+        momentum: momentum of the MomentumSGD of ``main``; the exits' own links keep 0.9, as released.
+        weight_decay: weight decay that goes with MomentumSGD.
+        alpha: step size of the Adam of ``main``; the exits' own links keep Chainer's default, as released.
         opt: 'Adam' or 'MomentumSGD'.
-        joint: If False, only the last exit's gradient reaches the trunk.
-        verbose: Whether to print the models once they are built.
+        joint: if False, only the last exit's gradient reaches the trunk.
+        verbose: whether to print the models once they are built.
 
     Attributes:
-        main: The baseline: a Net of the trunk and its own copy of the final exit.
-        models: A Net for every exit: the trunk up to it, then the exit's own links. The trunk's links are the same
+        main: the baseline: a Net of the trunk and its own copy of the final exit.
+        models: a Net for every exit: the trunk up to it, then the exit's own links. The trunk's links are the same
             objects as in ``main``.
-        optimizer: The optimiser of ``main``.
-        optimizers: A list with an optimiser for every exit's own links. Links that exits share are the first one's.
+        optimizer: the optimiser of ``main``.
+        optimizers: a list with an optimiser for every exit's own links. Links that exits share are the first one's.
         percentTrainExits: None, or the share that training drops at an exit (used instead of percentTrainKeeps).
         forwardMain: None; with any other value, main's loss replaces the last exit's in training the trunk.
         temperatures: None, or a number above 0 for every exit, the last one included. Softmax and entropy are those
             of the logits divided by it (`calibration.fit_temperatures`); the losses do not change.
-        frozen: What `freeze` has frozen: 'trunk' and numbers of exits.
+        frozen: what `freeze` has frozen: 'trunk' and numbers of exits.
 
     Raises:
-        TypeError: The network holds something that is not a link, or a setting is not a number.
-        ValueError: The network does not end with a Branch, or a setting is out of range.
+        TypeError: the network holds something that is not a link, or a setting is not a number.
+        ValueError: the network does not end with a Branch, or a setting is out of range.
 
     Example:
         >>> import chainer.functions as F, chainer.links as L
@@ -209,23 +209,23 @@ class BranchyNet(chainer.Chain):
         A chainer.Sequential becomes an ordinary BranchyNet, which can be compiled and exported link by link.
 
         Args:
-            chain: A link whose forward takes an array (B, ...). It is not copied.
-            exits: For each exit, in the order in which forward calls their layers: the path of a layer, as in
+            chain: a link whose forward takes an array (B, ...). It is not copied.
+            exits: for each exit, in the order in which forward calls their layers: the path of a layer, as in
                 ``chain.namedlinks()`` ('/res3/a', or 'res3/a'), and the exit's own links, from the layer's output to
                 logits (B, C): a list of links and functions, one of them, or a Branch, which also has a weight.
                 branchynet.heads makes such lists.
-            final: Where the last exit's logits are. None: the chain's output, or the only entry of an output that is
+            final: where the last exit's logits are. None: the chain's output, or the only entry of an output that is
                 a dict; where this is a softmax, its input. A path: the output of this layer, behind which forward is
                 not run. Links, as for an exit: they run on the chain's output, as part of the trunk.
-            x: Samples (B, ...), one or more, to read the chain now and not at the first batch.
-            **settings: As of BranchyNet: thresholdExits and others.
+            x: samples (B, ...), one or more, to read the chain now and not at the first batch.
+            **settings: as of BranchyNet: thresholdExits and others.
 
         Returns:
             A BranchyNet. Its trunk, ``main``, ends with the last exit's logits; ``main.chain`` is the chain.
 
         Raises:
-            TypeError: The chain or an exit is not made of links.
-            ValueError: There is no such layer, an exit cannot stand there, or it cannot take the layer's output; what
+            TypeError: the chain or an exit is not made of links.
+            ValueError: there is no such layer, an exit cannot stand there, or it cannot take the layer's output; what
                 only reading shows is raised by the first call with a batch.
 
         Example:
@@ -274,14 +274,14 @@ class BranchyNet(chainer.Chain):
         """Trains main alone, by one step.
 
         Args:
-            x: Samples (B, ...).
-            t: Labels (B,).
+            x: samples (B, ...).
+            t: labels (B,).
 
         Returns:
             (loss, accuracy): softmax cross entropy, and the share of samples that are classified correctly.
 
         Raises:
-            ValueError: The trunk is frozen.
+            ValueError: the trunk is frozen.
         """
         self.check_thawed('trunk')
         return self._train_net(self.main, self.optimizer, *self.checked(x, t))
@@ -290,8 +290,8 @@ class BranchyNet(chainer.Chain):
         """Trains all exits jointly (section III of the paper), by one step.
 
         Args:
-            x: Samples (B, ...).
-            t: Labels (B,).
+            x: samples (B, ...).
+            t: labels (B,).
 
         Returns:
             (losses, accuracies): lists of a float for every exit, over the samples that reach it; 0 if none does.
@@ -347,15 +347,15 @@ class BranchyNet(chainer.Chain):
         """Trains the own links of exit i alone, by one step.
 
         Args:
-            i: The exit, from 0.
-            x: Samples (B, ...).
-            t: Labels (B,).
+            i: the exit, from 0.
+            x: samples (B, ...).
+            t: labels (B,).
 
         Returns:
             (loss, accuracy), as train_main.
 
         Raises:
-            ValueError: There is no exit i, or it is frozen.
+            ValueError: there is no exit i, or it is frozen.
         """
         if not 0 <= i < self.numexits():
             raise ValueError(f'exit is {i}: expected 0 to {self.numexits() - 1}')
@@ -376,8 +376,8 @@ class BranchyNet(chainer.Chain):
         ``optimizers``.
 
         Args:
-            x: Samples (B, ...).
-            t: Labels (B,).
+            x: samples (B, ...).
+            t: labels (B,).
 
         Returns:
             Variable (), the sum of the exits' losses, each times its weight.
@@ -396,9 +396,9 @@ class BranchyNet(chainer.Chain):
         """The losses of all exits, in Chainer's present mode; in training mode samples are dropped between exits.
 
         Args:
-            x: Samples (B, ...), checked and on the net's device.
-            t: Labels (B,).
-            share: The samples' part in the batch.
+            x: samples (B, ...), checked and on the net's device.
+            t: labels (B,).
+            share: the samples' part in the batch.
 
         Returns:
             (losses, accuracies, total): lists of a Variable () for every exit; the weighted sum of losses.
@@ -480,8 +480,8 @@ class BranchyNet(chainer.Chain):
         """Classifies a batch with early exit (algorithm 1 of the paper).
 
         Args:
-            x: Samples (B, ...).
-            t: Labels (B,), or None.
+            x: samples (B, ...).
+            t: labels (B,), or None.
 
         Returns:
             (accuracy, accuracies, counts, seconds): overall accuracy; for every exit, the accuracy of the samples that
@@ -503,7 +503,7 @@ class BranchyNet(chainer.Chain):
         """Classifies a batch with early exit and returns the logits.
 
         Args:
-            x: Samples (B, ...).
+            x: samples (B, ...).
 
         Returns:
             Array (B, C), for each sample the logits of the exit where it leaves, divided by the exit's temperature, in
@@ -526,8 +526,8 @@ class BranchyNet(chainer.Chain):
         training.
 
         Args:
-            x: Samples (B, ...).
-            t: Labels (B,), or None.
+            x: samples (B, ...).
+            t: labels (B,), or None.
 
         Returns:
             (accuracy, seconds): the accuracy (NaN without labels) and the time of main's whole forward pass.
@@ -550,8 +550,8 @@ class BranchyNet(chainer.Chain):
         The caller must set inference mode and move x to the net's device.
 
         Args:
-            x: Samples (B, ...).
-            rule: Decides which samples leave; at the last exit all do.
+            x: samples (B, ...).
+            rule: decides which samples leave; at the last exit all do.
 
         Yields:
             A Leaving for every exit, up to the one at which the last samples leave.
@@ -582,7 +582,7 @@ class BranchyNet(chainer.Chain):
         """The answers of all exits to a batch, without early exit, and their times.
 
         Args:
-            x: Samples (B, ...).
+            x: samples (B, ...).
 
         Returns:
             A Look for every exit.
@@ -608,9 +608,9 @@ class BranchyNet(chainer.Chain):
         In training mode, batch normalisation uses a batch's statistics and moves its running ones, and dropout drops.
 
         Args:
-            x: Samples (N, ...).
-            y: Labels (N,), or None; only their number is checked.
-            batchsize: Samples that run together.
+            x: samples (N, ...).
+            y: labels (N,), or None; only their number is checked.
+            batchsize: samples that run together.
 
         Returns:
             A NumPy array (N,) for every exit but the last, nats.
@@ -635,11 +635,11 @@ class BranchyNet(chainer.Chain):
         Each exit's threshold is found over all samples, also over those that would have left before it.
 
         Args:
-            x: Samples (N, ...).
-            y: Labels (N,), or None; only their number is checked.
-            percentTrainKeeps: Share of samples that stay: a number for all exits but the last, or a list of one for
+            x: samples (N, ...).
+            y: labels (N,), or None; only their number is checked.
+            percentTrainKeeps: share of samples that stay: a number for all exits but the last, or a list of one for
                 each.
-            batchsize: Samples that run together.
+            batchsize: samples that run together.
 
         Returns:
             A threshold (nats) for every exit but the last.
@@ -699,8 +699,8 @@ class BranchyNet(chainer.Chain):
         Code that should take nets of `from_chain` too calls `one_pass` instead.
 
         Args:
-            k: The exit, from 0.
-            x: The features at exit k - 1, or the samples (B, ...).
+            k: the exit, from 0.
+            x: the features at exit k - 1, or the samples (B, ...).
 
         Returns:
             The trunk's features at exit k, a Variable (B, ...).
@@ -745,7 +745,7 @@ class BranchyNet(chainer.Chain):
             *parts: 'trunk', 'exits' or numbers of exits, from 0.
 
         Raises:
-            ValueError: There is no such part.
+            ValueError: there is no such part.
         """
         self.frozen = self.frozen | self._parts(parts)
         self._hold_frozen()
@@ -754,10 +754,10 @@ class BranchyNet(chainer.Chain):
         """Lets training change frozen parts again.
 
         Args:
-            *parts: As in `freeze`; without any, all that is frozen.
+            *parts: as in `freeze`; without any, all that is frozen.
 
         Raises:
-            ValueError: There is no such part.
+            ValueError: there is no such part.
         """
         thawed = self.frozen & self._parts(parts) if parts else self.frozen
         self.frozen = self.frozen - thawed
@@ -887,15 +887,15 @@ class BranchyNet(chainer.Chain):
         """Checks a batch and the net's settings.
 
         Args:
-            x: Samples (B, ...), of the parameters' dtype.
-            t: Labels (B,), signed integers from 0, or None.
+            x: samples (B, ...), of the parameters' dtype.
+            t: labels (B,), signed integers from 0, or None.
 
         Returns:
             (x, t) as arrays on the net's device.
 
         Raises:
-            TypeError: An array or a setting has the wrong type, or an array the wrong dtype.
-            ValueError: A shape is wrong, a setting or a label is out of range, or x holds NaN or infinity.
+            TypeError: an array or a setting has the wrong type, or an array the wrong dtype.
+            ValueError: a shape is wrong, a setting or a label is out of range, or x holds NaN or infinity.
         """
         self._check_settings()
         x = self._checked_x(x)
@@ -907,13 +907,13 @@ class BranchyNet(chainer.Chain):
         """Checks a whole data set as `checked` does, before the net is trained on a part of it.
 
         Args:
-            x: Samples (N, ...).
-            t: Labels (N,).
-            sample: An input (1, ...), which is run to find the number of classes.
+            x: samples (N, ...).
+            t: labels (N,).
+            sample: an input (1, ...), which is run to find the number of classes.
 
         Raises:
-            TypeError: As in `checked`.
-            ValueError: As in `checked`, or a label is beyond the classes.
+            TypeError: as in `checked`.
+            ValueError: as in `checked`, or a label is beyond the classes.
         """
         t = checked_labels(t, self._checked_x(x))
         with inference_mode():
@@ -941,15 +941,15 @@ class ChainNet(BranchyNet):
     """A BranchyNet whose trunk is a whole chain, with exits behind some of its layers.
 
     Args:
-        chain: The chain.
-        branches: The Branch of each exit, by the path of its layer, in the order of the layers' calls.
-        logits: As of Trunk.
-        last: Links that run on the chain's output, and the weight of the last exit.
-        **settings: As of BranchyNet.
+        chain: the chain.
+        branches: the Branch of each exit, by the path of its layer, in the order of the layers' calls.
+        logits: as of Trunk.
+        last: links that run on the chain's output, and the weight of the last exit.
+        **settings: as of BranchyNet.
 
     Attributes:
-        main: The Trunk, which gives the last exit's logits.
-        models: A Net of the own links of every exit; that of the last one is empty.
+        main: the Trunk, which gives the last exit's logits.
+        models: a Net of the own links of every exit; that of the last one is empty.
     """
 
     def __init__(
@@ -993,7 +993,7 @@ class ChainNet(BranchyNet):
         """As of BranchyNet.
 
         Raises:
-            ValueError: As of BranchyNet; also for the last exit, which has no links of its own.
+            ValueError: as of BranchyNet; also for the last exit, which has no links of its own.
         """
         if i == self.numexits() - 1:
             raise ValueError(f'exit {i} is the end of the chain and has no links of its own: call train_main')
@@ -1043,12 +1043,12 @@ def _unowned(k: int, links: Sequence[chainer.Link], owned: set[int]) -> list[cha
     """The links of exit k that no optimiser has yet, so that a step moves what exits share once.
 
     Args:
-        k: The exit, from 0.
-        links: Its own links.
-        owned: Identities of the parameters that optimisers have; those of the result are added.
+        k: the exit, from 0.
+        links: its own links.
+        owned: identities of the parameters that optimisers have; those of the result are added.
 
     Raises:
-        ValueError: A link shares some of its parameters, and has others of its own.
+        ValueError: a link shares some of its parameters, and has others of its own.
     """
     result = []
     for link in links:
@@ -1085,13 +1085,13 @@ def loss_and_accuracy(logits: chainer.Variable, t: Array) -> tuple[chainer.Varia
 
     Args:
         logits: Variable (B, C).
-        t: Labels (B,).
+        t: labels (B,).
 
     Returns:
         (loss, accuracy), Variables ().
 
     Raises:
-        ValueError: A label is beyond the classes.
+        ValueError: a label is beyond the classes.
     """
     check_labels(logits, t)
     return F.softmax_cross_entropy(logits, t), F.accuracy(logits, t)
@@ -1103,9 +1103,9 @@ def step(
     """Updates the parameters of optimisers by the gradients of a loss.
 
     Args:
-        loss: A scalar.
-        optimizers: Optimisers whose parameters the loss depends on.
-        before_update: Called when all gradients are there.
+        loss: a scalar.
+        optimizers: optimisers whose parameters the loss depends on.
+        before_update: called when all gradients are there.
     """
     for optimizer in optimizers:
         optimizer.target.cleargrads()

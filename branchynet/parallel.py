@@ -54,13 +54,13 @@ class Alone:
         """Calls a function on every rank.
 
         Args:
-            make: A function that does not wait for other ranks.
+            make: a function that does not wait for other ranks.
 
         Returns:
             Its result on this rank.
 
         Raises:
-            Refused: It raised OSError or ValueError on some rank; raised on all, with the message of the first.
+            Refused: it raised OSError or ValueError on some rank; raised on all, with the message of the first.
         """
         return make()
 
@@ -68,13 +68,13 @@ class Alone:
         """Calls a function on rank 0 alone.
 
         Args:
-            make: A function that does not wait for other ranks.
+            make: a function that does not wait for other ranks.
 
         Returns:
             On every rank its result, which must be picklable.
 
         Raises:
-            Refused: It raised OSError or ValueError; raised on all ranks.
+            Refused: it raised OSError or ValueError; raised on all ranks.
         """
         return make()
 
@@ -85,21 +85,21 @@ class Alone:
             values: JSON-ready values by their names.
 
         Raises:
-            Refused: Some rank has another value than rank 0.
+            Refused: some rank has another value than rank 0.
         """
 
     def check_data(self, net: BranchyNet, x: Array, t: Array, batchsize: int) -> None:
         """Checks, before a training, that the net takes the data and that the ranks can share its batches.
 
         Args:
-            net: The net.
-            x: Samples (N, ...).
-            t: Labels (N,).
-            batchsize: Samples of a batch; the last one may have fewer.
+            net: the net.
+            x: samples (N, ...).
+            t: labels (N,).
+            batchsize: samples of a batch; the last one may have fewer.
 
         Raises:
-            TypeError: As of BranchyNet.check_data.
-            ValueError: As of BranchyNet.check_data, or the ranks cannot share the batches.
+            TypeError: as of BranchyNet.check_data.
+            ValueError: as of BranchyNet.check_data, or the ranks cannot share the batches.
         """
         net.check_data(x, t, x[:1])
 
@@ -116,16 +116,16 @@ class Ranks(Alone):
 
     Args:
         comm: ChainerMN's communicator.
-        communicator: Its name.
+        communicator: its name.
         batch_normalization: 'local': every rank normalises by its own share of the batch; 'synchronised': all by the
             whole batch.
 
     Attributes:
-        rank: Number of this rank, from 0.
-        size: Number of ranks.
-        comm: As given.
-        communicator: As given.
-        batch_normalization: As given.
+        rank: number of this rank, from 0.
+        size: number of ranks.
+        comm: as given.
+        communicator: as given.
+        batch_normalization: as given.
     """
 
     def __init__(self, comm: Any, communicator: str, batch_normalization: str = 'local') -> None:
@@ -211,7 +211,7 @@ class Parallel:
     all ranks.
 
     Args:
-        net: The net, with the same weights, moments and generators on all ranks.
+        net: the net, with the same weights, moments and generators on all ranks.
         comm: ChainerMN's communicator.
     """
 
@@ -277,7 +277,7 @@ def average_in_one_pass(arrays: list[Array], comm: Any) -> None:
     """Replaces arrays by their means over the ranks, all in one message.
 
     Args:
-        arrays: Arrays of any shape, the same shapes on all ranks.
+        arrays: arrays of any shape, the same shapes on all ranks.
         comm: ChainerMN's communicator.
     """
     xp = chainer.backend.get_array_module(*arrays)
@@ -296,7 +296,7 @@ def message(net: BranchyNet) -> list[Array]:
     """What a step makes different on the ranks: gradients, and the running statistics of local batch normalisation.
 
     Args:
-        net: The net, after a backward pass.
+        net: the net, after a backward pass.
 
     Returns:
         Its own arrays.
@@ -313,7 +313,7 @@ def synchronise(net: BranchyNet, comm: Any) -> None:
     and the nets of several exits share.
 
     Args:
-        net: The net.
+        net: the net.
         comm: ChainerMN's communicator.
     """
     made: dict[int, chainer.Link] = {}
@@ -353,7 +353,7 @@ def job(communicator: str, batch_normalization: str = 'local') -> Iterator[Ranks
     mistake that all know of; else the MPI job is aborted, because the other ranks would wait for this one.
 
     Args:
-        communicator: Name of a communicator of ChainerMN: 'naive', or with GPUs 'flat' or 'pure_nccl'.
+        communicator: name of a communicator of ChainerMN: 'naive', or with GPUs 'flat' or 'pure_nccl'.
         batch_normalization: 'local' or 'synchronised', see Ranks.
 
     Yields:
@@ -379,11 +379,11 @@ def mpiexec(ranks: int, words: Sequence[str]) -> list[str]:
     """Returns the command line that runs a command on several ranks of this machine.
 
     Args:
-        ranks: Number of ranks; there may be more of them than cores.
-        words: The command.
+        ranks: number of ranks; there may be more of them than cores.
+        words: the command.
 
     Raises:
-        OSError: There is no mpiexec.
+        OSError: there is no mpiexec.
     """
     found = shutil.which('mpiexec', path=os.path.join(sys.prefix, 'bin')) or shutil.which('mpiexec')
     if found is None:

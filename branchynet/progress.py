@@ -10,9 +10,9 @@ def progress(iterable: Iterable | None = None, label: str | None = None, **optio
     """Returns a tqdm bar. It is shown if the loop takes longer than 2 s and standard error is a terminal.
 
     Args:
-        iterable: The iterable of the loop; None if the caller updates the bar.
-        label: The text in front of the bar.
-        **options: Further arguments of tqdm.
+        iterable: the iterable of the loop; None if the caller updates the bar.
+        label: the text in front of the bar.
+        **options: further arguments of tqdm.
     """
     from tqdm import tqdm
 

@@ -24,7 +24,7 @@ def environment(out: str | None = None) -> dict[str, Any]:
     """Describes everything that a result may depend on: versions, processor, threads, BLAS, commit.
 
     Args:
-        out: A results folder, whose files do not make the tree dirty; as in `tree`.
+        out: a results folder, whose files do not make the tree dirty; as in `tree`.
 
     Returns:
         A JSON-ready dict.
@@ -82,7 +82,7 @@ def tree(out: str | None = None) -> str | None:
     Files that runs write do not count: the folder results/, and the files in ``out`` if the commit holds none of them.
 
     Args:
-        out: A results folder.
+        out: a results folder.
 
     Returns:
         'clean'; 'dirty'; 'unknown' if git is missing or fails; None if these files are in no checkout.
@@ -97,10 +97,10 @@ def require_clean(out: str | None = None) -> None:
     """Checks that the tree is certainly clean.
 
     Args:
-        out: A results folder, as in `tree`.
+        out: a results folder, as in `tree`.
 
     Raises:
-        ValueError: The tree is not clean, or that is unknown; the message has the reason.
+        ValueError: the tree is not clean, or that is unknown; the message has the reason.
     """
     try:
         found = _tree(out)
@@ -151,7 +151,7 @@ def sha256_of_net(net: chainer.Link) -> str:
     """Returns the SHA-256 of a link's parameters and persistent values (BN statistics), in the order of their paths.
 
     Args:
-        net: A chainer.Link on the CPU or a GPU.
+        net: a chainer.Link on the CPU or a GPU.
 
     Returns:
         64 hexadecimal digits.

@@ -34,14 +34,14 @@ def structure(content: Any, kind: type[T], where: str = '') -> T:
 
     Args:
         content: JSON-ready content, as json.load returns it.
-        kind: An attrs class whose fields are annotated.
-        where: The path of the content inside its file, for messages.
+        kind: an attrs class whose fields are annotated.
+        where: the path of the content inside its file, for messages.
 
     Returns:
         The object.
 
     Raises:
-        ValueError: A key is missing or unknown, or a value has another type or fails a validator. The message is one
+        ValueError: a key is missing or unknown, or a value has another type or fails a validator. The message is one
             line that begins with the value's path: `measured.knee.exit_percent[0] is "x": expected a number`.
     """
     try:
@@ -59,11 +59,11 @@ def read_json(path: str, expected: str) -> Any:
     """Returns the content of a JSON file.
 
     Args:
-        path: Path of the file.
-        expected: A noun for the message of an error, such as 'the results of a run'.
+        path: path of the file.
+        expected: a noun for the message of an error, such as 'the results of a run'.
 
     Raises:
-        OSError: The file is missing or is not JSON.
+        OSError: the file is missing or is not JSON.
     """
     try:
         with open(path, encoding='utf-8') as f:
@@ -78,15 +78,15 @@ def read(path: str, kind: type[T], expected: str) -> T:
     """Reads an object of an attrs class from a JSON file.
 
     Args:
-        path: Path of the file.
-        kind: As in `structure`.
-        expected: As in `read_json`.
+        path: path of the file.
+        kind: as in `structure`.
+        expected: as in `read_json`.
 
     Returns:
         The object.
 
     Raises:
-        OSError: The file is missing or damaged.
+        OSError: the file is missing or damaged.
     """
     try:
         return structure(read_json(path, expected), kind)
@@ -98,11 +98,11 @@ def write(path: str, value: Any) -> None:
     """Writes an attrs object, or JSON-ready content, to a JSON file, atomically.
 
     Args:
-        path: Path of the file.
-        value: The object or the content.
+        path: path of the file.
+        value: the object or the content.
 
     Raises:
-        OSError: The file cannot be written.
+        OSError: the file cannot be written.
     """
     write_atomically(path, (json.dumps(unstructure(value), indent=1) + '\n').encode())
 

@@ -15,11 +15,11 @@ class Whole:
     """A whole batch, whose samples leave one exit after another.
 
     Args:
-        batch: Number of samples before the first exit.
+        batch: number of samples before the first exit.
 
     Attributes:
-        batch: As given.
-        remaining: Number of samples that are still in the network.
+        batch: as given.
+        remaining: number of samples that are still in the network.
     """
 
     def __init__(self, batch: int) -> None:
@@ -37,7 +37,7 @@ class Whole:
         """Lets samples leave.
 
         Args:
-            kept: Booleans (remaining,), over the batch.
+            kept: booleans (remaining,), over the batch.
 
         Returns:
             The indices of the samples to go on with, among those of this process.
@@ -52,11 +52,11 @@ class Share(Whole):
     A rank none of whose samples remain goes on with one that does not count, so that all ranks run the same links.
 
     Args:
-        batch: Number of samples of the whole batch.
-        mpi: Communicator of mpi4py.
+        batch: number of samples of the whole batch.
+        mpi: communicator of mpi4py.
 
     Attributes:
-        samples: A slice, the rank's samples in the batch.
+        samples: a slice, the rank's samples in the batch.
     """
 
     def __init__(self, batch: int, mpi: Any) -> None:

@@ -95,11 +95,11 @@ def record(
     larger batches on several threads, so the last digit of their entropies may differ from that of one by one.
 
     Args:
-        net: A BranchyNet or a Compiled.
-        x: Samples (N, ...), of the parameters' dtype.
-        t: Labels (N,), signed integers.
-        batchsize: Samples that run together.
-        criterion: Of exits.py, by which samples leave.
+        net: a BranchyNet or a Compiled.
+        x: samples (N, ...), of the parameters' dtype.
+        t: labels (N,), signed integers.
+        batchsize: samples that run together.
+        criterion: of exits.py, by which samples leave.
 
     Returns:
         An ExitRecord.
@@ -202,15 +202,15 @@ def sweep(recorded: ExitRecord, thresholds: Any) -> Sweep:
     combination of ranks before the last threshold for more exits.
 
     Args:
-        recorded: An ExitRecord of N samples.
-        thresholds: Array-like (S, E - 1), on the scale of the criterion's scores; of the paper's, nats. None: no sample
+        recorded: an ExitRecord of N samples.
+        thresholds: array-like (S, E - 1), on the scale of the criterion's scores; of the paper's, nats. None: no sample
             leaves there.
 
     Returns:
         A Sweep.
 
     Raises:
-        ValueError: The thresholds have another shape or hold NaN, or there are no samples or no settings.
+        ValueError: the thresholds have another shape or hold NaN, or there are no samples or no settings.
 
     Example:
         >>> from branchynet import inference, sweep
@@ -251,15 +251,15 @@ def percentiles(recorded: ExitRecord, thresholds: Any, q: Sequence[float] = (50,
     They need every sample's time under every setting, O(S N log N): for hundreds of settings, not for millions.
 
     Args:
-        recorded: An ExitRecord of N samples.
-        thresholds: As in `sweep`.
-        q: Percentages.
+        recorded: an ExitRecord of N samples.
+        thresholds: as in `sweep`.
+        q: percentages.
 
     Returns:
         Float array (len(q), S), seconds.
 
     Raises:
-        ValueError: As in `sweep`.
+        ValueError: as in `sweep`.
     """
     thresholds = _checked(recorded, thresholds)
     whole, each = np.cumsum(recorded.whole, axis=0), np.arange(recorded.score.shape[1])
@@ -347,8 +347,8 @@ def pareto(accuracy: Any, seconds: Any) -> np.ndarray:
     Of equal settings the first is kept.
 
     Args:
-        accuracy: Array-like (S,), accuracy of every setting.
-        seconds: Array-like (S,), time of every setting.
+        accuracy: array-like (S,), accuracy of every setting.
+        seconds: array-like (S,), time of every setting.
 
     Returns:
         Integer array, indices of the settings on the front by rising time.
@@ -368,9 +368,9 @@ def knee(accuracy: Any, seconds: Any, base_accuracy: float) -> int:
     thresholds. This rule has a plain meaning: the speed costs no accuracy.
 
     Args:
-        accuracy: Array-like (S,), accuracy of every setting.
-        seconds: Array-like (S,), time of every setting.
-        base_accuracy: Accuracy of the baseline, in the unit of ``accuracy``.
+        accuracy: array-like (S,), accuracy of every setting.
+        seconds: array-like (S,), time of every setting.
+        base_accuracy: accuracy of the baseline, in the unit of ``accuracy``.
 
     Returns:
         The index of the setting. Ties go to the more accurate setting.

@@ -31,7 +31,7 @@ class Measurement(NamedTuple):
     """A timed evaluation of N samples.
 
     Attributes:
-        accuracy: Share of the N samples that were classified correctly.
+        accuracy: share of the N samples that were classified correctly.
         correct: int (batches,), samples of each batch that were classified correctly.
         exits: int (E,), samples that left at each exit; zeros for main.
         released: float (batches,), seconds per sample of each batch on the released clock.
@@ -49,11 +49,11 @@ def measure(net: BranchyNet | Compiled, x: Array, t: Array, batchsize: int = 1, 
     """Times ``test``, with the net's own settings, or ``test_main``.
 
     Args:
-        net: A BranchyNet or a Compiled.
-        x: Samples (N, ...), of the parameters' dtype.
-        t: Labels (N,), signed integers.
-        batchsize: Samples that run together.
-        main: Whether to time the baseline instead of early exit.
+        net: a BranchyNet or a Compiled.
+        x: samples (N, ...), of the parameters' dtype.
+        t: labels (N,), signed integers.
+        batchsize: samples that run together.
+        main: whether to time the baseline instead of early exit.
 
     Returns:
         A Measurement.

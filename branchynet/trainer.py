@@ -38,14 +38,14 @@ class Updater(updaters.StandardUpdater):
     GPU's generators; the net's is found under ``updater/model:main/``.
 
     Args:
-        iterator: Yields batches of pairs (x, t), as BranchyNet.train takes them.
-        net: The net.
-        main: Train main alone, by the step of ``BranchyNet.train_main``.
-        converter: Makes arrays of a batch.
-        device: Where the net trains; None: where it is.
+        iterator: yields batches of pairs (x, t), as BranchyNet.train takes them.
+        net: the net.
+        main: train main alone, by the step of ``BranchyNet.train_main``.
+        converter: makes arrays of a batch.
+        device: where the net trains; None: where it is.
 
     Raises:
-        TypeError: The net is no BranchyNet.
+        TypeError: the net is no BranchyNet.
     """
 
     def __init__(
@@ -101,12 +101,12 @@ class Evaluator(extensions.Evaluator):
     net: ``loss``, as the Updater's, and ``accuracy`` with early exit.
 
     Args:
-        iterator: Yields batches of pairs (x, t), and ends after one pass (``repeat=False``).
-        net: The net.
-        converter: Makes arrays of a batch.
+        iterator: yields batches of pairs (x, t), and ends after one pass (``repeat=False``).
+        net: the net.
+        converter: makes arrays of a batch.
 
     Raises:
-        TypeError: The net is no BranchyNet.
+        TypeError: the net is no BranchyNet.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Order(chainer.iterators.OrderSampler):
     with that iterator resumes to the same bits too.
 
     Args:
-        seed: An integer from 0 to 2**32 - 1.
+        seed: an integer from 0 to 2**32 - 1.
     """
 
     def __init__(self, seed: int = 0) -> None:

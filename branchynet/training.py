@@ -47,13 +47,13 @@ def steps(
     """Trains one epoch, in the order of ``numpy.random.permutation``.
 
     Args:
-        net: The net.
-        x: Samples (N, ...).
-        y: Labels (N,).
-        batchsize: Samples of a step.
-        main: Train the baseline instead of all exits jointly.
-        position: Where to resume within this epoch; None to begin it.
-        feed: Makes the batches from the ordered samples. Without it, batches are slices of them, and all samples are
+        net: the net.
+        x: samples (N, ...).
+        y: labels (N,).
+        batchsize: samples of a step.
+        main: train the baseline instead of all exits jointly.
+        position: where to resume within this epoch; None to begin it.
+        feed: makes the batches from the ordered samples. Without it, batches are slices of them, and all samples are
             checked before any parameter changes.
 
     Yields:
@@ -99,16 +99,16 @@ def epochs(
     """Trains epoch by epoch, with a progress bar.
 
     Args:
-        net: The net.
-        x: Samples (N, ...).
-        y: Labels (N,).
-        batchsize: Samples of a step.
-        num_epoch: Number of epochs, those of ``begun`` included.
-        main: Train the baseline instead of all exits jointly.
-        begun: Number of epochs that are already done.
-        position: Where to resume within the next epoch; None to begin it.
-        feed: Makes the batches, as in `steps`.
-        after_step: Called with the Position after every step.
+        net: the net.
+        x: samples (N, ...).
+        y: labels (N,).
+        batchsize: samples of a step.
+        num_epoch: number of epochs, those of ``begun`` included.
+        main: train the baseline instead of all exits jointly.
+        begun: number of epochs that are already done.
+        position: where to resume within the next epoch; None to begin it.
+        feed: makes the batches, as in `steps`.
+        after_step: called with the Position after every step.
 
     Yields:
         (loss, accuracy) after every epoch, each a mean over its steps: an array (exits,), or a scalar for the baseline.

@@ -25,12 +25,12 @@ def train(
     """Trains all exits jointly (section III of the paper), or main alone.
 
     Args:
-        net: A BranchyNet.
-        x: Samples (N, ...).
-        y: Labels (N,).
-        batchsize: Samples of a step.
-        num_epoch: Number of epochs.
-        main: Whether to train main instead of all exits.
+        net: a BranchyNet.
+        x: samples (N, ...).
+        y: labels (N,).
+        batchsize: samples of a step.
+        num_epoch: number of epochs.
+        main: whether to train main instead of all exits.
 
     Returns:
         (losses, accuracies, seconds): the first two are lists with the mean over the steps of every epoch, an array
@@ -56,11 +56,11 @@ def test(
     gradients and moves by Adam's moments alone, so that its accuracy may rise or fall.
 
     Args:
-        net: A BranchyNet or a Compiled.
-        x: Samples (N, ...).
-        y: Labels (N,).
-        batchsize: Samples that run together.
-        main: Whether to test main instead of early exit.
+        net: a BranchyNet or a Compiled.
+        x: samples (N, ...).
+        y: labels (N,).
+        batchsize: samples that run together.
+        main: whether to test main instead of early exit.
 
     Returns:
         (accuracy, seconds, exits, accuracies): overall accuracy; total seconds on the released clock; for every exit
@@ -102,15 +102,15 @@ def traintest(
     """Trains and, after every epoch, tests.
 
     Args:
-        net: A BranchyNet.
-        xtr: Training samples (N, ...).
-        ytr: Their labels (N,).
-        xte: Test samples (M, ...).
-        yte: Their labels (M,).
-        batchsize: Samples that run together.
-        num_epoch: Number of epochs.
-        main: Whether to train and test main instead of all exits.
-        verbose: Whether to print a line after every epoch.
+        net: a BranchyNet.
+        xtr: training samples (N, ...).
+        ytr: their labels (N,).
+        xte: test samples (M, ...).
+        yte: their labels (M,).
+        batchsize: samples that run together.
+        num_epoch: number of epochs.
+        main: whether to train and test main instead of all exits.
+        verbose: whether to print a line after every epoch.
 
     Returns:
         (losses, accuracies, train seconds, test accuracies, test seconds, test exits, test accuracies per exit):
@@ -190,11 +190,11 @@ def test_suite_A(
     """Runs `test` with every setting of percentTestExits and puts the net's own settings back.
 
     Args:
-        net: A BranchyNet.
-        x: Samples (N, ...).
-        y: Labels (N,).
-        batchsize: Samples that run together.
-        ps: The settings; None: 0.1, 0.2, ..., 1.
+        net: a BranchyNet.
+        x: samples (N, ...).
+        y: labels (N,).
+        batchsize: samples that run together.
+        ps: the settings; None: 0.1, 0.2, ..., 1.
 
     Returns:
         (ps, accuracies, seconds): one per setting; seconds are the released clock's total.
@@ -210,11 +210,11 @@ def test_suite_B(
     """Runs `test` with every setting of thresholdExits and puts the net's own settings back.
 
     Args:
-        net: A BranchyNet or a Compiled.
-        x: Samples (N, ...).
-        y: Labels (N,).
-        batchsize: Samples that run together.
-        ps: The settings, nats; None: 0.1, 0.2, ..., 1.
+        net: a BranchyNet or a Compiled.
+        x: samples (N, ...).
+        y: labels (N,).
+        batchsize: samples that run together.
+        ps: the settings, nats; None: 0.1, 0.2, ..., 1.
 
     Returns:
         (ps, accuracies (array), seconds per sample (array, released clock), exits (list of int arrays)).
@@ -261,14 +261,14 @@ def screen_branchy(
     """Sweeps thresholds over the samples, from one pass.
 
     Args:
-        net: A BranchyNet or a Compiled.
-        x: Samples (N, ...).
-        y: Labels (N,).
-        batchsize: Samples that run together.
-        base_ts: Thresholds (nats) that are combined over the exits but the last; with enumerate_ts=False the settings
+        net: a BranchyNet or a Compiled.
+        x: samples (N, ...).
+        y: labels (N,).
+        batchsize: samples that run together.
+        base_ts: thresholds (nats) that are combined over the exits but the last; with enumerate_ts=False the settings
             themselves.
-        enumerate_ts: Whether to combine the thresholds.
-        verbose: Whether to print a line for every setting.
+        enumerate_ts: whether to combine the thresholds.
+        verbose: whether to print a line for every setting.
 
     Returns:
         (settings, accuracies, seconds, exits): the S settings; arrays (S,) of their accuracies, as `test` gives them,
@@ -292,11 +292,11 @@ def get_inc_points(
     """Goes through the settings by rising time and keeps those that are more accurate than the last one kept.
 
     Args:
-        accs: Accuracy of every setting.
-        diffs: Time of every setting.
-        ts: Thresholds of every setting.
-        exits: Samples per exit of every setting.
-        inc_amt: By how much the accuracy must exceed that of the last setting kept.
+        accs: accuracy of every setting.
+        diffs: time of every setting.
+        ts: thresholds of every setting.
+        exits: samples per exit of every setting.
+        inc_amt: by how much the accuracy must exceed that of the last setting kept.
 
     Returns:
         (accuracies, times, thresholds, exits): lists.
@@ -314,13 +314,13 @@ def branchy_table_results(
     """Prints the published table: the baseline's row and one for every setting.
 
     Args:
-        network: Name of the baseline; the settings' rows are named B-<network>.
-        baseacc: Accuracy of the baseline, in [0, 1].
-        basediff: Time of the baseline, ms.
-        accs: Accuracy of every setting, in [0, 1].
-        diffs: Time of every setting, ms.
-        exits: Samples per exit of every setting.
-        ts: Thresholds of every setting, nats.
+        network: name of the baseline; the settings' rows are named B-<network>.
+        baseacc: accuracy of the baseline, in [0, 1].
+        basediff: time of the baseline, ms.
+        accs: accuracy of every setting, in [0, 1].
+        diffs: time of every setting, ms.
+        exits: samples per exit of every setting.
+        ts: thresholds of every setting, nats.
     """
 
     def line(*cells: str) -> None:

@@ -35,11 +35,11 @@ class Step:
     """A step of a run: an array, or the weights of a net.
 
     Attributes:
-        what: The step's name.
+        what: the step's name.
         sha256: SHA-256 of its bytes.
-        loss: Training loss (nats) of the epoch before the weights; a number, or a list with one for each exit.
-        accuracy: Training accuracy in [0, 1], likewise.
-        mean: Mean of the array.
+        loss: training loss (nats) of the epoch before the weights; a number, or a list with one for each exit.
+        accuracy: training accuracy in [0, 1], likewise.
+        mean: mean of the array.
     """
 
     what: str
@@ -54,13 +54,13 @@ class Run:
     """One run of a manifest.
 
     Attributes:
-        name: The run's name.
-        settings: Settings by name. Two runs are compared only if their settings agree.
-        device: The device of the training.
-        environment: The environment of the training, of `provenance.environment`.
-        measured_in: The environment of the measurement; None if it is not recorded.
+        name: the run's name.
+        settings: settings by name. Two runs are compared only if their settings agree.
+        device: the device of the training.
+        environment: the environment of the training, of `provenance.environment`.
+        measured_in: the environment of the measurement; None if it is not recorded.
         weights_sha256: SHA-256 of each file of trained weights, by file name.
-        steps: The steps in their order; at least one.
+        steps: the steps in their order; at least one.
     """
 
     name: str
@@ -77,9 +77,9 @@ class Manifest:
     """A record of runs, and of the files that they wrote.
 
     Attributes:
-        format: The version of the format.
-        preset: The preset of the runs; None in a reference.
-        runs: The runs, each name once.
+        format: the version of the format.
+        preset: the preset of the runs; None in a reference.
+        runs: the runs, each name once.
         sha256: SHA-256 of every file of the folder, by the path inside the folder.
     """
 
@@ -98,11 +98,11 @@ class Comparison(NamedTuple):
     """The comparison of one run in two manifests.
 
     Attributes:
-        name: The run's name.
-        steps: The number of steps that were compared.
-        difference: The first step that differs; None if all are the same.
-        worst: The largest difference of numbers, relative for numbers above 1; inf if it is unknown.
-        causes: The entries of the environments that differ, such as 'numpy: 2.4.6 / 2.2.6'.
+        name: the run's name.
+        steps: the number of steps that were compared.
+        difference: the first step that differs; None if all are the same.
+        worst: the largest difference of numbers, relative for numbers above 1; inf if it is unknown.
+        causes: the entries of the environments that differ, such as 'numpy: 2.4.6 / 2.2.6'.
     """
 
     name: str
@@ -115,7 +115,7 @@ class Comparison(NamedTuple):
         """Whether the bits are the same or, with a tolerance above 0, all numbers agree within it.
 
         Args:
-            tolerance: The largest difference allowed, as in ``worst``.
+            tolerance: the largest difference allowed, as in ``worst``.
         """
         return self.difference is None or (tolerance > 0 and self.worst <= tolerance)
 
@@ -124,13 +124,13 @@ def read(path: str) -> Manifest:
     """Reads a manifest, and checks the files that it lists.
 
     Args:
-        path: A results folder, or a manifest's file, whose folder is not checked.
+        path: a results folder, or a manifest's file, whose folder is not checked.
 
     Returns:
         The manifest.
 
     Raises:
-        OSError: The manifest is missing, damaged or has another format; or a file of the folder is missing or is not
+        OSError: the manifest is missing, damaged or has another format; or a file of the folder is missing or is not
             the one that the manifest lists.
     """
     manifest = os.path.join(path, 'manifest.json') if os.path.isdir(path) else path
@@ -150,11 +150,11 @@ def write(path: str, manifest: Manifest) -> None:
     """Writes a manifest, atomically.
 
     Args:
-        path: Path of the file.
-        manifest: The manifest.
+        path: path of the file.
+        manifest: the manifest.
 
     Raises:
-        OSError: The file cannot be written.
+        OSError: the file cannot be written.
     """
     schema.write(path, {'format': FORMAT, **schema.unstructure(manifest)})
 
@@ -172,14 +172,14 @@ def compare(a: Manifest, b: Manifest) -> list[Comparison]:
     """Compares every run that two manifests share.
 
     Args:
-        a: One manifest.
-        b: The other.
+        a: one manifest.
+        b: the other.
 
     Returns:
         One Comparison for each run, in the order of ``a``.
 
     Raises:
-        ValueError: The manifests share no run, or the settings of a run differ.
+        ValueError: the manifests share no run, or the settings of a run differ.
     """
     others = {run.name: run for run in b.runs}
     shared = [(run, others[run.name]) for run in a.runs if run.name in others]
@@ -193,8 +193,8 @@ def left_out(a: Manifest, b: Manifest) -> Iterator[str]:
     """Yields a line about every run that only one of two manifests has.
 
     Args:
-        a: One manifest.
-        b: The other.
+        a: one manifest.
+        b: the other.
     """
     names = [[run.name for run in manifest.runs] for manifest in (a, b)]
     for which, mine, others in zip('AB', names, reversed(names)):
@@ -275,8 +275,8 @@ def lines(comparisons: list[Comparison], tolerance: float) -> Iterator[str]:
     """Yields a line about each comparison, and one about each possible cause of a difference.
 
     Args:
-        comparisons: Comparisons of `compare`.
-        tolerance: The largest difference of numbers allowed; 0 allows none.
+        comparisons: comparisons of `compare`.
+        tolerance: the largest difference of numbers allowed; 0 allows none.
     """
     for c in comparisons:
         if c.difference is None:

@@ -48,14 +48,14 @@ def read(name: str, versions: Sequence[Version]) -> list[np.ndarray]:
     If none exists, the archive of the first version is downloaded.
 
     Args:
-        name: Folder of the data set inside the data folder.
-        versions: The versions, in the order of preference.
+        name: folder of the data set inside the data folder.
+        versions: the versions, in the order of preference.
 
     Returns:
         The records of each file of the version, uint8 (N, 3073).
 
     Raises:
-        OSError: A file is damaged, or is missing and cannot be downloaded; one line that says how to repair it.
+        OSError: a file is damaged, or is missing and cannot be downloaded; one line that says how to repair it.
     """
     with folder.mended_by_download(name):
         version, path = find(name, versions)
@@ -69,8 +69,8 @@ def find(name: str, versions: Sequence[Version]) -> tuple[Version, str] | tuple[
     """Finds the first archive or folder of a data set that exists.
 
     Args:
-        name: Folder of the data set inside the data folder.
-        versions: The versions, in the order of preference; archives come before folders.
+        name: folder of the data set inside the data folder.
+        versions: the versions, in the order of preference; archives come before folders.
 
     Returns:
         (version, path), or (None, None) if no version exists.
@@ -92,11 +92,11 @@ def download(name: str, versions: Sequence[Version]) -> None:
     """Downloads the archive of the first version, unless the data set is complete.
 
     Args:
-        name: Folder of the data set inside the data folder.
-        versions: The versions, in the order of preference.
+        name: folder of the data set inside the data folder.
+        versions: the versions, in the order of preference.
 
     Raises:
-        OSError: The archive cannot be downloaded.
+        OSError: the archive cannot be downloaded.
     """
     try:
         if find(name, versions)[1] is not None:
@@ -111,8 +111,8 @@ def inspect(name: str, versions: Sequence[Version]) -> Iterator[tuple[str, OSErr
     """Checks a data set.
 
     Args:
-        name: Folder of the data set inside the data folder.
-        versions: The versions, in the order of preference.
+        name: folder of the data set inside the data folder.
+        versions: the versions, in the order of preference.
 
     Yields:
         (a line for the user, None) if the data set is complete, else ('', the error).
@@ -131,8 +131,8 @@ def archive_path(name: str, version: Version) -> str:
     """Returns the path of a version's archive in the data folder.
 
     Args:
-        name: Folder of the data set inside the data folder.
-        version: The version.
+        name: folder of the data set inside the data folder.
+        version: the version.
     """
     return os.path.join(folder.root(), name, version['archive'])
 
@@ -141,8 +141,8 @@ def decode_binary(content: bytes, label_bytes: int = 1) -> np.ndarray:
     """Decodes a file of the binary version.
 
     Args:
-        content: Content of the file.
-        label_bytes: Bytes of labels of each record, of which the last is kept. CIFAR-100 has 2; the last is the fine
+        content: content of the file.
+        label_bytes: bytes of labels of each record, of which the last is kept. CIFAR-100 has 2; the last is the fine
             label.
 
     Returns:
@@ -156,14 +156,14 @@ def decode_python(content: bytes, label_key: bytes = b'labels') -> np.ndarray:
     """Decodes a file of the Python version, a pickled dict of labels and pixels.
 
     Args:
-        content: Content of the file.
-        label_key: Key of the labels in the dict.
+        content: content of the file.
+        label_key: key of the labels in the dict.
 
     Returns:
         Records, uint8 (N, 3073).
 
     Raises:
-        pickle.UnpicklingError: The pickle holds objects other than NumPy arrays, bytes, str, dict, list and int.
+        pickle.UnpicklingError: the pickle holds objects other than NumPy arrays, bytes, str, dict, list and int.
     """
     batch = _unpickle(content)
     return np.concatenate([np.array(batch[label_key], np.uint8)[:, None], batch[b'data']], axis=1)
@@ -173,8 +173,8 @@ def split(records: np.ndarray, test_records: np.ndarray) -> Data:
     """Splits records into images and labels.
 
     Args:
-        records: Training records, uint8 (N, 3073).
-        test_records: Test records, uint8 (M, 3073).
+        records: training records, uint8 (N, 3073).
+        test_records: test records, uint8 (M, 3073).
 
     Returns:
         (x_train, y_train, x_test, y_test): x uint8 (N, 3, 32, 32), y int32 (N,).
@@ -191,7 +191,7 @@ def of_classes(data: Data, numclasses: int) -> Data:
 
     Args:
         data: (x_train, y_train, x_test, y_test).
-        numclasses: Number of classes; samples with labels below it are kept.
+        numclasses: number of classes; samples with labels below it are kept.
 
     Returns:
         (x_train, y_train, x_test, y_test) of these samples.

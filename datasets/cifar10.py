@@ -48,7 +48,7 @@ def get_data(whitening: int = 1) -> cifar.Data:
     """Reads the images and labels from the data folder. If they are missing, they are downloaded first.
 
     Args:
-        whitening: If true, the images are whitened by the ZCA of the training images, and each image is scaled to
+        whitening: if true, the images are whitened by the ZCA of the training images, and each image is scaled to
             [0, 1], which takes minutes. Otherwise the pixels are divided by 255.
 
     Returns:
@@ -62,7 +62,7 @@ def get_data(whitening: int = 1) -> cifar.Data:
         ======= ===================== ======= ========
 
     Raises:
-        OSError: A file is damaged, or is missing and cannot be downloaded.
+        OSError: a file is damaged, or is missing and cannot be downloaded.
     """
     return recipes.apply('zca' if whitening else 'scaled', read())
 
@@ -71,14 +71,14 @@ def get_data_dev(numclasses: int = 2) -> cifar.Data:
     """Returns the data of `get_data` for the first classes only.
 
     Args:
-        numclasses: Number of classes.
+        numclasses: number of classes.
 
     Returns:
         (x_train, y_train, x_test, y_test) of the samples whose labels are below ``numclasses``.
 
     Raises:
         ValueError: numclasses is below 1, or above the number of classes.
-        OSError: As of `get_data`.
+        OSError: as of `get_data`.
     """
     return cifar.of_classes(get_data(), numclasses)
 
@@ -90,7 +90,7 @@ def read() -> cifar.Data:
         (x_train, y_train, x_test, y_test) as of `get_data`, but x is uint8.
 
     Raises:
-        OSError: A file is damaged, or is missing and cannot be downloaded.
+        OSError: a file is damaged, or is missing and cannot be downloaded.
     """
     records = cifar.read(NAME, VERSIONS)
     for (batch, sha256), part in zip(BATCHES.items(), records):
@@ -104,7 +104,7 @@ def download() -> None:
     """Downloads the data set, unless it is complete.
 
     Raises:
-        OSError: The archive cannot be downloaded.
+        OSError: the archive cannot be downloaded.
     """
     cifar.download(NAME, VERSIONS)
 

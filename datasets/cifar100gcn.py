@@ -40,7 +40,7 @@ def get_data() -> cifar.Data:
         ======= ===================== ======= ========================================
 
     Raises:
-        OSError: A file is damaged, or is missing and cannot be downloaded.
+        OSError: a file is damaged, or is missing and cannot be downloaded.
     """
     return recipes.apply('gcn', cifar.split(*cifar.read(NAME, VERSIONS)))
 
@@ -49,14 +49,14 @@ def get_data_dev(numclasses: int = 2) -> cifar.Data:
     """Returns the data of `get_data` for the first classes only.
 
     Args:
-        numclasses: Number of classes.
+        numclasses: number of classes.
 
     Returns:
         (x_train, y_train, x_test, y_test) of the samples whose labels are below ``numclasses``.
 
     Raises:
         ValueError: numclasses is below 1, or above the number of classes.
-        OSError: As of `get_data`.
+        OSError: as of `get_data`.
     """
     return cifar.of_classes(get_data(), numclasses)
 
@@ -65,7 +65,7 @@ def download() -> None:
     """Downloads the data set, unless it is complete.
 
     Raises:
-        OSError: The archive cannot be downloaded.
+        OSError: the archive cannot be downloaded.
     """
     cifar.download(NAME, VERSIONS)
 

@@ -22,7 +22,7 @@ def get_data() -> cifar.Data:
         ======= ===================== ======= ========================================
 
     Raises:
-        OSError: A file is damaged, or is missing and cannot be downloaded.
+        OSError: a file is damaged, or is missing and cannot be downloaded.
     """
     return recipes.apply('gcn', cifar10.read())
 
@@ -31,13 +31,13 @@ def get_data_dev(numclasses: int = 2) -> cifar.Data:
     """Returns the data of `get_data` for the first classes only.
 
     Args:
-        numclasses: Number of classes.
+        numclasses: number of classes.
 
     Returns:
         (x_train, y_train, x_test, y_test) of the samples whose labels are below ``numclasses``.
 
     Raises:
         ValueError: numclasses is below 1, or above the number of classes.
-        OSError: As of `get_data`.
+        OSError: as of `get_data`.
     """
     return cifar.of_classes(get_data(), numclasses)

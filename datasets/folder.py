@@ -61,14 +61,14 @@ def read_gzip(path: str, sha256: str) -> bytes:
     """Reads a gzip file and checks its content.
 
     Args:
-        path: Path of the file.
+        path: path of the file.
         sha256: SHA-256 of the unpacked content, in hexadecimal digits.
 
     Returns:
         The unpacked content.
 
     Raises:
-        OSError: The file is missing or damaged; one line with its path and the expected digest.
+        OSError: the file is missing or damaged; one line with its path and the expected digest.
     """
     try:
         with gzip.open(path) as f:
@@ -87,14 +87,14 @@ def read(path: str, expected: str) -> bytes:
     """Reads a file and checks its content.
 
     Args:
-        path: Path of the file.
-        expected: Its MD5 or SHA-256, in hexadecimal digits.
+        path: path of the file.
+        expected: its MD5 or SHA-256, in hexadecimal digits.
 
     Returns:
         The content.
 
     Raises:
-        OSError: The file is missing, or has another digest; one line with its path and the expected digest.
+        OSError: the file is missing, or has another digest; one line with its path and the expected digest.
     """
     try:
         with open(path, 'rb') as f:
@@ -112,15 +112,15 @@ def read_archive(path: str, md5: str, members: Collection[str]) -> dict[str, byt
     archive is followed.
 
     Args:
-        path: Path of the archive.
+        path: path of the archive.
         md5: MD5 of the archive, in hexadecimal digits.
-        members: Names of the members.
+        members: names of the members.
 
     Returns:
         The contents by member.
 
     Raises:
-        OSError: The archive is missing, has another digest, or lacks a member.
+        OSError: the archive is missing, has another digest, or lacks a member.
     """
     check_file(path, md5)
     found = {}
@@ -140,11 +140,11 @@ def check_file(path: str, expected: str) -> None:
     """Checks the digest of a file.
 
     Args:
-        path: Path of the file.
-        expected: Its MD5 or SHA-256, in hexadecimal digits.
+        path: path of the file.
+        expected: its MD5 or SHA-256, in hexadecimal digits.
 
     Raises:
-        OSError: The file is missing, or has another digest.
+        OSError: the file is missing, or has another digest.
     """
     _check(path, digest(path, _algorithm(expected)), expected)
 
@@ -158,12 +158,12 @@ def download(url: str, path: str, expected: str) -> None:
     The bytes go to ``path``.part first. ``path`` appears only when the file is complete and its digest is right.
 
     Args:
-        url: Address of the file.
-        path: Path of the file on disk.
-        expected: Its MD5 or SHA-256, in hexadecimal digits.
+        url: address of the file.
+        path: path of the file on disk.
+        expected: its MD5 or SHA-256, in hexadecimal digits.
 
     Raises:
-        OSError: The file cannot be downloaded, has another digest, or is incomplete; if it is incomplete, the part
+        OSError: the file cannot be downloaded, has another digest, or is incomplete; if it is incomplete, the part
             stays, and the next call resumes.
     """
     part = path + '.part'
@@ -225,7 +225,7 @@ def mended_by_download(name: str) -> Iterator[None]:
     """Adds the command that downloads a data set to the message of an OSError of the with block.
 
     Args:
-        name: Name of the data set.
+        name: name of the data set.
     """
     try:
         yield

@@ -42,7 +42,7 @@ def get_data() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         ======= ================== ======= ========
 
     Raises:
-        OSError: A file is damaged or missing.
+        OSError: a file is damaged or missing.
     """
     x_train, y_train, x_test, y_test = [_read(name) for name in FILES]
     return _scaled(x_train), y_train.astype(np.int32), _scaled(x_test), y_test.astype(np.int32)
@@ -52,7 +52,7 @@ def download() -> None:
     """Checks the files: there is nothing to download.
 
     Raises:
-        OSError: A file is damaged or missing.
+        OSError: a file is damaged or missing.
     """
     for name in FILES:
         _content(name)
@@ -76,7 +76,7 @@ def path(name: str) -> str:
     """Returns the path of a file: in the data folder, or of the package's own if there is none.
 
     Args:
-        name: A name of FILES.
+        name: a name of FILES.
     """
     own = os.path.join(folder.root(), 'mnist', name)
     return own if os.path.exists(own) else os.path.join(FOLDER, name)

@@ -59,14 +59,14 @@ def get_data_dev(numclasses: int = 2) -> cifar.Data:
     """Returns the data of `get_data` for the first classes only.
 
     Args:
-        numclasses: Number of classes.
+        numclasses: number of classes.
 
     Returns:
         (x_train, y_train, x_test, y_test) of the samples whose labels are below ``numclasses``.
 
     Raises:
         ValueError: numclasses is below 1, or above the number of classes.
-        OSError: As of `get_data`.
+        OSError: as of `get_data`.
     """
     return cifar.of_classes(get_data(), numclasses)
 
@@ -86,7 +86,7 @@ def build(recipe: str = DEFAULT) -> None:
         recipe: 'gcn' or 'zca'.
 
     Raises:
-        ValueError: The recipe does not exist, or the bytes are not the expected ones.
+        ValueError: the recipe does not exist, or the bytes are not the expected ones.
         OSError: data.npz already exists, or CIFAR-10 cannot be downloaded.
     """
     if recipe not in SHA256:

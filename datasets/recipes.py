@@ -26,7 +26,7 @@ def apply(recipe: str, data: Data) -> Data:
     """Fits a recipe to the training images, and preprocesses the training and test images with it.
 
     Args:
-        recipe: A name of RECIPES.
+        recipe: a name of RECIPES.
         data: (x_train, y_train, x_test, y_test), images uint8 (N, 3, 32, 32).
 
     Returns:
@@ -46,7 +46,7 @@ def fit_scaled(x_train: np.ndarray) -> Transform:
     """Returns the transform that divides pixels by 255.
 
     Args:
-        x_train: Not used.
+        x_train: not used.
     """
     return lambda x: x.astype(np.float32) / np.float32(255)
 
@@ -58,7 +58,7 @@ def fit_gcn(x_train: np.ndarray) -> Transform:
     its standard deviation (ddof=1).
 
     Args:
-        x_train: Training images, uint8 (N, 3, 32, 32).
+        x_train: training images, uint8 (N, 3, 32, 32).
     """
     count, total = len(x_train), x_train.sum(axis=0, dtype=np.int64)
     size = total.size
@@ -80,7 +80,7 @@ def fit_zca(x_train: np.ndarray) -> Transform:
     The deviation from the mean training image is multiplied by (covariance + EPSILON)^(-1/2).
 
     Args:
-        x_train: Training images, uint8 (N, 3, 32, 32).
+        x_train: training images, uint8 (N, 3, 32, 32).
     """
     count = len(x_train)
     pixels = x_train.reshape(count, -1)

@@ -11,15 +11,15 @@ def stratified(y: np.ndarray, held_out: int | float, seed: int) -> tuple[np.ndar
     The same arguments give the same split.
 
     Args:
-        y: Labels, int (N,).
-        held_out: Size of the held-out part: a number of samples (int), or a share in (0, 1) (float).
-        seed: Seed of the random choice.
+        y: labels, int (N,).
+        held_out: size of the held-out part: a number of samples (int), or a share in (0, 1) (float).
+        seed: seed of the random choice.
 
     Returns:
         (kept, held): int arrays of indices in increasing order. Together they hold each of 0 to N - 1 once.
 
     Raises:
-        ValueError: A part would have fewer samples than there are classes, or a class has a single sample.
+        ValueError: a part would have fewer samples than there are classes, or a class has a single sample.
     """
     from sklearn.model_selection import train_test_split  # half a second, which other imports need not wait for
 

@@ -40,10 +40,10 @@ class Curve:
     """The training of one seed.
 
     Attributes:
-        seed: Of the training.
-        accuracy_percent: On the test set, after every epoch.
-        with_smaller_steps_percent: The same of the last epochs, with FACTOR of the step size.
-        weights_sha256: Of the whole net after every epoch with the published step size.
+        seed: of the training.
+        accuracy_percent: on the test set, after every epoch.
+        with_smaller_steps_percent: the same of the last epochs, with FACTOR of the step size.
+        weights_sha256: of the whole net after every epoch with the published step size.
     """
 
     seed: int
@@ -57,9 +57,9 @@ class Baseline:
     """The content of baseline.json.
 
     Attributes:
-        experiment: Whose main was trained.
-        environment: Where.
-        curves: One for every seed.
+        experiment: whose main was trained.
+        environment: where.
+        curves: one for every seed.
     """
 
     experiment: str
@@ -71,7 +71,7 @@ def read(folder: str) -> Baseline:
     """Reads a folder's baseline.json.
 
     Raises:
-        OSError: It is missing or damaged.
+        OSError: it is missing or damaged.
     """
     return schema.read(os.path.join(folder, FILE), Baseline, 'accuracies of main')
 
@@ -80,11 +80,11 @@ def measure(experiment: NetworkExperiment, seed: int, data: runs.Data, preset: r
     """Trains main and tests it after every epoch.
 
     Args:
-        experiment: Whose main it is.
-        seed: Of the training.
-        data: Cut to the preset.
-        preset: The amount of training.
-        last: Epochs that are trained a second time, with smaller steps.
+        experiment: whose main it is.
+        seed: of the training.
+        data: cut to the preset.
+        preset: the amount of training.
+        last: epochs that are trained a second time, with smaller steps.
 
     Returns:
         The Curve.

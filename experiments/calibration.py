@@ -45,13 +45,13 @@ class Choice:
     """Thresholds and what they do; of a target that cannot be fulfilled, the reason.
 
     Attributes:
-        accuracy_loss: The target in points; None: thresholds that were not chosen for a target.
+        accuracy_loss: the target in points; None: thresholds that were not chosen for a target.
         baseline: 'main', before joint training, or 'the final exit'.
-        guarantee: The probability that was asked for; None: none was.
-        thresholds: Of every exit but the last, nats; None: no sample leaves there.
-        held_out: On the images that they were chosen on.
-        test: On the test set.
-        refused: The message of calibration.Infeasible; '' where there are thresholds.
+        guarantee: the probability that was asked for; None: none was.
+        thresholds: of every exit but the last, nats; None: no sample leaves there.
+        held_out: on the images that they were chosen on.
+        test: on the test set.
+        refused: the message of calibration.Infeasible; '' where there are thresholds.
     """
 
     accuracy_loss: Optional[float] = None
@@ -68,14 +68,14 @@ class Measurement:
     """The choices for one training.
 
     Attributes:
-        environment: Where the times were measured.
-        choices: For either baseline and every target, without and with a guarantee.
-        published: The paper's thresholds, judged on the test set.
-        knee: The fastest setting of the experiment's sweep that is as accurate as the baseline, chosen on the test set
+        environment: where the times were measured.
+        choices: for either baseline and every target, without and with a guarantee.
+        published: the paper's thresholds, judged on the test set.
+        knee: the fastest setting of the experiment's sweep that is as accurate as the baseline, chosen on the test set
             and judged on it, as in the paper.
-        temperatures: Of each exit, fitted on the held-out images.
-        calibration_error_before: Expected calibration error of each exit on the test set, without temperatures.
-        calibration_error: The same with the temperatures.
+        temperatures: of each exit, fitted on the held-out images.
+        calibration_error_before: expected calibration error of each exit on the test set, without temperatures.
+        calibration_error: the same with the temperatures.
     """
 
     environment: results.Environment
@@ -92,10 +92,10 @@ class Run:
     """A network that was trained without the held-out images.
 
     Attributes:
-        network: The experiment that defines it.
-        seed: Of the training.
-        held_out: The images that it never saw.
-        training: Its history.
+        network: the experiment that defines it.
+        seed: of the training.
+        held_out: the images that it never saw.
+        training: its history.
         measurement: None until the weights are measured.
     """
 
@@ -117,7 +117,7 @@ def read(folder: str) -> Calibrations:
     """Reads a folder's calibration.json.
 
     Raises:
-        OSError: It is missing or damaged.
+        OSError: it is missing or damaged.
     """
     return schema.read(os.path.join(folder, CALIBRATION), Calibrations, 'calibrations')
 
@@ -126,10 +126,10 @@ def complete(out: str, networks: Sequence[str], seeds: Sequence[int], device: An
     """Trains and measures what a folder lacks.
 
     Args:
-        out: The folder, which holds weights and calibration.json.
-        networks: Some of TRAININGS.
-        seeds: Of the trainings.
-        device: A Chainer device.
+        out: the folder, which holds weights and calibration.json.
+        networks: some of TRAININGS.
+        seeds: of the trainings.
+        device: a Chainer device.
     """
     path = os.path.join(out, CALIBRATION)
     found = read(out) if os.path.exists(path) else Calibrations()

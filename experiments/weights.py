@@ -35,8 +35,8 @@ class HeldOut:
     """Images that a training did not see: those of ``splits.stratified(labels, samples, seed)``.
 
     Attributes:
-        samples: Their number.
-        seed: Of the choice.
+        samples: their number.
+        seed: of the choice.
     """
 
     samples: int
@@ -64,11 +64,11 @@ class Weights(NamedTuple):
     """Trained weights of a network of the paper.
 
     Attributes:
-        path: Of the file.
-        experiment: That defines the network.
-        net: With the weights.
-        baseline: A net whose main is the network before joint training; None if its file is missing.
-        trained: What the training saw; None if that is unknown.
+        path: of the file.
+        experiment: that defines the network.
+        net: with the weights.
+        baseline: a net whose main is the network before joint training; None if its file is missing.
+        trained: what the training saw; None if that is unknown.
     """
 
     path: str
@@ -103,15 +103,15 @@ def load(path: str, network: str, variant: str) -> Weights:
     """Reads a weights file, and what lies beside it.
 
     Args:
-        path: Of the file.
-        network: The experiment that defines the network.
-        variant: One of VARIANTS.
+        path: of the file.
+        network: the experiment that defines the network.
+        variant: one of VARIANTS.
 
     Returns:
         The Weights.
 
     Raises:
-        OSError: The file is missing or damaged, or has the weights of another network; or a file beside it is damaged.
+        OSError: the file is missing or damaged, or has the weights of another network; or a file beside it is damaged.
     """
     experiment = get_experiment(network)
     net = experiment.get_network(variant=variant)
@@ -162,16 +162,16 @@ def hold_out(trained: Trained | None, y: np.ndarray, samples: int, seed: int) ->
     """Chooses training images to calibrate on, where possible some that the training did not see.
 
     Args:
-        trained: Of the weights; None: unknown.
-        y: Labels (N,) of all training images.
-        samples: How many, at most. If the training left images out and there are fewer, all of them.
-        seed: Of the choice, which keeps the classes' shares.
+        trained: of the weights; None: unknown.
+        y: labels (N,) of all training images.
+        samples: how many, at most. If the training left images out and there are fewer, all of them.
+        seed: of the choice, which keeps the classes' shares.
 
     Returns:
         (indices, number of them that the training saw; None: unknown).
 
     Raises:
-        ValueError: The number does not fit, or all chosen images have one label.
+        ValueError: the number does not fit, or all chosen images have one label.
     """
     mask = np.zeros(len(y), bool) if trained is None else seen(trained, y)
     pool = np.arange(len(y)) if mask.all() else np.flatnonzero(~mask)
@@ -195,20 +195,20 @@ class Calibrated:
     """Thresholds that were chosen on held-out images: what `branchynet calibrate` writes.
 
     Attributes:
-        network: The experiment that defines it.
-        variant: Of the network.
-        weights_sha256: Of the weights file.
-        criterion: Of exits.CRITERIA.
-        thresholds: One for every exit but the last, for inference.classify; None: no sample leaves there.
-        temperatures: For net.temperatures, to which the thresholds belong; None: the logits are taken as they are.
-        target: The fields of the target that are set.
-        guarantee: The probability with which the loss of accuracy is below the target; None: nothing is guaranteed.
+        network: the experiment that defines it.
+        variant: of the network.
+        weights_sha256: of the weights file.
+        criterion: of exits.CRITERIA.
+        thresholds: one for every exit but the last, for inference.classify; None: no sample leaves there.
+        temperatures: for net.temperatures, to which the thresholds belong; None: the logits are taken as they are.
+        target: the fields of the target that are set.
+        guarantee: the probability with which the loss of accuracy is below the target; None: nothing is guaranteed.
         baseline: 'main', before joint training, or 'final exit', where its weights are missing.
-        held_out_seen: How many of the held-out images the training saw; None: unknown.
-        held_out: What the thresholds do on the images that they were chosen on.
-        test: What they do on the test set.
-        calibration_error_before: Of each exit, on the test set, without temperatures; None: none were fitted.
-        calibration_error: The same with the temperatures.
+        held_out_seen: how many of the held-out images the training saw; None: unknown.
+        held_out: what the thresholds do on the images that they were chosen on.
+        test: what they do on the test set.
+        calibration_error_before: of each exit, on the test set, without temperatures; None: none were fitted.
+        calibration_error: the same with the temperatures.
     """
 
     network: str
@@ -231,11 +231,11 @@ class Options(NamedTuple):
     """Choices of `branchynet calibrate` beside the target.
 
     Attributes:
-        criterion: Of exits.CRITERIA.
-        temperature: Whether a temperature is fitted for every exit.
-        guarantee: As in calibration.choose.
-        samples: Of hold_out.
-        seed: Of hold_out and of calibration.choose.
+        criterion: of exits.CRITERIA.
+        temperature: whether a temperature is fitted for every exit.
+        guarantee: as in calibration.choose.
+        samples: of hold_out.
+        seed: of hold_out and of calibration.choose.
     """
 
     criterion: str = 'entropy'
@@ -252,18 +252,18 @@ def calibrate(weights: Weights, variant: str, target: Target, options: Options) 
     that gives the path.
 
     Args:
-        weights: Of a network; with options.temperature, its net gets the temperatures.
-        variant: Of the network.
-        target: As in calibration.choose.
-        options: The other choices.
+        weights: of a network; with options.temperature, its net gets the temperatures.
+        variant: of the network.
+        target: as in calibration.choose.
+        options: the other choices.
 
     Returns:
         A Calibrated.
 
     Raises:
-        calibration.Infeasible: No setting fulfils the target.
-        OSError: The data is missing or damaged.
-        ValueError: The target is impossible, or too few images can be held out.
+        calibration.Infeasible: no setting fulfils the target.
+        OSError: the data is missing or damaged.
+        ValueError: the target is impossible, or too few images can be held out.
     """
     calibration.check_target(target, weights.net.numexits(), options.guarantee)
     x, y, x_test, t_test = weights.experiment.get_data()
@@ -300,9 +300,9 @@ class Temperatures(NamedTuple):
     """Temperatures of the exits, and what they change.
 
     Attributes:
-        temperatures: Of each exit.
-        calibration_error_before: Expected calibration error of each exit on the test set, without temperatures.
-        calibration_error: The same with the temperatures.
+        temperatures: of each exit.
+        calibration_error_before: expected calibration error of each exit on the test set, without temperatures.
+        calibration_error: the same with the temperatures.
     """
 
     temperatures: list[float]
@@ -314,9 +314,9 @@ def fit_temperatures(net: BranchyNet, held_out: Samples, test: Samples) -> Tempe
     """Fits temperatures on held-out samples and judges them on others.
 
     Args:
-        net: Its own temperatures are taken away.
-        held_out: Samples and labels.
-        test: Samples and labels.
+        net: its own temperatures are taken away.
+        held_out: samples and labels.
+        test: samples and labels.
 
     Returns:
         The Temperatures.
@@ -337,8 +337,8 @@ def draw_reliability(weights: Weights, path: str) -> None:
     """Draws how often each exit is right on the test set against its probability, with the net's temperatures.
 
     Args:
-        weights: Of a network.
-        path: Of the figure.
+        weights: of a network.
+        path: of the figure.
     """
     _, _, x, t = weights.experiment.get_data()
     with cpu.fast():
@@ -395,9 +395,9 @@ def sweep_test_set(
     """Sweeps thresholds over the test set.
 
     Args:
-        weights: Of a network.
-        criterion: Of exits.CRITERIA.
-        base_thresholds: Every combination of them over the exits is a setting; None: those of the experiment, for
+        weights: of a network.
+        criterion: of exits.CRITERIA.
+        base_thresholds: every combination of them over the exits is a setting; None: those of the experiment, for
             another criterion than entropy the deciles of the scores of each exit.
 
     Returns:

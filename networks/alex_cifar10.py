@@ -17,16 +17,16 @@ def get_network(percentTrainKeeps: Any = 1, variant: str = 'code', **kwargs: Any
     """Makes the network for images (B, 3, 32, 32) and 10 classes.
 
     Args:
-        percentTrainKeeps: As of BranchyNet.
+        percentTrainKeeps: as of BranchyNet.
         variant: 'code' builds the released network, with branches after the second and third convolution; 'paper' the
             network of the paper, with branches after the first and second, and with the paper's beta1 of Adam.
-        **kwargs: Further arguments of BranchyNet.
+        **kwargs: further arguments of BranchyNet.
 
     Returns:
         An untrained BranchyNet.
 
     Raises:
-        ValueError: The variant has another name.
+        ValueError: the variant has another name.
     """
     variants.check(variant)
     if variant == 'code':
@@ -43,16 +43,16 @@ def get_one_branch_network(
     """Makes B-AlexNet without its second branch, as in figure 5 of the paper.
 
     Args:
-        conv_layers: Number of 3x3 convolutions in the branch.
-        weights: Weights of the two exits in the joint loss.
-        variant: As of `get_network`.
-        **kwargs: Further arguments of BranchyNet.
+        conv_layers: number of 3x3 convolutions in the branch.
+        weights: weights of the two exits in the joint loss.
+        variant: as of `get_network`.
+        **kwargs: further arguments of BranchyNet.
 
     Returns:
         An untrained BranchyNet.
 
     Raises:
-        ValueError: The variant has another name.
+        ValueError: the variant has another name.
     """
     variants.check(variant)
     channels = 32 if conv_layers else 64

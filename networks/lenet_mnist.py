@@ -16,15 +16,15 @@ def get_network(percentTrainKeeps: Any = 1, variant: str = 'code', **kwargs: Any
     """Makes the network for images (B, 1, 28, 28) and 10 classes.
 
     Args:
-        percentTrainKeeps: As of BranchyNet.
+        percentTrainKeeps: as of BranchyNet.
         variant: 'code' builds the released network; 'paper' the same with the paper's beta1 of Adam.
-        **kwargs: Further arguments of BranchyNet.
+        **kwargs: further arguments of BranchyNet.
 
     Returns:
         An untrained BranchyNet.
 
     Raises:
-        ValueError: The variant has another name.
+        ValueError: the variant has another name.
     """
     variants.check(variant)
     branch1 = [

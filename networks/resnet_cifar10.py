@@ -17,17 +17,17 @@ def get_network(percentTrainKeeps: Any = 1, variant: str = 'code', **kwargs: Any
     """Makes the network for images (B, 3, 32, 32) and 10 classes.
 
     Args:
-        percentTrainKeeps: As of BranchyNet.
+        percentTrainKeeps: as of BranchyNet.
         variant: 'code' builds the released network, with the first branch after the first convolution; 'paper' has it
             after the first block (the paper says after the second convolution, which is that block's first), and has
             the paper's beta1 of Adam.
-        **kwargs: Further arguments of BranchyNet.
+        **kwargs: further arguments of BranchyNet.
 
     Returns:
         An untrained BranchyNet.
 
     Raises:
-        ValueError: The variant has another name.
+        ValueError: the variant has another name.
     """
     variants.check(variant)
     branch1 = [

@@ -14,7 +14,7 @@ def check(variant: str) -> None:
         variant: 'code' or 'paper'.
 
     Raises:
-        ValueError: The variant has another name.
+        ValueError: the variant has another name.
     """
     if variant not in ('code', 'paper'):
         raise ValueError(f"variant is {variant!r}: expected 'code' or 'paper'")
@@ -24,7 +24,7 @@ def as_described(net: BranchyNet, variant: str) -> BranchyNet:
     """Sets the optimiser of a variant.
 
     Args:
-        net: A BranchyNet.
+        net: a BranchyNet.
         variant: 'paper' sets beta1 of Adam to the paper's 0.99; 'code' changes nothing.
 
     Returns:

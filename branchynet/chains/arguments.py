@@ -16,10 +16,10 @@ class Arguments(NamedTuple):
     """The arguments, checked.
 
     Attributes:
-        branches: The Branch of each exit, by the path of its layer.
-        logits: Path of the layer that gives the last exit's logits, or None.
-        last: Links that run on the chain's output, and the weight of the last exit.
-        network: The list for an ordinary BranchyNet. None: the chain, or where its exits stand, needs a ChainNet.
+        branches: the Branch of each exit, by the path of its layer.
+        logits: path of the layer that gives the last exit's logits, or None.
+        last: links that run on the chain's output, and the weight of the last exit.
+        network: the list for an ordinary BranchyNet. None: the chain, or where its exits stand, needs a ChainNet.
     """
 
     branches: dict[str, Branch]

@@ -28,8 +28,8 @@ class Pass:
     its last reference goes.
 
     Args:
-        run: Runs the whole trunk.
-        layers: Paths of the layers behind which it pauses, in the order of their calls, by the id of the layer.
+        run: runs the whole trunk.
+        layers: paths of the layers behind which it pauses, in the order of their calls, by the id of the layer.
     """
 
     def __init__(self, run: Callable[[Any], Any], layers: dict[int, str]) -> None:
@@ -44,14 +44,14 @@ class Pass:
         """Runs forward on, with the features x (B, ...) of the samples that are left, to the next stop.
 
         Args:
-            k: The stage, which must be the next one.
-            x: The samples or features.
+            k: the stage, which must be the next one.
+            x: the samples or features.
 
         Returns:
             The output of the layer behind which it pauses, or that of the whole run.
 
         Raises:
-            ValueError: Another stage is due, or forward does not call its layers as it should.
+            ValueError: another stage is due, or forward does not call its layers as it should.
         """
         if k != self._next:
             raise ValueError(f'stage {k} of a pass is called where stage {self._next} is due: a pass is for one batch')

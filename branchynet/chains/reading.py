@@ -58,10 +58,10 @@ def read(trunk: Trunk, x: Array, exit: Exit, one_pass: Callable[[], Stage]) -> N
     """Reads a chain by a few samples: where the logits are, and whether the exits can stand.
 
     Args:
-        trunk: The chain as a trunk.
-        x: Samples (B, ...).
-        exit: Gives the logits of exit k, from the features in front of it.
-        one_pass: Makes a function that runs the stages of the trunk in turn: it takes the number of a stage, and the
+        trunk: the chain as a trunk.
+        x: samples (B, ...).
+        exit: gives the logits of exit k, from the features in front of it.
+        one_pass: makes a function that runs the stages of the trunk in turn: it takes the number of a stage, and the
             samples or the features in front of it.
     """
     samples = _differing(x, len(trunk.layers) + 2)
@@ -101,7 +101,7 @@ def _layer_before_softmax(y: Any, calls: list[_Call]) -> str | None:
     """Path of the layer whose output goes into the softmax that made y; None if no softmax made it.
 
     Raises:
-        ValueError: No layer's output goes into it.
+        ValueError: no layer's output goes into it.
     """
     function = y.creator_node if isinstance(y, chainer.Variable) else None
     if not isinstance(function, Softmax):
@@ -149,10 +149,10 @@ def _check_nothing_passes(calls: list[_Call], place: int, end: Any, inputs: set)
     Where forward computes outside Chainer's functions, _check_leaving finds it.
 
     Args:
-        calls: All calls.
-        place: That of the call.
-        end: What is computed.
-        inputs: The nodes of the chain's input.
+        calls: all calls.
+        place: that of the call.
+        end: what is computed.
+        inputs: the nodes of the chain's input.
     """
     passing = _way_around(end, calls[place].output, inputs)
     if passing is None:

@@ -16,16 +16,16 @@ class Trunk(chainer.Chain):
     """A chain up to the logits of the last exit.
 
     Args:
-        chain: The chain.
-        layers: See the attribute.
-        logits: See the attribute.
-        end: Links that run on the chain's output.
+        chain: the chain.
+        layers: see the attribute.
+        logits: see the attribute.
+        end: links that run on the chain's output.
 
     Attributes:
-        layers: Paths of the layers with exits, in the order of their calls.
-        logits: Path of the layer whose output are the logits, behind which forward is not run. None: the output of
+        layers: paths of the layers with exits, in the order of their calls.
+        logits: path of the layer whose output are the logits, behind which forward is not run. None: the output of
             the last link of ``end`` or, where there is none, of the chain.
-        is_read: Whether the chain was read, which also sets ``logits`` where the chain's output is a softmax.
+        is_read: whether the chain was read, which also sets ``logits`` where the chain's output is a softmax.
     """
 
     def __init__(self, chain: chainer.Link, layers: list[str], logits: str | None, end: list[chainer.Link]) -> None:
@@ -41,7 +41,7 @@ class Trunk(chainer.Chain):
         """Logits (B, C) for x (B, ...).
 
         Raises:
-            ValueError: The chain was not read.
+            ValueError: the chain was not read.
         """
         return self.one_pass([], contextlib.nullcontext())(0, x)
 
@@ -49,11 +49,11 @@ class Trunk(chainer.Chain):
         """A pass that pauses behind some layers, and ends with the logits.
 
         Args:
-            layers: Paths, in the order of the layers' calls.
-            mode: The context in which the chain runs.
+            layers: paths, in the order of the layers' calls.
+            mode: the context in which the chain runs.
 
         Raises:
-            ValueError: The chain was not read.
+            ValueError: the chain was not read.
         """
         if not self.is_read:
             raise ValueError('the chain was not read yet: run a batch first, for example net.get_SM(x)')

@@ -449,9 +449,9 @@ class _Writer:
         """Runs a stage, and what the exit shares with later stages.
 
         Args:
-            body: Of the function.
-            section: Its nodes.
-            waiting: Seconds of the nodes that the exit before shares with this stage, None for none.
+            body: of the function.
+            section: its nodes.
+            waiting: seconds of the nodes that the exit before shares with this stage, None for none.
 
         Returns:
             (start, seconds of the stage, seconds that wait for the next stage).

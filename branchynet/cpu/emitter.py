@@ -49,10 +49,10 @@ class Emitter:
         """The function of a key; ``write(*arguments)`` emits it where it does not exist yet.
 
         Args:
-            key: Distinguishes functions; equal keys share one. By a text, ``compiled`` finds it.
-            parameters: Number of 64-bit integer parameters.
-            write: Emits the body and returns the result, None for 0.
-            result: Type of the result.
+            key: distinguishes functions; equal keys share one. By a text, ``compiled`` finds it.
+            parameters: number of 64-bit integer parameters.
+            write: emits the body and returns the result, None for 0.
+            result: type of the result.
         """
         if key not in self._functions:
             name = key if isinstance(key, str) else f'kernel{len(self._functions)}'
@@ -153,9 +153,9 @@ class Emitter:
 
         Args:
             count: 1 or more: the body always runs once.
-            body: Emits what is done for i, and returns the values that the next time gets.
-            carried: The first values.
-            step: From i to i.
+            body: emits what is done for i, and returns the values that the next time gets.
+            carried: the first values.
+            step: from i to i.
         """
         builder = self.builder
         before, head = builder.block, builder.append_basic_block()
@@ -211,10 +211,10 @@ class Emitter:
         """``carried = body(i, *carried)`` for every i below ``count`` that no other thread has begun; returns the last.
 
         Args:
-            counter: Address of a number that all threads share, 0 at first.
-            count: How often the body runs, in all threads together.
-            body: Emits what is done for i, and returns the values that the next time gets.
-            carried: The first values.
+            counter: address of a number that all threads share, 0 at first.
+            count: how often the body runs, in all threads together.
+            body: emits what is done for i, and returns the values that the next time gets.
+            carried: the first values.
         """
         builder = self.builder
         before, head, work, after = builder.block, *(builder.append_basic_block() for _ in range(3))

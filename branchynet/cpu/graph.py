@@ -25,7 +25,7 @@ class Node:
 
     Attributes:
         kind: 'input', 'convolution', 'linear', 'pooling', 'relu', 'normalization', 'scaling', 'copy' or 'shortcut'.
-        inputs: Nodes. shape: (C, H, W); (C, 1, 1) of vectors.
+        inputs: nodes. shape: (C, H, W); (C, 1, 1) of vectors.
         relu: whether negative values are replaced by 0 at the end.
         arguments: what else the kind needs.
     """

@@ -101,15 +101,15 @@ def convolution(
     """A convolution.
 
     Args:
-        emit: Where it is written.
-        x: The plane of the input.
-        y: The plane of the output.
-        w: Weights (O, C, kh, kw), float32.
-        b: Biases (O,), float32.
-        stride: Rows and columns from window to window.
-        pad: Rows and columns of zeros around the input.
-        relu: Whether negative results are replaced by 0.
-        onto: The plane of an image that is added to the result before, or None.
+        emit: where it is written.
+        x: the plane of the input.
+        y: the plane of the output.
+        w: weights (O, C, kh, kw), float32.
+        b: biases (O,), float32.
+        stride: rows and columns from window to window.
+        pad: rows and columns of zeros around the input.
+        relu: whether negative results are replaced by 0.
+        onto: the plane of an image that is added to the result before, or None.
 
     Returns:
         (a function of the addresses of x, y, weights, biases and, unless it is None, onto; the offsets of weights and
@@ -536,12 +536,12 @@ def linear(
     """A linear layer.
 
     Args:
-        emit: Where it is written.
-        x: The plane of the input.
-        y: The vector_plane of the output.
-        w: Weights (O, C * H * W), float32.
-        b: Biases (O,), float32.
-        relu: Whether negative results are replaced by 0.
+        emit: where it is written.
+        x: the plane of the input.
+        y: the vector_plane of the output.
+        w: weights (O, C * H * W), float32.
+        b: biases (O,), float32.
+        relu: whether negative results are replaced by 0.
 
     Returns:
         (a function of the addresses of x, y, weights and biases; the offsets of the last two among the constants).

@@ -67,15 +67,15 @@ class Value:
     """An array and the way back from it.
 
     Args:
-        array: The array.
-        inputs: The values that it was made of.
-        back: Takes the array's gradient, stores those of parameters, and returns those of the inputs; None: nothing
+        array: the array.
+        inputs: the values that it was made of.
+        back: takes the array's gradient, stores those of parameters, and returns those of the inputs; None: nothing
             needs the array's gradient.
 
     Attributes:
-        rank: Number of functions on the longest way to it. Chainer goes back by falling rank.
-        returns_new_arrays: Whether ``back`` returns arrays that nobody else has.
-        takes_masked: Whether ``back`` takes a MaskedGradient too.
+        rank: number of functions on the longest way to it. Chainer goes back by falling rank.
+        returns_new_arrays: whether ``back`` returns arrays that nobody else has.
+        takes_masked: whether ``back`` takes a MaskedGradient too.
     """
 
     def __init__(self, array: np.ndarray, inputs: Sequence[Value] = (), back: Optional[Back] = None) -> None:
@@ -116,9 +116,9 @@ class MaskedGradient:
     """A gradient that ReLU lets pass where its output is positive, as long as nobody needs it as an array.
 
     Args:
-        y: The output of ReLU.
-        gy: Its gradient, in the memory order of y.
-        masks: Where y is positive, as of normalization.empty_masks.
+        y: the output of ReLU.
+        gy: its gradient, in the memory order of y.
+        masks: where y is positive, as of normalization.empty_masks.
     """
 
     def __init__(self, y: np.ndarray, gy: np.ndarray, masks: np.ndarray) -> None:
@@ -168,9 +168,9 @@ class Tapes:
         """Takes note that Chainer trained these links on x (B, ...).
 
         Args:
-            links: The links.
-            x: The samples.
-            forks: Links that share their input with others. One that is not known here may use it twice, and a sum of
+            links: the links.
+            x: the samples.
+            forks: links that share their input with others. One that is not known here may use it twice, and a sum of
                 three gradients has other bits in another order.
         """
         parameters = [id(parameter) for link in links for parameter in link.params()]
@@ -205,10 +205,10 @@ def joint(
     """The joint loss of exits (section III of the paper).
 
     Args:
-        models: A Net for every exit, as of BranchyNet.
-        x: Samples (B, ...).
-        t: Labels (B,).
-        reach: For every exit, whether its loss trains the trunk.
+        models: a Net for every exit, as of BranchyNet.
+        x: samples (B, ...).
+        t: labels (B,).
+        reach: for every exit, whether its loss trains the trunk.
 
     Returns:
         (losses, accuracies, total): a number for every exit, and the weighted sum of the losses.

@@ -43,7 +43,7 @@ def run_frames(function: Function, frames: Sequence[Sequence[int]]) -> int:
     """Calls a function with the address of every frame, shared among the threads.
 
     Args:
-        function: Called once for each frame.
+        function: called once for each frame.
         frames: one or more, of 64-bit numbers, as many in each.
 
     Returns:

@@ -66,9 +66,9 @@ def run(
     """Calls ``task(i)`` for i in range(count), shared among the threads; returns when all are done.
 
     Args:
-        task: Called with every number.
-        count: How many numbers.
-        around: Makes the context in which a thread does its share.
+        task: called with every number.
+        count: how many numbers.
+        around: makes the context in which a thread does its share.
 
     Raises:
         BaseException: what the first task to fail raised, once no thread works on any task.

@@ -18,21 +18,21 @@ class DenseSparseLinear(chainer.Link):
     decay changes them.
 
     Args:
-        in_size: Numbers of a sample before.
-        out_size: Numbers of a sample after.
-        sparseness: Share of the weights that are always zero, in [0, 1). At least one weight is kept; the kept ones
+        in_size: numbers of a sample before.
+        out_size: numbers of a sample after.
+        sparseness: share of the weights that are always zero, in [0, 1). At least one weight is kept; the kept ones
             are drawn from numpy.random.
-        nobias: Whether to leave out ``b``.
-        initialW: Initial values of ``W``, as for L.Linear.
-        initial_bias: Initial values of ``b``, as for L.Linear.
+        nobias: whether to leave out ``b``.
+        initialW: initial values of ``W``, as for L.Linear.
+        initial_bias: initial values of ``b``, as for L.Linear.
 
     Attributes:
         W: Parameter (out_size, in_size); LeCunNormal at first where it is kept.
         b: Parameter (out_size,), or None; 0 at first.
-        mask: Array of W's shape and dtype, 1 where a weight is kept and 0 elsewhere.
+        mask: array of W's shape and dtype, 1 where a weight is kept and 0 elsewhere.
 
     Raises:
-        ValueError: The sparseness is outside [0, 1).
+        ValueError: the sparseness is outside [0, 1).
     """
 
     def __init__(

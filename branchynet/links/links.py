@@ -19,9 +19,9 @@ class FL(chainer.Link):
     """A function as a link: ``FL(fn, *args, **kwargs)(x)`` is ``fn(x, *args, **kwargs)``.
 
     Args:
-        fn: A function of a Variable or array, such as F.relu.
-        args: Further arguments of the function.
-        kwargs: Keyword arguments of the function.
+        fn: a function of a Variable or array, such as F.relu.
+        args: further arguments of the function.
+        kwargs: keyword arguments of the function.
     """
 
     def __init__(self, fn: Callable, *args: Any, **kwargs: Any) -> None:
@@ -44,8 +44,8 @@ class SL(chainer.Chain):
     """One link in training mode, another in testing mode.
 
     Args:
-        fnTrain: The link for training mode.
-        fnTest: The link for testing mode; None: the identity.
+        fnTrain: the link for training mode.
+        fnTest: the link for testing mode; None: the identity.
     """
 
     def __init__(self, fnTrain: chainer.Link, fnTest: chainer.Link | None = None) -> None:
@@ -65,12 +65,12 @@ class Branch(chainer.ChainList):
     """Marks an exit in a network's list.
 
     Args:
-        links: The exit's own links, from the trunk's features to the logits.
-        weight: Weight of this exit's loss in the joint loss (section III of the paper), 0 or more.
+        links: the exit's own links, from the trunk's features to the logits.
+        weight: weight of this exit's loss in the joint loss (section III of the paper), 0 or more.
 
     Raises:
         TypeError: ``links`` is not a list of links, or the weight no number.
-        ValueError: The weight is NaN, infinite or negative.
+        ValueError: the weight is NaN, infinite or negative.
     """
 
     def __init__(self, links: Iterable[chainer.Link], weight: float = 1.0) -> None:
@@ -85,13 +85,13 @@ def check_number(name: str, value: Any, below: float = math.inf) -> None:
     """Checks a setting.
 
     Args:
-        name: Name of the setting, for the message.
-        value: A number of 0 or more.
-        below: A number that the value must not reach.
+        name: name of the setting, for the message.
+        value: a number of 0 or more.
+        below: a number that the value must not reach.
 
     Raises:
-        TypeError: The value is no number.
-        ValueError: The value is NaN or out of range.
+        TypeError: the value is no number.
+        ValueError: the value is NaN or out of range.
     """
     if not isinstance(value, Real):
         raise TypeError(f'{name} is {value!r}: expected a number')
@@ -104,11 +104,11 @@ def check_links(name: str, links: Any) -> None:
     """Checks that every element of a list is a link.
 
     Args:
-        name: Name of the list, for the message.
-        links: The list.
+        name: name of the list, for the message.
+        links: the list.
 
     Raises:
-        TypeError: It is not a list, or an element is not a link.
+        TypeError: it is not a list, or an element is not a link.
     """
     if not isinstance(links, Iterable):
         raise TypeError(f'{name} is a {type(links).__name__}: expected a list of links')
@@ -121,12 +121,12 @@ class Net(chainer.ChainList):
     """A sequence of links that can be run whole or in part.
 
     Args:
-        weight: See the attribute.
+        weight: see the attribute.
 
     Attributes:
-        weight: Weight of this net's loss in the joint loss, read at every step.
-        starti: In an exit's net, index of the first link of its stage: the stage is ``net[starti:endi]``.
-        endi: In an exit's net, index of the first of the exit's own links, ``net[endi:]``.
+        weight: weight of this net's loss in the joint loss, read at every step.
+        starti: in an exit's net, index of the first link of its stage: the stage is ``net[starti:endi]``.
+        endi: in an exit's net, index of the first of the exit's own links, ``net[endi:]``.
     """
 
     def __init__(self, weight: float = 1.0) -> None:
@@ -140,15 +140,15 @@ class Net(chainer.ChainList):
 
         Args:
             x: Variable or array (B, ...).
-            test: Whether to run in testing mode, whatever Chainer's mode is.
-            starti: Index of the first link.
-            endi: Index after the last link; None: to the end.
+            test: whether to run in testing mode, whatever Chainer's mode is.
+            starti: index of the first link.
+            endi: index after the last link; None: to the end.
 
         Returns:
             The output, a Variable (B, ...); x itself if there are no links.
 
         Raises:
-            ValueError: A link cannot take its input.
+            ValueError: a link cannot take its input.
         """
         with chainer.using_config('train', chainer.config.train and not test):
             for i, link in enumerate(self[starti:endi], starti):
@@ -162,9 +162,9 @@ class Net(chainer.ChainList):
 
         Args:
             x: Variable or array (B, ...).
-            t: Labels (B,).
-            starti: Index of the first link.
-            endi: Index after the last link; None: to the end.
+            t: labels (B,).
+            starti: index of the first link.
+            endi: index after the last link; None: to the end.
 
         Returns:
             (softmax cross entropy, accuracy), Variables ().
@@ -195,7 +195,7 @@ class X(chainer.ChainList):
     Where f changes the shape, x goes through ResBlock's shortcut.
 
     Args:
-        links: The links of f.
+        links: the links of f.
     """
 
     def __init__(self, links: Sequence[chainer.Link]) -> None:
@@ -219,7 +219,7 @@ def shortcut(x: Any, shape: tuple[int, ...]) -> Any:
 
     Args:
         x: Variable or array (B, C, H, W).
-        shape: Shape of the block's output: (B, C', H, W) or (B, C', H', W'), where H' is half of H, rounded up.
+        shape: shape of the block's output: (B, C', H, W) or (B, C', H', W'), where H' is half of H, rounded up.
 
     Returns:
         A Variable of this shape; x itself where it fits.

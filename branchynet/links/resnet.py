@@ -35,9 +35,9 @@ class ResBlock(chainer.Chain):
     repeat a block in this way; within a copied net it is copied with its weights.
 
     Args:
-        in_size: Channels of the input.
-        out_size: Channels of the output.
-        stride: Stride of the first convolution.
+        in_size: channels of the input.
+        out_size: channels of the output.
+        stride: stride of the first convolution.
     """
 
     def __init__(self, in_size: int, out_size: int, stride: int = 1) -> None:
@@ -78,10 +78,10 @@ class BottleNeckA(chainer.Chain):
     """A bottleneck block: 1x1 (strided), 3x3 and 1x1 convolutions with BN, plus a 1x1 convolution of the input.
 
     Args:
-        in_size: Channels of the input.
-        ch: Channels between the convolutions.
-        out_size: Channels of the output.
-        stride: Stride of the first convolution and of that of the input.
+        in_size: channels of the input.
+        ch: channels between the convolutions.
+        out_size: channels of the output.
+        stride: stride of the first convolution and of that of the input.
     """
 
     def __init__(self, in_size: int, ch: int, out_size: int, stride: int = 2) -> None:
@@ -108,8 +108,8 @@ class BottleNeckB(chainer.Chain):
     """A bottleneck block: 1x1, 3x3 and 1x1 convolutions with BN, plus the input.
 
     Args:
-        in_size: Channels of the input and the output.
-        ch: Channels between the convolutions.
+        in_size: channels of the input and the output.
+        ch: channels between the convolutions.
     """
 
     def __init__(self, in_size: int, ch: int) -> None:
@@ -134,11 +134,11 @@ class Block(chainer.ChainList):
     """A BottleNeckA followed by ``layer - 1`` BottleNeckB.
 
     Args:
-        layer: Number of bottlenecks.
-        in_size: Channels of the input.
-        ch: Channels between the convolutions.
-        out_size: Channels of the output.
-        stride: Stride of the first bottleneck.
+        layer: number of bottlenecks.
+        in_size: channels of the input.
+        ch: channels between the convolutions.
+        out_size: channels of the output.
+        stride: stride of the first bottleneck.
     """
 
     def __init__(self, layer: int, in_size: int, ch: int, out_size: int, stride: int = 2) -> None:

@@ -21,13 +21,13 @@ class SparseLinear(chainer.Link):
     not time.
 
     Args:
-        in_size: Numbers of a sample before.
-        out_size: Numbers of a sample after.
-        sparseness: Share of the weights that are always zero, in [0, 1). At least one weight is kept; the kept ones
+        in_size: numbers of a sample before.
+        out_size: numbers of a sample after.
+        sparseness: share of the weights that are always zero, in [0, 1). At least one weight is kept; the kept ones
             are drawn from numpy.random.
-        nobias: Whether to leave out ``b``.
-        initialW: Initial values of the dense matrix (out_size, in_size), as for L.Linear.
-        initial_bias: Initial values of ``b``, as for L.Linear.
+        nobias: whether to leave out ``b``.
+        initialW: initial values of the dense matrix (out_size, in_size), as for L.Linear.
+        initial_bias: initial values of ``b``, as for L.Linear.
 
     Attributes:
         W: Parameter (nnz,), row by row; LeCunNormal at first.
@@ -36,7 +36,7 @@ class SparseLinear(chainer.Link):
         indptr: int32 (out_size + 1,), row r's weights are ``W[indptr[r]:indptr[r + 1]]``.
 
     Raises:
-        ValueError: The sparseness is outside [0, 1).
+        ValueError: the sparseness is outside [0, 1).
     """
 
     def __init__(
@@ -78,14 +78,14 @@ def draw_kept(size: int, sparseness: float) -> numpy.ndarray:
     """Draws from numpy.random the weights that are kept.
 
     Args:
-        size: Number of weights.
-        sparseness: Share of them that is dropped, in [0, 1).
+        size: number of weights.
+        sparseness: share of them that is dropped, in [0, 1).
 
     Returns:
         int64 array, ascending positions of the weights that are kept, at least one.
 
     Raises:
-        ValueError: The sparseness is outside [0, 1).
+        ValueError: the sparseness is outside [0, 1).
     """
     if not 0 <= sparseness < 1:
         raise ValueError(f'sparseness is {sparseness}: it must be at least 0 and less than 1')
