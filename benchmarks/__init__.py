@@ -16,7 +16,7 @@ class Benchmark(NamedTuple):
     """A benchmark: the module of its name has a function ``main(argv)``, which returns the exit status.
 
     Attributes:
-        summary: what it compares, for a list.
+        summary: its subject, for a list.
         minutes: duration of all of it on 2 idle cores.
         needs: modules that the package itself does not need.
     """
@@ -40,7 +40,7 @@ BENCHMARKS = {
     'scaling': Benchmark('joint training on one rank and on several, strong and weak', 5, ()),
     'scaling_model': Benchmark('a model of training on 1 to 256 workers, checked against measured points', 1, ()),
     'soak': Benchmark('one compiled net under load of threads and forked processes', 10, ()),
-    'determinism': Benchmark('what the bits of profile portable cost in training', 2, ()),
+    'determinism': Benchmark('the cost of the bits of profile portable in training', 2, ()),
 }
 
 

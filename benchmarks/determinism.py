@@ -1,7 +1,7 @@
-"""What the bits of profile portable cost: its joint training step beside that of profile fast.
+"""The cost of the bits of profile portable: its joint training step beside that of profile fast.
 
 Two processes, one of each profile, take turns; a ratio is the median of the pairs' ratios. About 2 minutes on
-2 cores. Also measured: what a checkpoint costs, and how seldom it is therefore written within an epoch. Writes
+2 cores. Also measured: the cost of a checkpoint, and how seldom it is therefore written within an epoch. Writes
 determinism.json.
 """
 
@@ -91,7 +91,7 @@ def pool(profile: str) -> ProcessPoolExecutor:
 
 
 def time_network(network: str, rounds: int) -> dict[str, Any]:
-    """What was measured of a network: seconds of a step per profile and round, seconds and bytes of a checkpoint."""
+    """The measurements of a network: seconds of a step per profile and round, seconds and bytes of a checkpoint."""
     pools = {profile: pool(profile) for profile in determinism.PROFILES}
     for profile, executor in pools.items():
         assert executor.submit(prepare, network).result() == profile

@@ -40,7 +40,7 @@ class _Layers(chainer.LinkHook):
 
 
 def describe(link: Any, shape: Shape) -> str:
-    """What a layer does to which samples, in short."""
+    """A layer and its samples, in short."""
     size = 'x'.join(map(str, shape))
     if isinstance(link, branchynet.FL):
         return f'{link.fn.__name__} {",".join(map(str, link.args))} {size}'

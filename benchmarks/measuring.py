@@ -30,7 +30,7 @@ class Row(NamedTuple):
 
     Attributes:
         network: or layer.
-        task: what was done, or 'memory'.
+        task: the work that was timed, or 'memory'.
         batch: images.
         threads: of every contender.
         contender: who did it.

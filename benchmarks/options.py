@@ -1,4 +1,4 @@
-"""What the command lines of all benchmarks have in common."""
+"""The options that the command lines of all benchmarks share."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def print_result(args: argparse.Namespace, measure: Callable[[argparse.Namespace
         measure: prints as it measures, writes files into args.out, and returns a JSON-ready dict.
 
     Returns:
-        What ``measure`` returned.
+        The result of ``measure``.
     """
     os.makedirs(args.out, exist_ok=True)
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():

@@ -48,7 +48,7 @@ class Gpu(NamedTuple):
 
 
 class Link(NamedTuple):
-    """What connects workers.
+    """A connection of workers.
 
     Attributes:
         bandwidth: bytes per second in each direction.
@@ -107,7 +107,7 @@ def message_seconds(count: int, workers: int, link: Link) -> float:
     Args:
         count: bytes.
         workers: their number.
-        link: what connects each with the next.
+        link: the connection of each with the next.
     """
     return 2 * (workers - 1) / workers * count / link.bandwidth + 2 * (workers - 1) * link.latency
 
@@ -133,7 +133,7 @@ def _links(gpu: Gpu) -> dict[str, Link]:
 
 
 def loads_table(loads: dict[str, Load]) -> Table:
-    """What a step computes and sends, and the time of each part on each GPU and link alone."""
+    """The work and the messages of a step, and the time of each part on each GPU and link alone."""
     head = ['Network', 'Batch', 'Multiply-adds per image', 'Message (bytes)']
     head += [f'Compute, {name} (ms)' for name in GPUS]
     head += [f'Message, 8 at {name} (ms)' for name in ETHERNET]

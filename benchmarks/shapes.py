@@ -36,7 +36,7 @@ class Layer(NamedTuple):
     """A layer that is timed.
 
     Attributes:
-        name: what the figure calls it.
+        name: its name in the figure.
         function: of x and, where there are weights, w.
         x: shape of its input.
         w: shape of its weights, or None.

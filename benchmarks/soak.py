@@ -45,7 +45,7 @@ _BINS = 1200  # from a microsecond up to hours
 
 
 class Task(NamedTuple):
-    """What is classified over and over.
+    """A net and samples that are classified over and over.
 
     Attributes:
         net: which threads and processes share.
@@ -94,7 +94,7 @@ def classify(task: Task, seed: int, until: float, between: Callable[[], Any] = l
     """Classifies random batches of images that follow one another.
 
     Args:
-        task: what is classified.
+        task: the net and its samples.
         seed: of sizes and places. The logarithm of a size is uniform, so that small batches and large ones are common.
         until: the end, as of time.monotonic.
         between: called after every batch.
@@ -153,7 +153,7 @@ def soak(task: Task, seconds: float) -> dict[str, Any]:
     """Puts a Compiled under load, in this process and in forked ones.
 
     Args:
-        task: what is classified.
+        task: the net and its samples.
         seconds: duration.
 
     Returns:
@@ -232,7 +232,7 @@ def latencies(counts: np.ndarray) -> dict[str, dict[str, float]]:
 
 
 def verdict(measured: dict[str, Any]) -> list[str]:
-    """What is wrong with a measurement, in words; nothing if all is well."""
+    """The faults of a measurement, in words; nothing if all is well."""
     wrong = [f'{measured["different"]} answers differ from those of one thread'] * bool(measured['different'])
     growth = max(process['growth_percent'] for process in measured['memory'])
     return wrong + [f'the memory of a process grew by {growth:.1f} %: expected {GROWTH} % at most'] * (growth > GROWTH)

@@ -37,7 +37,7 @@ CLOCKS = 'whole', 'released'
 
 
 class Target(NamedTuple):
-    """What a setting of thresholds must fulfil; at least one field is set.
+    """The conditions that a setting of thresholds must fulfil; at least one field is set.
 
     With an accuracy target the cheapest such setting is the answer, otherwise the most accurate. It is the cheapest by
     multiply-adds if only these are limited, otherwise by seconds.
@@ -73,7 +73,7 @@ class Macs(NamedTuple):
 
 @define(kw_only=True)
 class Judgement:
-    """What a setting does on N samples, beside the baseline.
+    """The effect of a setting on N samples, beside the baseline.
 
     Attributes:
         samples: N.
@@ -208,7 +208,7 @@ def choose(
 
     Args:
         recorded: an ExitRecord of N held-out samples.
-        target: what the setting must fulfil.
+        target: the conditions that the setting must fulfil.
         baseline: whether the baseline is right, bool (N,); None: the final exit is the baseline.
         macs: of the network; needed for a target of multiply-adds.
         guarantee: None, or a probability such as 0.95, for a target of accuracy.
@@ -294,7 +294,7 @@ class _Space:
         self._key = recorded.key[:-1, order]  # (E - 1, N)
         seconds = np.cumsum(getattr(recorded, target.clock), axis=0)
         exit_macs = np.zeros(exits) if macs is None else np.array(macs.exits, float)
-        # (E, 4, N): what a sample adds to the _Totals if it leaves at an exit.
+        # (E, 4, N): the amounts that a sample adds to the _Totals if it leaves at an exit.
         self._added = np.array(
             [
                 [
@@ -564,7 +564,7 @@ def loss_bound(lost: int, gained: int, samples: int, error: float) -> float:
 
 
 def judge(recorded: ExitRecord, thresholds: Setting, baseline: Any = None, macs: Macs | None = None) -> Judgement:
-    """What a setting does on the samples of a record, such as those of a test set.
+    """The effect of a setting on the samples of a record, such as those of a test set.
 
     Args:
         recorded: an ExitRecord of N samples.
@@ -646,7 +646,7 @@ def check_target(target: Target, exits: int, guarantee: float | None = None) -> 
     """Checks a target by itself, before the time of a record is spent.
 
     Args:
-        target: what the thresholds are to fulfil.
+        target: the conditions that the thresholds must fulfil.
         exits: number of the net's exits.
         guarantee: as in `choose`.
 

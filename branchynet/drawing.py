@@ -1,4 +1,4 @@
-"""What all figures have in common: colours, style, the file that they are saved to, legends and axes in percent."""
+"""The common parts of all figures: colours, style, the file that they are saved to, legends and axes in percent."""
 
 from __future__ import annotations
 

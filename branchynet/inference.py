@@ -477,7 +477,7 @@ class Compiled:
 def tally(
     label: np.ndarray, exit: np.ndarray, t: Optional[np.ndarray], exits: int
 ) -> tuple[float, list[float], list[int]]:
-    """What `test` returns but for the time.
+    """The results of `test` without the time.
 
     Args:
         label: int (N,), the answers.

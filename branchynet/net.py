@@ -107,7 +107,7 @@ class BranchyNet(chainer.Chain):
         forwardMain: None; with any other value, main's loss replaces the last exit's in training the trunk.
         temperatures: None, or a number above 0 for every exit, the last one included. Softmax and entropy are those
             of the logits divided by it (`calibration.fit_temperatures`); the losses do not change.
-        frozen: what `freeze` has frozen: 'trunk' and numbers of exits.
+        frozen: the frozen parts: 'trunk' and numbers of exits.
 
     Raises:
         TypeError: the network holds something that is not a link, or a setting is not a number.

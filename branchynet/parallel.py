@@ -293,7 +293,7 @@ def average_in_one_pass(arrays: list[Array], comm: Any) -> None:
 
 
 def message(net: BranchyNet) -> list[Array]:
-    """What a step makes different on the ranks: gradients, and the running statistics of local batch normalisation.
+    """The numbers that differ among the ranks after a step: gradients, and the running statistics of local BN.
 
     Args:
         net: the net, after a backward pass.

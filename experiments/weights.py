@@ -68,7 +68,7 @@ class Weights(NamedTuple):
         experiment: that defines the network.
         net: with the weights.
         baseline: a net whose main is the network before joint training; None if its file is missing.
-        trained: what the training saw; None if that is unknown.
+        trained: the record of the training; None if there is none.
     """
 
     path: str
@@ -192,7 +192,7 @@ def hold_out(trained: Trained | None, y: np.ndarray, samples: int, seed: int) ->
 
 @define(kw_only=True)
 class Calibrated:
-    """Thresholds that were chosen on held-out images: what `branchynet calibrate` writes.
+    """Thresholds that were chosen on held-out images: the output of `branchynet calibrate`.
 
     Attributes:
         network: the experiment that defines it.
@@ -205,8 +205,8 @@ class Calibrated:
         guarantee: the probability with which the loss of accuracy is below the target; None: nothing is guaranteed.
         baseline: 'main', before joint training, or 'final exit', where its weights are missing.
         held_out_seen: how many of the held-out images the training saw; None: unknown.
-        held_out: what the thresholds do on the images that they were chosen on.
-        test: what they do on the test set.
+        held_out: the effect of the thresholds on the images that they were chosen on.
+        test: their effect on the test set.
         calibration_error_before: of each exit, on the test set, without temperatures; None: none were fitted.
         calibration_error: the same with the temperatures.
     """

@@ -98,7 +98,7 @@ _LOCALS = chainer._thread_local, chainer.config._local
 
 
 def _state() -> list[dict[str, Any]]:
-    """What _LOCALS hold in this thread."""
+    """The contents of _LOCALS in this thread."""
     return [dict(vars(local)) for local in _LOCALS]
 
 

@@ -151,7 +151,7 @@ def _check_nothing_passes(calls: list[_Call], place: int, end: Any, inputs: set)
     Args:
         calls: all calls.
         place: that of the call.
-        end: what is computed.
+        end: the value to compute.
         inputs: the nodes of the chain's input.
     """
     passing = _way_around(end, calls[place].output, inputs)

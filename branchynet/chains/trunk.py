@@ -66,7 +66,7 @@ class Trunk(chainer.Chain):
         return Pass(run, {id(find(self.chain, path)): path for path in stops})
 
     def call(self, x: Any) -> Any:
-        """What the chain's forward gives for x (B, ...).
+        """The output of the chain's forward for x (B, ...).
 
         Raises:
             ValueError: Chainer finds that shapes or dtypes do not fit.

@@ -519,7 +519,7 @@ class _Writer:
 
 
 class _Body(NamedTuple):
-    """The inside of a function: what it needs to compute nodes."""
+    """The inside of a function that computes nodes."""
 
     emit: Emitter
     memory: ir.Value

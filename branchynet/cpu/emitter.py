@@ -36,7 +36,7 @@ class Emitter:
 
     Attributes:
         builder: llvmlite's IRBuilder of the function that is being written; None between functions.
-        constants: what the functions read.
+        constants: the numbers that the functions read.
     """
 
     def __init__(self) -> None:

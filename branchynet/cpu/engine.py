@@ -1,4 +1,4 @@
-"""The engines of ``inference.Compiled``: what Cascade (machine code) and Chain (stage by stage) have in common."""
+"""The base of ``inference.Compiled``'s engines, Cascade (machine code) and Chain (stage by stage)."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Node:
         kind: 'input', 'convolution', 'linear', 'pooling', 'relu', 'normalization', 'scaling', 'copy' or 'shortcut'.
         inputs: nodes. shape: (C, H, W); (C, 1, 1) of vectors.
         relu: whether negative values are replaced by 0 at the end.
-        arguments: what else the kind needs.
+        arguments: further numbers that the kind needs.
     """
 
     def __init__(self, kind: str, inputs: Sequence[Node], shape: tuple[int, int, int], **arguments: Any) -> None:
@@ -58,7 +58,7 @@ class Node:
 
 
 class Graph:
-    """Operations, each made once: what an exit shares with the stage behind it is computed once."""
+    """Operations, each made once: those that an exit shares with the stage behind it are computed once."""
 
     def __init__(self) -> None:
         self._nodes: dict[Any, Node] = {}

@@ -77,12 +77,12 @@ class Loop(NamedTuple):
 
 
 class _Program(NamedTuple):
-    """What machine code runs, in one thread at a time.
+    """A program for the machine code, in one thread at a time.
 
     Attributes:
         address: of its numbers, which _machine_code describes.
         scratch: the bytes of the scratch memory that it uses, by slot.
-        used: what lies at the addresses that it has.
+        used: the objects at the addresses that it has.
     """
 
     address: int

@@ -66,7 +66,7 @@ class _Memory:
 
 
 class _Lease:
-    """What an array of NumPy's keeps alive as long as anything looks at its memory.
+    """The owner of an array's memory, which the array keeps alive as long as anything looks at it.
 
     Args:
         memory: the memory.

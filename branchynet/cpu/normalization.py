@@ -307,8 +307,8 @@ def scale_and_shift(
     Args:
         x: images (B, C, H, W), float32, C-contiguous or channels last.
         scale: factor of every channel (C,).
-        shift: what is added to every channel (C,).
-        mean: what is subtracted from every channel (C,).
+        shift: the number added to every channel (C,).
+        mean: the number subtracted from every channel (C,).
         masks: where given, ReLU follows and fills these.
     """
     y = empty_like(x)

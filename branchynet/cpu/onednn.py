@@ -217,7 +217,7 @@ def create_descriptor(name: str, *arguments: Any, attribute: Optional[c_void_p] 
     Args:
         name: of the C function dnnl_<name>_primitive_desc_create.
         arguments: its own, after the engine.
-        attribute: what ``attribute`` made; None: nothing follows.
+        attribute: made by ``attribute``; None: nothing follows.
     """
     descriptor = _null('primitive_desc')
     library().call(
@@ -300,7 +300,7 @@ class Primitive:
     """A primitive for blocks of one shape; any thread may call it.
 
     Args:
-        descriptor: what create_descriptor returned.
+        descriptor: made by create_descriptor.
         formats: memory descriptor of every argument, as the caller has it; None: as the primitive does.
             An argument that the primitive wants in another layout is reordered on the way in or out,
             but for weights, which ``pack`` reorders once for many blocks.
@@ -378,7 +378,7 @@ class Primitive:
             raise RuntimeError('oneDNN: primitive_execute failed')
 
     def calls(self) -> Calls:
-        """What machine code needs to make the calls of ``__call__``, block after block."""
+        """The numbers with which machine code makes the calls of ``__call__``, block after block."""
         kinds = tuple(self.sizes)
         places = {kind: i for i, kind in enumerate(kinds)}
         inner, before, after = dict(places), [], []

@@ -90,7 +90,7 @@ class _Order:
 
     @property
     def results(self) -> int:
-        """What the calls returned, or-ed."""
+        """The results of the calls, or-ed."""
         return self._numbers[_RESULTS]
 
 
@@ -169,7 +169,7 @@ def _has_semaphores() -> bool:
 
 @functools.cache
 def _codes() -> dict[str, Function]:
-    """What threads do, in machine code.
+    """The work of the threads, in machine code.
 
     'share' and 'lead' take the address of an order: the address of the function, that of the first frame, the bytes
     from frame to frame, how many frames there are and how many are taken, the results, how many members have finished,

@@ -24,7 +24,7 @@ _count: Optional[int] = None
 
 
 def num_threads() -> int:
-    """How many threads share the work: what was set, else BRANCHYNET_NUM_THREADS, else the usable cores."""
+    """How many threads share the work: the number that was set, else BRANCHYNET_NUM_THREADS, else the usable cores."""
     if _count is not None:
         return _count
     given = os.environ.get(_VARIABLE)
@@ -71,7 +71,7 @@ def run(
         around: makes the context in which a thread does its share.
 
     Raises:
-        BaseException: what the first task to fail raised, once no thread works on any task.
+        BaseException: the error of the first task to fail, once no thread works on any task.
     """
     share = workers(count)
     if share <= 1:

@@ -115,7 +115,7 @@ def convert(old: Path, new: Path, force: bool = False) -> dict[str, Any]:
         force: whether to replace files that exist.
 
     Returns:
-        What the JSON holds: ``network``, the module in ``branchynet.networks`` that builds this network, or None;
+        The content of the JSON: ``network``, the module in ``branchynet.networks`` that builds this network, or None;
         ``settings``, the arguments for its get_network; ``percentTrainExits`` and ``forwardMain``; ``weights`` of
         the exits in the joint loss; ``steps`` of main's optimiser; ``file`` and ``sha256`` of `old`.
 

@@ -468,7 +468,7 @@ class Network(Values):
 def _released_residual(
     name: str, sizes: list[tuple[int, ...]], stride: int
 ) -> tuple[list[tuple[int, ...]], Callable[[], chainer.Chain]]:
-    """What the released block of such sizes is like.
+    """The form of the released block of such sizes.
 
     Args:
         name: of its class.

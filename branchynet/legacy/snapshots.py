@@ -25,8 +25,8 @@ def load_snapshot(path: Path, link: chainer.Link) -> None:
     as they are (see docs/from-chainer-1.md).
 
     Args:
-        path: what ``save_npz`` or ``save_hdf5`` wrote (HDF5 needs the package h5py), of such a link or of whatever
-            held one: an optimiser's target, a Classifier, a Trainer.
+        path: of a file by ``save_npz`` or ``save_hdf5`` (HDF5 needs the package h5py), of such a link or of an object
+            that held one: an optimiser's target, a Classifier, a Trainer.
         link: a network of the same structure. It changes only if the whole file fits it.
 
     Raises:
