@@ -85,14 +85,14 @@ class Comparison(NamedTuple):
         Returns:
             The record of the training.
         """
-        run, preset = (self.name, part, seed), self._preset(part, self.presets[setup.preset])
+        run_id, preset = (self.name, part, seed), self._preset(part, self.presets[setup.preset])
         get_network = partial(self.parts[part].get_network, variant=setup.variant)
-        training = runs.begin(run, get_network, preset, data, setup)
+        training = runs.begin(run_id, get_network, preset, data, setup)
         with cpu.fast():
             for phase in 'main', 'joint':
                 training.train(phase)
         record = training.record
-        record.weights_sha256 = training.save_weights(training.net, runs.weights_path(setup.out, *run))
+        record.weights_sha256 = training.save_weights(training.net, runs.weights_path(setup.out, *run_id))
         return record
 
     def measure(

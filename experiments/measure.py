@@ -60,25 +60,26 @@ def measure(folder: str, out: str | None, device: Any) -> int:
     if not os.path.exists(results.path_of(folder)) and unfinished.has(folder):
         if out is None or (os.path.exists(out) and os.path.samefile(folder, out)):
             raise ValueError(f'{folder} holds an unfinished training: name another folder with --out')
-        return unfinished.measure(folder, out, device)
-    found = conversion.read(folder)
+        unfinished.measure(folder, out, device)
+        return 0
+    recorded = conversion.read(folder)
     target = folder if out is None else out
-    data = _data(found, folder)
+    data = _data(recorded, folder)
     with files.lock(target):
         if not os.path.samefile(folder, target):
-            results.check_replaces(target, _trainings(found))
-            _copy_weights(found, folder, target)
-        again = _measured_again(found, data, target, device)
-        different = list(_differences(found, again))
+            results.check_replaces(target, _trainings(recorded))
+            _copy_weights(recorded, folder, target)
+        measured = _measured_again(recorded, data, target, device)
+        different = list(_differences(recorded, measured))
         for line in different:
             print(f'{folder}: {line}', file=sys.stderr)
         if different and out is None:
             print(f'{folder} stays as it is: name another folder with --out to keep this measurement', file=sys.stderr)
             return 1
-        results.write(target, again)
-        reproduce.write(again, target)
+        results.write(target, measured)
+        reproduce.write(measured, target)
     print(
-        f'{report.tables(again)}\n{folder}: accuracies and exits '
+        f'{report.tables(measured)}\n{folder}: accuracies and exits '
         f'{"differ" if different else "are identical"}; written to {target}'
     )
     return int(bool(different))
@@ -114,11 +115,11 @@ def committed(root: str, out: str, device: Any) -> int:
         target = os.path.join(out, os.path.basename(folder))
         missing = _weights_not_kept(folder)
         if missing:
-            found = _write_again(folder, target)
-            commands = "' and '".join(_commands(found))
+            recorded = _write_again(folder, target)
+            commands = "' and '".join(_commands(recorded))
             print(
                 f'{folder}: {missing[0]} was not kept; tables and figures were made from results.json and written '
-                f"to {target}; '{commands}' trains the weights again{_epochs_more(found)}"
+                f"to {target}; '{commands}' trains the weights again{_epochs_more(recorded)}"
             )
             continue
         try:
@@ -135,35 +136,35 @@ def committed(root: str, out: str, device: Any) -> int:
 
 def _write_again(folder: str, target: str) -> results.Results:
     """Writes to another folder everything that follows from a folder's results.json; returns the results."""
-    found = conversion.read(folder)
+    recorded = conversion.read(folder)
     with files.lock(target):
-        results.check_replaces(target, _trainings(found))
-        results.write(target, found)
-        reproduce.write(found, target)
-    return found
+        results.check_replaces(target, _trainings(recorded))
+        results.write(target, recorded)
+        reproduce.write(recorded, target)
+    return recorded
 
 
-def _trainings(found: results.Results) -> dict[tuple[str, str, int], results.Training | None]:
+def _trainings(recorded: results.Results) -> dict[tuple[str, str, int], results.Training | None]:
     """The training of every run, by experiment, part and seed."""
-    return {(name, run.part, run.seed): run.training for name, run in found.named_runs()}
+    return {(name, run.part, run.seed): run.training for name, run in recorded.named_runs()}
 
 
-def _commands(found: results.Results) -> list[str]:
+def _commands(recorded: results.Results) -> list[str]:
     """The commands that make results again, with their weights, in their default folder: one for consecutive seeds."""
-    words = ['./get_results.sh', '--only', ','.join(found.experiments), '--preset', found.preset]
-    if found.variant != VARIANTS[0]:
-        words += ['--variant', found.variant]
-    seeds = sorted({run.seed for _, run in found.named_runs()})
+    words = ['./get_results.sh', '--only', ','.join(recorded.experiments), '--preset', recorded.preset]
+    if recorded.variant != VARIANTS[0]:
+        words += ['--variant', recorded.variant]
+    seeds = sorted({run.seed for _, run in recorded.named_runs()})
     firsts = [seed for seed in seeds if seed - 1 not in seeds]
     lasts = [seed for seed in seeds if seed + 1 not in seeds]
     options = [[] if first == last == 0 else ['--seeds', f'{first}-{last}'] for first, last in zip(firsts, lasts)]
     return [' '.join(words + option) for option in options]
 
 
-def _epochs_more(found: results.Results) -> str:
+def _epochs_more(recorded: results.Results) -> str:
     """The further work of an unfinished training's command; '' if all trainings have ended."""
-    for name, seeds in found.experiments.items():
-        short = claims.unfinished(name, seeds, found.preset)
+    for name, seeds in recorded.experiments.items():
+        short = claims.unfinished(name, seeds, recorded.preset)
         if short is not None:
             training, preset = short
             return f', and goes on to {preset.joint_epochs} joint epochs; these are {training.joint_epochs}'
@@ -177,25 +178,25 @@ def _weights_not_kept(folder: str) -> list[str]:
         OSError: a file that the manifest lists is missing or has another SHA-256.
     """
     listed = verify.read(folder).sha256
-    found = conversion.read(folder)
-    wanted = [path for name, run in _trained(found) for path in _weights_to_measure(name, run, folder)]
+    recorded = conversion.read(folder)
+    wanted = [path for name, run in _trained(recorded) for path in _weights_to_measure(name, run, folder)]
     return [name for name in map(os.path.basename, wanted) if name not in listed]
 
 
 def _weights_to_measure(name: str, run: Any, folder: str) -> list[str]:
     """The paths of the weights that a measurement of a run needs."""
-    which = folder, name, run.part, run.seed
-    main = [runs.main_weights_path(*which)] if isinstance(run, results.NetworkRun) else []
-    return [runs.weights_path(*which), *main]
+    where = folder, name, run.part, run.seed
+    main = [runs.main_weights_path(*where)] if isinstance(run, results.NetworkRun) else []
+    return [runs.weights_path(*where), *main]
 
 
-def _copy_weights(found: results.Results, folder: str, target: str) -> None:
-    for name, run in found.named_runs():
+def _copy_weights(recorded: results.Results, folder: str, target: str) -> None:
+    for name, run in recorded.named_runs():
         for path in reproduce.kept_weights(name, run, folder):
             shutil.copyfile(path, os.path.join(target, os.path.basename(path)))
 
 
-def _data(found: results.Results, folder: str) -> dict[str, runs.Data]:
+def _data(recorded: results.Results, folder: str) -> dict[str, runs.Data]:
     """The data of all trainings, by its SHA-256.
 
     Raises:
@@ -203,7 +204,7 @@ def _data(found: results.Results, folder: str) -> dict[str, runs.Data]:
         ValueError: the folder has no run that trained weights, or was trained on other data.
     """
     data: dict[str, runs.Data] = {}
-    for name, run in _trained(found):
+    for name, run in _trained(recorded):
         if run.training.data_sha256 not in data:
             try:
                 got = runs.data_of(get_experiment(name), run.training, run.measurement.test_samples)
@@ -215,15 +216,15 @@ def _data(found: results.Results, folder: str) -> dict[str, runs.Data]:
     return data
 
 
-def _trained(found: results.Results) -> list[tuple[str, Any]]:
+def _trained(recorded: results.Results) -> list[tuple[str, Any]]:
     """Name and run of all runs but those of figure6, which trains nothing."""
-    return [(name, run) for name, run in found.named_runs() if run.training]
+    return [(name, run) for name, run in recorded.named_runs() if run.training]
 
 
-def _measured_again(found: results.Results, data: dict[str, runs.Data], folder: str, device: Any) -> results.Results:
+def _measured_again(recorded: results.Results, data: dict[str, runs.Data], folder: str, device: Any) -> results.Results:
     """The results with new measurements of all trained runs; the others stay."""
-    setup = runs.Setup(found.preset, found.variant, device, folder, False)
-    _check_weights(_trained(found), folder)
+    setup = runs.Setup(recorded.preset, recorded.variant, device, folder, False)
+    _check_weights(_trained(recorded), folder)
 
     def again(name: str, run: Any) -> Any:
         if run.training is None:
@@ -233,8 +234,8 @@ def _measured_again(found: results.Results, data: dict[str, runs.Data], folder: 
         measurement = get_experiment(name).measure(run.part, run.seed, run.training, its_data, setup)
         return attrs.evolve(run, measurement=measurement)
 
-    experiments = {name: [again(name, run) for run in seeds] for name, seeds in found.experiments.items()}
-    return attrs.evolve(found, experiments=experiments)
+    experiments = {name: [again(name, run) for run in seeds] for name, seeds in recorded.experiments.items()}
+    return attrs.evolve(recorded, experiments=experiments)
 
 
 def _check_weights(trained: list[tuple[str, Any]], folder: str) -> None:

@@ -89,19 +89,19 @@ class NetworkExperiment(NamedTuple):
         Returns:
             The record of the training.
         """
-        run, preset = (self.name, part, seed), self.presets[setup.preset]
-        training = runs.begin(run, partial(self.get_network, variant=setup.variant), preset, data, setup)
+        run_id, preset = (self.name, part, seed), self.presets[setup.preset]
+        training = runs.begin(run_id, partial(self.get_network, variant=setup.variant), preset, data, setup)
         record = training.record
         with cpu.fast():
             training.train('main')
             if record.main_weights_sha256 is None:
                 # The paper's baseline is the network before joint training, which changes the trunk that main shares.
                 record.main_weights_sha256 = training.save_weights(
-                    training.net.main, runs.main_weights_path(setup.out, *run)
+                    training.net.main, runs.main_weights_path(setup.out, *run_id)
                 )
                 training.save()
             training.train('joint')
-            record.weights_sha256 = training.save_weights(training.net, runs.weights_path(setup.out, *run))
+            record.weights_sha256 = training.save_weights(training.net, runs.weights_path(setup.out, *run_id))
         return record
 
     def measure(
@@ -122,10 +122,10 @@ class NetworkExperiment(NamedTuple):
         Raises:
             OSError: weights are missing, or are not those of the training.
         """
-        run, (_, _, x, t) = (self.name, part, seed), data
+        run_id, (_, _, x, t) = (self.name, part, seed), data
         baseline, net = (self.get_network(variant=training.variant) for _ in range(2))
-        runs.load_weights(baseline.main, runs.main_weights_path(setup.out, *run), training.main_weights_sha256)
-        runs.load_weights(net, runs.weights_path(setup.out, *run), training.weights_sha256)
+        runs.load_weights(baseline.main, runs.main_weights_path(setup.out, *run_id), training.main_weights_sha256)
+        runs.load_weights(net, runs.weights_path(setup.out, *run_id), training.weights_sha256)
         for one in baseline, net:
             one.to_device(setup.device)
         with cpu.fast():

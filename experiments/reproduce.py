@@ -51,7 +51,7 @@ def _reproduce(
 ) -> int:
     """Runs experiments in a folder that is locked; returns the exit status."""
     results = _earlier(setup)
-    todo = [which for experiment, _ in ready for which in _todo(experiment, seeds, setup, results)]
+    todo = [run_id for experiment, _ in ready for run_id in _todo(experiment, seeds, setup, results)]
     for name in {experiment.name for experiment, _ in ready} & results.experiments.keys():
         stay = [run for run in results.experiments[name] if (name, run.part, run.seed) not in todo]
         runs.check_origin(results_file.path_of(setup.out), stay, setup)
@@ -69,7 +69,7 @@ def _reproduce(
         failed = jobs.train(_jobs(ready, todo), setup)
         setup = setup._replace(resume=True)  # from where the jobs have ended
     for experiment, data in ready:
-        mine = [which for which in todo if which[0] == experiment.name and runs.stem(*which) not in failed]
+        mine = [run_id for run_id in todo if run_id[0] == experiment.name and runs.stem(*run_id) not in failed]
         skipped += _run(experiment, mine, data, setup, results)
     failures = [f'{stem} failed: {reason}' for stem, reason in failed.items()]
     if not results.experiments:
@@ -170,12 +170,14 @@ def _todo(experiment: Any, seeds: range, setup: runs.Setup, results: Results) ->
     """
     wanted = [(experiment.name, part, seed) for seed, part in itertools.product(seeds, experiment.parts)]
     if not setup.resume:
-        for which in wanted:
-            runs.check_not_begun(setup.out, *which)
+        for run_id in wanted:
+            runs.check_not_begun(setup.out, *run_id)
         return wanted
     done = {(experiment.name, run.part, run.seed) for run in results.experiments.get(experiment.name, [])}
     # A run that is trained again has a checkpoint, and its earlier results until it is done.
-    return [which for which in wanted if which not in done or checkpoint.has(runs.checkpoint_path(setup.out, *which))]
+    return [
+        run_id for run_id in wanted if run_id not in done or checkpoint.has(runs.checkpoint_path(setup.out, *run_id))
+    ]
 
 
 def _jobs(ready: list[tuple[Any, runs.Data]], todo: list[runs.RunId]) -> list[jobs.Job]:
@@ -190,9 +192,9 @@ def _run(experiment: Any, todo: list[runs.RunId], data: runs.Data, setup: runs.S
     Returns:
         A line with the reason if the experiment cannot run; else nothing.
     """
-    for which in todo:
-        name, part, seed = which
-        print(f'{runs.stem(*which)} {"is measured " if setup.jobs > 1 else ""}...', flush=True)
+    for run_id in todo:
+        name, part, seed = run_id
+        print(f'{runs.stem(*run_id)} {"is measured " if setup.jobs > 1 else ""}...', flush=True)
         try:
             run = experiment.run(part, seed, data, setup)
         except runs.CannotRun as e:
@@ -200,7 +202,7 @@ def _run(experiment: Any, todo: list[runs.RunId], data: runs.Data, setup: runs.S
         others = [one for one in results.experiments.get(name, []) if (one.part, one.seed) != (part, seed)]
         results.experiments[name] = in_order(experiment, [*others, run])
         results_file.write(setup.out, results)
-        checkpoint.remove(runs.checkpoint_path(setup.out, *which))
+        checkpoint.remove(runs.checkpoint_path(setup.out, *run_id))
     return []
 
 
@@ -253,10 +255,10 @@ def weights_of(name: str, run: Any, out: str) -> dict[str, str]:
     """
     if run.training is None:
         return {}
-    which = out, name, run.part, run.seed
-    found = {runs.weights_path(*which): run.training.weights_sha256}
+    where = out, name, run.part, run.seed
+    found = {runs.weights_path(*where): run.training.weights_sha256}
     if run.training.main_weights_sha256 is not None:
-        found[runs.main_weights_path(*which)] = run.training.main_weights_sha256
+        found[runs.main_weights_path(*where)] = run.training.main_weights_sha256
     return found
 
 

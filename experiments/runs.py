@@ -125,31 +125,32 @@ def stem(name: str, part: str, seed: int) -> str:
     return '_'.join([name, *[part] * bool(part), f'seed{seed}'])
 
 
-def checkpoint_path(out: str, *run: Any) -> str:
-    """The path of a run's checkpoint, in folder ``out``; ``run`` is (name, part, seed)."""
-    return os.path.join(out, f'checkpoint_{stem(*run)}.npz')
+def checkpoint_path(out: str, name: str, part: str, seed: int) -> str:
+    """The path of a run's checkpoint, in folder ``out``."""
+    return os.path.join(out, f'checkpoint_{stem(name, part, seed)}.npz')
 
 
-def weights_path(out: str, *run: Any) -> str:
-    """The path of a run's final weights, in folder ``out``; ``run`` is (name, part, seed)."""
-    return os.path.join(out, f'weights_{stem(*run)}.npz')
+def weights_path(out: str, name: str, part: str, seed: int) -> str:
+    """The path of a run's final weights, in folder ``out``."""
+    return os.path.join(out, f'weights_{stem(name, part, seed)}.npz')
 
 
-def main_weights_path(out: str, *run: Any) -> str:
-    """The path of main's weights before joint training, which changes the trunk; ``run`` is (name, part, seed)."""
-    return os.path.join(out, f'weights_{stem(*run)}_main.npz')
+def main_weights_path(out: str, name: str, part: str, seed: int) -> str:
+    """The path, in folder ``out``, of main's weights before joint training, which changes the trunk."""
+    return os.path.join(out, f'weights_{stem(name, part, seed)}_main.npz')
 
 
-def check_not_begun(out: str, *run: Any) -> None:
-    """Checks that a training from the start destroys no checkpoint; ``run`` is (name, part, seed).
+def check_not_begun(out: str, name: str, part: str, seed: int) -> None:
+    """Checks that a training from the start destroys no checkpoint.
 
     Raises:
         ValueError: the folder ``out`` holds a checkpoint of this run.
     """
-    path = checkpoint_path(out, *run)
+    path = checkpoint_path(out, name, part, seed)
     if checkpoint.has(path):
         raise ValueError(
-            f'{out} holds an unfinished training of {stem(*run)}: --resume goes on with it; {checkpoint.anew(path)}'
+            f'{out} holds an unfinished training of {stem(name, part, seed)}: --resume goes on with it; '
+            f'{checkpoint.anew(path)}'
         )
 
 
@@ -176,12 +177,12 @@ def data_of(experiment: Any, training: results.Training, test_samples: int | Non
 
 
 def begin(
-    run: RunId, get_network: Callable[[], BranchyNet], preset: Preset, data: Data, setup: Setup
+    run_id: RunId, get_network: Callable[[], BranchyNet], preset: Preset, data: Data, setup: Setup
 ) -> ResumableTraining:
     """Makes a net and its training: from the start, or, if setup.resume is set, from the run's checkpoint if it exists.
 
     Args:
-        run: name of the experiment, part, seed.
+        run_id: name of the experiment, part, seed.
         get_network: makes the net.
         preset: the amount of training.
         data: cut to the preset.
@@ -196,11 +197,11 @@ def begin(
             data.
         parallel.Refused: one of these, of several ranks; or settings, data, code or libraries differ among them.
     """
-    ranks, path = setup.ranks, checkpoint_path(setup.out, *run)
+    ranks, path = setup.ranks, checkpoint_path(setup.out, *run_id)
     record = ranks.together(lambda: new_record(preset, data, setup))
     same = {**_settings(record), **_origin(record.device, record.environment)}
     ranks.check_same({name: value for name, value in same.items() if name != 'device'})  # each has a GPU of its own
-    net = ranks.together(lambda: _new_net(run, get_network, preset, data, setup))
+    net = ranks.together(lambda: _new_net(run_id[2], get_network, preset, data, setup))
     resume = setup.resume and ranks.from_first(lambda: checkpoint.has(path))
     if not resume:
         return ResumableTraining(net, data, record, path, ranks=ranks)
@@ -256,10 +257,9 @@ def check_same_training(path: str, wanted: results.Training, saved: Any) -> resu
     return found
 
 
-def _new_net(run: RunId, get_network: Callable[[], BranchyNet], preset: Preset, data: Data, setup: Setup) -> BranchyNet:
+def _new_net(seed: int, get_network: Callable[[], BranchyNet], preset: Preset, data: Data, setup: Setup) -> BranchyNet:
     """The net of a training that has not begun; for the arguments see `begin`."""
     x, t, _, _ = data
-    _, _, seed = run
     determinism.seed_generators(seed)
     net = get_network()
     checkpoint.check(net)

@@ -35,16 +35,13 @@ def has(folder: str) -> bool:
     return any(_found(folder))
 
 
-def measure(folder: str, out: str, device: Any) -> int:
+def measure(folder: str, out: str, device: Any) -> None:
     """Measures a folder's unfinished trainings, and writes results, figures and reports.
 
     Args:
         folder: where `reproduce` trains, or was stopped.
         out: the results folder to write, another one.
         device: a Chainer device.
-
-    Returns:
-        The exit status, 0.
 
     Raises:
         OSError: a checkpoint, the baseline's weights or data are missing or damaged.
@@ -71,7 +68,6 @@ def measure(folder: str, out: str, device: Any) -> int:
         reproduce.write(found, out)
     early = [f'{one.path}: no joint epoch has ended yet' for one in begun if not one.record.joint.loss]
     print(f'{report.tables(found)}\n{folder}: unfinished; written to {out}', *early, sep='\n')
-    return 0
 
 
 def _measured(begun: _Begun, folder: str, out: str, device: Any) -> results.NetworkRun:
@@ -113,8 +109,8 @@ def _restored(experiment: Any, seed: int, path: str) -> _Begun:
 
 def _with_weights(begun: _Begun, folder: str, out: str) -> results.Training:
     """The record with the hashes of both weights, which are written to the results folder."""
-    which, record = (begun.experiment.name, '', begun.seed), begun.record
-    main = runs.main_weights_path(folder, *which)
+    run_id, record = (begun.experiment.name, '', begun.seed), begun.record
+    main = runs.main_weights_path(folder, *run_id)
     runs.load_weights(begun.experiment.get_network(variant=record.variant).main, main, record.main_weights_sha256)
-    shutil.copyfile(main, runs.main_weights_path(out, *which))
-    return attrs.evolve(record, weights_sha256=runs.save_weights(begun.net, runs.weights_path(out, *which)))
+    shutil.copyfile(main, runs.main_weights_path(out, *run_id))
+    return attrs.evolve(record, weights_sha256=runs.save_weights(begun.net, runs.weights_path(out, *run_id)))
