@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from pathlib import Path
 
 import branchynet  # noqa: F401
@@ -15,6 +16,17 @@ import pytest
 WEIGHTS = str(Path(__file__).parents[1] / 'results' / 'lenet_mnist_quick')
 
 on_linux = pytest.mark.skipif(not os.path.exists('/proc/self/statm'), reason='memory is read from /proc')
+
+
+@pytest.fixture(autouse=True)
+def untraced():
+    """A forked child under coverage's tracer waits for ever for a lock that another thread held during the fork."""
+    tracer, of_threads = sys.gettrace(), getattr(threading, '_trace_hook', None)
+    sys.settrace(None)
+    threading.settrace(None)
+    yield
+    threading.settrace(of_threads)
+    sys.settrace(tracer)
 
 
 @pytest.fixture(scope='module')
