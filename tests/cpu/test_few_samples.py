@@ -101,6 +101,6 @@ def test_which_layers_it_takes(monkeypatch, set_large, samples, is_large, taken)
     run = few_samples._run
     monkeypatch.setattr(few_samples, '_run', lambda name, frames: calls.append(name) or run(name, frames))
     weights = numbers(1, 20, 84)
-    set_large(weights.nbytes - is_large)
+    set_large((weights.nbytes - is_large) // 2)
     products(numbers(0, samples, 84), weights, numbers(2, samples, 20))
     assert calls == taken
