@@ -158,7 +158,7 @@ def main() -> None:
         found = read(args.out) if os.path.exists(path) else new
         if found.experiment != args.only:
             parser.error(f'{path} is of {found.experiment}: choose another folder')
-        data = runs.cut(experiment.get_data(), preset.train_samples, preset.test_samples)
+        data = runs.cut(experiment.get_data(), preset)
         for seed in range(len(found.curves), args.seeds):
             found.curves.append(measure(experiment, seed, data, preset, LAST))
             schema.write(path, found)

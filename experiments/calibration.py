@@ -151,8 +151,7 @@ def _trained(network: str, held_out: HeldOut, out: str, device: Any) -> Run:
     experiment, seed = get_experiment(network), held_out.seed
     x, y, *test = experiment.get_data()
     kept, _ = splits.stratified(y, held_out.samples, held_out.seed)
-    preset = TRAININGS[network]
-    data = runs.cut((x[kept], y[kept], *test), preset.train_samples, preset.test_samples)
+    data = runs.cut((x[kept], y[kept], *test), TRAININGS[network])
     setup = runs.Setup(PRESET, 'code', device, out, True)
     trained = experiment._replace(presets={PRESET: TRAININGS[network]}).train('', seed, data, setup)
     return Run(network=network, seed=seed, held_out=held_out, training=trained)

@@ -171,8 +171,7 @@ def work() -> None:
 def _train(job: Job, setup: runs.Setup) -> None:
     device = chainer.get_device(setup.device)
     device.use()
-    preset = job.experiment.presets[setup.preset]
-    data = runs.cut(job.experiment.get_data(), preset.train_samples, preset.test_samples)
+    data = runs.cut(job.experiment.get_data(), job.experiment.presets[setup.preset])
     job.experiment.train(job.part, job.seed, data, setup._replace(device=device))
 
 

@@ -69,19 +69,18 @@ class Setup(NamedTuple):
     ranks: parallel.Alone = parallel.ALONE
 
 
-def cut(data: Data, train_samples: int | None, test_samples: int | None) -> Data:
-    """Keeps the first samples of each set.
+def cut(data: Data, preset: Preset) -> Data:
+    """Keeps the first samples of each set, as many as the preset names.
 
     Args:
         data: x_train (N, C, H, W), y_train (N,), x_test (M, C, H, W), y_test (M,).
-        train_samples: how many training samples stay; None: all.
-        test_samples: how many test samples stay; None: all.
+        preset: of which only train_samples and test_samples are used.
 
     Returns:
         The four arrays.
     """
     x_train, y_train, x_test, y_test = data
-    train, test = slice(train_samples), slice(test_samples)
+    train, test = slice(preset.train_samples), slice(preset.test_samples)
     return x_train[train], y_train[train], x_test[test], y_test[test]
 
 
@@ -166,7 +165,8 @@ def data_of(experiment: Any, training: results.Training, test_samples: int | Non
         OSError: the data is missing or damaged.
         ValueError: the data here is not that of the training.
     """
-    data = cut(experiment.get_data(), training.train_samples, test_samples)
+    amount = training.main_epochs, training.joint_epochs, training.batchsize, training.train_samples
+    data = cut(experiment.get_data(), Preset(*amount, test_samples))
     found = provenance.sha256_of_arrays(data)
     if found != training.data_sha256:
         raise ValueError(

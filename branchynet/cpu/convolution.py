@@ -45,7 +45,7 @@ import numpy as np
 from chainer.utils.conv import get_conv_outsize
 
 _WORK_OF_BLOCK = 1 << 23  # multiplications and additions that are worth a thread's call
-_LARGE, _MOST_CHANNELS = 3 << 17, 96  # bytes of weights, and channels on either side of them
+_MOST_BYTES, _MOST_CHANNELS = 3 << 17, 96  # of weights of the published networks
 _FEWEST_PIXELS = 512  # of the outputs of a block of images whose gradient of larger weights is computed by itself
 
 
@@ -65,11 +65,6 @@ class Geometry(NamedTuple):
     y: tuple[int, ...]
     stride: tuple[int, int]
     pad: tuple[int, int]
-
-    @property
-    def is_pointwise(self) -> bool:
-        """Whether every pixel of the output belongs to one pixel of the input."""
-        return (*self.w[2:], *self.stride, *self.pad) == (1, 1, 1, 1, 0, 0)
 
     def of(self, blocks: Blocks) -> Geometry:
         """The same for a block of the images."""
@@ -185,7 +180,7 @@ def _parts_of_gw(geometry: Geometry) -> tuple[slice, ...]:
     The published networks' layers are smaller than that, so that their training keeps its bits.
     """
     most = _parts_of_work(geometry)
-    if 4 * math.prod(geometry.w) >= _LARGE or max(geometry.w[:2]) > _MOST_CHANNELS:
+    if 4 * math.prod(geometry.w) > _MOST_BYTES or max(geometry.w[:2]) > _MOST_CHANNELS:
         most = min(most, max(2, geometry.x[0] * math.prod(geometry.y[2:]) // _FEWEST_PIXELS))
     return equal_blocks(geometry.x[0], most)
 
@@ -337,6 +332,12 @@ def _is_gw_slow(geometry: Geometry) -> bool:
     )
 
 
+def _is_gw_product(geometry: Geometry) -> bool:
+    """Whether the gradient of w is a matrix product, of enough pixels that sgemm computes it sooner."""
+    is_pointwise = (*geometry.w[2:], *geometry.stride, *geometry.pad) == (1, 1, 1, 1, 0, 0)
+    return is_pointwise and geometry.x[0] * math.prod(geometry.y[2:]) >= pointwise.FEWEST
+
+
 def _is_fully_connected(geometry: Geometry) -> bool:
     """Whether there is one window only: a matrix product, which BLAS does as well."""
     return geometry.y[2:] == (1, 1)
@@ -393,13 +394,11 @@ def convolution_gradients(
     if lying is not geometry:
         gx, gw, gb = convolution_gradients(_turned(x), _turned(w), _turned(gy), lying, of_x, of_w)
         return None if gx is None else _turned(gx), None if gw is None else _turned(gw), gb
+    if of_w and _is_gw_product(geometry):
+        gx, _, _ = convolution_gradients(x, w, gy, geometry, of_x, of_w=False)
+        return gx, *pointwise.gradients_of_w(x, gy, _parts_of_work(geometry))
     gx = empty_like(x) if of_x else None
     gw = gb = None
-    if of_w and geometry.is_pointwise and gy.size >= pointwise.FEWEST * gy.shape[1]:
-        gw, gb = pointwise.gradients_of_w(x, gy, _parts_of_work(geometry))
-        if of_x:
-            _loops_of_gradients(geometry, form_of(x), form_of(gy), True, False).run(x, w, gy, gx, None, None)
-        return gx, gw, gb
     if of_w:
         parts = len(_parts_of_gw(geometry))
         gw, gb = memory.empty((parts, *geometry.w)), np.empty((parts, geometry.w[0]), np.float32)

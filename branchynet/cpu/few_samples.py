@@ -2,7 +2,8 @@
 
 oneDNN's sgemm would first rearrange the weights, which takes longer than the product. Here every number is a sum of its
 own, in an order that depends on the shapes alone, so that each thread may have its part of the weights: the same part
-each time, which its cache may still hold. Its bits are not those of sgemm, which takes over where llvmlite is missing.
+each time, which its cache may still hold. Only one sample's gradients have the bits of sgemm, which takes over where
+llvmlite is missing.
 """
 
 from __future__ import annotations

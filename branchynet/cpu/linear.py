@@ -19,8 +19,8 @@ _ROWS, _COLUMNS = 64, 256  # of a block of a matrix product: the bits of sums de
 _MOST_BLOCKS = 128  # of columns
 _FEW_ROWS = 8  # so few that a large matrix of weights takes longer to read than to multiply
 _NARROW = 100  # outputs
-_LARGE = 1 << 22  # bytes of weights that are read from memory, not from a cache
-_MOST_GRADIENTS = 16  # samples, whose gradients take no longer than it takes to read weights twice as large
+_LARGE = 1 << 22  # bytes of weights, which sgemm should not rearrange for every _ROWS samples
+_MOST_GRADIENTS = 16  # samples for whose gradients weights twice as large are read once, as they lie
 _BLOCK_OF_LARGE = 1024  # rows or columns: for each block, sgemm rearranges the other factor
 # oneDNN sums these many rows, and their multiples, in one order; of others, its code for AVX2 sums the last three or so
 # in another one. Blocks of _ROWS have that order too, as long as there are no more than _COLUMNS columns.

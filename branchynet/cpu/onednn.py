@@ -330,6 +330,8 @@ class Primitive:
         self._arguments: list[tuple[dict[int, c_void_p], Array]] = []  # that no call uses
         self._descriptor = descriptor  # the formats belong to it
         self.is_product = 'gemm' in implementation(descriptor)
+        execute = self._library.execute
+        self._execute: Any = functools.partial(undisturbed, execute) if self.is_product else execute
 
     def _query(self, descriptor: c_void_p, kind: int) -> Optional[c_void_p]:
         found = None
@@ -370,8 +372,7 @@ class Primitive:
             library.set_address(memories[_SCRATCHPAD], scratch.address(_SCRATCHPAD, self._scratchpad))
         for kind, address in addresses.items():
             library.set_address(memories[kind], address)
-        execute: Any = functools.partial(undisturbed, library.execute) if self.is_product else library.execute
-        failed = execute(self._handle, library.stream(), len(memories), arguments)
+        failed = self._execute(self._handle, library.stream(), len(memories), arguments)
         self._arguments.append(own)
         SCRATCHES.append(scratch)
         if failed:
@@ -416,9 +417,7 @@ class Primitive:
             addresses[_SCRATCHPAD] = memory.ctypes.data
         memories, arguments = self._make_arguments(addresses)
         stream = self._library.new_stream()
-        execute: Any = functools.partial(self._library.execute, self._handle, stream, len(arguments), arguments)
-        if self.is_product:
-            execute = functools.partial(undisturbed, execute)
+        execute: Any = functools.partial(self._execute, self._handle, stream, len(arguments), arguments)
         execute.keeps = self, memory, memories
         return execute
 

@@ -21,7 +21,7 @@ _OF_INSTRUCTIONS = 'SIGBUS', 'SIGFPE', 'SIGILL', 'SIGSEGV', 'SIGTRAP'  # they ca
 
 def undisturbed(function: Callable, *arguments: Any) -> Any:
     """Calls a function while signals wait."""
-    change = _libc().pthread_sigmask
+    change = libc().pthread_sigmask
     before = _Set()
     change(signal.SIG_BLOCK, None, before)
     try:
@@ -48,12 +48,13 @@ def emit_undisturbed(emit: Emitter, work: Callable[[], Any]) -> Any:
 def _all() -> ctypes.Array:
     """The signals that can wait."""
     found = _Set()
-    _libc().sigfillset(found)
+    libc().sigfillset(found)
     for name in _OF_INSTRUCTIONS:
-        _libc().sigdelset(found, getattr(signal, name))
+        libc().sigdelset(found, getattr(signal, name))
     return found
 
 
 @functools.cache
-def _libc() -> ctypes.CDLL:
+def libc() -> ctypes.CDLL:
+    """The C library of this process."""
     return ctypes.CDLL(None)

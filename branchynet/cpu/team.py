@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from branchynet.cpu import onednn
 from branchynet.cpu.memory import LINE
+from branchynet.cpu.signals import libc
 from branchynet.cpu.threads import run, workers
 
 import numpy as np
@@ -105,7 +106,7 @@ class _Member(threading.Thread):
         super().__init__(name='branchynet', daemon=True)
         self._memory = np.zeros(_BYTES_OF_MEMBER + LINE, np.uint8)
         self.address: int = self._memory.ctypes.data + -self._memory.ctypes.data % LINE
-        _libc().sem_init(ctypes.c_void_p(self.address + _SEMAPHORE), 0, 0)
+        libc().sem_init(ctypes.c_void_p(self.address + _SEMAPHORE), 0, 0)
 
     def run(self) -> None:
         """Takes orders for ever, in machine code."""
@@ -154,15 +155,10 @@ def _one_thread_of_openmp() -> contextlib.AbstractContextManager:
 
 
 @functools.cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
-
-
-@functools.cache
 def _has_semaphores() -> bool:
     """Whether the C library has POSIX's semaphores without names."""
     try:
-        return _libc().sem_init((ctypes.c_int64 * 16)(), 0, 0) == 0
+        return libc().sem_init((ctypes.c_int64 * 16)(), 0, 0) == 0
     except (AttributeError, OSError, TypeError):
         return False
 

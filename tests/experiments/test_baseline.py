@@ -22,9 +22,7 @@ def curve():
 
 
 def measure():
-    return baseline.measure(
-        lenet_mnist.EXPERIMENT, 0, runs.cut(mnist.get_data(), PRESET.train_samples, PRESET.test_samples), PRESET, 2
-    )
+    return baseline.measure(lenet_mnist.EXPERIMENT, 0, runs.cut(mnist.get_data(), PRESET), PRESET, 2)
 
 
 def test_the_last_epochs_are_trained_twice(curve):
