@@ -300,8 +300,9 @@ def _convolution_gw(geometry: Geometry, x_form: int, y_form: int) -> onednn.Prim
     )
 
 
-# Shapes that oneDNN computes more slowly than stock Chainer. They depend on the shapes, and on the instructions of the
-# processor as far as oneDNN's choice of code does; benchmarks/shapes.py measures them.
+# Shapes that oneDNN computes more slowly than stock Chainer, such as those of wide layers: many outputs for each of few
+# inputs. They depend on the shapes, and on the instructions of the processor as far as oneDNN's choice of code does;
+# benchmarks/shapes.py measures them.
 
 _FEWEST_CHANNELS = 5  # oneDNN's gradients fill a vector with channels, and leave most of it empty below
 
@@ -314,10 +315,13 @@ def _is_y_slow(geometry: Geometry) -> bool:
 
 @cached
 def _is_gx_slow(geometry: Geometry) -> bool:
+    outputs, inputs = geometry.w[:2]
     has_gaps = any(k < s for k, s in zip(geometry.w[2:], geometry.stride))  # pixels that no window reads
+    is_wide = inputs < 32 and inputs % 16 > 0 and outputs >= 20 * inputs
     return (
         has_gaps
-        or geometry.x[1] < _FEWEST_CHANNELS
+        or inputs < _FEWEST_CHANNELS
+        or is_wide
         or _is_fully_connected(geometry)
         or _is_chosen(('ref',), _descriptor_of_gx(geometry))
     )
@@ -325,8 +329,11 @@ def _is_gx_slow(geometry: Geometry) -> bool:
 
 @cached
 def _is_gw_slow(geometry: Geometry) -> bool:
+    (outputs, inputs), window = geometry.w[:2], math.prod(geometry.w[2:])
+    is_wide = (inputs < 16 and outputs >= 256) or (inputs <= 32 and outputs >= 512 and window <= 9)
     return (
-        max(geometry.w[:2]) < _FEWEST_CHANNELS
+        max(outputs, inputs) < _FEWEST_CHANNELS
+        or (is_wide and window > 1)
         or _is_fully_connected(geometry)
         or _is_chosen(('ref', 'x64:gemm'), _descriptor_of_gw(geometry))
     )

@@ -205,6 +205,22 @@ class Emitter:
             phi.add_incoming(result, inside)
         return values
 
+    def groups(self, count: ir.Value, largest: int, write: Callable[[ir.Value, int], Any]) -> None:
+        """Emits ``write(first, number)`` for groups of ``count`` things: ``largest`` in each, then fewer.
+
+        Args:
+            count: of all.
+            largest: things in a group, a power of 2.
+            write: emits what is done for a group, from the index of its first.
+        """
+        builder = self.builder
+        self.loop_if_any(builder.and_(count, INT(-largest)), lambda first: write(first, largest), (), largest)
+        number = largest
+        while number > 1:
+            number //= 2
+            with builder.if_then(builder.icmp_signed('!=', builder.and_(count, INT(number)), INT(0))):
+                write(builder.and_(count, INT(-2 * number)), number)
+
     def shared_loop(
         self, counter: ir.Value, count: ir.Value, body: Callable[..., Any], carried: Sequence[ir.Value] = ()
     ) -> list[ir.Value]:

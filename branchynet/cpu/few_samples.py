@@ -1,4 +1,4 @@
-"""Linear layers of one sample, and gradients of x of up to 16, float32, in machine code that reads the weights once.
+"""Linear layers of few samples, float32, in machine code that multiplies the weights as they lie in memory.
 
 oneDNN's sgemm would first rearrange the weights, which takes longer than the product. Here every number is a sum of its
 own, in an order that depends on the shapes alone, so that each thread may have its part of the weights: the same part
@@ -9,11 +9,11 @@ llvmlite is missing.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Callable, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
-from branchynet.cpu.memory import address
-from branchynet.cpu.team import run_frames
+from branchynet.cpu.team import Block, run_blocks
 from branchynet.cpu.threads import equal_blocks, workers
 
 import numpy as np
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from branchynet.cpu.emitter import Function
 
 _ROWS = 8  # that are read at once
+_SAMPLES = 4  # with which they are multiplied at once, in smaller groups
+_ADDED_AT_ONCE = 1 << 13  # products in a sum; of more, parts are added up, which the cache can hold
 _BYTES = 4  # of a number
 _BYTES_OF_PART = 1 << 18  # of weights, that are worth a thread's call
-_COLUMNS = 512  # of a part where there are several samples: _ROWS rows of it stay in the cache
+_COLUMNS = 1024  # of a part where there are several samples: _ROWS rows of it stay in the cache
 
 
 def is_available() -> bool:
@@ -33,58 +35,76 @@ def is_available() -> bool:
 
 
 def linear(x: np.ndarray, w: np.ndarray, y: np.ndarray) -> None:
-    """Writes the output: x w' of a sample x (1, I) and weights w (O, I) to y (1, O), all C-contiguous."""
-    row = _BYTES * x.size
-    start, w_start, y_start = map(address, (x, w, y))
-    frames = [
-        (part.stop - part.start, x.size, start, w_start + part.start * row, y_start + part.start * _BYTES)
-        for part in _parts(len(w), row, most=len(w))
-    ]
-    _run('products_with_rows', frames)
+    """Writes the output: x w' of samples x (B, I) and weights w (O, I) to y (B, O), all C-contiguous."""
+    samples, inputs = x.shape
+    _run('products_with_rows', _blocks_of_y(samples, inputs, len(w), _threads(w, -(-samples // _SAMPLES))), x, w, y)
 
 
 def linear_gx(w: np.ndarray, gy: np.ndarray, gx: np.ndarray) -> None:
     """Writes the gradient of x: gy w of gradients gy (B, O) and weights w (O, I) to gx (B, I), all C-contiguous."""
-    (samples, outputs), inputs = gy.shape, w.shape[1]
-    start, w_start, gx_start = map(address, (gy, w, gx))
-    frames = [
-        (
-            *(part.stop - part.start, outputs, samples, _BYTES * inputs),
-            *(start, w_start + part.start * _BYTES, gx_start + part.start * _BYTES),
-        )
-        for part in _parts(inputs, _BYTES * outputs, most=inputs if samples == 1 else _COLUMNS)
-    ]
-    _run('sums_of_rows', frames)
+    outputs, inputs = w.shape
+    _run('sums_of_rows', _blocks_of_gx(len(gy), inputs, outputs, _threads(w)), gy, w, gx)
 
 
 def linear_gw(x: np.ndarray, gy: np.ndarray, gw: np.ndarray) -> None:
     """Writes the gradient of w: gy' x of a gradient gy (1, O) and a sample x (1, I) to gw (O, I), all C-contiguous."""
-    row = _BYTES * x.size
-    start, x_start, gw_start = map(address, (gy, x, gw))
-    frames = [
-        (part.stop - part.start, x.size, start + part.start * _BYTES, x_start, gw_start + part.start * row)
-        for part in _parts(gy.size, row, most=gy.size)
+    outputs, inputs = gw.shape
+    _run('multiples_of_row', _blocks_of_gw(inputs, outputs, _threads(gw)), gy, x, gw)
+
+
+def _threads(w: np.ndarray, times: int = 1) -> int:
+    """How many threads share weights that are read some times."""
+    return max(1, workers(times * w.nbytes // _BYTES_OF_PART))
+
+
+@functools.lru_cache(maxsize=1024)
+def _blocks_of_y(samples: int, inputs: int, outputs: int, threads: int) -> list[Block]:
+    row = _BYTES * inputs
+    return [
+        Block(
+            numbers=(part.stop - part.start, samples, inputs, _BYTES * outputs),
+            offsets=(0, part.start * row, part.start * _BYTES),
+        )
+        for part in equal_blocks(outputs, threads)
     ]
-    _run('multiples_of_row', frames)
 
 
-def _parts(count: int, bytes_of_one: int, most: int) -> tuple[slice, ...]:
-    """Parts of at most ``most`` rows or columns of the weights; one or more for every thread that is worth a call."""
-    return equal_blocks(count, max(workers(count * bytes_of_one // _BYTES_OF_PART), -(-count // most)))
+@functools.lru_cache(maxsize=1024)
+def _blocks_of_gx(samples: int, inputs: int, outputs: int, threads: int) -> list[Block]:
+    least = 1 if samples == 1 else -(-inputs // _COLUMNS)
+    return [
+        Block(
+            numbers=(part.stop - part.start, outputs, samples, _BYTES * inputs),
+            offsets=(0, part.start * _BYTES, part.start * _BYTES),
+        )
+        for part in equal_blocks(inputs, max(threads, least))
+    ]
 
 
-def _run(name: str, frames: Sequence[Sequence[int]]) -> None:
+@functools.lru_cache(maxsize=1024)
+def _blocks_of_gw(inputs: int, outputs: int, threads: int) -> list[Block]:
+    return [
+        Block(
+            numbers=(part.stop - part.start, inputs),
+            offsets=(part.start * _BYTES, 0, part.start * inputs * _BYTES),
+        )
+        for part in equal_blocks(outputs, threads)
+    ]
+
+
+def _run(name: str, blocks: Sequence[Block], *arrays: np.ndarray) -> None:
     codes = _machine_code()
     assert codes is not None
-    run_frames(codes[name], frames)
+    run_blocks(codes[name], blocks, arrays)
 
 
 @functools.cache
 def _machine_code() -> Optional[dict[str, Function]]:
     """The functions in machine code; None without llvmlite.
 
-    Each takes the address of 64-bit numbers. products_with_rows multiplies a vector with rows: how many rows, and how
-    many numbers in each; the addresses of the vector, of the rows and of the products. sums_of_rows adds rows times
+    Each takes the address of 64-bit numbers. products_with_rows multiplies vectors with rows: how many rows, how many
+    vectors, and how many numbers in each; the bytes from the products of a vector to those of the next; the addresses
+    of the vectors, of the rows and of the products. sums_of_rows adds rows times
     factors, which lie side by side for each sum: how many numbers of each row, how many rows and sums, and the bytes
     from row to row, and from sum to sum; the addresses of the factors, of the rows and of the sums. multiples_of_row:
     how many, and how many numbers in each; the addresses of the factors, of the row and of its multiples.
@@ -95,17 +115,6 @@ def _machine_code() -> Optional[dict[str, Function]]:
         return None
     emit = Emitter()
 
-    def in_groups(rows: Any, write: Callable[[Any, int], None]) -> None:
-        """Emits ``write(first, number)`` for groups of rows."""
-        build = emit.builder
-        whole = build.and_(rows, INT(-_ROWS))
-        emit.loop_if_any(whole, lambda first: write(first, _ROWS), (), _ROWS)
-        number = _ROWS
-        while number > 1:
-            number //= 2
-            with build.if_then(build.icmp_signed('!=', build.and_(rows, INT(number)), INT(0))):
-                write(build.and_(rows, INT(-2 * number)), number)
-
     def starts_of(rows: Any, row: Any, first: Any, number: int) -> list[Any]:
         """The addresses of rows, from the first on."""
         build = emit.builder
@@ -113,30 +122,50 @@ def _machine_code() -> Optional[dict[str, Function]]:
 
     def products_with_rows(frame: Any) -> None:
         build = emit.builder
-        count, length, x, rows, out = emit.words(frame, 5)
+        count, samples, length, out_row, x, rows, out = emit.words(frame, 7)
         row = emit.at(integer(0), length, _BYTES)
-        whole = build.and_(length, INT(-LANES))
 
-        def group(first: Any, number: int) -> None:
-            starts = starts_of(rows, row, first, number)
+        def part(start: Any) -> None:
+            """Emits the products of some numbers of every row, and adds them to those of the numbers before."""
+            left = build.sub(length, start)
+            size = build.select(build.icmp_signed('<', left, integer(_ADDED_AT_ONCE)), left, integer(_ADDED_AT_ONCE))
+            is_first = build.icmp_signed('==', start, integer(0))
+            own_x, own_rows = emit.at(x, start, _BYTES), emit.at(rows, start, _BYTES)
 
-            def add(i: Any, kind: Any, sums: Sequence[Any]) -> list[Any]:
-                factor = emit.load(emit.at(x, i, _BYTES), kind)
-                values = [emit.load(emit.at(start, i, _BYTES), kind) for start in starts]
-                return [emit.multiply_add(value, factor, total) for value, total in zip(values, sums)]
+            def of_samples(first_sample: Any, several: int) -> None:
+                vectors = starts_of(own_x, row, first_sample, several)
+                outs = starts_of(out, out_row, first_sample, several)
 
-            zeros = [constant(0, VECTOR)] * number
-            vectors = emit.loop_if_any(whole, lambda i, *sums: add(i, VECTOR, sums), zeros, LANES)
-            sums = emit.loop_if_any(
-                build.sub(length, whole),
-                lambda i, *sums: add(build.add(whole, i), REAL, sums),
-                [emit.sum_of_lanes(total) for total in vectors],
-                1,
-            )
-            for k, total in enumerate(sums):
-                emit.store(total, emit.at(out, build.add(first, integer(k)), _BYTES))
+                def of_rows(first: Any, number: int) -> None:
+                    starts = starts_of(own_rows, row, first, number)
 
-        in_groups(count, group)
+                    def add(i: Any, kind: Any, *sums: Any) -> list[Any]:
+                        factors, values = (
+                            [emit.load(emit.at(place, i, _BYTES), kind) for place in places]
+                            for places in (vectors, starts)
+                        )
+                        pairs = itertools.product(factors, values)
+                        return [emit.multiply_add(value, factor, total) for (factor, value), total in zip(pairs, sums)]
+
+                    whole = build.and_(size, INT(-LANES))
+                    zeros = [constant(0, VECTOR)] * (several * number)
+                    totals = emit.loop_if_any(whole, lambda i, *sums: add(i, VECTOR, *sums), zeros, LANES)
+                    totals = emit.loop_if_any(
+                        build.sub(size, whole),
+                        lambda i, *sums: add(build.add(whole, i), REAL, *sums),
+                        [emit.sum_of_lanes(total) for total in totals],
+                        1,
+                    )
+                    for total, (own_out, k) in zip(totals, itertools.product(outs, range(number))):
+                        place = emit.at(own_out, build.add(first, integer(k)), _BYTES)
+                        before = build.select(is_first, constant(0, REAL), emit.load(place, REAL))
+                        emit.store(build.fadd(before, total), place)
+
+                emit.groups(count, _ROWS // several, of_rows)
+
+            emit.groups(samples, _SAMPLES, of_samples)
+
+        emit.loop(length, part, step=_ADDED_AT_ONCE)
 
     def sums_of_rows(frame: Any) -> None:
         build = emit.builder
@@ -167,7 +196,7 @@ def _machine_code() -> Optional[dict[str, Function]]:
             emit.loop(count, sample)
 
         emit.loop(count, clear)
-        in_groups(added, group)
+        emit.groups(added, _ROWS, group)
 
     def multiples_of_row(frame: Any) -> None:
         count, length, factors, start, out = emit.words(frame, 5)

@@ -17,7 +17,7 @@ import numpy as np
 _LEAST_FEATURES = 10  # a product with fewer rows or columns is done sooner by NumPy than by oneDNN
 _ROWS, _COLUMNS = 64, 256  # of a block of a matrix product: the bits of sums depend on how many there are
 _MOST_BLOCKS = 128  # of columns
-_FEW_ROWS = 8  # so few that a large matrix of weights takes longer to read than to multiply
+_FEW_ROWS = 8  # samples, so few that weights take longer to read than to multiply
 _NARROW = 100  # outputs
 _LARGE = 1 << 22  # bytes of weights, which sgemm should not rearrange for every _ROWS samples
 _MOST_GRADIENTS = 16  # samples for whose gradients weights twice as large are read once, as they lie
@@ -25,6 +25,15 @@ _BLOCK_OF_LARGE = 1024  # rows or columns: for each block, sgemm rearranges the 
 # oneDNN sums these many rows, and their multiples, in one order; of others, its code for AVX2 sums the last three or so
 # in another one. Blocks of _ROWS have that order too, as long as there are no more than _COLUMNS columns.
 _ALIKE = 24
+# Inputs and outputs of the published networks' layers, whose training keeps the bits of sgemm.
+_PUBLISHED = {
+    *((720, 84), (84, 10), (640, 10)),
+    *((1024, 256), (256, 128), (128, 10), (512, 10)),
+    *((28800, 10), (14400, 10), (576, 10)),
+}
+# Multiplications and additions of one sample, and of more, which NumPy does in less time than a call of machine code
+# takes, and with one thread.
+_LITTLE_WORK = 1 << 13, 1 << 18
 _LARGEST_BATCH = 512  # that keeps blocks of fewer than _ROWS: training's bits were made with them
 _MOST_NUMBERS = 1 << 16  # of x in such a block: processors with smaller caches sum larger ones in another order
 
@@ -35,7 +44,7 @@ class Linear:
     def forward(self: Any, inputs: tuple, stock: Callable) -> tuple:
         """The method of this name, for arrays that the kernels take."""
         x, w, b = inputs if len(inputs) == 3 else (*inputs, None)
-        if not (takes(x, w, b) and x.shape[1] == w.shape[1] and not _is_thin(*w.shape)):
+        if not (takes(x, w, b) and x.shape[1] == w.shape[1]) or _is_numpys(len(x), x.shape[1], len(w)):
             return stock(self, inputs)
         _prepare(self)
         return (linear(*plain(x, w, b)),)
@@ -47,7 +56,7 @@ class LinearGradientOfX:
     def forward(self: Any, inputs: tuple, stock: Callable) -> tuple:
         """The method of this name, for arrays that the kernels take."""
         w, gy = inputs
-        if not takes(w, gy) or _is_thin(*w.shape):
+        if not takes(w, gy) or _is_numpys(len(gy), w.shape[1], len(w)):
             return stock(self, inputs)
         _prepare(self)
         return (linear_gx(*plain(w, gy)),)
@@ -59,7 +68,7 @@ class LinearGradientOfW:
     def forward(self: Any, inputs: tuple, stock: Callable) -> tuple:
         """The method of this name, for arrays that the kernels take."""
         x, gy = inputs
-        if not (takes(x, gy) and self._w_dtype == np.float32) or _is_thin(x.shape[1], gy.shape[1]):
+        if not (takes(x, gy) and self._w_dtype == np.float32) or _is_numpys(len(x), x.shape[1], gy.shape[1]):
             return stock(self, inputs)
         _prepare(self)
         return (linear_gw(*plain(x, gy)),)
@@ -71,9 +80,10 @@ def _prepare(function: Any) -> None:
     function.retain_inputs((0, 1))
 
 
-def _is_thin(inputs: int, outputs: int) -> bool:
+def _is_numpys(samples: int, inputs: int, outputs: int) -> bool:
     """Whether a layer is left to stock Chainer."""
-    return min(inputs, outputs) < _LEAST_FEATURES
+    is_little = samples * inputs * outputs <= _LITTLE_WORK[samples > 1]
+    return min(inputs, outputs) < _LEAST_FEATURES or (is_little and (inputs, outputs) not in _PUBLISHED)
 
 
 def linear(x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray]) -> np.ndarray:
@@ -88,10 +98,11 @@ def linear(x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray]) -> np.ndarray:
         x w' + b, (B, O).
     """
     y = memory.empty((len(x), len(w)))
-    if len(x) == 1 and few_samples.is_available():
+    sizes = len(x), w.shape[1], len(w)
+    if _are_few(*sizes) and few_samples.is_available():
         few_samples.linear(x, w, y)
     else:
-        product, is_copied = _product(len(x), w.shape[1], len(w), is_transposed=True)
+        product, is_copied = _product(*sizes, is_transposed=True)
         product.write(x, np.ascontiguousarray(w.T) if is_copied else w, y)
     if b is not None:
         y += b
@@ -141,9 +152,7 @@ def _product(samples: int, inputs: int, outputs: int, is_transposed: bool = Fals
     if size > _LARGE and outputs >= 2 * _COLUMNS:
         return Product(shape, _blocks_of_large(outputs), of_columns=True), False
     if size > BYTES_OF_BLOCK and samples <= _FEW_ROWS:
-        # The layer's output keeps its bits; the gradient of so few samples is in no published training.
-        parts = _blocks_of_columns(outputs) if is_transposed else _blocks_of_large(outputs)
-        return Product(shape, parts, of_columns=True), False
+        return Product(shape, _blocks_of_large(outputs), of_columns=True), False
     parts = _blocks_of_rows(samples, inputs, outputs)
     is_copied = is_transposed and _is_copied(samples, len(parts), outputs)
     return Product(shape._replace(is_b_transposed=is_transposed and not is_copied), parts), is_copied
@@ -155,6 +164,12 @@ def _product_of_gw(samples: int, outputs: int, inputs: int) -> Product:
     if 4 * inputs * outputs > _LARGE:
         return Product(shape, _blocks_of_large(max(shape[:2])), of_columns=inputs >= outputs)
     return Product(shape, _blocks_of_columns(inputs), of_columns=True)
+
+
+def _are_few(samples: int, inputs: int, outputs: int) -> bool:
+    """Whether a layer's output of these samples is computed without sgemm."""
+    is_narrow = samples < _ROWS and outputs <= min(_NARROW, inputs // 2)
+    return (samples <= _FEW_ROWS or is_narrow) and (samples == 1 or (inputs, outputs) not in _PUBLISHED)
 
 
 def _is_copied(rows: int, parts: int, outputs: int) -> bool:

@@ -13,14 +13,15 @@ import contextlib
 import ctypes
 import functools
 import itertools
+import operator
 import os
 import platform
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from branchynet.cpu import onednn
-from branchynet.cpu.memory import LINE
+from branchynet.cpu.memory import LINE, address
 from branchynet.cpu.signals import libc
 from branchynet.cpu.threads import run, workers
 
@@ -38,6 +39,30 @@ _YIELDS = 1 << 6  # of these looks, after which another thread may have the core
 _WAITS = 1 << 10  # looks at who is still busy, after which another thread may have the core
 # Some of the numbers of an order.
 _TAKEN, _RESULTS, _FINISHED, _MEMBERS = range(4, 8)
+
+
+class Block(NamedTuple):
+    """A block of a result: what a function in machine code takes for it, in a frame.
+
+    Attributes:
+        numbers: the first ones of the frame.
+        offsets: bytes to where the block's part of each array begins; the addresses follow the numbers.
+    """
+
+    numbers: tuple[int, ...]
+    offsets: tuple[int, ...]
+
+
+def run_blocks(function: Function, blocks: Sequence[Block], arrays: Sequence[np.ndarray]) -> None:
+    """Calls a function for every block, shared among the threads.
+
+    Args:
+        function: called with the address of a frame.
+        blocks: one or more.
+        arrays: C-contiguous.
+    """
+    starts = [address(array) for array in arrays]
+    run_frames(function, [(*numbers, *map(operator.add, starts, offsets)) for numbers, offsets in blocks])
 
 
 def run_frames(function: Function, frames: Sequence[Sequence[int]]) -> int:

@@ -77,6 +77,16 @@ def test_gradients_have_the_bits_of_onednns(monkeypatch, inputs, outputs):
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize('inputs,outputs', [(11, 37), (300, 129), (70, 2000), (20000, 13), (8193, 10)])
+@pytest.mark.parametrize('samples', [2, 7, 8])
+def test_each_of_few_samples_has_the_output_that_it_has_alone(samples, inputs, outputs):
+    x, w = numbers(0, samples, inputs), numbers(1, outputs, inputs)
+    together = linear.linear(x, w, None)
+    alone = np.concatenate([linear.linear(x[k : k + 1], w, None) for k in range(samples)])
+    np.testing.assert_array_equal(together, alone)
+    np.testing.assert_allclose(together, x.astype(np.float64) @ w.T, rtol=0, atol=2e-6 * inputs)
+
+
 @pytest.mark.parametrize('inputs,outputs', SIZES)
 @pytest.mark.parametrize('samples', [2, 7, 8])
 def test_each_of_few_samples_has_the_gradient_that_it_has_alone(set_large, samples, inputs, outputs):
@@ -88,19 +98,30 @@ def test_each_of_few_samples_has_the_gradient_that_it_has_alone(set_large, sampl
 
 
 @pytest.mark.parametrize(
-    'samples,is_large,taken',
+    'samples,outputs,is_large,taken',
     [
-        (1, False, ['products_with_rows', 'sums_of_rows', 'multiples_of_row']),
-        (2, False, []),  # training's bits are those of sgemm
-        (16, True, ['sums_of_rows']),
-        (17, True, []),
+        (1, 20, False, ['products_with_rows', 'sums_of_rows', 'multiples_of_row']),
+        (2, 20, False, ['products_with_rows']),
+        (8, 200, False, ['products_with_rows']),
+        (9, 200, False, []),
+        (16, 20, True, ['products_with_rows', 'sums_of_rows']),
+        (17, 20, True, ['products_with_rows']),
+        (63, 42, False, ['products_with_rows']),
+        (63, 43, False, []),
+        (64, 20, False, []),
     ],
 )
-def test_which_layers_it_takes(monkeypatch, set_large, samples, is_large, taken):
+def test_which_layers_it_takes(monkeypatch, set_large, samples, outputs, is_large, taken):
     calls = []
     run = few_samples._run
-    monkeypatch.setattr(few_samples, '_run', lambda name, frames: calls.append(name) or run(name, frames))
-    weights = numbers(1, 20, 84)
+    monkeypatch.setattr(few_samples, '_run', lambda name, *rest: calls.append(name) or run(name, *rest))
+    weights = numbers(1, outputs, 84)
     set_large((weights.nbytes - is_large) // 2)
-    products(numbers(0, samples, 84), weights, numbers(2, samples, 20))
+    products(numbers(0, samples, 84), weights, numbers(2, samples, outputs))
     assert calls == taken
+
+
+@pytest.mark.parametrize('inputs,outputs', sorted(linear._PUBLISHED))
+def test_the_published_networks_keep_their_bits(monkeypatch, inputs, outputs):
+    monkeypatch.setattr(few_samples, '_run', None)
+    products(numbers(0, 2, inputs), numbers(1, outputs, inputs), numbers(2, 2, outputs))

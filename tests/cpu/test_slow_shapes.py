@@ -11,6 +11,7 @@ from networks import alex_cifar10, lenet_mnist, resnet_cifar10
 
 import chainer
 import chainer.functions as F
+import chainer.links as L
 import numpy as np
 import pytest
 from hypothesis import given
@@ -59,6 +60,9 @@ GAPS = array(2, 8, 9, 9), array(6, 8, 1, 1, seed=1)
 FEW_ON_BOTH_SIDES = array(2, 2, 9, 9), array(3, 2, 3, 3, seed=1)
 ONE_WINDOW = array(2, 8, 1, 1), array(6, 8, 1, 1, seed=1)
 USUAL = array(2, 5, 9, 9), array(6, 5, 3, 3, seed=1)
+WIDE = array(2, 8, 4, 4), array(256, 8, 3, 3, seed=1)
+ALSO_WIDE = array(2, 32, 4, 4), array(512, 32, 3, 3, seed=1)
+NOT_WIDE = array(2, 16, 4, 4), array(511, 16, 3, 3, seed=1)
 LONG = array(2, 8, 1, 100), array(8, 8, 1, 64, seed=1)
 
 
@@ -72,6 +76,9 @@ LONG = array(2, 8, 1, 100), array(8, 8, 1, 64, seed=1)
         (FEW_ON_BOTH_SIDES, 1, set(), {'col2im_cpu'}, {'im2col_cpu'}),
         (ONE_WINDOW, 1, {'im2col_cpu'}, {'col2im_cpu'}, {'im2col_cpu'}),
         (GAPS, 2, set(), {'col2im_cpu'}, set()),
+        (WIDE, 1, set(), {'col2im_cpu'}, {'im2col_cpu'}),
+        (ALSO_WIDE, 1, set(), set(), {'im2col_cpu'}),
+        (NOT_WIDE, 1, set(), set(), set()),
         (USUAL, 1, set(), set(), set()),
         (USUAL, 2, set(), set(), set()),
     ],
@@ -83,6 +90,9 @@ LONG = array(2, 8, 1, 100), array(8, 8, 1, 64, seed=1)
         'few on both sides',
         'one window',
         'gaps',
+        'wide',
+        'also wide',
+        'not wide',
         'usual',
         'usual, stride 2',
     ],
@@ -139,20 +149,34 @@ def test_pooling_of_few_channels_is_stock(of_stock, pooling):
     assert forward and (backward or pooling is F.average_pooling_2d)
 
 
-@pytest.mark.parametrize('inputs,outputs', [(9, 20), (20, 9), (1, 1)])
-def test_thin_products_are_stock(monkeypatch, inputs, outputs):
+@pytest.mark.parametrize(
+    'samples,inputs,outputs',
+    [
+        *((30, 9, 20), (30, 20, 9), (30, 1, 1)),  # thin
+        *((1, 64, 128), (64, 64, 64), (2, 1000, 131), (1285, 17, 12)),  # little work
+    ],
+)
+def test_thin_and_little_products_are_stock(monkeypatch, samples, inputs, outputs):
     def fail(*args, **kwargs):
         raise AssertionError('multiplied')
 
-    def layer(x, w, b):
-        return F.linear(x, w, b)
+    for name in 'linear', 'linear_gx', 'linear_gw':
+        monkeypatch.setattr(linear, name, fail)
+    gradients(set(), F.linear, array(samples, inputs), array(outputs, inputs), array(outputs))
+    check(F.linear, array(samples, inputs), array(outputs, inputs, seed=1), array(outputs, seed=2))
 
-    arrays = array(30, inputs), array(outputs, inputs, seed=1), array(outputs, seed=2)
-    check(layer, *arrays)
-    monkeypatch.setattr(linear, '_product', fail)
-    gradients(set(), layer, *arrays)
-    with pytest.raises(AssertionError, match='multiplied'):
-        gradients(set(), layer, array(30, 10), array(10, 10), array(10))
+
+@pytest.mark.parametrize(
+    'samples,inputs,outputs',
+    [(1, 64, 129), (64, 64, 65), (2, 1000, 132), (1286, 17, 12), (2, 84, 10), (1, 84, 10)],
+)
+def test_no_other_products_are_stock(monkeypatch, samples, inputs, outputs):
+    def fail(*args):
+        raise AssertionError('stock')
+
+    for name in ('LinearFunction', 'LinearGradData', 'LinearGradWeight'):
+        monkeypatch.setattr(getattr(chainer.functions.connection.linear, name), 'forward', fail)
+    gradients(set(), F.linear, array(samples, inputs), array(outputs, inputs), array(outputs))
 
 
 @pytest.mark.parametrize('rows', [513, 600, 1024, 20000])
@@ -197,8 +221,7 @@ def test_large_blocks_of_rows_have_the_bits_of_small_ones(isa):
 
         large = 0
         for rows in 16, 24, 96, 128, 336, 512:
-            published = (84, 10), (720, 84), (640, 10), (256, 128), (128, 10), (1024, 256), (576, 10)
-            for inputs, outputs in *published, (1000, 100), (4096, 100), (4096, 101):
+            for inputs, outputs in *linear._PUBLISHED, *((1000, 100), (4096, 101)) * (rows > 24):
                 x, w, gy = (
                     np.random.rand(*shape).astype('f')
                     for shape in ((rows, inputs), (outputs, inputs), (rows, outputs))
@@ -218,7 +241,7 @@ def test_large_blocks_of_rows_have_the_bits_of_small_ones(isa):
 
 @pytest.mark.parametrize(
     'network,shape',
-    [(lenet_mnist, (1, 28, 28)), (alex_cifar10, (3, 32, 32)), (resnet_cifar10, (3, 32, 32))],
+    [(lenet_mnist, (4, 1, 28, 28)), (alex_cifar10, (4, 3, 32, 32)), (resnet_cifar10, (4, 3, 32, 32))],
     ids=['lenet', 'alexnet', 'resnet'],
 )
 def test_the_published_networks_keep_their_kernels(monkeypatch, of_stock, network, shape):
@@ -230,7 +253,9 @@ def test_the_published_networks_keep_their_kernels(monkeypatch, of_stock, networ
         monkeypatch.setattr(stock, 'forward', fail)
     np.random.seed(0)
     net = network.get_network()
-    x, t = array(4, *shape), np.arange(4, dtype=np.int32)
+    sizes = {link.W.shape[::-1] for link in net.links() if isinstance(link, L.Linear)}
+    assert sizes <= linear._PUBLISHED
+    x, t = array(*shape), np.arange(4, dtype=np.int32)
     with cpu.fast():
         net.train(x, t)
         net.train_main(x, t)
