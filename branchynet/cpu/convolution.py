@@ -181,7 +181,7 @@ def _parts_of_gw(geometry: Geometry) -> tuple[slice, ...]:
     """
     most = _parts_of_work(geometry)
     if 4 * math.prod(geometry.w) > _MOST_BYTES or max(geometry.w[:2]) > _MOST_CHANNELS:
-        most = min(most, max(2, geometry.x[0] * math.prod(geometry.y[2:]) // _FEWEST_PIXELS))
+        most = min(most, max(2, _pixels(geometry) // _FEWEST_PIXELS))
     return equal_blocks(geometry.x[0], most)
 
 
@@ -310,7 +310,7 @@ _FEWEST_CHANNELS = 5  # oneDNN's gradients fill a vector with channels, and leav
 @cached
 def _is_y_slow(geometry: Geometry) -> bool:
     names = ('ref', 'brgconv:avx2') if geometry.w[0] == 1 else ('ref',)  # one output channel: masked on every pixel
-    return _is_fully_connected(geometry) or _is_chosen(names, _descriptor_of_y(geometry))
+    return _are_weights_many(geometry) or _is_fully_connected(geometry) or _is_chosen(names, _descriptor_of_y(geometry))
 
 
 @cached
@@ -322,6 +322,7 @@ def _is_gx_slow(geometry: Geometry) -> bool:
         has_gaps
         or inputs < _FEWEST_CHANNELS
         or is_wide
+        or _are_weights_many(geometry)
         or _is_fully_connected(geometry)
         or _is_chosen(('ref',), _descriptor_of_gx(geometry))
     )
@@ -334,15 +335,40 @@ def _is_gw_slow(geometry: Geometry) -> bool:
     return (
         max(outputs, inputs) < _FEWEST_CHANNELS
         or (is_wide and window > 1)
+        or _are_gradients_many(geometry)
         or _is_fully_connected(geometry)
         or _is_chosen(('ref', 'x64:gemm'), _descriptor_of_gw(geometry))
     )
 
 
+def _are_weights_many(geometry: Geometry) -> bool:
+    """Whether rearranging the weights takes long beside the arithmetic: they are many, and the outputs' pixels few."""
+    weights, is_pointwise = math.prod(geometry.w), geometry.w[2:] == (1, 1)
+    few = min(weights >> (14 if is_pointwise else 15), 64) * math.prod(geometry.stride)
+    return weights >= (1 << 18 if is_pointwise else 3 << 18) and _pixels(geometry) <= few
+
+
+def _are_gradients_many(geometry: Geometry) -> bool:
+    """Whether adding up and rearranging the gradients of the weights takes long beside the arithmetic."""
+    weights, window, pixels = math.prod(geometry.w), math.prod(geometry.w[2:]), _pixels(geometry)
+    if window == 1:
+        return weights >= 1 << 16 and pixels < pointwise.FEWEST
+    return weights >= 1 << 18 and pixels * window <= (5120 if weights >= 1 << 20 else 2560)
+
+
+def _pixels(geometry: Geometry) -> int:
+    """Of all outputs."""
+    return geometry.x[0] * math.prod(geometry.y[2:])
+
+
 def _is_gw_product(geometry: Geometry) -> bool:
     """Whether the gradient of w is a matrix product, of enough pixels that sgemm computes it sooner."""
-    is_pointwise = (*geometry.w[2:], *geometry.stride, *geometry.pad) == (1, 1, 1, 1, 0, 0)
-    return is_pointwise and geometry.x[0] * math.prod(geometry.y[2:]) >= pointwise.FEWEST
+    is_large = max(geometry.w[:2]) > _MOST_CHANNELS
+    return (
+        (*geometry.w[2:], *geometry.pad) == (1, 1, 0, 0)
+        and (geometry.stride == (1, 1) or is_large)
+        and _pixels(geometry) >= pointwise.FEWEST
+    )
 
 
 def _is_fully_connected(geometry: Geometry) -> bool:
@@ -403,7 +429,8 @@ def convolution_gradients(
         return None if gx is None else _turned(gx), None if gw is None else _turned(gw), gb
     if of_w and _is_gw_product(geometry):
         gx, _, _ = convolution_gradients(x, w, gy, geometry, of_x, of_w=False)
-        return gx, *pointwise.gradients_of_w(x, gy, _parts_of_work(geometry))
+        read = x[:, :, :: geometry.stride[0], :: geometry.stride[1]]
+        return gx, *pointwise.gradients_of_w(read, gy, _parts_of_work(geometry))
     gx = empty_like(x) if of_x else None
     gw = gb = None
     if of_w:

@@ -18,6 +18,7 @@ _LEAST_FEATURES = 10  # a product with fewer rows or columns is done sooner by N
 _ROWS, _COLUMNS = 64, 256  # of a block of a matrix product: the bits of sums depend on how many there are
 _MOST_BLOCKS = 128  # of columns
 _FEW_ROWS = 8  # samples, so few that weights take longer to read than to multiply
+_FEW_SUMS = 1 << 11  # of samples and outputs, where the inputs are more than those
 _NARROW = 100  # outputs
 _LARGE = 1 << 22  # bytes of weights, which sgemm should not rearrange for every _ROWS samples
 _MOST_GRADIENTS = 16  # samples for whose gradients weights twice as large are read once, as they lie
@@ -168,7 +169,7 @@ def _product_of_gw(samples: int, outputs: int, inputs: int) -> Product:
 
 def _are_few(samples: int, inputs: int, outputs: int) -> bool:
     """Whether a layer's output of these samples is computed without sgemm."""
-    is_narrow = samples < _ROWS and outputs <= min(_NARROW, inputs // 2)
+    is_narrow = samples * outputs <= _FEW_SUMS and outputs <= inputs // 2
     return (samples <= _FEW_ROWS or is_narrow) and (samples == 1 or (inputs, outputs) not in _PUBLISHED)
 
 

@@ -17,10 +17,10 @@ FEWEST = 128  # pixels of all images: below, oneDNN's own code is as fast
 
 
 def gradients_of_w(x: np.ndarray, gy: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gradients of the weights and the bias of a 1x1 convolution of stride 1, without padding.
+    """Gradients of the weights and the bias of a 1x1 convolution without padding.
 
     Args:
-        x: images (B, C, H, W), float32 as all arrays, C-contiguous or channels last.
+        x: the pixels of the images that it reads (B, C, H, W), float32 as all arrays.
         gy: gradient of the output (B, O, H, W), C-contiguous or channels last.
         most: parts of the images, at most, that threads share; their gradients are added up in order.
 

@@ -68,5 +68,10 @@ def test_chainers_convolution_has_the_same_gradients(monkeypatch, has_bias, stri
     check(lambda *given: F.convolution_2d(*given, stride=stride, pad=pad), *arrays[: 2 + has_bias])
     assert bool(called) == (stride == 1 and pad == 0)
     called.clear()
+    if not pad:
+        wide = array(7, 6, 9, 8), array(97, 6, 1, 1, seed=1)
+        check(lambda *given: F.convolution_2d(*given, stride=(stride, 1)), *wide)
+        assert called
+    called.clear()
     check(F.convolution_2d, array(1, 6, 9, 7), array(40, 6, 1, 1, seed=1))
     assert not called  # 63 pixels

@@ -63,6 +63,9 @@ USUAL = array(2, 5, 9, 9), array(6, 5, 3, 3, seed=1)
 WIDE = array(2, 8, 4, 4), array(256, 8, 3, 3, seed=1)
 ALSO_WIDE = array(2, 32, 4, 4), array(512, 32, 3, 3, seed=1)
 NOT_WIDE = array(2, 16, 4, 4), array(511, 16, 3, 3, seed=1)
+MANY_WEIGHTS = array(2, 320, 5, 5), array(320, 320, 3, 3, seed=1)
+MANY_GRADIENTS = array(8, 180, 5, 5), array(180, 180, 3, 3, seed=1)
+ONE_PIXEL_EACH = array(15, 256, 3, 3), array(256, 256, 1, 1, seed=1)
 LONG = array(2, 8, 1, 100), array(8, 8, 1, 64, seed=1)
 
 
@@ -79,6 +82,9 @@ LONG = array(2, 8, 1, 100), array(8, 8, 1, 64, seed=1)
         (WIDE, 1, set(), {'col2im_cpu'}, {'im2col_cpu'}),
         (ALSO_WIDE, 1, set(), set(), {'im2col_cpu'}),
         (NOT_WIDE, 1, set(), set(), set()),
+        (MANY_WEIGHTS, 1, {'im2col_cpu'}, {'col2im_cpu'}, {'im2col_cpu'}),
+        (MANY_GRADIENTS, 1, set(), set(), {'im2col_cpu'}),
+        (ONE_PIXEL_EACH, 2, set(), {'col2im_cpu'}, {'im2col_cpu'}),
         (USUAL, 1, set(), set(), set()),
         (USUAL, 2, set(), set(), set()),
     ],
@@ -93,6 +99,9 @@ LONG = array(2, 8, 1, 100), array(8, 8, 1, 64, seed=1)
         'wide',
         'also wide',
         'not wide',
+        'many weights',
+        'many gradients',
+        '1x1 kernel, few pixels',
         'usual',
         'usual, stride 2',
     ],
