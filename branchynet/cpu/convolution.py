@@ -305,12 +305,16 @@ def _convolution_gw(geometry: Geometry, x_form: int, y_form: int) -> onednn.Prim
 # benchmarks/shapes.py measures them.
 
 _FEWEST_CHANNELS = 5  # oneDNN's gradients fill a vector with channels, and leave most of it empty below
+# Of kernels with several pixels, and with one: so many weights that rearranging them counts, and so many for each pixel
+# of the outputs that it takes longer than the arithmetic, up to some pixels.
+_MANY_WEIGHTS = (3 << 18, 1 << 15), (1 << 18, 1 << 14)
+_FEW_PIXELS = 64
 
 
 @cached
 def _is_y_slow(geometry: Geometry) -> bool:
     names = ('ref', 'brgconv:avx2') if geometry.w[0] == 1 else ('ref',)  # one output channel: masked on every pixel
-    return _are_weights_many(geometry) or _is_fully_connected(geometry) or _is_chosen(names, _descriptor_of_y(geometry))
+    return _has_many_weights(geometry) or _is_fully_connected(geometry) or _is_chosen(names, _descriptor_of_y(geometry))
 
 
 @cached
@@ -322,7 +326,7 @@ def _is_gx_slow(geometry: Geometry) -> bool:
         has_gaps
         or inputs < _FEWEST_CHANNELS
         or is_wide
-        or _are_weights_many(geometry)
+        or _has_many_weights(geometry)
         or _is_fully_connected(geometry)
         or _is_chosen(('ref',), _descriptor_of_gx(geometry))
     )
@@ -335,38 +339,45 @@ def _is_gw_slow(geometry: Geometry) -> bool:
     return (
         max(outputs, inputs) < _FEWEST_CHANNELS
         or (is_wide and window > 1)
-        or _are_gradients_many(geometry)
+        or _has_many_gradients(geometry)
         or _is_fully_connected(geometry)
         or _is_chosen(('ref', 'x64:gemm'), _descriptor_of_gw(geometry))
     )
 
 
-def _are_weights_many(geometry: Geometry) -> bool:
+def _has_many_weights(geometry: Geometry) -> bool:
     """Whether rearranging the weights takes long beside the arithmetic: they are many, and the outputs' pixels few."""
-    weights, is_pointwise = math.prod(geometry.w), geometry.w[2:] == (1, 1)
-    few = min(weights >> (14 if is_pointwise else 15), 64) * math.prod(geometry.stride)
-    return weights >= (1 << 18 if is_pointwise else 3 << 18) and _pixels(geometry) <= few
+    weights = math.prod(geometry.w)
+    least, of_a_pixel = _MANY_WEIGHTS[_is_pointwise(geometry)]
+    most = min(weights // of_a_pixel, _FEW_PIXELS) * math.prod(geometry.stride)  # strides make oneDNN slower
+    return weights >= least and _pixels(geometry) <= most
 
 
-def _are_gradients_many(geometry: Geometry) -> bool:
+def _has_many_gradients(geometry: Geometry) -> bool:
     """Whether adding up and rearranging the gradients of the weights takes long beside the arithmetic."""
-    weights, window, pixels = math.prod(geometry.w), math.prod(geometry.w[2:]), _pixels(geometry)
-    if window == 1:
+    weights, pixels = math.prod(geometry.w), _pixels(geometry)
+    if _is_pointwise(geometry):
         return weights >= 1 << 16 and pixels < pointwise.FEWEST
-    return weights >= 1 << 18 and pixels * window <= (5120 if weights >= 1 << 20 else 2560)
+    read = pixels * math.prod(geometry.w[2:])  # pixels in all windows
+    return weights >= 1 << 18 and read <= (5120 if weights >= 1 << 20 else 2560)
+
+
+def _is_pointwise(geometry: Geometry) -> bool:
+    return geometry.w[2:] == (1, 1)
 
 
 def _pixels(geometry: Geometry) -> int:
-    """Of all outputs."""
+    """The number of pixels of all outputs."""
     return geometry.x[0] * math.prod(geometry.y[2:])
 
 
 def _is_gw_product(geometry: Geometry) -> bool:
     """Whether the gradient of w is a matrix product, of enough pixels that sgemm computes it sooner."""
-    is_large = max(geometry.w[:2]) > _MOST_CHANNELS
+    is_published = max(geometry.w[:2]) <= _MOST_CHANNELS  # perhaps: with a stride, its gradients keep their bits
     return (
-        (*geometry.w[2:], *geometry.pad) == (1, 1, 0, 0)
-        and (geometry.stride == (1, 1) or is_large)
+        _is_pointwise(geometry)
+        and geometry.pad == (0, 0)
+        and (geometry.stride == (1, 1) or not is_published)
         and _pixels(geometry) >= pointwise.FEWEST
     )
 

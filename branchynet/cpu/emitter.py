@@ -209,9 +209,9 @@ class Emitter:
         """Emits ``write(first, number)`` for groups of ``count`` things: ``largest`` in each, then fewer.
 
         Args:
-            count: of all.
+            count: of all things; may be 0.
             largest: things in a group, a power of 2.
-            write: emits what is done for a group, from the index of its first.
+            write: emits the work on a group, given the index of its first thing and how many it has.
         """
         builder = self.builder
         self.loop_if_any(builder.and_(count, INT(-largest)), lambda first: write(first, largest), (), largest)

@@ -2,8 +2,8 @@
 
 oneDNN's sgemm would first rearrange the weights, which takes longer than the product. Here every number is a sum of its
 own, in an order that depends on the shapes alone, so that each thread may have its part of the weights: the same part
-each time, which its cache may still hold. Only one sample's gradients have the bits of sgemm, which takes over where
-llvmlite is missing.
+each time, which its cache may still hold. The gradients of one sample have sgemm's bits; no other result has. Where
+llvmlite is missing, sgemm computes all of them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from branchynet.cpu.emitter import Function
 
 _ROWS = 8  # that are read at once
-_SAMPLES = 4  # with which they are multiplied at once, in smaller groups
-_ADDED_AT_ONCE = 1 << 13  # products in a sum; of more, parts are added up, which the cache can hold
+_SAMPLES = 4  # with which fewer rows are multiplied at once
+# Products that are one sum where there are several samples, so that the numbers stay in the cache; longer rows are sums
+# of such sums.
+_ADDED_AT_ONCE = 1 << 10
 _BYTES = 4  # of a number
 _BYTES_OF_PART = 1 << 18  # of weights, that are worth a thread's call
 _COLUMNS = 1024  # of a part where there are several samples: _ROWS rows of it stay in the cache
@@ -53,43 +55,52 @@ def linear_gw(x: np.ndarray, gy: np.ndarray, gw: np.ndarray) -> None:
 
 
 def _threads(w: np.ndarray, times: int = 1) -> int:
-    """How many threads share weights that are read some times."""
-    return max(1, workers(times * w.nbytes // _BYTES_OF_PART))
+    """How many threads share weights that are read ``times`` times."""
+    return workers(times * w.nbytes // _BYTES_OF_PART)
 
 
 @functools.lru_cache(maxsize=1024)
-def _blocks_of_y(samples: int, inputs: int, outputs: int, threads: int) -> list[Block]:
-    row = _BYTES * inputs
-    return [
+def _blocks_of_y(samples: int, inputs: int, outputs: int, threads: int) -> tuple[Block, ...]:
+    row, out_row = _BYTES * inputs, _BYTES * outputs
+    at_once = inputs if samples == 1 else _ADDED_AT_ONCE
+    if samples > outputs:
+        return tuple(
+            Block(
+                numbers=(outputs, part.stop - part.start, inputs, at_once, out_row),
+                offsets=(part.start * row, 0, part.start * out_row),
+            )
+            for part in equal_blocks(samples, threads)
+        )
+    return tuple(
         Block(
-            numbers=(part.stop - part.start, samples, inputs, _BYTES * outputs),
+            numbers=(part.stop - part.start, samples, inputs, at_once, out_row),
             offsets=(0, part.start * row, part.start * _BYTES),
         )
         for part in equal_blocks(outputs, threads)
-    ]
+    )
 
 
 @functools.lru_cache(maxsize=1024)
-def _blocks_of_gx(samples: int, inputs: int, outputs: int, threads: int) -> list[Block]:
+def _blocks_of_gx(samples: int, inputs: int, outputs: int, threads: int) -> tuple[Block, ...]:
     least = 1 if samples == 1 else -(-inputs // _COLUMNS)
-    return [
+    return tuple(
         Block(
             numbers=(part.stop - part.start, outputs, samples, _BYTES * inputs),
             offsets=(0, part.start * _BYTES, part.start * _BYTES),
         )
         for part in equal_blocks(inputs, max(threads, least))
-    ]
+    )
 
 
 @functools.lru_cache(maxsize=1024)
-def _blocks_of_gw(inputs: int, outputs: int, threads: int) -> list[Block]:
-    return [
+def _blocks_of_gw(inputs: int, outputs: int, threads: int) -> tuple[Block, ...]:
+    return tuple(
         Block(
             numbers=(part.stop - part.start, inputs),
             offsets=(part.start * _BYTES, 0, part.start * inputs * _BYTES),
         )
         for part in equal_blocks(outputs, threads)
-    ]
+    )
 
 
 def _run(name: str, blocks: Sequence[Block], *arrays: np.ndarray) -> None:
@@ -103,8 +114,8 @@ def _machine_code() -> Optional[dict[str, Function]]:
     """The functions in machine code; None without llvmlite.
 
     Each takes the address of 64-bit numbers. products_with_rows multiplies vectors with rows: how many rows, how many
-    vectors, and how many numbers in each; the bytes from the products of a vector to those of the next; the addresses
-    of the vectors, of the rows and of the products. sums_of_rows adds rows times
+    vectors, and how many numbers in each; how many of these make one sum; the bytes from the products of a vector to
+    those of the next; the addresses of the vectors, of the rows and of the products. sums_of_rows adds rows times
     factors, which lie side by side for each sum: how many numbers of each row, how many rows and sums, and the bytes
     from row to row, and from sum to sum; the addresses of the factors, of the rows and of the sums. multiples_of_row:
     how many, and how many numbers in each; the addresses of the factors, of the row and of its multiples.
@@ -120,15 +131,38 @@ def _machine_code() -> Optional[dict[str, Function]]:
         build = emit.builder
         return [build.add(rows, build.mul(build.add(first, integer(k)), row)) for k in range(number)]
 
+    def sums_of_products(vectors: Sequence[Any], rows: Sequence[Any], size: Any) -> Sequence[Any]:
+        """Emits the sums of the products of each vector with each row; these are addresses of ``size`` numbers."""
+        build = emit.builder
+
+        def add(i: Any, kind: Any, *sums: Any) -> list[Any]:
+            factors, values = (
+                [emit.load(emit.at(place, i, _BYTES), kind) for place in places] for places in (vectors, rows)
+            )
+            pairs = itertools.product(factors, values)
+            return [emit.multiply_add(value, factor, total) for (factor, value), total in zip(pairs, sums)]
+
+        whole = build.and_(size, INT(-LANES))
+        zeros = [constant(0, VECTOR)] * (len(vectors) * len(rows))
+        sums = emit.loop_if_any(whole, lambda i, *sums: add(i, VECTOR, *sums), zeros, LANES)
+        return emit.loop_if_any(
+            build.sub(size, whole),
+            lambda i, *sums: add(build.add(whole, i), REAL, *sums),
+            [emit.sum_of_lanes(total) for total in sums],
+            1,
+        )
+
     def products_with_rows(frame: Any) -> None:
         build = emit.builder
-        count, samples, length, out_row, x, rows, out = emit.words(frame, 7)
+        count, samples, length, at_once, out_row, x, rows, out = emit.words(frame, 8)
         row = emit.at(integer(0), length, _BYTES)
+        parts = build.sdiv(build.sub(build.add(length, at_once), integer(1)), at_once)
 
-        def part(start: Any) -> None:
+        def part(number_of_part: Any) -> None:
             """Emits the products of some numbers of every row, and adds them to those of the numbers before."""
+            start = build.mul(number_of_part, at_once)
             left = build.sub(length, start)
-            size = build.select(build.icmp_signed('<', left, integer(_ADDED_AT_ONCE)), left, integer(_ADDED_AT_ONCE))
+            size = build.select(build.icmp_signed('<', left, at_once), left, at_once)
             is_first = build.icmp_signed('==', start, integer(0))
             own_x, own_rows = emit.at(x, start, _BYTES), emit.at(rows, start, _BYTES)
 
@@ -137,25 +171,7 @@ def _machine_code() -> Optional[dict[str, Function]]:
                 outs = starts_of(out, out_row, first_sample, several)
 
                 def of_rows(first: Any, number: int) -> None:
-                    starts = starts_of(own_rows, row, first, number)
-
-                    def add(i: Any, kind: Any, *sums: Any) -> list[Any]:
-                        factors, values = (
-                            [emit.load(emit.at(place, i, _BYTES), kind) for place in places]
-                            for places in (vectors, starts)
-                        )
-                        pairs = itertools.product(factors, values)
-                        return [emit.multiply_add(value, factor, total) for (factor, value), total in zip(pairs, sums)]
-
-                    whole = build.and_(size, INT(-LANES))
-                    zeros = [constant(0, VECTOR)] * (several * number)
-                    totals = emit.loop_if_any(whole, lambda i, *sums: add(i, VECTOR, *sums), zeros, LANES)
-                    totals = emit.loop_if_any(
-                        build.sub(size, whole),
-                        lambda i, *sums: add(build.add(whole, i), REAL, *sums),
-                        [emit.sum_of_lanes(total) for total in totals],
-                        1,
-                    )
+                    totals = sums_of_products(vectors, starts_of(own_rows, row, first, number), size)
                     for total, (own_out, k) in zip(totals, itertools.product(outs, range(number))):
                         place = emit.at(own_out, build.add(first, integer(k)), _BYTES)
                         before = build.select(is_first, constant(0, REAL), emit.load(place, REAL))
@@ -165,7 +181,7 @@ def _machine_code() -> Optional[dict[str, Function]]:
 
             emit.groups(samples, _SAMPLES, of_samples)
 
-        emit.loop(length, part, step=_ADDED_AT_ONCE)
+        emit.loop(parts, part)
 
     def sums_of_rows(frame: Any) -> None:
         build = emit.builder

@@ -1,4 +1,4 @@
-"""Linear layers, by oneDNN: x (B, I), w (O, I), b (O,), gy (B, O), all float32."""
+"""Linear layers, by oneDNN or in machine code: x (B, I), w (O, I), b (O,), gy (B, O), all float32."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _LEAST_FEATURES = 10  # a product with fewer rows or columns is done sooner by N
 _ROWS, _COLUMNS = 64, 256  # of a block of a matrix product: the bits of sums depend on how many there are
 _MOST_BLOCKS = 128  # of columns
 _FEW_ROWS = 8  # samples, so few that weights take longer to read than to multiply
-_FEW_SUMS = 1 << 11  # of samples and outputs, where the inputs are more than those
+_FEW_SUMS = (
+    1 << 11
+)  # numbers of an output that are few, if each is a sum over twice as many inputs as there are outputs
+_SHORT = 64  # inputs: the sums of few samples are too short for machine code
 _NARROW = 100  # outputs
 _LARGE = 1 << 22  # bytes of weights, which sgemm should not rearrange for every _ROWS samples
 _MOST_GRADIENTS = 16  # samples for whose gradients weights twice as large are read once, as they lie
@@ -26,15 +29,15 @@ _BLOCK_OF_LARGE = 1024  # rows or columns: for each block, sgemm rearranges the 
 # oneDNN sums these many rows, and their multiples, in one order; of others, its code for AVX2 sums the last three or so
 # in another one. Blocks of _ROWS have that order too, as long as there are no more than _COLUMNS columns.
 _ALIKE = 24
-# Inputs and outputs of the published networks' layers, whose training keeps the bits of sgemm.
+# Inputs and outputs of the published networks' layers and their variants', whose training keeps the bits of sgemm.
 _PUBLISHED = {
-    *((720, 84), (84, 10), (640, 10)),
-    *((1024, 256), (256, 128), (128, 10), (512, 10)),
-    *((28800, 10), (14400, 10), (576, 10)),
+    *((720, 84), (84, 10), (640, 10)),  # LeNet
+    *((1024, 256), (256, 128), (128, 10), (512, 10), (1024, 10), (2048, 10)),  # AlexNet
+    *((28800, 10), (14400, 10), (576, 10)),  # ResNet
 }
-# Multiplications and additions of one sample, and of more, which NumPy does in less time than a call of machine code
-# takes, and with one thread.
-_LITTLE_WORK = 1 << 13, 1 << 18
+# Multiplications of one sample, of few samples' output, and of other products. NumPy does so few sooner than a call of
+# machine code takes; OpenBLAS gives them one thread, so that the number of its threads changes no bits.
+_LITTLE_OF_ONE, _LITTLE_OF_FEW, _LITTLE = 1 << 13, 1 << 15, 1 << 18
 _LARGEST_BATCH = 512  # that keeps blocks of fewer than _ROWS: training's bits were made with them
 _MOST_NUMBERS = 1 << 16  # of x in such a block: processors with smaller caches sum larger ones in another order
 
@@ -45,7 +48,10 @@ class Linear:
     def forward(self: Any, inputs: tuple, stock: Callable) -> tuple:
         """The method of this name, for arrays that the kernels take."""
         x, w, b = inputs if len(inputs) == 3 else (*inputs, None)
-        if not (takes(x, w, b) and x.shape[1] == w.shape[1]) or _is_numpys(len(x), x.shape[1], len(w)):
+        if not (takes(x, w, b) and x.shape[1] == w.shape[1]):
+            return stock(self, inputs)
+        sizes = len(x), x.shape[1], len(w)
+        if _is_numpys(*sizes, are_few=_are_few(*sizes)):
             return stock(self, inputs)
         _prepare(self)
         return (linear(*plain(x, w, b)),)
@@ -81,10 +87,18 @@ def _prepare(function: Any) -> None:
     function.retain_inputs((0, 1))
 
 
-def _is_numpys(samples: int, inputs: int, outputs: int) -> bool:
-    """Whether a layer is left to stock Chainer."""
-    is_little = samples * inputs * outputs <= _LITTLE_WORK[samples > 1]
-    return min(inputs, outputs) < _LEAST_FEATURES or (is_little and (inputs, outputs) not in _PUBLISHED)
+def _is_numpys(samples: int, inputs: int, outputs: int, are_few: bool = False) -> bool:
+    """Whether a layer's product is left to stock Chainer.
+
+    Args:
+        samples: how many.
+        inputs: of the layer.
+        outputs: of the layer.
+        are_few: whether few_samples would compute it.
+    """
+    little = _LITTLE_OF_ONE if samples == 1 else _LITTLE_OF_FEW if are_few else _LITTLE
+    is_little = samples * inputs * outputs <= little and (inputs, outputs) not in _PUBLISHED
+    return is_little or min(inputs, outputs) < _LEAST_FEATURES
 
 
 def linear(x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray]) -> np.ndarray:
@@ -153,7 +167,9 @@ def _product(samples: int, inputs: int, outputs: int, is_transposed: bool = Fals
     if size > _LARGE and outputs >= 2 * _COLUMNS:
         return Product(shape, _blocks_of_large(outputs), of_columns=True), False
     if size > BYTES_OF_BLOCK and samples <= _FEW_ROWS:
-        return Product(shape, _blocks_of_large(outputs), of_columns=True), False
+        # A published layer's output keeps its bits; the gradient of so few samples is in no published training.
+        parts = _blocks_of_columns(outputs) if is_transposed else _blocks_of_large(outputs)
+        return Product(shape, parts, of_columns=True), False
     parts = _blocks_of_rows(samples, inputs, outputs)
     is_copied = is_transposed and _is_copied(samples, len(parts), outputs)
     return Product(shape._replace(is_b_transposed=is_transposed and not is_copied), parts), is_copied
@@ -168,9 +184,10 @@ def _product_of_gw(samples: int, outputs: int, inputs: int) -> Product:
 
 
 def _are_few(samples: int, inputs: int, outputs: int) -> bool:
-    """Whether a layer's output of these samples is computed without sgemm."""
-    is_narrow = samples * outputs <= _FEW_SUMS and outputs <= inputs // 2
-    return (samples <= _FEW_ROWS or is_narrow) and (samples == 1 or (inputs, outputs) not in _PUBLISHED)
+    """Whether few_samples computes a layer's output: sgemm would take longer to rearrange the weights."""
+    if samples == 1 or inputs < _SHORT or (inputs, outputs) in _PUBLISHED:
+        return samples == 1
+    return samples <= _FEW_ROWS or (samples * outputs <= _FEW_SUMS and outputs <= inputs // 2)
 
 
 def _is_copied(rows: int, parts: int, outputs: int) -> bool:

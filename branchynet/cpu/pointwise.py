@@ -13,14 +13,14 @@ import numpy as np
 
 _FEWEST_PIXELS = 1024  # of a part: adding up the parts' gradients would take long beside the products
 _COLUMNS = 256  # of a block of a product
-FEWEST = 128  # pixels of all images: below, oneDNN's own code is as fast
+FEWEST = 128  # pixels of all images: for fewer, oneDNN's own code is as fast, or stock Chainer's for many weights
 
 
 def gradients_of_w(x: np.ndarray, gy: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Gradients of the weights and the bias of a 1x1 convolution without padding.
 
     Args:
-        x: the pixels of the images that it reads (B, C, H, W), float32 as all arrays.
+        x: images (B, C, H, W) without the pixels that the stride skips, float32 as all arrays.
         gy: gradient of the output (B, O, H, W), C-contiguous or channels last.
         most: parts of the images, at most, that threads share; their gradients are added up in order.
 

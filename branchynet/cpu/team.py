@@ -42,7 +42,7 @@ _TAKEN, _RESULTS, _FINISHED, _MEMBERS = range(4, 8)
 
 
 class Block(NamedTuple):
-    """A block of a result: what a function in machine code takes for it, in a frame.
+    """A block of a result, as the frame of a function in machine code describes it.
 
     Attributes:
         numbers: the first ones of the frame.
