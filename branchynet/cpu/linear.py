@@ -18,9 +18,7 @@ _LEAST_FEATURES = 10  # a product with fewer rows or columns is done sooner by N
 _ROWS, _COLUMNS = 64, 256  # of a block of a matrix product: the bits of sums depend on how many there are
 _MOST_BLOCKS = 128  # of columns
 _FEW_ROWS = 8  # samples, so few that weights take longer to read than to multiply
-_FEW_SUMS = (
-    1 << 11
-)  # numbers of an output that are few, if each is a sum over twice as many inputs as there are outputs
+_FEW_SUMS = 1 << 11  # numbers of an output that are few, where each is a sum over twice as many inputs as outputs
 _SHORT = 64  # inputs: the sums of few samples are too short for machine code
 _NARROW = 100  # outputs
 _LARGE = 1 << 22  # bytes of weights, which sgemm should not rearrange for every _ROWS samples
