@@ -356,8 +356,8 @@ def _has_many_weights(geometry: Geometry) -> bool:
 def _has_many_gradients(geometry: Geometry) -> bool:
     """Whether adding up and rearranging the gradients of the weights takes long beside the arithmetic."""
     weights, pixels = math.prod(geometry.w), _pixels(geometry)
-    if _is_pointwise(geometry):
-        return weights >= 1 << 16 and pixels < pointwise.FEWEST
+    if _is_pointwise(geometry) and pixels < pointwise.FEWEST:
+        return weights >= 1 << 16
     read = pixels * math.prod(geometry.w[2:])  # pixels in all windows
     return weights >= 1 << 18 and read <= (5120 if weights >= 1 << 20 else 2560)
 

@@ -165,9 +165,7 @@ def _product(samples: int, inputs: int, outputs: int, is_transposed: bool = Fals
     if size > _LARGE and outputs >= 2 * _COLUMNS:
         return Product(shape, _blocks_of_large(outputs), of_columns=True), False
     if size > BYTES_OF_BLOCK and samples <= _FEW_ROWS:
-        # A published layer's output keeps its bits; the gradient of so few samples is in no published training.
-        parts = _blocks_of_columns(outputs) if is_transposed else _blocks_of_large(outputs)
-        return Product(shape, parts, of_columns=True), False
+        return Product(shape, _blocks_of_few(inputs, outputs, is_transposed), of_columns=True), False
     parts = _blocks_of_rows(samples, inputs, outputs)
     is_copied = is_transposed and _is_copied(samples, len(parts), outputs)
     return Product(shape._replace(is_b_transposed=is_transposed and not is_copied), parts), is_copied
@@ -228,6 +226,15 @@ def _blocks_of_rows(count: int, inputs: int, outputs: int) -> tuple[slice, ...]:
 
 def _blocks_of_columns(count: int) -> tuple[slice, ...]:
     return blocks(count, 1, max(_COLUMNS, count // _MOST_BLOCKS))
+
+
+def _blocks_of_few(inputs: int, outputs: int, is_transposed: bool) -> tuple[slice, ...]:
+    """Blocks of columns of a product of few samples; arguments as of ``_product``."""
+    if is_transposed:
+        return _blocks_of_columns(outputs)
+    if (outputs, inputs) in _PUBLISHED:
+        return _blocks_of_large(outputs)
+    return equal_blocks(outputs, max(2, min(outputs // _BLOCK_OF_LARGE, 4 * inputs * outputs // BYTES_OF_BLOCK)))
 
 
 def _blocks_of_large(count: int) -> tuple[slice, ...]:
