@@ -4,7 +4,7 @@ The kernels leave the shapes that they compute slowly to stock Chainer (branchyn
 this sweep shows that none of them is left out. Forward and every gradient are timed apart, both contenders in turn;
 with one thread by the thread's own clock, on which other programs hardly count.
 Writes benchmark.csv, environment.json and shapes.png, and prints the shapes whose ratio exceeds LIMIT; the exit
-status is 1 if there are any. --draw makes one figure of several folders, a colour for each. 20 minutes on 2 cores.
+status is 1 if there are any. --draw makes one figure of several folders, a colour for each. Two minutes on 2 cores.
 """
 
 from __future__ import annotations
