@@ -373,11 +373,12 @@ def _pixels(geometry: Geometry) -> int:
 
 def _is_gw_product(geometry: Geometry) -> bool:
     """Whether the gradient of w is a matrix product, of enough pixels that sgemm computes it sooner."""
-    is_published = max(geometry.w[:2]) <= _MOST_CHANNELS  # perhaps: with a stride, its gradients keep their bits
+    # With a stride, layers that may be the published networks' keep the bits of their gradients.
+    may_be_published = max(geometry.w[:2]) <= _MOST_CHANNELS
     return (
         _is_pointwise(geometry)
         and geometry.pad == (0, 0)
-        and (geometry.stride == (1, 1) or not is_published)
+        and (geometry.stride == (1, 1) or not may_be_published)
         and _pixels(geometry) >= pointwise.FEWEST
     )
 

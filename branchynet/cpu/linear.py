@@ -181,8 +181,10 @@ def _product_of_gw(samples: int, outputs: int, inputs: int) -> Product:
 
 def _are_few(samples: int, inputs: int, outputs: int) -> bool:
     """Whether few_samples computes a layer's output: sgemm would take longer to rearrange the weights."""
-    if samples == 1 or inputs < _SHORT or (inputs, outputs) in _PUBLISHED:
-        return samples == 1
+    if samples == 1:
+        return True
+    if inputs < _SHORT or (inputs, outputs) in _PUBLISHED:
+        return False
     return samples <= _FEW_ROWS or (samples * outputs <= _FEW_SUMS and outputs <= inputs // 2)
 
 
@@ -230,7 +232,7 @@ def _blocks_of_columns(count: int) -> tuple[slice, ...]:
 
 def _blocks_of_few(inputs: int, outputs: int, is_transposed: bool) -> tuple[slice, ...]:
     """Blocks of columns of a product of few samples; arguments as of ``_product``."""
-    if is_transposed:
+    if is_transposed:  # the output of a published layer, or of any without llvmlite
         return _blocks_of_columns(outputs)
     if (outputs, inputs) in _PUBLISHED:
         return _blocks_of_large(outputs)
