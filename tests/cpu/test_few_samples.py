@@ -14,6 +14,15 @@ def numbers(seed, *shape):
     return np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
 
 
+@pytest.fixture
+def calls(monkeypatch):
+    """The names of the functions in machine code that were called."""
+    names = []
+    run = few_samples._run
+    monkeypatch.setattr(few_samples, '_run', lambda name, *rest: names.append(name) or run(name, *rest))
+    return names
+
+
 def products(x, w, gy):
     """What the layer computes of samples (B, I), weights (O, I) and a gradient of its output (B, O)."""
     return linear.linear(x, w, None), linear.linear_gx(w, gy), linear.linear_gw(x, gy)
@@ -113,11 +122,8 @@ def test_each_of_few_samples_has_the_gradient_that_it_has_alone(set_large, sampl
         (205, 10, False, []),
     ],
 )
-def test_which_layers_it_takes(monkeypatch, set_large, samples, outputs, is_large, taken):
+def test_which_layers_it_takes(calls, set_large, samples, outputs, is_large, taken):
     """Chainer's functions leave the smallest of them to NumPy; the choice is tested here."""
-    calls = []
-    run = few_samples._run
-    monkeypatch.setattr(few_samples, '_run', lambda name, *rest: calls.append(name) or run(name, *rest))
     weights = numbers(1, outputs, 85)
     set_large((weights.nbytes - is_large) // 2)
     products(numbers(0, samples, 85), weights, numbers(2, samples, outputs))
@@ -125,10 +131,7 @@ def test_which_layers_it_takes(monkeypatch, set_large, samples, outputs, is_larg
 
 
 @pytest.mark.parametrize('inputs,outputs', [*sorted(linear._PUBLISHED), (63, 200)])
-def test_other_layers_take_one_sample_alone(monkeypatch, inputs, outputs):
-    calls = []
-    run = few_samples._run
-    monkeypatch.setattr(few_samples, '_run', lambda name, *rest: calls.append(name) or run(name, *rest))
+def test_other_layers_take_one_sample_alone(calls, inputs, outputs):
     for samples, taken in (1, ['products_with_rows']), (2, []):
         calls.clear()
         linear.linear(numbers(0, samples, inputs), numbers(1, outputs, inputs), None)

@@ -61,8 +61,6 @@ FEW_ON_BOTH_SIDES = array(2, 2, 9, 9), array(3, 2, 3, 3, seed=1)
 ONE_WINDOW = array(2, 8, 1, 1), array(6, 8, 1, 1, seed=1)
 USUAL = array(2, 5, 9, 9), array(6, 5, 3, 3, seed=1)
 WIDE = array(2, 8, 4, 4), array(256, 8, 3, 3, seed=1)
-ALSO_WIDE = array(2, 32, 4, 4), array(512, 32, 3, 3, seed=1)
-NOT_WIDE = array(2, 16, 4, 4), array(511, 16, 3, 3, seed=1)
 LONG = array(2, 8, 1, 100), array(8, 8, 1, 64, seed=1)
 
 
@@ -77,8 +75,6 @@ LONG = array(2, 8, 1, 100), array(8, 8, 1, 64, seed=1)
         (ONE_WINDOW, 1, {'im2col_cpu'}, {'col2im_cpu'}, {'im2col_cpu'}),
         (GAPS, 2, set(), {'col2im_cpu'}, set()),
         (WIDE, 1, set(), {'col2im_cpu'}, {'im2col_cpu'}),
-        (ALSO_WIDE, 1, set(), set(), {'im2col_cpu'}),
-        (NOT_WIDE, 1, set(), set(), set()),
         (USUAL, 1, set(), set(), set()),
         (USUAL, 2, set(), set(), set()),
     ],
@@ -91,8 +87,6 @@ LONG = array(2, 8, 1, 100), array(8, 8, 1, 64, seed=1)
         'one window',
         'gaps',
         'wide',
-        'also wide',
-        'not wide',
         'usual',
         'usual, stride 2',
     ],
@@ -269,6 +263,7 @@ def geometry_of(images, channels, size, outputs, kernel, stride=1):
         ((1, 15, 16, 255, 3), set()),
         ((1, 16, 16, 256, 3), set()),
         ((1, 32, 16, 512, 3), {'w'}),
+        ((1, 32, 16, 511, 3), set()),
         ((1, 33, 32, 512, 3), set()),
         ((1, 32, 16, 512, 5), set()),
         ((1, 16, 12, 256, 1), set()),
@@ -305,7 +300,7 @@ def test_limits_of_slow_convolutions(sizes, slow):
 
 @pytest.mark.parametrize(
     'network,shape',
-    [(lenet_mnist, (4, 1, 28, 28)), (alex_cifar10, (4, 3, 32, 32)), (resnet_cifar10, (4, 3, 32, 32))],
+    [(lenet_mnist, (1, 28, 28)), (alex_cifar10, (3, 32, 32)), (resnet_cifar10, (3, 32, 32))],
     ids=['lenet', 'alexnet', 'resnet'],
 )
 def test_the_published_networks_keep_their_kernels(monkeypatch, of_stock, network, shape):
@@ -317,7 +312,7 @@ def test_the_published_networks_keep_their_kernels(monkeypatch, of_stock, networ
         monkeypatch.setattr(stock, 'forward', fail)
     np.random.seed(0)
     net = network.get_network()
-    x, t = array(*shape), np.arange(4, dtype=np.int32)
+    x, t = array(4, *shape), np.arange(4, dtype=np.int32)
     with cpu.fast():
         net.train(x, t)
         net.train_main(x, t)
