@@ -305,8 +305,8 @@ def _convolution_gw(geometry: Geometry, x_form: int, y_form: int) -> onednn.Prim
 # benchmarks/shapes.py measures them.
 
 _FEWEST_CHANNELS = 5  # oneDNN's gradients fill a vector with channels, and leave most of it empty below
-# Of kernels with several pixels, and with one: the fewest weights whose rearrangement counts, and how many there are for
-# each pixel of the outputs where it takes as long as the arithmetic.
+# Of kernels with several pixels, and with one: the fewest weights whose rearrangement counts, and how many there are
+# for each pixel of the outputs where it takes as long as the arithmetic.
 _MANY_WEIGHTS = (3 << 18, 1 << 15), (1 << 18, 1 << 14)
 _FEW_PIXELS = 64  # of the outputs: for more, the arithmetic takes longer, however many weights there are
 
