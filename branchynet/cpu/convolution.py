@@ -1,4 +1,4 @@
-"""Two-dimensional convolution and its gradients, by oneDNN."""
+"""Two-dimensional convolution and its gradients, by oneDNN or, with 3x3 pixels, by Winograd's algorithm."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from branchynet.cpu.layout import (
     empty_like,
     form_of,
     geometry_of,
+    is_channels_last,
+    like,
     plain,
     takes,
 )
@@ -43,6 +45,13 @@ from branchynet.cpu.threads import equal_blocks
 import chainer
 import numpy as np
 from chainer.utils.conv import get_conv_outsize
+
+try:
+    from branchynet.cpu import winograd
+
+    _HAS_WINOGRAD = True
+except ImportError:  # no llvmlite
+    _HAS_WINOGRAD = False
 
 _WORK_OF_BLOCK = 1 << 23  # multiplications and additions that are worth a thread's call
 _MOST_BYTES, _MOST_CHANNELS = 3 << 17, 96  # of weights of the published networks
@@ -313,12 +322,16 @@ _FEW_PIXELS = 64  # of the outputs: for more, the arithmetic takes longer, howev
 
 @cached
 def _is_y_slow(geometry: Geometry) -> bool:
+    if _is_winograd(geometry):
+        return False
     names = ('ref', 'brgconv:avx2') if geometry.w[0] == 1 else ('ref',)  # one output channel: masked on every pixel
     return _has_many_weights(geometry) or _is_fully_connected(geometry) or _is_chosen(names, _descriptor_of_y(geometry))
 
 
 @cached
 def _is_gx_slow(geometry: Geometry) -> bool:
+    if _is_winograd(geometry):
+        return False
     outputs, inputs = geometry.w[:2]
     has_gaps = any(k < s for k, s in zip(geometry.w[2:], geometry.stride))  # pixels that no window reads
     is_wide = inputs < 32 and inputs % 16 > 0 and outputs >= 20 * inputs
@@ -334,6 +347,8 @@ def _is_gx_slow(geometry: Geometry) -> bool:
 
 @cached
 def _is_gw_slow(geometry: Geometry) -> bool:
+    if _is_gw_winograd(geometry):
+        return False
     (outputs, inputs), window = geometry.w[:2], math.prod(geometry.w[2:])
     is_wide = (inputs < 16 and outputs >= 256) or (inputs <= 32 and outputs >= 512 and window <= 9)
     return (
@@ -393,9 +408,43 @@ def _is_chosen(names: tuple[str, ...], descriptor: c_void_p) -> bool:
     return onednn.implementation(descriptor).startswith(names)
 
 
+# Where Winograd's algorithm takes less time than oneDNN's sums.
+
+_FILTERS, _FILTERS_OF_GW = 1 << 16, 1 << 14  # at most: the points of more take longer to pass than to multiply
+# (inputs, outputs, height) of AlexNet's layers, whose training keeps the bits of the committed results.
+_PUBLISHED = {(64, 96, 8), (96, 96, 8), (96, 64, 8), (64, 32, 8), (32, 32, 8), (96, 32, 4)}
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_winograd(geometry: Geometry) -> bool:
+    """Whether the output and the gradient of x are computed by Winograd's algorithm."""
+    (images, inputs, height, width), (outputs, *window), _, stride, pad = geometry
+    tiles = images * -(-height // 2) * -(-width // 2)
+    return (
+        _HAS_WINOGRAD
+        and (window, stride, pad) == ([inputs, 3, 3], (1, 1), (1, 1))
+        and inputs % winograd.CHANNELS == outputs % winograd.CHANNELS == 0
+        and tiles >= max(inputs, outputs)  # for fewer, the filters' points take longer than the products
+        and inputs * outputs <= _FILTERS
+        and (inputs, outputs, height) not in _PUBLISHED
+    )
+
+
+def _is_gw_winograd(geometry: Geometry) -> bool:
+    """Whether the gradient of w is."""
+    outputs, inputs = geometry.w[:2]
+    fills_vectors = outputs % (2 * winograd.CHANNELS) == 0 or not onednn.has_avx512()
+    return _is_winograd(geometry) and fills_vectors and inputs * outputs <= _FILTERS_OF_GW
+
+
 def _turned(array: np.ndarray) -> np.ndarray:
     """Images or weights with H and W exchanged."""
     return array.swapaxes(2, 3)
+
+
+def _last(images: np.ndarray) -> np.ndarray:
+    """The images, with their channels last in memory."""
+    return images if is_channels_last(images) else like(images, channels_last(images.shape))
 
 
 def convolution(x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray], geometry: Geometry) -> np.ndarray:
@@ -415,6 +464,9 @@ def convolution(x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray], geometry:
         return _turned(convolution(_turned(x), _turned(w), b, lying))
     y = channels_last(geometry.y)
     b = np.zeros(len(w), np.float32) if b is None else b
+    if _is_winograd(geometry):
+        winograd.convolution(_last(x), w, b, y)
+        return y
     _loops_of_y(geometry, form_of(x)).run(x, w, b, y)
     return y
 
@@ -443,6 +495,14 @@ def convolution_gradients(
         gx, _, _ = convolution_gradients(x, w, gy, geometry, of_x, of_w=False)
         read = x[:, :, :: geometry.stride[0], :: geometry.stride[1]]
         return gx, *pointwise.gradients_of_w(read, gy, _parts_of_work(geometry))
+    if of_w and _is_gw_winograd(geometry):
+        gx, _, _ = convolution_gradients(x, w, gy, geometry, of_x, of_w=False)
+        return gx, *winograd.gradients_of_w(_last(x), _last(gy), max(1, _parts_of_work(geometry)))
+    if of_x and _is_winograd(geometry):
+        _, gw, gb = convolution_gradients(x, w, gy, geometry, of_x=False, of_w=of_w)
+        gx = channels_last(geometry.x)
+        winograd.gradient_of_x(w, _last(gy), gx)
+        return like(gx, x), gw, gb
     gx = empty_like(x) if of_x else None
     gw = gb = None
     if of_w:

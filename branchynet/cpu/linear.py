@@ -194,13 +194,7 @@ def _is_copied(rows: int, parts: int, outputs: int) -> bool:
     It is slow where outputs do not fill its vectors, and with AVX-512 where they do not fill several. From 16 rows on,
     and up to _NARROW outputs, the bits are the same either way.
     """
-    return rows >= 16 and (outputs < 16 or (outputs <= _NARROW and (parts > 4 or _has_avx512())))
-
-
-@functools.cache
-def _has_avx512() -> bool:
-    version = onednn.version()
-    return version is not None and version['isa'].startswith('AVX512')
+    return rows >= 16 and (outputs < 16 or (outputs <= _NARROW and (parts > 4 or onednn.has_avx512())))
 
 
 def _blocks_of_rows(count: int, inputs: int, outputs: int) -> tuple[slice, ...]:

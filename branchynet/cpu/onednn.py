@@ -172,6 +172,13 @@ def version() -> Optional[dict[str, str]]:
     return {'version': '.'.join(map(str, dnnl.dnnl_version().contents)), 'isa': _ISAS.get(isa, hex(isa))}
 
 
+@functools.cache
+def has_avx512() -> bool:
+    """Whether the library's kernels use AVX-512."""
+    loaded = version()
+    return loaded is not None and loaded['isa'].startswith('AVX512')
+
+
 _ISAS = {
     0x1: 'SSE41',
     0x3: 'AVX',

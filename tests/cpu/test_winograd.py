@@ -1,0 +1,249 @@
+"""3x3 convolutions by Winograd's algorithm, against sums over pixels in float64."""
+
+import functools
+
+from branchynet import cpu
+from branchynet.cpu import convolution, onednn, threads
+from branchynet.cpu.convolution import Geometry
+from branchynet.cpu.layout import channels_last
+from branchynet.networks import alex_cifar10, resnet_cifar10
+
+import chainer.functions as F
+import numpy as np
+import pytest
+from chainer.function_hooks import TimerHook
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.cpu.test_functions import array, check
+
+pytest.importorskip('llvmlite')
+from branchynet.cpu import winograd
+
+SIZES = [(64, 16, 32, 30, 30), (3, 48, 16, 15, 7), (40, 32, 64, 3, 1), (1, 16, 16, 2, 150)]  # B, C, O, H, W
+
+
+def last(images):
+    """The images, with their channels last in memory."""
+    copied = channels_last(images.shape)
+    copied[...] = images
+    return copied
+
+
+def arrays_of(batch, channels, outputs, height, width):
+    """Images, weights, a bias and a gradient of the output."""
+    x, gy = array(batch, channels, height, width), array(batch, outputs, height, width, seed=1)
+    return last(x), array(outputs, channels, 3, 3, seed=2), array(outputs, seed=3), last(gy)
+
+
+def results(x, w, b, gy, most=8):
+    """The output, and the gradients of x, w and b."""
+    y, gx = channels_last(gy.shape), channels_last(x.shape)
+    winograd.convolution(x, w, b, y)
+    winograd.gradient_of_x(w, gy, gx)
+    return [y, gx, *winograd.gradients_of_w(x, gy, most)]
+
+
+def sums(x, w, b, gy):
+    """The same as sums over pixels, in float64."""
+    x, w, b, gy = (given.astype(np.float64) for given in (x, w, b, gy))
+    (_, _, height, width), space = x.shape, ((0, 0), (0, 0), (1, 1), (1, 1))
+    padded, y, padded_gx, gw = (
+        np.pad(x, space),
+        b[:, None, None] + np.zeros_like(gy),
+        np.zeros(np.pad(x, space).shape),
+        w * 0,
+    )
+    for i, j in np.ndindex(3, 3):
+        window = (..., slice(i, i + height), slice(j, j + width))
+        y += np.einsum('bchw,oc->bohw', padded[window], w[..., i, j])
+        padded_gx[window] += np.einsum('bohw,oc->bchw', gy, w[..., i, j])
+        gw[..., i, j] = np.einsum('bchw,bohw->oc', padded[window], gy)
+    return [y, padded_gx[..., 1:-1, 1:-1], gw, gy.sum(axis=(0, 2, 3))]
+
+
+def check_close(found, x, w, b, gy):
+    terms = 9 * w.shape[1], 9 * w.shape[0], gy[:, 0].size, gy[:, 0].size
+    for own, exact, count in zip(found, sums(x, w, b, gy), terms):
+        assert own.dtype == np.float32 and own.shape == exact.shape
+        np.testing.assert_allclose(own, exact, rtol=0, atol=2e-6 * (count + 10))
+
+
+def check_same_bits(found):
+    for other in found[1:]:
+        for own, first in zip(other, found[0]):
+            np.testing.assert_array_equal(own, first)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 9),
+    st.sampled_from([16, 32, 48]),
+    st.sampled_from([16, 32, 48]),
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    st.integers(1, 8),
+)
+def test_results_are_exact_to_rounding(batch, channels, outputs, size, most):
+    arrays = arrays_of(batch, channels, outputs, *size)
+    check_close(results(*arrays, most), *arrays)
+
+
+@pytest.mark.parametrize('sizes', SIZES)
+def test_images_of_several_bands_too(sizes):
+    arrays = arrays_of(*sizes)
+    check_close(results(*arrays), *arrays)
+
+
+@pytest.mark.parametrize('sizes', SIZES)
+def test_threads_change_no_bits(sizes):
+    arrays, found = arrays_of(*sizes), []
+    try:
+        for count in 1, 2, 5:
+            threads.set_num_threads(count)
+            found.append(results(*arrays))
+    finally:
+        threads.set_num_threads(None)
+    check_same_bits(found)
+
+
+@pytest.mark.parametrize('sizes', SIZES)
+def test_the_width_of_vectors_changes_no_bits(monkeypatch, sizes):
+    arrays, found = arrays_of(*sizes), []
+    for has_avx512 in False, True:
+        monkeypatch.setattr(onednn, 'has_avx512', lambda has=has_avx512: has)
+        monkeypatch.setattr(winograd, '_machine_code', functools.cache(winograd._machine_code.__wrapped__))
+        found.append(results(*arrays))
+    check_same_bits(found)
+
+
+def test_every_image_is_computed_by_itself():
+    x, w, b, gy = arrays_of(5, 16, 16, 7, 7)
+    expected = results(x, w, b, gy)[:2]
+    x[2], gy[2] = np.nan, np.inf
+    with np.errstate(invalid='ignore'):
+        found = results(x, w, b, gy)[:2]
+    for own, before in zip(found, expected):
+        assert not np.isfinite(own[2]).any()
+        for i in 0, 1, 3, 4:
+            np.testing.assert_array_equal(own[i], before[i])
+
+
+@pytest.mark.parametrize('size', [(4, 4), (5, 5), (1, 1)])
+def test_nothing_is_written_beyond_the_output(size):
+    x, w, b, _ = arrays_of(3, 16, 16, *size)
+    memory = np.full((5, *size, 16), 7, np.float32)
+    winograd.convolution(x, w, b, memory[1:4].transpose(0, 3, 1, 2))
+    assert (memory[[0, 4]] == 7).all() and not (memory[1:4] == 7).any()
+
+
+def geometry_of(batch, inputs, outputs, size, kernel=3, stride=1, pad=1):
+    out = (size + 2 * pad - kernel) // stride + 1
+    shapes = (batch, inputs, size, size), (outputs, inputs, kernel, kernel), (batch, outputs, out, out)
+    return Geometry(*shapes, (stride,) * 2, (pad,) * 2)
+
+
+@pytest.mark.onednn
+@pytest.mark.parametrize(
+    'sizes,has_avx512,of_outputs,of_weights',
+    [
+        ((16, 16, 16, 2), False, True, True),
+        ((15, 16, 16, 2), False, False, False),
+        ((16, 16, 16, 1), False, True, True),
+        ((8, 64, 16, 5), False, True, True),
+        ((7, 64, 16, 5), False, False, False),
+        ((8, 16, 64, 5), False, True, True),
+        ((7, 16, 64, 5), False, False, False),
+        ((64, 24, 16, 8), False, False, False),
+        ((64, 16, 24, 8), False, False, False),
+        ((8, 128, 128, 8), False, True, True),
+        ((9, 128, 144, 8), False, True, False),
+        ((16, 256, 256, 8), False, True, False),
+        ((17, 256, 272, 8), False, False, False),
+        ((64, 16, 16, 8), True, True, False),
+        ((64, 16, 32, 8), True, True, True),
+        ((64, 32, 32, 8, 5, 1, 2), False, False, False),
+        ((64, 32, 32, 8, 3, 2, 1), False, False, False),
+        ((64, 32, 32, 8, 3, 1, 0), False, False, False),
+        ((64, 32, 32, 9), False, True, True),
+        ((64, 32, 32, 8), False, False, False),  # AlexNet's
+    ],
+)
+def test_limits(monkeypatch, sizes, has_avx512, of_outputs, of_weights):
+    monkeypatch.setattr(onednn, 'has_avx512', lambda: has_avx512)
+    geometry = geometry_of(*sizes)
+    assert convolution._is_winograd(geometry) == of_outputs
+    assert convolution._is_gw_winograd(geometry) == of_weights
+
+
+class Calls(TimerHook):
+    """The geometries of convolutions that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.geometries = set()
+
+    def forward_preprocess(self, function, inputs):
+        super().forward_preprocess(function, inputs)
+        if function.label == 'Convolution2DFunction':
+            x, w = inputs[0], inputs[1]
+            y = (len(x), len(w), *function._get_out_size(x.shape, w.shape))
+            self.geometries.add(Geometry(x.shape, w.shape, y, (function.sy, function.sx), (function.ph, function.pw)))
+
+
+def convolutions_of(network, batch):
+    """The geometries of a network's convolutions, in the training of both parts."""
+    net = network.get_network()
+    x, t = array(2, 3, 32, 32), np.arange(2, dtype=np.int32)
+    with Calls() as calls:
+        net.train(x, t)
+        net.train_main(x, t)
+    return [each._replace(x=(batch, *each.x[1:]), y=(batch, *each.y[1:])) for each in calls.geometries]
+
+
+@pytest.mark.onednn
+def test_alexnet_keeps_the_bits_of_its_committed_results():
+    geometries = convolutions_of(alex_cifar10, 512)
+    assert sum(each.w[2:] == (3, 3) for each in geometries) >= 5
+    assert not any(convolution._is_winograd(each) for each in geometries)
+
+
+@pytest.mark.onednn
+def test_resnets_blocks_are_computed_so():
+    taken = {each.w for each in convolutions_of(resnet_cifar10, 64) if convolution._is_winograd(each)}
+    assert {(16, 16, 3, 3), (32, 32, 3, 3), (64, 64, 3, 3)} <= taken
+
+
+@pytest.mark.onednn
+@pytest.mark.parametrize('has_bias', [False, True])
+@pytest.mark.parametrize('sizes', [(8, 16, 32, 9, 6), (6, 128, 144, 9, 9)])  # the second has oneDNN's gradient of w
+def test_chainers_convolution_has_the_same_results(monkeypatch, sizes, has_bias):
+    called = []
+    run = winograd._run
+    monkeypatch.setattr(winograd, '_run', lambda name, *rest: called.append(name) or run(name, *rest))
+    x, w, b, _ = arrays_of(*sizes)
+    w = w / np.float32(np.sqrt(w[0].size))  # so that outputs are of the order of 1
+    check(lambda *given: F.convolution_2d(*given, pad=1), np.ascontiguousarray(x), w, *[b][:has_bias])
+    assert called.count('outputs') >= 2
+
+
+@pytest.mark.onednn
+def test_the_gradient_lies_in_memory_as_the_images_do():
+    x, w, b, gy = arrays_of(8, 16, 32, 6, 6)
+    geometry = geometry_of(8, 16, 32, 6)
+    assert convolution._is_winograd(geometry)
+    found = []
+    for images in x, np.ascontiguousarray(x):
+        found.append([convolution.convolution(images, w, b, geometry)])
+        found[-1] += convolution.convolution_gradients(images, w, gy, geometry, True, True)
+        assert found[-1][1].strides == images.strides
+    check_same_bits(found)
+
+
+@pytest.mark.onednn
+def test_without_it_onednn_computes_the_same(monkeypatch):
+    x, w, b, gy = arrays_of(8, 16, 32, 6, 6)
+    geometry = geometry_of(8, 16, 32, 6)
+    monkeypatch.setattr(convolution, '_is_winograd', lambda geometry: False)
+    with cpu.fast():
+        y = convolution.convolution(x, w, b, geometry)
+        check_close([y, *convolution.convolution_gradients(x, w, gy, geometry, True, True)], x, w, b, gy)
