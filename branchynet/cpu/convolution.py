@@ -1,4 +1,4 @@
-"""Two-dimensional convolution and its gradients, by oneDNN or, with 3x3 pixels, by Winograd's algorithm."""
+"""Two-dimensional convolution and its gradients: by Winograd's algorithm for kernels of 3x3 pixels, else by oneDNN."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ from chainer.utils.conv import get_conv_outsize
 try:
     from branchynet.cpu import winograd
 
-    _HAS_WINOGRAD = True
-except ImportError:  # no llvmlite
+    _HAS_WINOGRAD = winograd.is_fast()
+except (ImportError, OSError):  # llvmlite is missing, or does not load
     _HAS_WINOGRAD = False
 
 _WORK_OF_BLOCK = 1 << 23  # multiplications and additions that are worth a thread's call
@@ -322,16 +322,12 @@ _FEW_PIXELS = 64  # of the outputs: for more, the arithmetic takes longer, howev
 
 @cached
 def _is_y_slow(geometry: Geometry) -> bool:
-    if _is_winograd(geometry):
-        return False
     names = ('ref', 'brgconv:avx2') if geometry.w[0] == 1 else ('ref',)  # one output channel: masked on every pixel
     return _has_many_weights(geometry) or _is_fully_connected(geometry) or _is_chosen(names, _descriptor_of_y(geometry))
 
 
 @cached
 def _is_gx_slow(geometry: Geometry) -> bool:
-    if _is_winograd(geometry):
-        return False
     outputs, inputs = geometry.w[:2]
     has_gaps = any(k < s for k, s in zip(geometry.w[2:], geometry.stride))  # pixels that no window reads
     is_wide = inputs < 32 and inputs % 16 > 0 and outputs >= 20 * inputs
@@ -347,8 +343,6 @@ def _is_gx_slow(geometry: Geometry) -> bool:
 
 @cached
 def _is_gw_slow(geometry: Geometry) -> bool:
-    if _is_gw_winograd(geometry):
-        return False
     (outputs, inputs), window = geometry.w[:2], math.prod(geometry.w[2:])
     is_wide = (inputs < 16 and outputs >= 256) or (inputs <= 32 and outputs >= 512 and window <= 9)
     return (
@@ -410,31 +404,38 @@ def _is_chosen(names: tuple[str, ...], descriptor: c_void_p) -> bool:
 
 # Where Winograd's algorithm takes less time than oneDNN's sums.
 
-_FILTERS, _FILTERS_OF_GW = 1 << 16, 1 << 14  # at most: the points of more take longer to pass than to multiply
+# With more filters, reading their points takes longer than multiplying by them.
+_MOST_FILTERS, _MOST_FILTERS_OF_GW = 1 << 16, 1 << 14
+_FEWEST_IMAGES = 4  # fewer count as so many, so that ResNet's images have the same bits in every batch
+_LEAST_SIZE = 4  # pixels: of smaller images, many windows reach beyond the image, where oneDNN multiplies nothing
+_MOST_TILES = 128  # of a row, whose points stay in the cache
 # (inputs, outputs, height) of AlexNet's layers, whose training keeps the bits of the committed results.
-_PUBLISHED = {(64, 96, 8), (96, 96, 8), (96, 64, 8), (64, 32, 8), (32, 32, 8), (96, 32, 4)}
+_OF_ALEXNET = {(64, 96, 8), (96, 96, 8), (96, 64, 8), (64, 32, 8), (32, 32, 8), (96, 32, 4)}
 
 
 @functools.lru_cache(maxsize=1024)
 def _is_winograd(geometry: Geometry) -> bool:
     """Whether the output and the gradient of x are computed by Winograd's algorithm."""
-    (images, inputs, height, width), (outputs, *window), _, stride, pad = geometry
-    tiles = images * -(-height // 2) * -(-width // 2)
+    (images, inputs, height, width), (outputs, *kernel), _, stride, pad = geometry
+    tiles_of_row = -(-width // 2)
+    tiles = -(-height // 2) * tiles_of_row
     return (
         _HAS_WINOGRAD
-        and (window, stride, pad) == ([inputs, 3, 3], (1, 1), (1, 1))
+        and (kernel, stride, pad) == ([inputs, 3, 3], (1, 1), (1, 1))
         and inputs % winograd.CHANNELS == outputs % winograd.CHANNELS == 0
-        and tiles >= max(inputs, outputs)  # for fewer, the filters' points take longer than the products
-        and inputs * outputs <= _FILTERS
-        and (inputs, outputs, height) not in _PUBLISHED
+        and inputs * outputs <= _MOST_FILTERS
+        and max(images, _FEWEST_IMAGES) * tiles >= max(inputs, outputs)  # fewer take less time than the filters' points
+        and min(height, width) >= _LEAST_SIZE
+        and tiles_of_row <= _MOST_TILES
+        and (inputs, outputs, height) not in _OF_ALEXNET
     )
 
 
 def _is_gw_winograd(geometry: Geometry) -> bool:
-    """Whether the gradient of w is."""
+    """Whether the gradients of w and b are computed by Winograd's algorithm."""
     outputs, inputs = geometry.w[:2]
     fills_vectors = outputs % (2 * winograd.CHANNELS) == 0 or not onednn.has_avx512()
-    return _is_winograd(geometry) and fills_vectors and inputs * outputs <= _FILTERS_OF_GW
+    return _is_winograd(geometry) and fills_vectors and inputs * outputs <= _MOST_FILTERS_OF_GW
 
 
 def _turned(array: np.ndarray) -> np.ndarray:
@@ -442,8 +443,8 @@ def _turned(array: np.ndarray) -> np.ndarray:
     return array.swapaxes(2, 3)
 
 
-def _last(images: np.ndarray) -> np.ndarray:
-    """The images, with their channels last in memory."""
+def _with_channels_last(images: np.ndarray) -> np.ndarray:
+    """The images as they are, or copied, with their channels last in memory."""
     return images if is_channels_last(images) else like(images, channels_last(images.shape))
 
 
@@ -465,7 +466,7 @@ def convolution(x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray], geometry:
     y = channels_last(geometry.y)
     b = np.zeros(len(w), np.float32) if b is None else b
     if _is_winograd(geometry):
-        winograd.convolution(_last(x), w, b, y)
+        winograd.convolution(_with_channels_last(x), w, b, y)
         return y
     _loops_of_y(geometry, form_of(x)).run(x, w, b, y)
     return y
@@ -491,18 +492,27 @@ def convolution_gradients(
     if lying is not geometry:
         gx, gw, gb = convolution_gradients(_turned(x), _turned(w), _turned(gy), lying, of_x, of_w)
         return None if gx is None else _turned(gx), None if gw is None else _turned(gw), gb
-    if of_w and _is_gw_product(geometry):
-        gx, _, _ = convolution_gradients(x, w, gy, geometry, of_x, of_w=False)
-        read = x[:, :, :: geometry.stride[0], :: geometry.stride[1]]
-        return gx, *pointwise.gradients_of_w(read, gy, _parts_of_work(geometry))
-    if of_w and _is_gw_winograd(geometry):
-        gx, _, _ = convolution_gradients(x, w, gy, geometry, of_x, of_w=False)
-        return gx, *winograd.gradients_of_w(_last(x), _last(gy), max(1, _parts_of_work(geometry)))
+    gx = gw = gb = None
     if of_x and _is_winograd(geometry):
-        _, gw, gb = convolution_gradients(x, w, gy, geometry, of_x=False, of_w=of_w)
         gx = channels_last(geometry.x)
-        winograd.gradient_of_x(w, _last(gy), gx)
-        return like(gx, x), gw, gb
+        winograd.gradient_of_x(w, _with_channels_last(gy), gx)
+        gx = like(gx, x)
+    if of_w and _is_gw_product(geometry):
+        read = x[:, :, :: geometry.stride[0], :: geometry.stride[1]]
+        gw, gb = pointwise.gradients_of_w(read, gy, _parts_of_work(geometry))
+    elif of_w and _is_gw_winograd(geometry):
+        most = max(1, _parts_of_work(geometry))
+        gw, gb = winograd.gradients_of_w(_with_channels_last(x), _with_channels_last(gy), most)
+    others = _gradients_by_onednn(x, w, gy, geometry, of_x and gx is None, of_w and gw is None)
+    return tuple(other if own is None else own for own, other in zip((gx, gw, gb), others))
+
+
+def _gradients_by_onednn(
+    x: np.ndarray, w: np.ndarray, gy: np.ndarray, geometry: Geometry, of_x: bool, of_w: bool
+) -> tuple[Optional[np.ndarray], ...]:
+    """As convolution_gradients, for a geometry as ``lying`` returns it."""
+    if not (of_x or of_w):
+        return None, None, None
     gx = empty_like(x) if of_x else None
     gw = gb = None
     if of_w:

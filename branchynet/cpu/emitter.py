@@ -77,6 +77,10 @@ class Emitter:
         """Address + offset, bytes."""
         return self.builder.add(address, integer(offset)) if offset else address
 
+    def least(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """The smaller of two numbers."""
+        return self.builder.select(self.builder.icmp_signed('<', a, b), a, b)
+
     def at(self, address: ir.Value, index: ir.Value, step: int) -> ir.Value:
         """Address + index * step, bytes."""
         return self.builder.add(address, self.builder.mul(index, integer(step)))

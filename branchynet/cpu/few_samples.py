@@ -161,8 +161,7 @@ def _machine_code() -> Optional[dict[str, Function]]:
         def part(number_of_part: Any) -> None:
             """Emits the products of some numbers of every row, and adds them to those of the numbers before."""
             start = build.mul(number_of_part, at_once)
-            left = build.sub(length, start)
-            size = build.select(build.icmp_signed('<', left, at_once), left, at_once)
+            size = emit.least(build.sub(length, start), at_once)
             is_first = build.icmp_signed('==', start, integer(0))
             own_x, own_rows = emit.at(x, start, _BYTES), emit.at(rows, start, _BYTES)
 

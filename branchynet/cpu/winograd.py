@@ -3,21 +3,25 @@
 A tile is 2x2 pixels of an output; they depend on a window of 4x4 pixels of the input. Windows, tiles and filters are
 each transformed to 16 numbers, their points. The products of points take 16 multiplications for every pair of channels,
 where sums over 3x3 pixels take 36: F(2x2, 3x3) of Lavin and Gray, Fast Algorithms for Convolutional Neural Networks,
-2016, section 4.1. Gradients are those of that computation. The results differ from sums over pixels by rounding alone.
+2016, section 4.1. The gradients are the derivatives of the same formulas. Of finite numbers, the results differ from
+sums over pixels by rounding alone; an infinite number makes the outputs of its windows NaN.
 
-Images (B, C, H, W) lie in memory with their channels last, whose number is a multiple of CHANNELS. Zeros surround them:
-a row above and below, a column on both sides. Every number is a sum in an order that depends on the shapes alone.
+Images (B, C, H, W) lie in memory with their channels last; the number of channels is a multiple of CHANNELS. Zeros
+surround an image: a row above and below, a column on both sides. Every number is a sum in an order that depends on the
+shapes alone.
 """
 
 from __future__ import annotations
 
 import array as packed
 import functools
+import itertools
+import platform
 from collections.abc import Sequence
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 from branchynet.cpu import memory, onednn
-from branchynet.cpu.emitter import LANES, REAL, Emitter, Function, integer, vector, vector_type
+from branchynet.cpu.emitter import LANES, REAL, Emitter, Function, has, integer, vector, vector_type
 from branchynet.cpu.memory import LINE, address
 from branchynet.cpu.team import run_frames
 from branchynet.cpu.threads import SCRATCHES, Scratch, taken, workers
@@ -26,13 +30,19 @@ import numpy as np
 from llvmlite import ir
 
 CHANNELS = 16
-_TILES = 64  # of a band, unless a row has more: their points, and the filters of a point, stay in the cache
 _POINTS = 16
+_TILES = 64  # in a band, unless a row has more: their points, and the filters of a point, stay in the cache
+_TILES_OF_PART = 256  # at least: preparing and adding up the sums of a part takes time too
 _VECTORS = 2  # of a row of a product, that are computed together
-_ROWS = {LANES: 6, 2 * LANES: 12}  # with them, by their lanes: the sums stay in the registers of AVX2, of AVX-512
+_ROWS = {LANES: 6, 2 * LANES: 12}  # of a product that are computed together, by the lanes of a vector: in registers
 _BYTES = 4  # of a number
 
 _Matrix = Sequence[Sequence[ir.Value]]
+
+
+def is_fast() -> bool:
+    """Whether the processor has an instruction for multiply-add; else each of them would be a call."""
+    return has('fma') or platform.machine() not in ('x86_64', 'AMD64')
 
 
 def convolution(x: np.ndarray, w: np.ndarray, b: np.ndarray, y: np.ndarray) -> None:
@@ -44,18 +54,18 @@ def convolution(x: np.ndarray, w: np.ndarray, b: np.ndarray, y: np.ndarray) -> N
         b: bias (O,), C-contiguous.
         y: where the output (B, O, H, W) goes.
     """
-    _run('outputs', 1, x, y, _points_of(w.transpose(2, 3, 1, 0)), b)
+    _compute('outputs', 1, x, y, _points_of_filters(w.transpose(2, 3, 1, 0)), b)
 
 
 def gradient_of_x(w: np.ndarray, gy: np.ndarray, gx: np.ndarray) -> None:
-    """Writes the gradient of x: a convolution of that of y, with filters turned by half a turn.
+    """Writes the gradient of x: a convolution of the gradient of y, with filters rotated by 180 degrees.
 
     Args:
         w: weights (O, C, 3, 3).
         gy: gradient of y (B, O, H, W).
         gx: where the gradient (B, C, H, W) goes.
     """
-    _run('outputs', 1, gy, gx, _points_of(w[:, :, ::-1, ::-1].transpose(2, 3, 0, 1)), _zeros(w.shape[1]))
+    _compute('outputs', 1, gy, gx, _points_of_filters(w[:, :, ::-1, ::-1].transpose(2, 3, 0, 1)), _zeros(w.shape[1]))
 
 
 def gradients_of_w(x: np.ndarray, gy: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
@@ -64,20 +74,22 @@ def gradients_of_w(x: np.ndarray, gy: np.ndarray, most: int) -> tuple[np.ndarray
     Args:
         x: images (B, C, H, W).
         gy: gradient of y (B, O, H, W).
-        most: parts of the images, at most, that threads share; their gradients are added up in order.
+        most: the most parts that threads share, whose gradients are added up in order.
 
     Returns:
         Gradients of w (O, C, 3, 3) and b (O,).
     """
     channels, outputs = x.shape[1], gy.shape[1]
-    bands_of_run = -(-_plan(x.shape, outputs, 1).runs // most)
-    runs = _plan(x.shape, outputs, bands_of_run).runs
-    gw, gb = memory.empty((runs, 3, 3, channels, outputs)), np.empty((runs, outputs), np.float32)
-    _run('gradients', bands_of_run, x, gy, gw, gb)
+    whole = _plan(x.shape, outputs, 1)
+    most = min(most, max(1, whole.rows * _tiles(whole.width) // _TILES_OF_PART))
+    bands_of_part = -(-whole.parts // most)
+    parts = _plan(x.shape, outputs, bands_of_part).parts
+    gw, gb = memory.empty((parts, 3, 3, channels, outputs)), np.empty((parts, outputs), np.float32)
+    _compute('gradients', bands_of_part, x, gy, gw, gb)
     return np.ascontiguousarray(gw.sum(axis=0).transpose(3, 2, 0, 1)), gb.sum(axis=0)
 
 
-def _points_of(filters: np.ndarray) -> np.ndarray:
+def _points_of_filters(filters: np.ndarray) -> np.ndarray:
     """The points (4, 4, C, O) of filters (3, 3, C, O)."""
     filters = np.ascontiguousarray(filters)
     points = memory.empty((4, 4, *filters.shape[2:]))
@@ -91,14 +103,21 @@ def _zeros(count: int) -> np.ndarray:
     return np.zeros(count, np.float32)
 
 
+def _tiles(pixels: int) -> int:
+    return -(-pixels // 2)
+
+
 class _Plan(NamedTuple):
-    """How a convolution's rows of tiles, those of one image after those of another, are computed.
+    """How a convolution is computed. In machine code, each attribute is a number that the code reads.
+
+    The rows of tiles of all images lie one after the other. A band is a few of these rows, which are computed together;
+    a part is a few bands, which one thread computes.
 
     Attributes:
-        runs: runs of bands, which threads share.
-        bands_of_run: bands, one after the other; the last run may have fewer.
-        rows_of_band: rows of tiles that are computed together; the last band may have fewer.
-        rows: of tiles, of all images.
+        parts: that threads share.
+        bands_of_part: bands of a part; the last part may have fewer.
+        rows_of_band: rows of tiles of a band; the last band may have fewer.
+        rows: rows of tiles of all images.
         height: of an image, pixels.
         width: of an image, pixels.
         x_channels: their number.
@@ -107,33 +126,27 @@ class _Plan(NamedTuple):
         y_step: bytes from point to point of a band's tiles.
     """
 
-    runs: int
-    bands_of_run: int
-    rows_of_band: int
-    rows: int
-    height: int
-    width: int
-    x_channels: int
-    y_channels: int
-    x_step: int
-    y_step: int
-
-    def scratch(self) -> list[int]:
-        """Bytes of a thread's scratch memory up to each of its parts, which _Frame names, and of all of it."""
-        sums, spare = _POINTS * self.x_channels * self.y_channels, self.width * self.y_channels
-        sizes = _POINTS * self.x_step, _POINTS * self.y_step, _BYTES * sums, _BYTES * spare
-        return np.cumsum([0, *sizes]).tolist()
+    parts: Any
+    bands_of_part: Any
+    rows_of_band: Any
+    rows: Any
+    height: Any
+    width: Any
+    x_channels: Any
+    y_channels: Any
+    x_step: Any
+    y_step: Any
 
 
 class _Frame(NamedTuple):
-    """Addresses that a thread works with, each a number.
+    """The addresses that a thread works with. In machine code, each attribute is a number that the code reads.
 
     Attributes:
-        counter: of a number that the threads share: of the runs that they have begun.
-        x: of the images.
-        y: of the outputs, or of their gradients.
-        w: of the points of the filters, or of the runs' gradients of the filters.
-        b: of the bias, or of the runs' gradients of it.
+        counter: of a number that the threads share: how many parts they have begun.
+        x: of the images that are convolved: x, or the gradient of y where that of x is computed.
+        y: of the images that result, or of the gradient of y.
+        filters: of the filters' points, or of the parts' gradients of the filters.
+        bias: of the bias, or of the parts' gradients of it.
         zeros: of a row of pixels.
         x_points: of scratch memory for the points of a band's windows.
         y_points: of scratch memory for the points of a band's tiles.
@@ -141,38 +154,48 @@ class _Frame(NamedTuple):
         spare: of scratch memory for a row of pixels that nobody reads.
     """
 
-    counter: ir.Value
-    x: ir.Value
-    y: ir.Value
-    w: ir.Value
-    b: ir.Value
-    zeros: ir.Value
-    x_points: ir.Value
-    y_points: ir.Value
-    sums: ir.Value
-    spare: ir.Value
+    counter: Any
+    x: Any
+    y: Any
+    filters: Any
+    bias: Any
+    zeros: Any
+    x_points: Any
+    y_points: Any
+    sums: Any
+    spare: Any
 
 
 @functools.lru_cache(maxsize=1024)
-def _plan(x_shape: tuple[int, ...], outputs: int, bands_of_run: int) -> _Plan:
+def _plan(x_shape: tuple[int, ...], outputs: int, bands_of_part: int) -> _Plan:
     images, channels, height, width = x_shape
-    tiles, rows = -(-width // 2), images * -(-height // 2)
+    tiles, rows = _tiles(width), images * _tiles(height)
     rows_of_band = max(1, _TILES // tiles)
     # An odd number of cache lines: points a power of two apart would lie in the same few places of the cache.
     steps = (LINE * (-(-_BYTES * rows_of_band * tiles * count // LINE) | 1) for count in (channels, outputs))
-    runs = -(-rows // (rows_of_band * bands_of_run))
-    return _Plan(runs, bands_of_run, rows_of_band, rows, height, width, channels, outputs, *steps)
+    parts = -(-rows // (rows_of_band * bands_of_part))
+    return _Plan(parts, bands_of_part, rows_of_band, rows, height, width, channels, outputs, *steps)
 
 
-def _run(name: str, bands_of_run: int, x: np.ndarray, y: np.ndarray, w: np.ndarray, b: np.ndarray) -> None:
-    """Calls a function; for the arrays see _Frame."""
-    plan = _plan(x.shape, y.shape[1], bands_of_run)
-    counter = packed.array('q', [0])
-    arrays = [address(array) for array in (x, y, w, b, _zeros(plan.width * max(plan.x_channels, plan.y_channels)))]
-    scratches = [taken(SCRATCHES, Scratch) for _ in range(workers(plan.runs))]
-    *offsets, size = plan.scratch()
+@functools.lru_cache(maxsize=1024)
+def _ends_of_scratch(plan: _Plan) -> tuple[int, ...]:
+    """Bytes of a thread's scratch memory up to the end of each of its parts, which are the last ones of a _Frame."""
+    sums, spare = _POINTS * plan.x_channels * plan.y_channels, plan.width * plan.y_channels
+    sizes = _POINTS * plan.x_step, _POINTS * plan.y_step, _BYTES * sums, _BYTES * spare
+    return tuple(itertools.accumulate(sizes))
+
+
+def _compute(
+    name: str, bands_of_part: int, x: np.ndarray, y: np.ndarray, filters: np.ndarray, bias: np.ndarray
+) -> None:
+    """Calls a function in machine code, in several threads; for the arrays see _Frame."""
+    plan = _plan(x.shape, y.shape[1], bands_of_part)
+    counter, zeros = packed.array('q', [0]), _zeros(plan.width * max(plan.x_channels, plan.y_channels))
+    arrays = [address(array) for array in (x, y, filters, bias, zeros)]
+    scratches = [taken(SCRATCHES, Scratch) for _ in range(workers(plan.parts))]
+    *ends, size = _ends_of_scratch(plan)
     starts = [scratch.address('winograd', size) for scratch in scratches]
-    frames = [(*plan, counter.buffer_info()[0], *arrays, *(start + offset for offset in offsets)) for start in starts]
+    frames = [(*plan, counter.buffer_info()[0], *arrays, start, *(start + end for end in ends)) for start in starts]
     run_frames(_machine_code()[name], frames)
     SCRATCHES.extend(scratches[::-1])  # the next call's first thread gets the first one's
 
@@ -180,27 +203,24 @@ def _run(name: str, bands_of_run: int, x: np.ndarray, y: np.ndarray, w: np.ndarr
 # The transforms, each of a column or a row.
 
 
-def _of_window(build: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value, d: ir.Value) -> list[ir.Value]:
+def _points_of_window(build: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value, d: ir.Value) -> list[ir.Value]:
     return [build.fsub(a, c), build.fadd(b, c), build.fsub(c, b), build.fsub(b, d)]
 
 
-def _of_products(build: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value, d: ir.Value) -> list[ir.Value]:
-    """The outputs."""
+def _pixels_of_products(build: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value, d: ir.Value) -> list[ir.Value]:
     return [build.fadd(build.fadd(a, b), c), build.fsub(build.fsub(b, c), d)]
 
 
-def _of_gradients(build: ir.IRBuilder, a: ir.Value, b: ir.Value) -> list[ir.Value]:
-    """The points of the outputs' gradients."""
+def _points_of_gradients(build: ir.IRBuilder, a: ir.Value, b: ir.Value) -> list[ir.Value]:
     return [a, build.fadd(a, b), build.fsub(a, b), build.fneg(b)]
 
 
-def _of_filter(build: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> list[ir.Value]:
+def _points_of_filter(build: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> list[ir.Value]:
     outer, inner = _halved(build, build.fadd(a, c)), _halved(build, b)
     return [a, build.fadd(outer, inner), build.fsub(outer, inner), c]
 
 
-def _of_sums(build: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value, d: ir.Value) -> list[ir.Value]:
-    """The gradients of a filter."""
+def _filter_of_sums(build: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value, d: ir.Value) -> list[ir.Value]:
     outer, inner = _halved(build, build.fadd(b, c)), _halved(build, build.fsub(b, c))
     return [build.fadd(a, outer), inner, build.fadd(outer, d)]
 
@@ -238,35 +258,35 @@ class _Images(NamedTuple):
 
     @property
     def tiles(self) -> ir.Value:
-        """Those of a row."""
-        return _half(self.emit, self.width)
+        """The number of those of a row."""
+        return _emit_tiles(self.emit, self.width)
 
     @property
-    def is_odd(self) -> ir.Value:
+    def has_odd_width(self) -> ir.Value:
         """Whether the last tile of a row has one column of pixels."""
         return self.emit.builder.trunc(self.width, ir.IntType(1))
 
-    def rows(self, row: ir.Value, first: int, number: int, beyond: ir.Value) -> list[ir.Value]:
+    def rows(self, row: ir.Value, first: int, number: int, outside: ir.Value) -> list[ir.Value]:
         """Addresses of rows of pixels.
 
         Args:
             row: of tiles, counted through all images.
             first: 0 for the first row of pixels of the tiles, -1 for the one above.
             number: of rows of pixels.
-            beyond: the address in place of a row that is not in the image.
+            outside: the address in place of a row that is not in the image.
         """
-        build, of_image = self.emit.builder, _half(self.emit, self.height)
+        build, of_image = self.emit.builder, _emit_tiles(self.emit, self.height)
         rows_before = build.mul(build.sdiv(row, of_image), self.height)
         places = []
         for k in range(first, first + number):
             i = build.add(build.mul(build.srem(row, of_image), integer(2)), integer(k))
             pixels = build.mul(build.add(rows_before, i), self.width)
             place = build.add(self.start, build.mul(pixels, self.pixel))
-            places.append(build.select(build.icmp_unsigned('<', i, self.height), place, beyond))
+            places.append(build.select(build.icmp_unsigned('<', i, self.height), place, outside))
         return places
 
     def offset(self, tile: ir.Value, channel: ir.Value) -> ir.Value:
-        """Bytes from the start of a row of pixels to the first one of a tile, from a channel on."""
+        """Bytes from the start of a row of pixels to the first pixel of a tile, from a channel on."""
         first = self.emit.builder.mul(self.emit.builder.shl(tile, integer(1)), self.pixel)
         return self.emit.at(first, channel, _BYTES)
 
@@ -275,7 +295,7 @@ class _Images(NamedTuple):
         build = self.emit.builder
         whole = build.lshr(self.width, integer(1))
         self.emit.loop_if_any(whole, lambda tile: write(tile, 2), (), 1)
-        with build.if_then(self.is_odd):
+        with build.if_then(self.has_odd_width):
             write(whole, 1)
 
 
@@ -284,7 +304,7 @@ class _Points(NamedTuple):
 
     Attributes:
         emit: writes the code.
-        start: address of the first point of all (tiles, channels).
+        start: address of the first point of all, (tiles, channels).
         step: bytes from there to the second point of all, and so on.
         channels: their number.
     """
@@ -294,11 +314,14 @@ class _Points(NamedTuple):
     step: ir.Value
     channels: ir.Value
 
+    def start_of(self, point: ir.Value) -> ir.Value:
+        """The address of one of the 16 points of all tiles."""
+        return self.emit.builder.add(self.start, self.emit.builder.mul(self.step, point))
+
     def places(self, tile: ir.Value, channel: ir.Value) -> _Matrix:
         """The addresses of a tile's points, from a channel on."""
-        build = self.emit.builder
-        first = self.emit.at(self.start, build.add(build.mul(tile, self.channels), channel), _BYTES)
-        return [[build.add(first, build.mul(self.step, integer(4 * i + j))) for j in range(4)] for i in range(4)]
+        first = self.emit.builder.add(self.emit.builder.mul(tile, self.channels), channel)
+        return [[self.emit.at(self.start_of(integer(4 * i + j)), first, _BYTES) for j in range(4)] for i in range(4)]
 
     def store(self, values: _Matrix, tile: ir.Value, channel: ir.Value) -> None:
         """Emits the points of a tile, for a vector of channels."""
@@ -307,8 +330,8 @@ class _Points(NamedTuple):
                 self.emit.store(value, place)
 
 
-def _half(emit: Emitter, size: ir.Value) -> ir.Value:
-    return emit.builder.lshr(emit.builder.add(size, integer(1)), integer(1))
+def _emit_tiles(emit: Emitter, pixels: ir.Value) -> ir.Value:
+    return emit.builder.lshr(emit.builder.add(pixels, integer(1)), integer(1))
 
 
 class _Kernel:
@@ -316,7 +339,7 @@ class _Kernel:
 
     Args:
         emit: where it is written.
-        numbers: the address of those of a _Plan, then a _Frame.
+        numbers: the address of a _Plan's numbers, followed by a _Frame's.
     """
 
     def __init__(self, emit: Emitter, numbers: ir.Value) -> None:
@@ -328,168 +351,161 @@ class _Kernel:
         self._y = _Images(emit, frame.y, plan.y_channels, plan.height, plan.width)
         self._x_points = _Points(emit, frame.x_points, plan.x_step, plan.x_channels)
         self._y_points = _Points(emit, frame.y_points, plan.y_step, plan.y_channels)
+        self._filters = emit.builder.mul(plan.x_channels, plan.y_channels)  # their number
 
     def outputs(self) -> None:
         """Emits the outputs of a convolution."""
 
         def band(first: ir.Value, rows: ir.Value) -> None:
-            self._window_points(first, rows)
-            self._products_of_band(rows)
-            self._pixels(first, rows)
+            self._each_row(self._x, first, rows, self._window_points)
+            self._each_point(self._multiply_with_filters, rows)
+            self._each_row(self._y, first, rows, self._pixels)
 
-        self._emit.shared_loop(self._frame.counter, self._plan.runs, lambda run: self._bands(run, band))
+        self._emit.shared_loop(self._frame.counter, self._plan.parts, lambda part: self._bands(part, band))
 
     def gradients(self) -> None:
         """Emits the gradients of the weights and the bias."""
         emit, build, plan, frame = self._emit, self._emit.builder, self._plan, self._frame
-        count = build.mul(plan.x_channels, plan.y_channels)  # of filters
 
-        def run(i: ir.Value) -> None:
-            gb = emit.at(frame.b, build.mul(i, plan.y_channels), _BYTES)
-            gw = emit.at(frame.w, build.mul(i, count), 9 * _BYTES)
-            for start, size in (frame.sums, build.mul(count, integer(_POINTS))), (gb, plan.y_channels):
+        def part(i: ir.Value) -> None:
+            gb = emit.at(frame.bias, build.mul(i, plan.y_channels), _BYTES)
+            gw = emit.at(frame.filters, build.mul(i, self._filters), 9 * _BYTES)
+            for start, size in (frame.sums, build.mul(self._filters, integer(_POINTS))), (gb, plan.y_channels):
                 emit.loop(size, lambda k, start=start: emit.store(vector(0), emit.at(start, k, _BYTES)), (), LANES)
 
             def band(first: ir.Value, rows: ir.Value) -> None:
-                self._window_points(first, rows)
-                self._gradient_points(first, rows, gb)
-                self._add_products_of_band(rows, count)
+                self._each_row(self._x, first, rows, self._window_points)
+                self._each_row(self._y, first, rows, functools.partial(self._gradient_points, gb))
+                self._each_point(self._add_products_with_gradients, rows)
 
             self._bands(i, band)
-            _write_transformed(emit, _of_sums, count, frame.sums, gw)
+            _write_transformed(emit, _filter_of_sums, (4, 3), self._filters, frame.sums, gw)
 
-        emit.shared_loop(frame.counter, plan.runs, run)
+        emit.shared_loop(frame.counter, plan.parts, part)
 
-    def _bands(self, run: ir.Value, write: Callable[[ir.Value, ir.Value], None]) -> None:
-        """Emits ``write(first row of tiles, number of rows)`` for the bands of a run."""
-        build, plan = self._emit.builder, self._plan
-        rows_of_run = build.mul(plan.bands_of_run, plan.rows_of_band)
-        start = build.mul(run, rows_of_run)
-        count = self._least(rows_of_run, build.sub(plan.rows, start))
+    def _bands(self, part: ir.Value, write: Callable[[ir.Value, ir.Value], None]) -> None:
+        """Emits ``write(first row of tiles, number of rows)`` for the bands of a part."""
+        emit, build, plan = self._emit, self._emit.builder, self._plan
+        rows_of_part = build.mul(plan.bands_of_part, plan.rows_of_band)
+        start = build.mul(part, rows_of_part)
+        rows = emit.least(rows_of_part, build.sub(plan.rows, start))
+        bands = build.sdiv(build.add(rows, build.sub(plan.rows_of_band, integer(1))), plan.rows_of_band)
 
         def band(i: ir.Value) -> None:
             first = build.mul(i, plan.rows_of_band)
-            write(build.add(start, first), self._least(plan.rows_of_band, build.sub(count, first)))
+            write(build.add(start, first), emit.least(plan.rows_of_band, build.sub(rows, first)))
 
-        self._emit.loop(build.sdiv(build.add(count, build.sub(plan.rows_of_band, integer(1))), plan.rows_of_band), band)
+        emit.loop(bands, band)
 
-    def _least(self, a: ir.Value, b: ir.Value) -> ir.Value:
-        return self._emit.builder.select(self._emit.builder.icmp_signed('<', a, b), a, b)
+    def _each_row(
+        self,
+        images: _Images,
+        first: ir.Value,
+        rows: ir.Value,
+        write: Callable[[ir.Value, ir.Value], None],
+    ) -> None:
+        """Emits ``write(row of tiles, the number of its first tile within the band)`` for the rows of a band."""
+        build = self._emit.builder
+        self._emit.loop(rows, lambda i: write(build.add(first, i), build.mul(i, images.tiles)))
 
-    def _window_points(self, first: ir.Value, rows: ir.Value) -> None:
-        """Emits the points of the windows of a band."""
+    def _window_points(self, row: ir.Value, first_tile: ir.Value) -> None:
+        """Emits the points of the windows of a row."""
+        starts = self._x.rows(row, -1, 4, self._frame.zeros)
+
+        def channel(c: ir.Value) -> None:
+            self._window_points_of_channels(starts, first_tile, c)
+
+        self._emit.loop(self._x.channels, channel, (), LANES)
+
+    def _window_points_of_channels(self, starts: Sequence[ir.Value], first_tile: ir.Value, c: ir.Value) -> None:
+        """Emits the points of the windows of a row, for a vector of channels."""
         emit, build, x, zeros = self._emit, self._emit.builder, self._x, self._frame.zeros
         last = build.sub(x.tiles, integer(1))
         outside = [vector(0)] * 4  # a column beside the image
 
-        def row(i: ir.Value) -> None:
-            starts = x.rows(build.add(first, i), -1, 4, zeros)
+        def column(offset: ir.Value) -> list[ir.Value]:
+            return _points_of_window(build, *(emit.load(build.add(start, offset)) for start in starts))
 
-            def channel(c: ir.Value) -> None:
-                def column(offset: ir.Value) -> list[ir.Value]:
-                    return transformed([build.add(start, offset) for start in starts])
+        def column_if_even(offset: ir.Value) -> list[ir.Value]:
+            """A column of zeros where the width is odd: it lies outside."""
+            places = [build.select(x.has_odd_width, zeros, build.add(start, offset)) for start in starts]
+            return _points_of_window(build, *map(emit.load, places))
 
-                def column_if_even(offset: ir.Value) -> list[ir.Value]:
-                    """A column that is beside images with an odd number of columns."""
-                    return transformed([build.select(x.is_odd, zeros, build.add(start, offset)) for start in starts])
+        def window(t: ir.Value, columns: _Matrix) -> None:
+            points = [_points_of_window(build, *numbers) for numbers in zip(*columns)]
+            self._x_points.store(points, build.add(first_tile, t), c)
 
-                def transformed(places: Sequence[ir.Value]) -> list[ir.Value]:
-                    return _of_window(build, *map(emit.load, places))
+        def window_before_the_last(t: ir.Value, *left: ir.Value) -> list[ir.Value]:
+            offset = build.add(x.offset(t, c), x.pixel)
+            right = column(offset), column(build.add(offset, x.pixel))
+            window(t, [left[:4], left[4:], *right])
+            return [*right[0], *right[1]]  # the left columns of the next window
 
-                def window(t: ir.Value, columns: _Matrix) -> None:
-                    points = [_of_window(build, *numbers) for numbers in zip(*columns)]
-                    self._x_points.store(points, build.add(build.mul(i, x.tiles), t), c)
+        left = [*outside, *column(x.offset(integer(0), c))]
+        left = list(emit.loop_if_any(last, window_before_the_last, left, 1))
+        right = column_if_even(build.add(x.offset(last, c), x.pixel))
+        window(last, [left[:4], left[4:], right, outside])
 
-                def window_before_the_last(t: ir.Value, *left: ir.Value) -> list[ir.Value]:
-                    offset = build.add(x.offset(t, c), x.pixel)
-                    right = column(offset), column(build.add(offset, x.pixel))
-                    window(t, [left[:4], left[4:], *right])
-                    return [*right[0], *right[1]]  # the left columns of the next window
-
-                left = [*outside, *column(x.offset(integer(0), c))]
-                left = list(emit.loop_if_any(last, window_before_the_last, left, 1))
-                right = column_if_even(build.add(x.offset(last, c), x.pixel))
-                window(last, [left[:4], left[4:], right, outside])
-
-            emit.loop(x.channels, channel, (), LANES)
-
-        emit.loop(rows, row)
-
-    def _gradient_points(self, first: ir.Value, rows: ir.Value, gb: ir.Value) -> None:
-        """Emits the points of the gradients of a band's outputs, and adds these to the gradient of the bias."""
+    def _gradient_points(self, gb: ir.Value, row: ir.Value, first_tile: ir.Value) -> None:
+        """Emits the points of the outputs' gradients of a row, which are added to the gradient of the bias too."""
         emit, build, y = self._emit, self._emit.builder, self._y
+        starts = y.rows(row, 0, 2, self._frame.zeros)
 
-        def row(i: ir.Value) -> None:
-            starts = y.rows(build.add(first, i), 0, 2, self._frame.zeros)
-
-            def channel(c: ir.Value) -> None:
-                def tile(t: ir.Value, columns: int) -> None:
-                    first = [build.add(start, y.offset(t, c)) for start in starts]
-                    places = [(place, build.add(place, y.pixel)) for place in first]
-                    outside = [vector(0)] * (2 - columns)
-                    pixels = [[*map(emit.load, row[:columns]), *outside] for row in places]
-                    points = _transformed(build, _of_gradients, pixels)
-                    self._y_points.store(points, build.add(build.mul(i, y.tiles), t), c)
-                    total = emit.at(gb, c, _BYTES)
-                    emit.store(build.fadd(emit.load(total), points[1][1]), total)  # the sum of the pixels
-
-                y.each_tile(tile)
-
-            emit.loop(y.channels, channel, (), LANES)
-
-        emit.loop(rows, row)
-
-    def _pixels(self, first: ir.Value, rows: ir.Value) -> None:
-        """Emits the outputs of a band."""
-        emit, build, y = self._emit, self._emit.builder, self._y
-
-        def row(i: ir.Value) -> None:
-            starts = y.rows(build.add(first, i), 0, 2, self._frame.spare)
+        def channel(c: ir.Value) -> None:
+            total = emit.at(gb, c, _BYTES)
 
             def tile(t: ir.Value, columns: int) -> None:
-                own_tile = build.add(build.mul(i, y.tiles), t)
-
-                def channel(c: ir.Value) -> None:
-                    points = [list(map(emit.load, row)) for row in self._y_points.places(own_tile, c)]
-                    bias = emit.load(emit.at(self._frame.b, c, _BYTES))
-                    for start, pixels in zip(starts, _transformed(build, _of_products, points)):
-                        place = build.add(start, y.offset(t, c))
-                        for pixel in pixels[:columns]:
-                            emit.store(build.fadd(pixel, bias), place)
-                            place = build.add(place, y.pixel)
-
-                emit.loop(y.channels, channel, (), LANES)
+                left = [build.add(start, y.offset(t, c)) for start in starts]
+                places = [(place, build.add(place, y.pixel)) for place in left]
+                outside = [vector(0)] * (2 - columns)
+                pixels = [[*map(emit.load, pair[:columns]), *outside] for pair in places]
+                points = _transformed(build, _points_of_gradients, pixels)
+                self._y_points.store(points, build.add(first_tile, t), c)
+                emit.store(build.fadd(emit.load(total), points[1][1]), total)  # this point is the sum of the pixels
 
             y.each_tile(tile)
 
-        emit.loop(rows, row)
+        emit.loop(y.channels, channel, (), LANES)
 
-    def _products_of_band(self, rows: ir.Value) -> None:
-        """Emits the products of the windows' points with those of the filters."""
-        emit, build, x, y = self._emit, self._emit.builder, self._x, self._y
-        shape = build.mul(rows, x.tiles), x.channels, y.channels
+    def _pixels(self, row: ir.Value, first_tile: ir.Value) -> None:
+        """Emits the outputs of a row."""
+        emit, build, y = self._emit, self._emit.builder, self._y
+        starts = y.rows(row, 0, 2, self._frame.spare)
 
-        def point(p: ir.Value) -> None:
-            a = _Factor(self._of(self._x_points, p), x.pixel, integer(_BYTES))
-            filters = emit.at(self._frame.w, build.mul(p, build.mul(x.channels, y.channels)), _BYTES)
-            _write_product(emit, a, filters, self._of(self._y_points, p), shape, adds=False)
+        def tile(t: ir.Value, columns: int) -> None:
+            def channel(c: ir.Value) -> None:
+                products = [list(map(emit.load, four)) for four in self._y_points.places(build.add(first_tile, t), c)]
+                bias = emit.load(emit.at(self._frame.bias, c, _BYTES))
+                for start, pixels in zip(starts, _transformed(build, _pixels_of_products, products)):
+                    place = build.add(start, y.offset(t, c))
+                    for pixel in pixels[:columns]:
+                        emit.store(build.fadd(pixel, bias), place)
+                        place = build.add(place, y.pixel)
 
-        emit.loop(_POINTS, point)
+            emit.loop(y.channels, channel, (), LANES)
 
-    def _add_products_of_band(self, rows: ir.Value, filters: ir.Value) -> None:
-        """Emits the products of the windows' points with those of the gradients, summed over the tiles."""
-        emit, build, x, y = self._emit, self._emit.builder, self._x, self._y
-        shape = x.channels, build.mul(rows, x.tiles), y.channels
+        y.each_tile(tile)
 
-        def point(p: ir.Value) -> None:
-            a = _Factor(self._of(self._x_points, p), integer(_BYTES), x.pixel)
-            sums = emit.at(self._frame.sums, build.mul(p, filters), _BYTES)
-            _write_product(emit, a, self._of(self._y_points, p), sums, shape, adds=True)
+    def _each_point(self, write: Callable[[ir.Value, ir.Value], None], rows: ir.Value) -> None:
+        """Emits ``write(point, tiles of the band)`` for the 16 points."""
+        tiles = self._emit.builder.mul(rows, self._x.tiles)
+        self._emit.loop(_POINTS, lambda point: write(point, tiles))
 
-        emit.loop(_POINTS, point)
+    def _multiply_with_filters(self, point: ir.Value, tiles: ir.Value) -> None:
+        """Emits the products of the windows' points with those of the filters, summed over the inputs."""
+        emit, x, y = self._emit, self._x, self._y
+        windows = _Factor(self._x_points.start_of(point), x.pixel, integer(_BYTES))
+        filters = emit.at(self._frame.filters, emit.builder.mul(point, self._filters), _BYTES)
+        shape = tiles, x.channels, y.channels
+        _write_product(emit, windows, filters, self._y_points.start_of(point), shape, adds=False)
 
-    def _of(self, points: _Points, point: ir.Value) -> ir.Value:
-        return self._emit.builder.add(points.start, self._emit.builder.mul(points.step, point))
+    def _add_products_with_gradients(self, point: ir.Value, tiles: ir.Value) -> None:
+        """Emits the products of the windows' points with those of the outputs' gradients, summed over the tiles."""
+        emit, x, y = self._emit, self._x, self._y
+        windows = _Factor(self._x_points.start_of(point), integer(_BYTES), x.pixel)
+        sums = emit.at(self._frame.sums, emit.builder.mul(point, self._filters), _BYTES)
+        shape = x.channels, tiles, y.channels
+        _write_product(emit, windows, self._y_points.start_of(point), sums, shape, adds=True)
 
 
 class _Factor(NamedTuple):
@@ -534,7 +550,7 @@ def _write_product(
 def _write_blocks(
     emit: Emitter, a: _Factor, b: ir.Value, out: ir.Value, shape: Sequence[ir.Value], adds: bool, lanes: int
 ) -> None:
-    """As _write_product, with vectors of so many lanes, _VECTORS of which fill the columns of a block."""
+    """As _write_product, with vectors of so many lanes; _VECTORS of them fill the columns of a block."""
     build = emit.builder
     rows, inner, columns = shape
     row_of_b = emit.at(integer(0), columns, _BYTES)
@@ -568,41 +584,51 @@ def _write_blocks(
 
 
 def _write_transformed(
-    emit: Emitter, transform: Callable[..., list[ir.Value]], count: ir.Value, start: ir.Value, out: ir.Value
+    emit: Emitter,
+    transform: Callable[..., list[ir.Value]],
+    sizes: tuple[int, int],
+    count: ir.Value,
+    start: ir.Value,
+    out: ir.Value,
 ) -> None:
-    """Emits transformed filters, or filters of transformed points.
+    """Emits the transforms of square matrices.
 
     Args:
         emit: writes the code.
-        transform: _of_filter or _of_sums.
-        count: how many there are, a multiple of LANES.
-        start: the address of what is transformed, (3, 3, count) or (4, 4, count).
-        out: the address of the results, (4, 4, count) or (3, 3, count).
+        transform: of a row or a column.
+        sizes: rows of a matrix, and of its transform.
+        count: how many matrices there are, a multiple of LANES.
+        start: the address of their numbers (rows, rows, count).
+        out: the address of those of the transforms (rows, rows, count).
     """
     build = emit.builder
-    size, new = (3, 4) if transform is _of_filter else (4, 3)
 
-    def vector_of_filters(i: ir.Value) -> None:
-        def place(array: ir.Value, k: int) -> ir.Value:
-            return emit.at(array, build.add(i, build.mul(count, integer(k))), _BYTES)
+    def matrices(i: ir.Value) -> None:
+        def places(array: ir.Value, size: int) -> _Matrix:
+            numbers = [build.add(i, build.mul(count, integer(k))) for k in range(size * size)]
+            return [[emit.at(array, k, _BYTES) for k in numbers[size * j :][:size]] for j in range(size)]
 
-        rows = [[emit.load(place(start, size * k + j)) for j in range(size)] for k in range(size)]
-        for k, row in enumerate(_transformed(build, transform, rows)):
-            for j, value in enumerate(row):
-                emit.store(value, place(out, new * k + j))
+        values = [list(map(emit.load, row)) for row in places(start, sizes[0])]
+        for row, own in zip(_transformed(build, transform, values), places(out, sizes[1])):
+            for value, place in zip(row, own):
+                emit.store(value, place)
 
-    emit.loop(count, vector_of_filters, (), LANES)
+    emit.loop(count, matrices, (), LANES)
 
 
 @functools.cache
 def _machine_code() -> dict[str, Function]:
-    """The functions, each of an address.
+    """The functions in machine code; each takes one address.
 
-    'outputs' and 'gradients' take that of the numbers of a _Plan and a _Frame; 'filters' of these numbers: how many
-    filters there are, and the addresses of their weights (3, 3, filters) and points (4, 4, filters).
+    'outputs' and 'gradients' take that of the numbers of a _Plan and a _Frame; 'filters' that of three numbers: how
+    many filters there are, the address of their weights (3, 3, filters), and that of their points (4, 4, filters).
     """
     emit = Emitter()
-    emit.function('filters', 1, lambda numbers: _write_transformed(emit, _of_filter, *emit.words(numbers, 3)))
+
+    def filters(numbers: ir.Value) -> None:
+        _write_transformed(emit, _points_of_filter, (3, 4), *emit.words(numbers, 3))
+
+    emit.function('filters', 1, filters)
     emit.function('outputs', 1, lambda numbers: _Kernel(emit, numbers).outputs())
     emit.function('gradients', 1, lambda numbers: _Kernel(emit, numbers).gradients())
     return emit.compiled('filters', 'outputs', 'gradients')

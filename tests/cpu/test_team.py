@@ -259,16 +259,17 @@ def run(code):
 
 
 @pytest.mark.onednn
+@pytest.mark.parametrize('channels', [16, 20])  # 20: by oneDNN
 @pytest.mark.parametrize('attempt', range(3))
-def test_a_program_ends_while_a_thread_of_its_own_computes(attempt):
-    run("""
+def test_a_program_ends_while_a_thread_of_its_own_computes(attempt, channels):
+    run(f"""
         import threading, time
         import numpy as np
         from branchynet.cpu import convolution
 
-        shape = (64, 16, 30, 30)
-        geometry = convolution.Geometry(shape, (16, 16, 3, 3), shape, (1, 1), (1, 1))
-        x, w = np.ones(shape, np.float32), np.ones((16, 16, 3, 3), np.float32)
+        shape, w_shape = (64, {channels}, 30, 30), ({channels}, {channels}, 3, 3)
+        geometry = convolution.Geometry(shape, w_shape, shape, (1, 1), (1, 1))
+        x, w = np.ones(shape, np.float32), np.ones(w_shape, np.float32)
 
         def work():
             while True:

@@ -1,6 +1,9 @@
 """3x3 convolutions by Winograd's algorithm, against sums over pixels in float64."""
 
 import functools
+import subprocess
+import sys
+import textwrap
 
 from branchynet import cpu
 from branchynet.cpu import convolution, onednn, threads
@@ -20,7 +23,9 @@ from tests.cpu.test_functions import array, check
 pytest.importorskip('llvmlite')
 from branchynet.cpu import winograd
 
-SIZES = [(64, 16, 32, 30, 30), (3, 48, 16, 15, 7), (40, 32, 64, 3, 1), (1, 16, 16, 2, 150)]  # B, C, O, H, W
+# B, C, O, H, W
+SIZES = [(64, 16, 32, 30, 30), (3, 48, 16, 15, 7), (40, 32, 64, 3, 1), (1, 16, 16, 2, 150)]
+BANDS = [240, 2, 2, 1]
 
 
 def last(images):
@@ -66,7 +71,7 @@ def check_close(found, x, w, b, gy):
     terms = 9 * w.shape[1], 9 * w.shape[0], gy[:, 0].size, gy[:, 0].size
     for own, exact, count in zip(found, sums(x, w, b, gy), terms):
         assert own.dtype == np.float32 and own.shape == exact.shape
-        np.testing.assert_allclose(own, exact, rtol=0, atol=2e-6 * (count + 10))
+        np.testing.assert_allclose(own, exact, rtol=0, atol=8e-6 * np.sqrt(count))
 
 
 def check_same_bits(found):
@@ -94,13 +99,16 @@ def test_images_of_several_bands_too(sizes):
     check_close(results(*arrays), *arrays)
 
 
-@pytest.mark.parametrize('sizes', SIZES)
-def test_threads_change_no_bits(sizes):
-    arrays, found = arrays_of(*sizes), []
+@pytest.mark.parametrize('sizes,bands', list(zip(SIZES, BANDS)))
+def test_threads_change_no_bits(monkeypatch, sizes, bands):
+    arrays, found, frames = arrays_of(*sizes), [], []
+    run_frames = winograd.run_frames
+    monkeypatch.setattr(winograd, 'run_frames', lambda code, each: frames.append(len(each)) or run_frames(code, each))
     try:
         for count in 1, 2, 5:
             threads.set_num_threads(count)
             found.append(results(*arrays))
+            assert frames[-3:-1] == [min(count, bands)] * 2
     finally:
         threads.set_num_threads(None)
     check_same_bits(found)
@@ -136,9 +144,10 @@ def test_nothing_is_written_beyond_the_output(size):
     assert (memory[[0, 4]] == 7).all() and not (memory[1:4] == 7).any()
 
 
-def geometry_of(batch, inputs, outputs, size, kernel=3, stride=1, pad=1):
-    out = (size + 2 * pad - kernel) // stride + 1
-    shapes = (batch, inputs, size, size), (outputs, inputs, kernel, kernel), (batch, outputs, out, out)
+def geometry_of(batch, inputs, outputs, height, width=None, kernel=3, stride=1, pad=1):
+    size = height, width or height
+    out = ((pixels + 2 * pad - kernel) // stride + 1 for pixels in size)
+    shapes = (batch, inputs, *size), (outputs, inputs, kernel, kernel), (batch, outputs, *out)
     return Geometry(*shapes, (stride,) * 2, (pad,) * 2)
 
 
@@ -146,24 +155,27 @@ def geometry_of(batch, inputs, outputs, size, kernel=3, stride=1, pad=1):
 @pytest.mark.parametrize(
     'sizes,has_avx512,of_outputs,of_weights',
     [
-        ((16, 16, 16, 2), False, True, True),
-        ((15, 16, 16, 2), False, False, False),
-        ((16, 16, 16, 1), False, True, True),
-        ((8, 64, 16, 5), False, True, True),
-        ((7, 64, 16, 5), False, False, False),
-        ((8, 16, 64, 5), False, True, True),
-        ((7, 16, 64, 5), False, False, False),
-        ((64, 24, 16, 8), False, False, False),
-        ((64, 16, 24, 8), False, False, False),
+        ((16, 64, 16, 4), False, True, True),
+        ((15, 64, 16, 4), False, False, False),
+        ((16, 16, 64, 4), False, True, True),
+        ((15, 16, 64, 4), False, False, False),
+        ((1, 64, 64, 8), False, True, True),  # one image counts as four
+        ((4, 80, 64, 8), False, False, False),
+        ((64, 16, 16, 3, 4), False, False, False),
+        ((64, 16, 16, 4, 3), False, False, False),
+        ((4, 16, 16, 4, 256), False, True, True),
+        ((4, 16, 16, 4, 257), False, False, False),
         ((8, 128, 128, 8), False, True, True),
         ((9, 128, 144, 8), False, True, False),
         ((16, 256, 256, 8), False, True, False),
         ((17, 256, 272, 8), False, False, False),
+        ((64, 24, 16, 8), False, False, False),
+        ((64, 16, 24, 8), False, False, False),
         ((64, 16, 16, 8), True, True, False),
         ((64, 16, 32, 8), True, True, True),
-        ((64, 32, 32, 8, 5, 1, 2), False, False, False),
-        ((64, 32, 32, 8, 3, 2, 1), False, False, False),
-        ((64, 32, 32, 8, 3, 1, 0), False, False, False),
+        ((64, 32, 32, 8, 8, 5, 1, 2), False, False, False),
+        ((64, 32, 32, 8, 8, 3, 2, 1), False, False, False),
+        ((64, 32, 32, 8, 8, 3, 1, 0), False, False, False),
         ((64, 32, 32, 9), False, True, True),
         ((64, 32, 32, 8), False, False, False),  # AlexNet's
     ],
@@ -173,6 +185,16 @@ def test_limits(monkeypatch, sizes, has_avx512, of_outputs, of_weights):
     geometry = geometry_of(*sizes)
     assert convolution._is_winograd(geometry) == of_outputs
     assert convolution._is_gw_winograd(geometry) == of_weights
+
+
+@pytest.mark.parametrize(
+    'has_fma,machine,is_fast',
+    [(True, 'x86_64', True), (False, 'x86_64', False), (False, 'AMD64', False), (False, 'aarch64', True)],
+)
+def test_processors_without_an_instruction_for_it_do_without(monkeypatch, has_fma, machine, is_fast):
+    monkeypatch.setattr(winograd, 'has', lambda feature: has_fma and feature == 'fma')
+    monkeypatch.setattr(winograd.platform, 'machine', lambda: machine)
+    assert winograd.is_fast() == is_fast
 
 
 class Calls(TimerHook):
@@ -213,17 +235,51 @@ def test_resnets_blocks_are_computed_so():
     assert {(16, 16, 3, 3), (32, 32, 3, 3), (64, 64, 3, 3)} <= taken
 
 
+@pytest.fixture
+def called(monkeypatch):
+    """The names of the functions in machine code that are called."""
+    names = []
+    compute = winograd._compute
+    monkeypatch.setattr(winograd, '_compute', lambda name, *rest: names.append(name) or compute(name, *rest))
+    return names
+
+
 @pytest.mark.onednn
 @pytest.mark.parametrize('has_bias', [False, True])
-@pytest.mark.parametrize('sizes', [(8, 16, 32, 9, 6), (6, 128, 144, 9, 9)])  # the second has oneDNN's gradient of w
-def test_chainers_convolution_has_the_same_results(monkeypatch, sizes, has_bias):
-    called = []
-    run = winograd._run
-    monkeypatch.setattr(winograd, '_run', lambda name, *rest: called.append(name) or run(name, *rest))
+@pytest.mark.parametrize(
+    'sizes,functions',
+    [((8, 16, 32, 9, 6), ['outputs', 'outputs', 'gradients']), ((6, 128, 144, 9, 9), ['outputs', 'outputs'])],
+)
+def test_chainers_convolution_has_the_same_results(called, sizes, functions, has_bias):
     x, w, b, _ = arrays_of(*sizes)
     w = w / np.float32(np.sqrt(w[0].size))  # so that outputs are of the order of 1
     check(lambda *given: F.convolution_2d(*given, pad=1), np.ascontiguousarray(x), w, *[b][:has_bias])
-    assert called.count('outputs') >= 2
+    assert called == functions * 2  # check calls it twice
+
+
+@pytest.mark.onednn
+@pytest.mark.parametrize('of_x', [False, True])
+@pytest.mark.parametrize('of_w', [False, True])
+@pytest.mark.parametrize('sizes', [(8, 16, 32, 6, 6), (9, 128, 144, 8, 8)])  # oneDNN computes gw of the second
+def test_only_the_gradients_that_are_wanted_are_computed(called, sizes, of_x, of_w):
+    x, w, b, gy = arrays_of(*sizes)
+    geometry = geometry_of(*sizes)
+    found = convolution.convolution_gradients(x, w, gy, geometry, of_x, of_w)
+    assert called == ['outputs'] * of_x + ['gradients'] * (of_w and convolution._is_gw_winograd(geometry))
+    assert [gradient is not None for gradient in found] == [of_x, of_w, of_w]
+    for own, exact in zip(found, sums(x, w, b, gy)[1:]):
+        if own is not None:
+            np.testing.assert_allclose(own, exact, rtol=0, atol=1e-5 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize('batch,most,parts', [(64, 8, 8), (64, 3, 3), (2, 8, 1)])
+def test_parts_are_at_most_so_many_and_worth_it(monkeypatch, batch, most, parts):
+    found = []
+    compute = winograd._compute
+    monkeypatch.setattr(winograd, '_compute', lambda *args: found.append(len(args[4])) or compute(*args))
+    x, _, _, gy = arrays_of(batch, 16, 16, 30, 30)
+    winograd.gradients_of_w(x, gy, most)
+    assert found == [parts]
 
 
 @pytest.mark.onednn
@@ -247,3 +303,22 @@ def test_without_it_onednn_computes_the_same(monkeypatch):
     with cpu.fast():
         y = convolution.convolution(x, w, b, geometry)
         check_close([y, *convolution.convolution_gradients(x, w, gy, geometry, True, True)], x, w, b, gy)
+
+
+@pytest.mark.onednn
+def test_without_llvmlite_onednn_computes():
+    code = """
+        import sys
+        sys.modules['llvmlite'] = None
+        from branchynet import cpu
+        from branchynet.cpu import convolution
+        import chainer.functions as F
+        import numpy as np
+
+        x, w = np.ones((8, 16, 4, 4), np.float32), np.ones((16, 16, 3, 3), np.float32)
+        with cpu.fast():
+            y = F.convolution_2d(x, w, pad=1).array
+        assert (y[..., 1:-1, 1:-1] == 144).all() and (y[..., 0, 0] == 64).all()
+        assert not convolution._HAS_WINOGRAD
+    """
+    subprocess.run([sys.executable, '-c', textwrap.dedent(code)], check=True)
