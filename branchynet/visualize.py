@@ -416,6 +416,7 @@ def plot_comparison(
     published: Mapping[str, float],
     xlabel: str = '',
     output_path: PathLike | None = None,
+    intervals: Sequence[Point] = (),
 ) -> Figure:
     """Draws the accuracy of variants of a network, a dot per run; a line joins the means where names are numbers.
 
@@ -425,12 +426,16 @@ def plot_comparison(
         published: the paper's accuracy by name.
         xlabel: label of the x axis.
         output_path: path of the file.
+        intervals: per variant the ends (low, high) of the 95 % interval of its accuracy.
     """
     with new_figure(output_path) as figure:
         axes = figure.add_subplot(xlabel=xlabel, ylabel='Accuracy of the final exit')
         places = range(len(names))
         runs = [(place, value) for place, values in zip(places, accuracies) for value in values]
         axes.plot(*np.transpose(runs), 'o', color=BLUE, label='Measured')
+        for place, ends in zip(places, intervals):
+            label = '95 % interval' if place == 0 else None
+            axes.plot([place] * 2, ends, '_-', color=BLUE, markersize=8, linewidth=1, label=label)
         if all(name.isdigit() for name in names):
             axes.plot(places, [np.mean(values) for values in accuracies], '-', color=BLUE)
         known = [(place, published[name]) for place, name in zip(places, names) if name in published]

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Callable, NamedTuple
 
 from branchynet import cpu, sweep, visualize
-from branchynet.experiments import results, runs
+from branchynet.experiments import intervals, results, runs
 from branchynet.net import BranchyNet
 
 BATCHSIZE = 500  # of the test, where nothing is timed
@@ -127,7 +127,7 @@ class Comparison(NamedTuple):
         )
 
     def write(self, seeds: list[results.ComparisonRun], out: str) -> list[str]:
-        """Draws the accuracy of the final exit by part.
+        """Draws the accuracy of the final exit by part, with its 95 % interval.
 
         Args:
             seeds: the runs.
@@ -136,13 +136,17 @@ class Comparison(NamedTuple):
         Returns:
             The paths of the files.
         """
-        parts = [part for part in self.parts if any(run.part == part for run in seeds)]
-        accuracies = [
-            [run.measurement.exit_accuracy_percent[-1] / 100 for run in seeds if run.part == part] for part in parts
-        ]
+        of_part = {part: [run.measurement for run in seeds if run.part == part] for part in self.parts}
+        parts = [part for part, found in of_part.items() if found]
+        accuracies, ends = [], []
+        for found in (of_part[part] for part in parts):
+            percents = [one.exit_accuracy_percent[-1] for one in found]
+            low, high = intervals.accuracy(percents, found[0].test_samples)
+            accuracies.append([percent / 100 for percent in percents])
+            ends.append((low / 100, high / 100))
         paths = [os.path.join(out, 'figures', f'{self.name}.{suffix}') for suffix in ('png', 'pdf')]
         for path in paths:
-            visualize.plot_comparison(parts, accuracies, self.published, self.xlabel, output_path=path)
+            visualize.plot_comparison(parts, accuracies, self.published, self.xlabel, path, ends)
         return paths
 
     def _preset(self, part: str, preset: runs.Preset) -> runs.Preset:

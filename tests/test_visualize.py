@@ -304,6 +304,8 @@ def test_figures_of_the_experiments_are_drawn_whole(tmp_path):
     assert [axes.get_ylabel() for axes in figure.axes] == ['Accuracy', 'Highest entropy (nat)']
     figure = visualize.plot_comparison(['0', '1'], [[0.7, 0.72], [0.75]], {'1': 0.77}, output_path=paths[2])
     assert [tuple(line.get_ydata()) for line in figure.axes[0].lines] == [(0.7, 0.72, 0.75), (0.71, 0.75), (0.77,)]
+    figure = visualize.plot_comparison(['a', 'b'], [[0.7], [0.75]], {}, intervals=[(0.6, 0.8), (0.7, 0.9)])
+    assert [tuple(line.get_ydata()) for line in figure.axes[0].lines] == [(0.7, 0.75), (0.6, 0.8), (0.7, 0.9)]
     figure = visualize.plot_cache_misses([1, 2], [0.1, 0.2], 3, 0.3, [(4, 0.4)], (5, 0.5), output_path=paths[3])
     assert [axes.get_title() for axes in figure.axes] == ['Measured', 'Published']
     assert all(os.path.getsize(path) for path in paths)
