@@ -1,9 +1,12 @@
 """3x3 convolutions by Winograd's algorithm, against sums over pixels in float64."""
 
+import ctypes
 import functools
+import mmap
 import subprocess
 import sys
 import textwrap
+from unittest import mock
 
 from branchynet import cpu
 from branchynet.cpu import convolution, onednn, threads
@@ -26,6 +29,7 @@ from branchynet.cpu import winograd
 # B, C, O, H, W
 SIZES = [(64, 16, 32, 30, 30), (3, 48, 16, 15, 7), (40, 32, 64, 3, 1), (1, 16, 16, 2, 150)]
 BANDS = [240, 2, 2, 1]
+MAKE_CODES = winograd._machine_code.__wrapped__
 
 
 def last(images):
@@ -74,6 +78,17 @@ def check_close(found, x, w, b, gy):
         np.testing.assert_allclose(own, exact, rtol=0, atol=8e-6 * np.sqrt(count))
 
 
+@functools.cache
+def _codes(has_avx512):
+    with mock.patch.object(onednn, 'has_avx512', lambda: has_avx512):
+        return MAKE_CODES()
+
+
+def codes_of(has_avx512):
+    """What ``winograd._machine_code`` is on a processor with AVX-512, or without."""
+    return functools.partial(_codes, has_avx512)
+
+
 def check_same_bits(found):
     for other in found[1:]:
         for own, first in zip(other, found[0]):
@@ -118,8 +133,7 @@ def test_threads_change_no_bits(monkeypatch, sizes, bands):
 def test_the_width_of_vectors_changes_no_bits(monkeypatch, sizes):
     arrays, found = arrays_of(*sizes), []
     for has_avx512 in False, True:
-        monkeypatch.setattr(onednn, 'has_avx512', lambda has=has_avx512: has)
-        monkeypatch.setattr(winograd, '_machine_code', functools.cache(winograd._machine_code.__wrapped__))
+        monkeypatch.setattr(winograd, '_machine_code', codes_of(has_avx512))
         found.append(results(*arrays))
     check_same_bits(found)
 
@@ -142,6 +156,57 @@ def test_nothing_is_written_beyond_the_output(size):
     memory = np.full((5, *size, 16), 7, np.float32)
     winograd.convolution(x, w, b, memory[1:4].transpose(0, 3, 1, 2))
     assert (memory[[0, 4]] == 7).all() and not (memory[1:4] == 7).any()
+
+
+PAGE = mmap.PAGESIZE
+
+
+class Guard:
+    """Makes float32 arrays whose first byte, or last, has a page beside it that nobody may read or write."""
+
+    def __init__(self, at_end):
+        self._at_end = at_end
+        self._kept = []
+
+    def empty(self, shape):
+        size = 4 * int(np.prod(shape))
+        pages = -(-size // PAGE)
+        block = mmap.mmap(-1, (pages + 2) * PAGE)
+        self._kept.append(block)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(block))
+        for page in start, start + (pages + 1) * PAGE:
+            assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(page), ctypes.c_size_t(PAGE), 0) == 0
+        offset = PAGE + (pages * PAGE - size) * self._at_end
+        return np.frombuffer(block, np.float32, size // 4, offset).reshape(shape)
+
+    def copy(self, array):
+        """A copy in the memory order of the array."""
+        is_of_images = array.ndim == 4 and not array.flags.c_contiguous
+        array = array.transpose(0, 2, 3, 1) if is_of_images else array
+        copied = self.empty(array.shape)
+        copied[...] = array
+        return copied.transpose(0, 3, 1, 2) if is_of_images else copied
+
+    def address(self, slot, size):
+        """As of Scratch."""
+        scratch = self.empty((-(-size // 4),))
+        scratch[:] = np.nan  # nothing counts on what is there
+        return scratch.ctypes.data
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='mprotect is called as Linux has it')
+@pytest.mark.parametrize('at_end', [False, True])
+@pytest.mark.parametrize('has_avx512', [False, True])
+@pytest.mark.parametrize('size', [(1, 1), (1, 6), (3, 1), (4, 4), (5, 2), (7, 9), (2, 131)])
+def test_no_memory_beside_the_arrays_is_touched(monkeypatch, size, has_avx512, at_end):
+    guard = Guard(at_end)
+    monkeypatch.setattr(winograd, '_machine_code', codes_of(has_avx512))
+    monkeypatch.setattr(winograd, 'taken', lambda spare, make: guard)
+    monkeypatch.setattr(winograd, 'SCRATCHES', [])
+    monkeypatch.setattr(winograd, '_zeros', lambda count: guard.copy(np.zeros(count, np.float32)))
+    monkeypatch.setattr(winograd.memory, 'empty', guard.empty)  # which channels_last calls too
+    arrays = arrays_of(3, 16, 48, *size)
+    check_close(results(*map(guard.copy, arrays)), *arrays)
 
 
 def geometry_of(batch, inputs, outputs, height, width=None, kernel=3, stride=1, pad=1):
