@@ -13,8 +13,9 @@ Work goes in blocks of a few images, small enough for the cache, which threads s
 of every sum depends on the shapes alone, so 1, 2 or 64 threads give identical bits, whatever OpenMP or BLAS
 are told. Convolutions, pooling, batch normalisation and matrix products are oneDNN's (the wheel
 onednn-cpu-gomp; without it they stay Chainer's, with one warning), each call run by one thread. 3x3 convolutions by
-Winograd's algorithm, linear layers of one sample, gradients of up to 16 samples where the weights are larger than 8 MB,
-and all that goes element by element, are machine code of this package (by llvmlite; without it, oneDNN's and NumPy's).
+Winograd's algorithm, batch normalisation of a multiple of 8 channels that lie last in memory, linear layers of one
+sample, gradients of up to 16 samples where the weights are larger than 8 MB, and all that goes element by element, are
+machine code of this package (by llvmlite; without it, oneDNN's and NumPy's).
 
 Some functions and gradients stay Chainer's, because oneDNN is slower at them: of convolutions those with kernels of
 about 14 pixels and more, long sequences, one window only, large patches or few channels; poolings of few channels;

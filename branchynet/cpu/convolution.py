@@ -47,9 +47,9 @@ import numpy as np
 from chainer.utils.conv import get_conv_outsize
 
 try:
-    from branchynet.cpu import winograd
+    from branchynet.cpu import emitter, winograd
 
-    _HAS_WINOGRAD = winograd.is_fast()
+    _HAS_WINOGRAD = emitter.has_multiply_add()
 except (ImportError, OSError):  # llvmlite is missing, or does not load
     _HAS_WINOGRAD = False
 

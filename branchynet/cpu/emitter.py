@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import platform
 from collections.abc import Sequence
 from typing import Any, Callable, Protocol
 
@@ -323,6 +324,11 @@ def aligned(count: int) -> np.ndarray:
 def has(feature: str) -> bool:
     """Whether this processor has a feature, by LLVM's name."""
     return bool(llvm.get_host_cpu_features().get(feature))
+
+
+def has_multiply_add() -> bool:
+    """Whether this processor has an instruction for ``multiply_add``; else each of them would be a call."""
+    return has('fma') or platform.machine() not in ('x86_64', 'AMD64')
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Batch normalisation over (B, H, W), by oneDNN."""
+"""Batch normalisation over (B, H, W): by channelwise where it takes the images, else by oneDNN."""
 
 from __future__ import annotations
 
@@ -44,6 +44,13 @@ from branchynet.cpu.onednn import (
 from branchynet.cpu.threads import equal_blocks, run
 
 import numpy as np
+
+try:
+    from branchynet.cpu import channelwise, emitter
+
+    _HAS_CHANNELWISE = emitter.has_multiply_add()
+except (ImportError, OSError):  # llvmlite is missing, or does not load
+    _HAS_CHANNELWISE = False
 
 _BYTES_OF_PART = 1 << 22  # of a batch normalisation, which takes less from memory the fewer calls it is made of
 
@@ -190,7 +197,11 @@ def _whitening(shape: tuple[int, ...], form: int, flags: int) -> onednn.Primitiv
 
 def can_fuse_relu(x: np.ndarray) -> bool:
     """Whether one pass computes the batch normalisation of images x (B, C, H, W), and the ReLU behind it with masks."""
-    return _can_fuse(x.shape, form_of(x))
+    return _is_channelwise(x) or _can_fuse(x.shape, form_of(x))
+
+
+def _is_channelwise(x: np.ndarray) -> bool:
+    return _HAS_CHANNELWISE and channelwise.fits(x)
 
 
 @cached
@@ -225,6 +236,10 @@ def batch_normalization(
         y in the shape and memory order of x, and the moments, derived.
     """
     moments = Moments(gamma, beta)
+    if _is_channelwise(x):
+        moments.mean[:], moments.variance[:] = channelwise.mean_and_variance(x)
+        moments.derive(eps)
+        return scale_and_shift(x, moments.gamma * moments.inv_std, moments.beta, moments.mean, masks), moments
     is_rough = len(_batch_parts(x.shape)) == 1
     if is_rough:
         y = empty_like(x)
@@ -311,6 +326,8 @@ def scale_and_shift(
         mean: the number subtracted from every channel (C,).
         masks: where given, ReLU follows and fills these.
     """
+    if _is_channelwise(x):
+        return channelwise.scale_and_shift(x, np.array([mean, scale, shift], np.float32), masks)
     y = empty_like(x)
     vectors = np.array([mean, np.ones_like(mean), scale, shift], np.float32)
     _loops_of_scaling(x.shape, form_of(x), masks is not None).run(x, y, vectors, masks)
@@ -353,6 +370,8 @@ def batch_normalization_gradients(
     Returns:
         Gradients of x (B, C, H, W), gamma (C,) and beta (C,).
     """
+    if _is_channelwise(x):
+        return channelwise.gradients(x, gamma, gy, mean, inv_std, masks)
     parts = len(_batch_parts(x.shape))
     gx = empty_like(x)
     sums = np.empty((parts, 2, x.shape[1]), np.float32)

@@ -16,12 +16,11 @@ from __future__ import annotations
 import array as packed
 import functools
 import itertools
-import platform
 from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple
 
 from branchynet.cpu import memory, onednn
-from branchynet.cpu.emitter import LANES, REAL, Emitter, Function, has, integer, vector, vector_type
+from branchynet.cpu.emitter import LANES, REAL, Emitter, Function, integer, vector, vector_type
 from branchynet.cpu.memory import LINE, address
 from branchynet.cpu.team import run_frames
 from branchynet.cpu.threads import SCRATCHES, Scratch, taken, workers
@@ -38,11 +37,6 @@ _ROWS = {LANES: 6, 2 * LANES: 12}  # of a product that are computed together, by
 _BYTES = 4  # of a number
 
 _Matrix = Sequence[Sequence[ir.Value]]
-
-
-def is_fast() -> bool:
-    """Whether the processor has an instruction for multiply-add; else each of them would be a call."""
-    return has('fma') or platform.machine() not in ('x86_64', 'AMD64')
 
 
 def convolution(x: np.ndarray, w: np.ndarray, b: np.ndarray, y: np.ndarray) -> None:

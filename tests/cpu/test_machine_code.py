@@ -267,12 +267,25 @@ def test_a_primitive_while_the_same_one_waits_keeps_its_addresses(monkeypatch):
     assert np.array_equal(found, expected) and not other.any()
 
 
+@pytest.mark.parametrize(
+    'has_fma,machine,expected',
+    [(True, 'x86_64', True), (False, 'x86_64', False), (False, 'AMD64', False), (False, 'aarch64', True)],
+)
+def test_which_processors_have_an_instruction_for_multiply_add(monkeypatch, has_fma, machine, expected):
+    emitter = pytest.importorskip('branchynet.cpu.emitter')
+    monkeypatch.setattr(emitter, 'has', lambda feature: has_fma and feature == 'fma')
+    monkeypatch.setattr(emitter.platform, 'machine', lambda: machine)
+    assert emitter.has_multiply_add() == expected
+
+
 # Batch normalisation and the ReLU behind it
 
 
 @pytest.mark.parametrize('shape', [(6, 7, 7, 8), (5, 4, 6, 24), (64, 32, 33, 32)])  # the last is in two parts
-@pytest.mark.parametrize('mean', [0, 30])  # far from zero, another way computes the statistics
-def test_relu_behind_a_normalization_has_the_bits_of_both(shape, mean):
+@pytest.mark.parametrize('mean', [0, 30])  # far from zero, oneDNN computes the statistics another way
+@pytest.mark.parametrize('is_channelwise', [True, False])
+def test_relu_behind_a_normalization_has_the_bits_of_both(monkeypatch, shape, mean, is_channelwise):
+    monkeypatch.setattr(normalization, '_HAS_CHANNELWISE', is_channelwise and normalization._HAS_CHANNELWISE)
     random = np.random.RandomState(0)
     b, h, w, c = shape
     x, gy = ((random.randn(b, h, w, c) + shift).astype(np.float32).transpose(0, 3, 1, 2) for shift in (mean, 0))

@@ -1,8 +1,6 @@
 """3x3 convolutions by Winograd's algorithm, against sums over pixels in float64."""
 
-import ctypes
 import functools
-import mmap
 import subprocess
 import sys
 import textwrap
@@ -21,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.cpu.guard import Guard, needs_mprotect
 from tests.cpu.test_functions import array, check
 
 pytest.importorskip('llvmlite')
@@ -154,43 +153,7 @@ def test_nothing_is_written_beyond_the_output(size):
     assert (memory[[0, 4]] == 7).all() and not (memory[1:4] == 7).any()
 
 
-PAGE = mmap.PAGESIZE
-
-
-class Guard:
-    """Makes float32 arrays whose first byte, or last, has a page beside it that nobody may read or write."""
-
-    def __init__(self, at_end):
-        self._at_end = at_end
-        self._kept = []
-
-    def empty(self, shape):
-        size = 4 * int(np.prod(shape))
-        pages = -(-size // PAGE)
-        block = mmap.mmap(-1, (pages + 2) * PAGE)
-        self._kept.append(block)
-        start = ctypes.addressof(ctypes.c_char.from_buffer(block))
-        for page in start, start + (pages + 1) * PAGE:
-            assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(page), ctypes.c_size_t(PAGE), 0) == 0
-        offset = PAGE + (pages * PAGE - size) * self._at_end
-        return np.frombuffer(block, np.float32, size // 4, offset).reshape(shape)
-
-    def copy(self, array):
-        """A copy in the memory order of the array."""
-        is_of_images = array.ndim == 4 and not array.flags.c_contiguous
-        array = array.transpose(0, 2, 3, 1) if is_of_images else array
-        copied = self.empty(array.shape)
-        copied[...] = array
-        return copied.transpose(0, 3, 1, 2) if is_of_images else copied
-
-    def address(self, slot, size):
-        """As of Scratch."""
-        scratch = self.empty((-(-size // 4),))
-        scratch[:] = np.nan  # nothing counts on what is there
-        return scratch.ctypes.data
-
-
-@pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no mprotect')
+@needs_mprotect
 @pytest.mark.parametrize('at_end', [False, True])
 @pytest.mark.parametrize('has_avx512', [False, True])
 @pytest.mark.parametrize('size', [(1, 1), (1, 6), (3, 1), (4, 4), (5, 2), (7, 9), (2, 131)])
@@ -246,16 +209,6 @@ def test_limits(monkeypatch, sizes, has_avx512, of_outputs, of_weights):
     geometry = geometry_of(*sizes)
     assert convolution._is_winograd(geometry) == of_outputs
     assert convolution._is_gw_winograd(geometry) == of_weights
-
-
-@pytest.mark.parametrize(
-    'has_fma,machine,is_fast',
-    [(True, 'x86_64', True), (False, 'x86_64', False), (False, 'AMD64', False), (False, 'aarch64', True)],
-)
-def test_processors_without_an_instruction_for_it_do_without(monkeypatch, has_fma, machine, is_fast):
-    monkeypatch.setattr(winograd, 'has', lambda feature: has_fma and feature == 'fma')
-    monkeypatch.setattr(winograd.platform, 'machine', lambda: machine)
-    assert winograd.is_fast() == is_fast
 
 
 class Calls(chainer.FunctionHook):
