@@ -3,7 +3,8 @@
 Tasks are the joint step, the step of main, softmax of all exits (evaluate), early exit (inference), a threshold
 sweep, and the memory of a joint step. Each runs in a process of its own, in which the contenders take turns
 (A B C A B C ...) after two calls to warm up. A ratio is the median of the rounds' ratios. Everything takes about 40
-minutes on 2 idle cores, most of them stock Chainer's. Writes benchmark.csv (every single value), benchmark.png,
+minutes on 2 idle cores, most of them stock Chainer's. torch.compile takes part if --contenders names it: it needs a C++
+compiler, and compiles a network for minutes before each task. Writes benchmark.csv (every single value), benchmark.png,
 scaling.png (where --batches asks for more than one) and environment.json.
 """
 
@@ -43,6 +44,8 @@ BATCHES_OF = {'inference': [1, 256], 'sweep': [1]}
 INFERENCE_IMAGES, SWEEP_IMAGES = 256, 10000
 # cpu.fast(), stock, eager, its files of the stages, Compiled for one setting after the other
 CONTENDERS = ['branchynet', 'chainer', 'pytorch', 'onnxruntime', 'settings']
+COMPILED = 'torch.compile'
+IN_PYTORCH = 'pytorch', COMPILED
 ONLY_FOR = {'onnxruntime': 'inference', 'settings': 'sweep'}
 CHECKED_IMAGES = 8
 
@@ -55,11 +58,22 @@ Value = tuple[str, int, float]  # contender, round, seconds
 def make(contender: str, network: str, weights: Optional[str] = None) -> Any:
     """A contender's network, ready for `call`; ``weights`` as in `networks.build`."""
     net = build(network, weights)
-    if contender not in ('pytorch', 'onnxruntime'):
+    if contender not in (*IN_PYTORCH, 'onnxruntime'):
         return net
     from branchynet.benchmarks import peers
 
-    return peers.Peer(net) if contender == 'pytorch' else peers.to_onnx(peers.Peer(net), images(network, 2)[0])
+    peer = in_pytorch(contender, net)
+    return peers.to_onnx(peer, images(network, 2)[0]) if contender == 'onnxruntime' else peer
+
+
+def in_pytorch(contender: str, net: BranchyNet) -> Any:
+    """The Peer of a net, compiled for the contender that asks for it."""
+    from branchynet.benchmarks import peers
+
+    peer = peers.Peer(net)
+    if contender == COMPILED:
+        peer.compile_modules()
+    return peer
 
 
 def call(contender: str, model: Any, task: str, x: np.ndarray, t: np.ndarray, batch: int) -> Callable[[], Any]:
@@ -68,14 +82,14 @@ def call(contender: str, model: Any, task: str, x: np.ndarray, t: np.ndarray, ba
         classify = _classifier(contender, model)
         return lambda: [classify(x[i : i + batch]) for i in range(0, len(x), batch)]
     if task == 'evaluate':
-        return partial(model.softmax if contender == 'pytorch' else model.get_SM, x)
+        return partial(model.softmax if contender in IN_PYTORCH else model.get_SM, x)
     if task == 'main':
         return partial(model.train_main, x, t)
-    return partial(model.train_joint if contender == 'pytorch' else model.train, x, t)
+    return partial(model.train_joint if contender in IN_PYTORCH else model.train, x, t)
 
 
 def _classifier(contender: str, model: Any) -> Callable[[np.ndarray], Any]:
-    if contender in ('pytorch', 'onnxruntime'):
+    if contender in (*IN_PYTORCH, 'onnxruntime'):
         return model.classify
     if contender == 'chainer':
         return model.run
@@ -164,10 +178,8 @@ def step_memory(network: str, batch: int, contender: str) -> float:
     x, t = rng.randn(batch, *SHAPES[network]).astype(np.float32), rng.randint(0, 10, batch).astype(np.int32)
     np.random.seed(0)
     model: Any = NETWORKS[network].get_network()
-    if contender == 'pytorch':
-        from branchynet.benchmarks import peers
-
-        model = peers.Peer(model)
+    if contender in IN_PYTORCH:
+        model = in_pytorch(contender, model)
 
     def step(count: int) -> None:
         call(contender, model, 'joint', x[:count], t[:count], count)()
@@ -252,7 +264,7 @@ def main(argv: Sequence[str]) -> int:
     parser = options.parser('compare', __doc__, rounds=5)
     parser.add_argument('--only', **options.some_of(TASKS))
     parser.add_argument('--networks', **options.some_of(list(NETWORKS)))
-    parser.add_argument('--contenders', **options.some_of(CONTENDERS))
+    parser.add_argument('--contenders', **options.some_of([*CONTENDERS, COMPILED], CONTENDERS))
     parser.add_argument('--threads', **options.threads())
     parser.add_argument('--batches', type=options.counts, help='of steps, evaluation and memory, as 1,16,256,2048')
     parser.add_argument('--weights', metavar='DIR', help="a run's results, to time inference with trained weights")

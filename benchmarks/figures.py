@@ -18,11 +18,20 @@ LABELS = {
     'branchynet': 'BranchyNet, cpu.fast',
     'chainer': 'Chainer 7.8.1',
     'pytorch': 'PyTorch eager',
+    'torch.compile': 'PyTorch, torch.compile',
     'onnxruntime': 'ONNX Runtime',
     'settings': 'each setting by itself',
     'limit': 'FLOP / sgemm peak',
 }
-COLOURS = {'branchynet': 'C3', 'chainer': 'C7', 'pytorch': 'C0', 'onnxruntime': 'C2', 'settings': 'C1', 'limit': 'k'}
+COLOURS = {
+    'branchynet': 'C3',
+    'chainer': 'C7',
+    'pytorch': 'C0',
+    'torch.compile': 'C9',
+    'onnxruntime': 'C2',
+    'settings': 'C1',
+    'limit': 'k',
+}
 
 
 def bars(rows: Sequence[Row], path: str) -> None:

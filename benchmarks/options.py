@@ -39,8 +39,13 @@ def parser(name: str, description: str, rounds: int | None = None) -> argparse.A
     return result
 
 
-def some_of(names: Sequence[str]) -> dict[str, Any]:
-    """The arguments of add_argument for an option that takes names, separated by commas; all by default."""
+def some_of(names: Sequence[str], default: Sequence[str] | None = None) -> dict[str, Any]:
+    """The arguments of add_argument for an option that takes names, separated by commas.
+
+    Args:
+        names: those that may be asked for.
+        default: those that are taken where the option is missing; None: all.
+    """
 
     def parse(text: str) -> list[str]:
         for name in text.split(','):
@@ -48,7 +53,8 @@ def some_of(names: Sequence[str]) -> dict[str, Any]:
                 raise argparse.ArgumentTypeError(f'{name!r}: expected some of {",".join(names)}')
         return text.split(',')
 
-    return {'type': parse, 'default': list(names), 'metavar': 'NAME,...', 'help': f'some of {",".join(names)}'}
+    default = list(names if default is None else default)
+    return {'type': parse, 'default': default, 'metavar': 'NAME,...', 'help': f'some of {",".join(names)}'}
 
 
 def counts(text: str) -> list[int]:

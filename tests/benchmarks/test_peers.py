@@ -1,5 +1,7 @@
 """The benchmark's PyTorch networks compute the same as Chainer's."""
 
+import shutil
+
 import chainer
 import chainer.functions as F
 import numpy as np
@@ -63,6 +65,18 @@ def test_early_exit_is_chainers(builder, shape):
     labels, exits = peer.classify(x)
     assert list(labels) == list(net.run(x).argmax(axis=1))
     assert list(np.bincount(exits, minlength=net.numexits())) == net.test(x, t)[2]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which('g++'), reason='torch.compile needs a C++ compiler')
+def test_compiled_modules_compute_the_same():
+    net, peer, x, t = build(lenet_mnist, (8, 1, 28, 28), np.float32)
+    peer.compile_modules()
+    peers.assert_same_outputs(net, peer, x)
+    assert_close(peer.train_joint(x, t), net.train(x, t), 1e-5)
+    net.thresholdExits = peer.thresholdExits = [2.2] * (net.numexits() - 1)
+    labels, _ = peer.classify(x)
+    assert list(labels) == list(net.run(x).argmax(axis=1))
 
 
 def test_a_layer_without_a_peer_is_named():
