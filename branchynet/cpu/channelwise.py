@@ -37,8 +37,11 @@ def fits(x: np.ndarray) -> bool:
 
 def mean_and_variance(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The mean and the biased variance of every channel of images x (B, C, H, W), each (C,) float64."""
-    mean, square = _sums('moments', x)
-    return mean, np.maximum(square - mean**2, 0)
+    # A number of x is at most n**0.5 deviations from the mean of n: sums of differences from it keep their digits.
+    sample = x[0, :, 0, 0].copy()
+    sample[~np.isfinite(sample)] = 0
+    difference, square = _sums('moments', x, rows=sample)
+    return sample + difference, square - difference**2
 
 
 def scale_and_shift(x: np.ndarray, rows: np.ndarray, masks: Optional[np.ndarray]) -> np.ndarray:
@@ -57,7 +60,7 @@ def scale_and_shift(x: np.ndarray, rows: np.ndarray, masks: Optional[np.ndarray]
 def gradients(
     x: np.ndarray, gamma: np.ndarray, gy: np.ndarray, mean: np.ndarray, inv_std: np.ndarray, masks: Optional[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """normalization.batch_normalization_gradients."""
+    """As normalization.batch_normalization_gradients, of images that fit."""
     has_masks, rows = masks is not None, np.empty((4, len(gamma)), np.float32)
     rows[0] = mean
     of_beta, of_gamma = _sums(_name('gradient_sums', has_masks), x, gy=gy, rows=rows, masks=masks)  # per pixel
@@ -94,38 +97,40 @@ class _Frame(NamedTuple):
     pixels_of_part: Any
     pixels: Any
     channels: Any
-    counter: Any
-    x: Any
-    y: Any
-    gy: Any
-    rows: Any
-    sums: Any
-    masks: Any
+    counter: Any = 0
+    x: Any = 0
+    y: Any = 0
+    gy: Any = 0
+    rows: Any = 0
+    sums: Any = 0
+    masks: Any = 0
 
 
 @functools.lru_cache(maxsize=1024)
-def _plan(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The first numbers of a _Frame for images of a shape (B, C, H, W)."""
+def _plan(shape: tuple[int, ...]) -> _Frame:
+    """The work on images of a shape (B, C, H, W), without addresses."""
     channels, pixels = shape[1], math.prod(shape) // shape[1]
     pixels_of_part = _PIXELS * max(1, _BYTES_OF_PART // (4 * channels * _PIXELS))
-    return -(-pixels // pixels_of_part), pixels_of_part, pixels, channels
+    return _Frame(-(-pixels // pixels_of_part), pixels_of_part, pixels, channels)
 
 
 def _sums(name: str, x: np.ndarray, **arrays: Any) -> np.ndarray:
     """The sums of every channel that a function computes, divided by the number of pixels, (2, C) float64."""
-    parts, _, pixels, channels = _plan(x.shape)
-    sums = np.zeros((parts, 2, channels))
+    return _sums_of_parts(name, x, **arrays).sum(axis=0) / _plan(x.shape).pixels
+
+
+def _sums_of_parts(name: str, x: np.ndarray, **arrays: Any) -> np.ndarray:
+    sums = np.zeros((_plan(x.shape).parts, 2, x.shape[1]))
     _compute(name, x, sums=sums, **arrays)
-    return sums.sum(axis=0) / pixels
+    return sums
 
 
 def _compute(name: str, x: np.ndarray, **arrays: Optional[np.ndarray]) -> None:
     """Calls a function in machine code, in several threads; for the arrays see _Frame."""
-    plan, counter = _plan(x.shape), packed.array('q', [0])
-    places = {kind: 0 if array is None else address(array) for kind, array in arrays.items()}
-    own = [places.get(kind, 0) for kind in _Frame._fields[len(plan) + 2 :]]
-    frame = *plan, counter.buffer_info()[0], address(x), *own
-    run_frames(_machine_code()[name], [frame] * workers(plan[0]))
+    counter = packed.array('q', [0])
+    addresses = {kind: address(array) for kind, array in arrays.items() if array is not None}
+    frame = _plan(x.shape)._replace(counter=counter.buffer_info()[0], x=address(x), **addresses)
+    run_frames(_machine_code()[name], [frame] * workers(frame.parts))
 
 
 class _Vectors(NamedTuple):
@@ -160,11 +165,16 @@ class _Kernel:
         self._frame = _Frame(*emit.words(numbers, len(_Frame._fields)))
 
     def moments(self) -> None:
-        """Emits the sums of x and of x**2, by way of the differences from the mean of a chunk."""
+        """Emits the sums of x - sample and of (x - sample)**2, of the row sample.
+
+        With the mean of a chunk's n pixels, and e = x - mean, and d = mean - sample, these are sum(e) + n d and
+        sum(e**2) + d (2 sum(e) + n d). The mean is rounded, so that sum(e) is not quite 0.
+        """
         emit, build, frame = self._emit, self._emit.builder, self._frame
 
         def write(own: _Vectors) -> None:
             zeros = [vector(0)] * own.number
+            (samples,) = self._rows(1, own)
 
             def add(i: ir.Value, *totals: ir.Value) -> list[ir.Value]:
                 return [build.fadd(total, x) for total, x in zip(totals, self._load(frame.x, own, i))]
@@ -177,16 +187,17 @@ class _Kernel:
                 return self._added(sums, rests, rests)
 
             sums = list(map(self._wide, emit.loop(own.pixels, add_rests, zeros * 2)))
-            for k, mean in enumerate(map(self._wide, means)):
-                rest, square = sums[2 * k : 2 * k + 2]  # the mean is rounded, so that the rest is not quite 0
-                total = build.fmul(self._wide(count), mean)
-                twice = build.fadd(build.fadd(rest, rest), total)
-                self._add_to_sums(own, k, (build.fadd(total, rest), build.fadd(square, build.fmul(mean, twice))))
+            for k, (mean, sample) in enumerate(zip(means, samples)):
+                rest, square = sums[2 * k : 2 * k + 2]
+                distance = build.fsub(self._wide(mean), self._wide(sample))
+                total = build.fadd(rest, build.fmul(self._wide(count), distance))
+                square = build.fadd(square, build.fmul(distance, build.fadd(rest, total)))
+                self._add_to_sums(own, k, (total, square))
 
         self._each_chunk(write)
 
     def scaled(self) -> None:
-        """Emits (x - mean) * scale + shift, and ReLU where there are masks."""
+        """Emits (x - mean) * scale + shift, of the rows mean, scale and shift, and ReLU where there are masks."""
         emit, build = self._emit, self._emit.builder
 
         def write(own: _Vectors) -> None:
@@ -207,7 +218,7 @@ class _Kernel:
         self._each_chunk(write)
 
     def gradient_sums(self) -> None:
-        """Emits the sums of gy and of gy * (x - mean)."""
+        """Emits the sums of gy and of gy * (x - mean), of the row mean."""
         emit, build = self._emit, self._emit.builder
 
         def write(own: _Vectors) -> None:
@@ -224,7 +235,7 @@ class _Kernel:
         self._each_chunk(write)
 
     def gx(self) -> None:
-        """Emits ((gy - shift) - (x - mean) * slope) * factor, of rows mean, factor, shift and slope."""
+        """Emits (gy - shift - (x - mean) * slope) * factor, of the rows mean, factor, shift and slope."""
         emit, build = self._emit, self._emit.builder
 
         def write(own: _Vectors) -> None:
@@ -233,7 +244,7 @@ class _Kernel:
             def pixel(i: ir.Value) -> None:
                 images = self._load(self._frame.x, own, i), self._load_gy(own, i)
                 for k, (x, gy, mean, factor, shift, slope) in enumerate(zip(*images, *rows)):
-                    rest = build.fsub(mean, x)
+                    rest = build.fsub(mean, x)  # the other way round: then it is a multiply-add
                     gx = build.fmul(emit.multiply_add(rest, slope, build.fsub(gy, shift)), factor)
                     emit.store(gx, self._place(self._frame.y, own, i, k))
 
@@ -295,10 +306,10 @@ class _Kernel:
         bits = [emit.load(self._mask(own, pixel, k), BYTE) for k in range(own.number)]
         return [build.select(build.bitcast(b, _BITS), value, vector(0)) for b, value in zip(bits, values)]
 
-    def _rows(self, number: int, own: _Vectors) -> list[list[ir.Value]]:
+    def _rows(self, count: int, own: _Vectors) -> list[list[ir.Value]]:
         """The vectors of so many rows."""
         emit, build = self._emit, self._emit.builder
-        starts = [build.add(own.channel, build.mul(self._frame.channels, integer(j))) for j in range(number)]
+        starts = [build.add(own.channel, build.mul(self._frame.channels, integer(j))) for j in range(count)]
         places = [emit.at(self._frame.rows, start, 4) for start in starts]
         return [[emit.load(emit.add(place, 4 * LANES * k)) for k in range(own.number)] for place in places]
 

@@ -89,7 +89,7 @@ class Emitter:
     def load(self, address: ir.Value, kind: ir.Type = VECTOR) -> ir.Value:
         """The value of a type that lies at an address."""
         value = self.builder.load(self.builder.inttoptr(address, kind.as_pointer()))
-        value.align = 8 if kind in (INT, DOUBLE) else 4
+        value.align = _alignment(kind)
         return value
 
     def words(self, address: ir.Value, count: int) -> list[ir.Value]:
@@ -98,8 +98,8 @@ class Emitter:
 
     def store(self, value: ir.Value, address: ir.Value) -> None:
         """Writes a value to an address."""
-        align = {INT: 8, DOUBLE: 8, BYTE: 1}.get(value.type, 4)
-        self.builder.store(value, self.builder.inttoptr(address, value.type.as_pointer()), align=align)
+        place = self.builder.inttoptr(address, value.type.as_pointer())
+        self.builder.store(value, place, align=_alignment(value.type))
 
     # Vectors
 
@@ -337,6 +337,11 @@ def _initialize() -> None:
         llvm.initialize()
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
+
+
+def _alignment(kind: ir.Type) -> int:
+    """The bytes of which the address of a value is a multiple; a promise of more would let LLVM read beside it."""
+    return {INT: 8, DOUBLE: 8, REAL: 4, INDEX: 4}.get(kind, 4 if isinstance(kind, ir.VectorType) else 1)
 
 
 def integer(value: int) -> ir.Constant:

@@ -383,7 +383,7 @@ def _batch_normalization(link: L.BatchNormalization, x: Value) -> Value:
 def _normalization(link: L.BatchNormalization, x: Value, with_relu: bool) -> Optional[Value]:
     """A batch normalisation by the kernels, perhaps in one pass with the ReLU behind it; None where they do not do it.
 
-    oneDNN's ReLU makes 0 of NaN. So if a result may be NaN, the one of both is thrown away, and None is returned before
+    The ReLU of such a pass makes 0 of NaN. So if a result may be NaN, it is thrown away, and None is returned before
     any running statistic has changed. Its gradient is 0 where the ReLU passes nothing, as Chainer's is unless the
     gradient behind it is NaN or infinite there: then what is behind it has such gradients too.
     """

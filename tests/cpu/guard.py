@@ -13,14 +13,15 @@ PAGE = mmap.PAGESIZE
 
 
 class Guard:
-    """Makes float32 arrays whose first byte, or last, has a page beside it that nobody may read or write."""
+    """Makes arrays whose first byte, or last, has a page beside it that nobody may read or write."""
 
     def __init__(self, at_end):
         self._at_end = at_end
         self._kept = []
 
-    def empty(self, shape):
-        size = 4 * int(np.prod(shape))
+    def empty(self, shape, dtype=np.float32):
+        dtype = np.dtype(dtype)
+        size = dtype.itemsize * int(np.prod(shape))
         pages = -(-size // PAGE)
         block = mmap.mmap(-1, (pages + 2) * PAGE)
         self._kept.append(block)
@@ -28,7 +29,7 @@ class Guard:
         for page in start, start + (pages + 1) * PAGE:
             assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(page), ctypes.c_size_t(PAGE), 0) == 0
         offset = PAGE + (pages * PAGE - size) * self._at_end
-        return np.frombuffer(block, np.float32, size // 4, offset).reshape(shape)
+        return np.frombuffer(block, dtype, size // dtype.itemsize, offset).reshape(shape)
 
     def copy(self, array):
         """A copy in the memory order of the array."""

@@ -278,6 +278,15 @@ def test_which_processors_have_an_instruction_for_multiply_add(monkeypatch, has_
     assert emitter.has_multiply_add() == expected
 
 
+def test_loads_and_stores_promise_no_more_alignment_than_there_is():
+    emitter = pytest.importorskip('branchynet.cpu.emitter')
+    kinds = {emitter.BYTE: 1, emitter.REAL: 4, emitter.VECTOR: 4, emitter.DOUBLE: 8, emitter.INT: 8}
+    for kind, alignment in kinds.items():
+        emit = emitter.Emitter()
+        emit.function('copy', 2, lambda a, b, kind=kind, emit=emit: emit.store(emit.load(a, kind), b))
+        assert str(emit._module).count(f', align {alignment}\n') == 2
+
+
 # Batch normalisation and the ReLU behind it
 
 
