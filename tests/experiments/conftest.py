@@ -25,6 +25,23 @@ from branchynet.experiments.results import (
 )
 
 import pytest
+from matplotlib.figure import Figure
+
+_SAVEFIG = Figure.savefig
+
+
+@pytest.fixture(scope='package', autouse=True)
+def _blank_figures():
+    """Figures are made, but blank ones are saved: to render them takes half of the tests' time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, 'savefig', lambda self, *args, **kwargs: _SAVEFIG(Figure((1, 1)), *args, **kwargs))
+        yield
+
+
+@pytest.fixture
+def rendered_figures(monkeypatch):
+    """Figures are rendered in the test that asks for this."""
+    monkeypatch.setattr(Figure, 'savefig', _SAVEFIG)
 
 
 def timed(ms: float) -> Timed:

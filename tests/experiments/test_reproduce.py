@@ -43,6 +43,7 @@ def read(out, name='results.json'):
         return json.load(f)
 
 
+@pytest.mark.usefixtures('rendered_figures')
 def test_a_results_folder_is_whole_and_true(tiny, tmp_path, capsys):
     out = tmp_path / 'out'
     assert reproduce(out, '--seeds', '2') == 0
