@@ -51,8 +51,10 @@ class Peer(nn.Module):
 
     def compile_modules(self) -> None:
         """Lets torch.compile make machine code of the stages, of the exits and of main's own links."""
-        for module in (*self.stages, *self.exits, self.head):
-            module.compile()
+        for modules in self.stages, self.exits:
+            for k, module in enumerate(modules):
+                modules[k] = torch.compile(module)
+        self.head = torch.compile(self.head)
 
     def train_joint(self, x: np.ndarray, t: np.ndarray) -> tuple[list[float], list[float]]:
         """One joint step: (losses, accuracies) per exit."""

@@ -11,6 +11,8 @@ pytest.importorskip('torch')
 from branchynet.benchmarks import networks, peers
 from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
 
+from torch._dynamo.utils import counters
+
 NETWORKS = pytest.mark.parametrize(
     'builder, shape',
     [
@@ -72,7 +74,9 @@ def test_early_exit_is_chainers(builder, shape):
 def test_compiled_modules_compute_the_same():
     net, peer, x, t = build(lenet_mnist, (8, 1, 28, 28), np.float32)
     peer.compile_modules()
+    counters.clear()
     peers.assert_same_outputs(net, peer, x)
+    assert counters['frames']['ok'] == 2 * net.numexits()  # each stage and each exit was compiled
     assert_close(peer.train_joint(x, t), net.train(x, t), 1e-5)
     net.thresholdExits = peer.thresholdExits = [2.2] * (net.numexits() - 1)
     labels, _ = peer.classify(x)
