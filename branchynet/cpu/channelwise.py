@@ -172,27 +172,27 @@ class _Kernel:
         """
         emit, build, frame = self._emit, self._emit.builder, self._frame
 
-        def write(own: _Vectors) -> None:
-            zeros = [vector(0)] * own.number
-            (samples,) = self._rows(1, own)
+        def write(vectors: _Vectors) -> None:
+            zeros = [vector(0)] * vectors.number
+            (samples,) = self._rows(1, vectors)
 
             def add(i: ir.Value, *totals: ir.Value) -> list[ir.Value]:
-                return [build.fadd(total, x) for total, x in zip(totals, self._load(frame.x, own, i))]
+                return [build.fadd(total, x) for total, x in zip(totals, self._load(frame.x, vectors, i))]
 
-            count = emit.splat(build.uitofp(own.pixels, REAL))
-            means = [build.fdiv(total, count) for total in emit.loop(own.pixels, add, zeros)]
+            count = emit.splat(build.uitofp(vectors.pixels, REAL))
+            means = [build.fdiv(total, count) for total in emit.loop(vectors.pixels, add, zeros)]
 
             def add_rests(i: ir.Value, *sums: ir.Value) -> list[ir.Value]:
-                rests = [build.fsub(x, mean) for x, mean in zip(self._load(frame.x, own, i), means)]
+                rests = [build.fsub(x, mean) for x, mean in zip(self._load(frame.x, vectors, i), means)]
                 return self._added(sums, rests, rests)
 
-            sums = list(map(self._wide, emit.loop(own.pixels, add_rests, zeros * 2)))
+            sums = list(map(self._wide, emit.loop(vectors.pixels, add_rests, zeros * 2)))
             for k, (mean, sample) in enumerate(zip(means, samples)):
                 rest, square = sums[2 * k : 2 * k + 2]
                 distance = build.fsub(self._wide(mean), self._wide(sample))
                 total = build.fadd(rest, build.fmul(self._wide(count), distance))
                 square = build.fadd(square, build.fmul(distance, build.fadd(rest, total)))
-                self._add_to_sums(own, k, (total, square))
+                self._add_to_sums(vectors, k, (total, square))
 
         self._each_chunk(write)
 
@@ -200,20 +200,20 @@ class _Kernel:
         """Emits (x - mean) * scale + shift, of the rows mean, scale and shift, and ReLU where there are masks."""
         emit, build = self._emit, self._emit.builder
 
-        def write(own: _Vectors) -> None:
-            rows = self._rows(3, own)
+        def write(vectors: _Vectors) -> None:
+            rows = self._rows(3, vectors)
 
             def pixel(i: ir.Value) -> None:
-                rests = [build.fsub(x, mean) for x, mean in zip(self._load(self._frame.x, own, i), rows[0])]
+                rests = [build.fsub(x, mean) for x, mean in zip(self._load(self._frame.x, vectors, i), rows[0])]
                 values = [emit.multiply_add(*numbers) for numbers in zip(rests, *rows[1:])]
                 if self._has_masks:
                     are_positive = [build.fcmp_ordered('>', y, vector(0)) for y in values]
                     values = [build.select(bits, y, vector(0)) for bits, y in zip(are_positive, values)]
-                    self._store_masks(are_positive, own, i)
+                    self._store_masks(are_positive, vectors, i)
                 for k, y in enumerate(values):
-                    emit.store(y, self._place(self._frame.y, own, i, k))
+                    emit.store(y, self._place(self._frame.y, vectors, i, k))
 
-            emit.loop(own.pixels, pixel)
+            emit.loop(vectors.pixels, pixel)
 
         self._each_chunk(write)
 
@@ -221,16 +221,16 @@ class _Kernel:
         """Emits the sums of gy and of gy * (x - mean), of the row mean."""
         emit, build = self._emit, self._emit.builder
 
-        def write(own: _Vectors) -> None:
-            (means,) = self._rows(1, own)
+        def write(vectors: _Vectors) -> None:
+            (means,) = self._rows(1, vectors)
 
             def add(i: ir.Value, *sums: ir.Value) -> list[ir.Value]:
-                rests = [build.fsub(x, mean) for x, mean in zip(self._load(self._frame.x, own, i), means)]
-                return self._added(sums, self._load_gy(own, i), rests)
+                rests = [build.fsub(x, mean) for x, mean in zip(self._load(self._frame.x, vectors, i), means)]
+                return self._added(sums, self._load_gy(vectors, i), rests)
 
-            sums = list(map(self._wide, emit.loop(own.pixels, add, [vector(0)] * (2 * own.number))))
-            for k in range(own.number):
-                self._add_to_sums(own, k, sums[2 * k : 2 * k + 2])
+            sums = list(map(self._wide, emit.loop(vectors.pixels, add, [vector(0)] * (2 * vectors.number))))
+            for k in range(vectors.number):
+                self._add_to_sums(vectors, k, sums[2 * k : 2 * k + 2])
 
         self._each_chunk(write)
 
@@ -238,24 +238,24 @@ class _Kernel:
         """Emits (gy - shift - (x - mean) * slope) * factor, of the rows mean, factor, shift and slope."""
         emit, build = self._emit, self._emit.builder
 
-        def write(own: _Vectors) -> None:
-            rows = self._rows(4, own)
+        def write(vectors: _Vectors) -> None:
+            rows = self._rows(4, vectors)
 
             def pixel(i: ir.Value) -> None:
-                images = self._load(self._frame.x, own, i), self._load_gy(own, i)
+                images = self._load(self._frame.x, vectors, i), self._load_gy(vectors, i)
                 for k, (x, gy, mean, factor, shift, slope) in enumerate(zip(*images, *rows)):
                     rest = build.fsub(mean, x)  # the other way round: then it is a multiply-add
                     gx = build.fmul(emit.multiply_add(rest, slope, build.fsub(gy, shift)), factor)
-                    emit.store(gx, self._place(self._frame.y, own, i, k))
+                    emit.store(gx, self._place(self._frame.y, vectors, i, k))
 
-            emit.loop(own.pixels, pixel)
+            emit.loop(vectors.pixels, pixel)
 
         self._each_chunk(write)
 
     def _each_chunk(self, write: Callable[[_Vectors], None]) -> None:
         """Emits the work on all vectors of channels, for the chunks of all parts."""
         emit, build, frame = self._emit, self._emit.builder, self._frame
-        vectors = build.sdiv(frame.channels, integer(LANES))
+        number_of_vectors = build.sdiv(frame.channels, integer(LANES))
 
         def part(i: ir.Value) -> None:
             start = build.mul(i, frame.pixels_of_part)
@@ -269,49 +269,49 @@ class _Kernel:
                     channel = build.mul(v, integer(LANES))
                     write(_Vectors(i, build.add(first, channel), count, channel, number))
 
-                emit.groups(vectors, _VECTORS, group)
+                emit.groups(number_of_vectors, _VECTORS, group)
 
             emit.loop(pixels, chunk, (), _PIXELS)
 
         emit.shared_loop(frame.counter, frame.parts, part)
 
-    def _place(self, images: ir.Value, own: _Vectors, pixel: ir.Value, k: int) -> ir.Value:
+    def _place(self, images: ir.Value, vectors: _Vectors, pixel: ir.Value, k: int) -> ir.Value:
         """Where a vector of images lies; k: which of the vectors of a pixel."""
         emit, pixels = self._emit, self._emit.builder.mul(pixel, self._frame.channels)
-        return emit.add(emit.at(emit.at(images, own.start, 4), pixels, 4), 4 * LANES * k)
+        return emit.add(emit.at(emit.at(images, vectors.start, 4), pixels, 4), 4 * LANES * k)
 
-    def _mask(self, own: _Vectors, pixel: ir.Value, k: int) -> ir.Value:
+    def _mask(self, vectors: _Vectors, pixel: ir.Value, k: int) -> ir.Value:
         """Where the bits of a vector lie."""
         build = self._emit.builder
-        first = build.add(self._frame.masks, build.lshr(own.start, integer(3)))
+        first = build.add(self._frame.masks, build.lshr(vectors.start, integer(3)))
         return self._emit.add(build.add(first, build.mul(pixel, build.lshr(self._frame.channels, integer(3)))), k)
 
-    def _store_masks(self, bits: Sequence[ir.Value], own: _Vectors, pixel: ir.Value) -> None:
+    def _store_masks(self, bits: Sequence[ir.Value], vectors: _Vectors, pixel: ir.Value) -> None:
         """Emits the masks of a pixel, in one go: many little ones would delay the results' way to memory."""
-        build, kind = self._emit.builder, ir.IntType(LANES * own.number)
+        build, kind = self._emit.builder, ir.IntType(LANES * vectors.number)
         total = ir.Constant(kind, 0)
         for k, lanes in enumerate(bits):
             byte = build.zext(build.bitcast(lanes, BYTE), kind)
             total = build.or_(total, build.shl(byte, ir.Constant(kind, LANES * k)))
-        build.store(total, build.inttoptr(self._mask(own, pixel, 0), kind.as_pointer()), align=1)
+        build.store(total, build.inttoptr(self._mask(vectors, pixel, 0), kind.as_pointer()), align=1)
 
-    def _load(self, images: ir.Value, own: _Vectors, pixel: ir.Value) -> list[ir.Value]:
-        return [self._emit.load(self._place(images, own, pixel, k)) for k in range(own.number)]
+    def _load(self, images: ir.Value, vectors: _Vectors, pixel: ir.Value) -> list[ir.Value]:
+        return [self._emit.load(self._place(images, vectors, pixel, k)) for k in range(vectors.number)]
 
-    def _load_gy(self, own: _Vectors, pixel: ir.Value) -> list[ir.Value]:
+    def _load_gy(self, vectors: _Vectors, pixel: ir.Value) -> list[ir.Value]:
         """The gradients that pass the masks."""
-        emit, build, values = self._emit, self._emit.builder, self._load(self._frame.gy, own, pixel)
+        emit, build, values = self._emit, self._emit.builder, self._load(self._frame.gy, vectors, pixel)
         if not self._has_masks:
             return values
-        bits = [emit.load(self._mask(own, pixel, k), BYTE) for k in range(own.number)]
+        bits = [emit.load(self._mask(vectors, pixel, k), BYTE) for k in range(vectors.number)]
         return [build.select(build.bitcast(b, _BITS), value, vector(0)) for b, value in zip(bits, values)]
 
-    def _rows(self, count: int, own: _Vectors) -> list[list[ir.Value]]:
+    def _rows(self, count: int, vectors: _Vectors) -> list[list[ir.Value]]:
         """The vectors of so many rows."""
         emit, build = self._emit, self._emit.builder
-        starts = [build.add(own.channel, build.mul(self._frame.channels, integer(j))) for j in range(count)]
+        starts = [build.add(vectors.channel, build.mul(self._frame.channels, integer(j))) for j in range(count)]
         places = [emit.at(self._frame.rows, start, 4) for start in starts]
-        return [[emit.load(emit.add(place, 4 * LANES * k)) for k in range(own.number)] for place in places]
+        return [[emit.load(emit.add(place, 4 * LANES * k)) for k in range(vectors.number)] for place in places]
 
     def _wide(self, value: ir.Value) -> ir.Value:
         """A vector as float64."""
@@ -325,12 +325,12 @@ class _Kernel:
             totals += [self._emit.builder.fadd(total, left), self._emit.multiply_add(left, right, product)]
         return totals
 
-    def _add_to_sums(self, own: _Vectors, k: int, values: Sequence[ir.Value]) -> None:
+    def _add_to_sums(self, vectors: _Vectors, k: int, values: Sequence[ir.Value]) -> None:
         """Emits the addition of two vectors to the part's sums."""
         emit, build = self._emit, self._emit.builder
         for j, value in enumerate(values):
-            row = build.mul(build.add(build.mul(own.part, integer(2)), integer(j)), self._frame.channels)
-            place = emit.at(self._frame.sums, build.add(build.add(row, own.channel), integer(LANES * k)), 8)
+            row = build.mul(build.add(build.mul(vectors.part, integer(2)), integer(j)), self._frame.channels)
+            place = emit.at(self._frame.sums, build.add(build.add(row, vectors.channel), integer(LANES * k)), 8)
             emit.store(build.fadd(emit.load(place, _DOUBLES), value), place)
 
 
