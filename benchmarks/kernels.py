@@ -13,13 +13,12 @@ from typing import Any
 
 import branchynet
 from branchynet import provenance
-from branchynet.benchmarks import measuring, options, peers
+from branchynet.benchmarks import measuring, options
 from branchynet.benchmarks.measuring import Row
 from branchynet.benchmarks.networks import BATCHES, NETWORKS, SHAPES
 
 import chainer
 import numpy as np
-import torch
 
 CONTENDERS = ['branchynet', 'chainer', 'pytorch']
 Shape = tuple[int, ...]
@@ -34,6 +33,8 @@ class _Layers(chainer.LinkHook):
         self.found: dict[str, tuple[Any, Shape]] = {}
 
     def forward_preprocess(self, args: Any) -> None:
+        from branchynet.benchmarks import peers
+
         if not list(args.link.children()) and isinstance(args.link, (branchynet.FL, *peers.LINKS)):
             shape = args.args[0].shape[1:]
             self.found.setdefault(describe(args.link, shape), (args.link, shape))
@@ -71,6 +72,10 @@ def time_layers(network: str, batch: int, rounds: int) -> list[tuple[str, str, i
 
 
 def _time_layer(link: chainer.Link, shape: Shape, rounds: int) -> Iterator[tuple[str, int, float, float]]:
+    from branchynet.benchmarks import peers
+
+    import torch
+
     x = np.random.RandomState(0).randn(*shape).astype(np.float32)
     gy = np.ones_like(link(x).array)
     module = peers.convert(link)
@@ -99,6 +104,8 @@ def _time_layer(link: chainer.Link, shape: Shape, rounds: int) -> Iterator[tuple
 
 def _backward(outputs: dict[str, Any], name: str, gy: np.ndarray) -> None:
     if name == 'pytorch':
+        import torch
+
         outputs[name].backward(torch.from_numpy(gy))
     else:
         outputs[name].grad = gy

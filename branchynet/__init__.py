@@ -1,10 +1,7 @@
 """BranchyNet: early exits for Chainer networks (Teerapittayanon, McDanel, Kung, ICPR 2016).
 
-Importing it makes ``import chainer`` work on current Python and NumPy. Of this, three things stay for the whole
-process: ``numpy.sctypes`` (NumPy 2) and ``numpy.float`` (NumPy 1.24), where NumPy has removed them, because Chainer
-reads them when its functions run; and where CuPy is installed, the CUDA libraries of the nvidia-*-cu12 wheels, loaded
-with RTLD_GLOBAL, because CuPy finds them only so. Stand-ins for ``pkg_resources`` and ``numpy.distutils`` are taken
-away again once Chainer has been imported.
+Importing it makes ``import chainer`` work on current Python and NumPy. docs/fidelity.md says what of this stays for the
+whole process, as ``numpy.float`` does where NumPy has removed it.
 """
 
 # _chainer comes first: it makes Chainer importable.

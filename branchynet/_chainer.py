@@ -4,8 +4,7 @@ Chainer 7.8.1 of 2022 is the last version. It imports modules, and reads names o
 this module provides each of them if it is missing. Tested with Python 3.9-3.13 and NumPy 1.23-2.5. Where Chainer can
 be imported without this module, it may also be imported before it.
 
-Two effects reach all code of the process: ``numpy.sctypes`` and ``numpy.float`` exist, and if CuPy is installed, CUDA's
-libraries are loaded with global symbols (RTLD_GLOBAL).
+Other code of the process sees some of this: docs/fidelity.md says what.
 """
 
 from __future__ import annotations

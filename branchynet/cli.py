@@ -211,7 +211,8 @@ def _tolerance(text: str) -> float:
         '--only',
         type=_experiments,
         metavar='NAME,...',
-        help=f'experiments to run, of: {", ".join(NAMES)} (default: all with preset paper, else {", ".join(NETWORKS)})',
+        help=f'experiments to run, of: {", ".join(NAMES)} (default: all with preset paper, {", ".join(REDUCED)} with '
+        f'reduced, else {", ".join(NETWORKS)})',
     ),
     argument(
         '--variant',

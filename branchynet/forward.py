@@ -70,7 +70,7 @@ class Forward:
 
 @contextlib.contextmanager
 def _fast(x: np.ndarray) -> Iterator[None]:
-    """A context for inference on x with the fast kernels, on the calling thread alone; x must be finite."""
+    """A context for inference on x with the fast kernels, and one thread for OpenMP; x must be finite."""
     if not np.isfinite(x).all():
         raise NotFinite('x has a NaN or an infinity')
     with cpu.fast(), onednn.single_threaded(), inference_mode():

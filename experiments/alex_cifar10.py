@@ -2,10 +2,10 @@
 
     ./get_results.sh --only alex_cifar10 --preset quick
 
-quick takes about 40 minutes on 2 cores (on a GPU: not measured); expect 76 % or more for B-AlexNet at a
-setting that lets 40 % or more leave at exit 1. paper is the published training, about 2.5 hours on 2 cores;
-expect the published 79.19 % with 65.6 % leaving at exit 1, within the tolerances of claims.toml. smoke only
-shows that everything runs.
+quick takes about 40 minutes on 2 idle cores (on a GPU: not measured); expect 76 % or more for B-AlexNet at a
+setting that lets 40 % or more leave at exit 1. paper is the published training, about 3 hours on 2 idle cores;
+README.md has its results beside the published 79.19 % with 65.6 % leaving at exit 1. smoke only shows that
+everything runs.
 """
 
 from branchynet.datasets import pcifar10

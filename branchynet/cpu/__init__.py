@@ -12,14 +12,15 @@ stock Chainer.
 Work goes in blocks of a few images, small enough for the cache, which threads share. The order
 of every sum depends on the shapes alone, so 1, 2 or 64 threads give identical bits, whatever OpenMP or BLAS
 are told. Convolutions, pooling, batch normalisation and matrix products are oneDNN's (the wheel
-onednn-cpu-gomp; without it they stay Chainer's, with one warning), each call run by one thread. 3x3 convolutions by
-Winograd's algorithm, batch normalisation of a multiple of 8 channels that lie last in memory, linear layers of one
-sample, gradients of up to 16 samples where the weights are larger than 8 MB, and all that goes element by element, are
-machine code of this package (by llvmlite; without it, oneDNN's and NumPy's).
+onednn-cpu-gomp; without it they stay Chainer's, with one warning), each call run by one thread. Machine code of this
+package (by llvmlite; without it, oneDNN's and NumPy's) computes 3x3 convolutions of stride 1 and padding 1 with
+channels in multiples of 16, by Winograd's algorithm (not AlexNet's); batch normalisation of channels in multiples of 8
+that lie last in memory; linear layers and their gradients for few samples; and all that goes element by element.
 
 Some functions and gradients stay Chainer's, because oneDNN is slower at them: of convolutions those with kernels of
-about 14 pixels and more, long sequences, one window only, large patches or few channels; poolings of few channels;
-linear layers with fewer than 10 inputs or outputs. Their bits are those of NumPy's BLAS, and may depend on its threads.
+about 14 pixels and more, long sequences, one window only, large patches, few channels, or many weights and few pixels;
+poolings of few channels; linear layers with fewer than 10 inputs or outputs, or little work. Their bits are those of
+NumPy's BLAS, and may depend on its threads.
 
 What a convolution returns has Chainer's shape, (B, C, H, W), but lies in memory with its channels last
 (``y.array.strides``); code that needs C-contiguous arrays asks for them by np.ascontiguousarray.

@@ -1,4 +1,7 @@
-"""Two-dimensional convolution and its gradients: by Winograd's algorithm for kernels of 3x3 pixels, else by oneDNN."""
+"""Two-dimensional convolution and its gradients, by oneDNN; many of 3x3 pixels by Winograd's algorithm.
+
+`_is_winograd` says which; gradients of many 1x1 weights are matrix products.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Local response normalisation, in blocks for threads: in machine code where channels lie last, else by NumPy."""
+"""Local response normalisation, in blocks for threads: in machine code for many images, else by NumPy."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def local_response_gx(
 
 
 def _machine_code(x: np.ndarray, n: int, beta: float) -> Optional[dict[str, Function]]:
-    """The functions 'y' and 'gx' for images like x; None where there are none: channels first, or without llvmlite."""
+    """The functions 'y' and 'gx' for images like x; None where there are none, and without llvmlite."""
     channels = x.shape[1]
     if not is_channels_last(x) or channels % 8 or channels > _MOST_CHANNELS or n // 2 > 8 or beta != 0.75:
         return None
