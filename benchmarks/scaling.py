@@ -1,6 +1,6 @@
 """Strong and weak scaling of joint training: seconds per step of ranks that train together.
 
-Takes about 5 minutes on 2 idle cores. Every rank has one thread. In each round, jobs of every number of ranks take
+Takes about 10 minutes on 2 idle cores. Every rank has one thread. In each round, jobs of every number of ranks take
 turns, so that the machine's noise affects all alike. Writes <network>.json, with the keys
 
     network, environment
