@@ -970,7 +970,7 @@ class ChainNet(BranchyNet):
         if not self.main.is_read:
             with _reading:
                 if not self.main.is_read:
-                    read(self.main, x, self.exit, self.one_pass)
+                    read(self.main, x, self.exit, lambda: self.main.new_pass(self.main.layers, self._mode('trunk')))
         return x, t
 
     def one_pass(self) -> Stage:

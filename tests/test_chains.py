@@ -410,6 +410,18 @@ def test_threads_at_once_answer_as_one():
     np.testing.assert_array_equal(found, expected)
 
 
+def test_a_chain_is_read_once_its_exits_have_parameters():
+    were_read = []
+
+    def look(h):
+        were_read.append(net.main.is_read)
+        return h
+
+    net = BranchyNet.from_chain(Residual(), {'block1': [look, *heads.linear(CLASSES)]})
+    net.get_SM(X)
+    assert were_read[0] is False and were_read[-1] is True
+
+
 def test_threads_that_come_first_read_the_chain_once():
     net = BranchyNet.from_chain(Residual(), {'block1': heads.linear(CLASSES)})
     found = [None] * 4

@@ -81,14 +81,10 @@ def read(trunk: Trunk, x: Array, exit: Exit, one_pass: Callable[[], Stage]) -> N
     end = features[-1] if trunk.logits else only(y)
     for place in places[: len(trunk.layers)]:
         _check_nothing_passes(calls, place, end, uses.nodes())
-    trunk.is_read = True  # for the passes to come
-    try:
-        with inference_mode():
-            _check_exits(trunk, exit, features)
-            _check_leaving(trunk, one_pass(), samples, features)
-    except BaseException:
-        trunk.is_read = False
-        raise
+    with inference_mode():
+        _check_exits(trunk, exit, features)
+        _check_leaving(trunk, one_pass(), samples, features)
+    trunk.is_read = True  # not before: the exits had no parameters, and other threads would have made their own
 
 
 def _differing(x: Array, count: int) -> Array:

@@ -57,6 +57,10 @@ class Trunk(chainer.Chain):
         """
         if not self.is_read:
             raise ValueError('the chain was not read yet: run a batch first, for example net.get_SM(x)')
+        return self.new_pass(layers, mode)
+
+    def new_pass(self, layers: Sequence[str], mode: contextlib.AbstractContextManager[None]) -> Pass:
+        """As one_pass, also of a chain that is being read."""
 
         def run(x: Any) -> Any:
             with mode:
