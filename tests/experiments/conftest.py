@@ -40,7 +40,7 @@ def _blank_figures():
 
 @pytest.fixture
 def rendered_figures(monkeypatch):
-    """Figures are rendered in the test that asks for this."""
+    """Figures are rendered in the test that asks for this: one for each kind of figures."""
     monkeypatch.setattr(Figure, 'savefig', _SAVEFIG)
 
 

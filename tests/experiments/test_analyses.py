@@ -58,6 +58,7 @@ def test_every_experiment_has_all_presets():
         assert experiment.name == name and {'smoke', 'quick', 'paper'} <= set(experiment.presets) <= set(PRESETS)
 
 
+@pytest.mark.usefixtures('rendered_figures')
 def test_comparisons_train_every_part_alike(noise, tmp_path):
     assert reproduce(tmp_path, '--only', 'loss_weights,initialisation') == 0
     found = results_of(tmp_path)
@@ -134,6 +135,7 @@ def counter(commands):
     return count
 
 
+@pytest.mark.usefixtures('rendered_figures')
 @pytest.mark.slow
 def test_figure6_counts_what_images_add(noise, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(figure6, '_tool', lambda: ['a tool'])
