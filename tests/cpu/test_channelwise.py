@@ -252,7 +252,7 @@ def test_without_llvmlite_onednn_computes():
         import chainer.functions as F
         import numpy as np
 
-        x = layout.channels_last((2, 16, 1, 1))
+        x = layout.channels_last((2, 16, 2, 2))
         x[0], x[1] = 1, 3
         with cpu.fast():
             y = F.batch_normalization(x, np.ones(16, np.float32), np.zeros(16, np.float32)).array
