@@ -462,17 +462,36 @@ def _report(args: Namespace) -> int:
 
 @command(
     'results',
-    'join results folders of different seeds, or convert folders that an earlier version wrote',
-    argument('action', choices=['merge', 'convert']),
+    'join results folders of different seeds, set folders side by side, or convert those of earlier versions',
+    argument('action', choices=['merge', 'compare', 'convert']),
     argument('dirs', nargs='+', metavar='DIR'),
     argument('--out', metavar='OUT', help='merge: the folder to write'),
+    argument('--update', metavar='FILE', help='compare: put the tables between the markers of a Markdown file'),
 )
 def _results(args: Namespace) -> int:
     if args.action == 'merge' and args.out is None:
         raise ValueError("'branchynet results merge' needs --out: name the folder to write")
-    if args.action == 'convert' and args.out is not None:
+    if args.action != 'merge' and args.out is not None:
         raise ValueError("--out goes with 'branchynet results merge' only")
-    return _merge(args.dirs, args.out) if args.action == 'merge' else _convert(args.dirs)
+    if args.action != 'compare' and args.update is not None:
+        raise ValueError("--update goes with 'branchynet results compare' only")
+    if args.action == 'merge':
+        return _merge(args.dirs, args.out)
+    return _convert(args.dirs) if args.action == 'convert' else _compare(args.dirs, args.update)
+
+
+def _compare(folders: list[str], page: Optional[str]) -> int:
+    from branchynet.experiments import report, results, side_by_side
+
+    tables = side_by_side.tables({folder: results.read(folder) for folder in folders})
+    if page is None:
+        print(tables, end='')
+        return 0
+    try:
+        report.put_between_markers(page, tables + '\n', side_by_side.MARKERS)
+    except ValueError as e:
+        raise ValueError(f'{page}: {e}') from e
+    return 0
 
 
 def _merge(folders: list[str], out: str) -> int:

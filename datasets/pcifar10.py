@@ -26,7 +26,24 @@ SHA256 = {
     'gcn': '5c1f5e7d0201ccc774c3409a858bbb6f574e52e6c30ed217789769415ebdd2cb',
     'zca': 'ec5822933a326c762d857bc020d4b7efad1ee43723223fb9c22caf71430ad4e3',
 }
+# By recipe: the SHA-256 of the whole arrays of `get_data`, by which a training's record names its data.
+ARRAYS_SHA256 = {
+    'gcn': '59387267ce9d00e3b3e9c983d58c3d2f295f2aad268b014bdc833d02ed94cfe7',
+    'zca': '751e20994c461e660cedfabc1eeed6b80b87d96aa9b4a949637e6f5d255d56ec',
+}
 DEFAULT = 'gcn'
+
+
+def recipe_of(arrays_sha256: str) -> str | None:
+    """Finds the recipe of the data of a training.
+
+    Args:
+        arrays_sha256: of all four arrays, as `branchynet.provenance.sha256_of_arrays` computes it.
+
+    Returns:
+        'gcn' or 'zca'; None if it is of another data set or of a part of the images.
+    """
+    return next((recipe for recipe, known in ARRAYS_SHA256.items() if known == arrays_sha256), None)
 
 
 def get_data() -> cifar.Data:

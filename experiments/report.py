@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from branchynet.datasets import pcifar10
 from branchynet.experiments import NETWORKS, PRESETS, claims, get_experiment, intervals, pages
 from branchynet.experiments.claims import FAIL, NOT_RUN, PASS, Claim, Verdict
 from branchynet.experiments.figures import Drawn
@@ -196,7 +197,7 @@ def blocks(results: Results, figures: Mapping[str, Drawn]) -> list[pages.Block]:
         pages.Heading(1, 'BranchyNet: measured beside published'),
         pages.Text(f'Preset **{results.preset}** {PRESETS[results.preset]}.'),
         *(
-            pages.Text(f'**{get_experiment(name).network}**: {_epochs(name, seeds, results.preset)}.')
+            pages.Text(f'**{get_experiment(name).network}**: {epochs(name, seeds, results.preset)}.')
             for name, seeds in networks.items()
             if claims.unfinished(name, seeds, results.preset)
         ),
@@ -246,6 +247,7 @@ class Row(NamedTuple):
 
     Attributes:
         what: the quantity.
+        note: what a reader has to know of it; may be empty.
         published: as in the paper.
         measured: the mean, with the interval in a second line where there is one.
         status: the verdict.
@@ -253,10 +255,15 @@ class Row(NamedTuple):
     """
 
     what: str
+    note: str
     published: str
     measured: str
     status: str
     why: str
+
+    def cells(self) -> list[str]:
+        """Quantity with note, published, measured."""
+        return [f'{self.what}\n{self.note}'.strip(), self.published, self.measured]
 
 
 def _table1(networks: Mapping[str, Sequence[NetworkRun]], verdicts: Sequence[Verdict]) -> pages.Table:
@@ -264,13 +271,22 @@ def _table1(networks: Mapping[str, Sequence[NetworkRun]], verdicts: Sequence[Ver
     rows: list[list[str]] = []
     for name, seeds in networks.items():
         rows.append([f'{get_experiment(name).network} ({_device(seeds)})'])
-        for row in _rows(name, seeds, verdicts):
-            rows.append([row.what, row.published, row.measured, f'{row.status}\n{row.why}'.strip()])
+        for row in table1_rows(name, seeds, verdicts):
+            rows.append([*row.cells(), f'{row.status}\n{row.why}'.strip()])
     return pages.Table(['Table I', 'Published', 'Measured', 'Verdict'], rows)
 
 
-def _rows(name: str, seeds: Sequence[NetworkRun], verdicts: Sequence[Verdict]) -> Iterator[Row]:
-    """Table I's rows of a network and its B-net."""
+def table1_rows(name: str, seeds: Sequence[NetworkRun], verdicts: Sequence[Verdict]) -> Iterator[Row]:
+    """Makes Table I's rows of a network and its B-net.
+
+    Args:
+        name: of the experiment.
+        seeds: its runs.
+        verdicts: on all claims.
+
+    Yields:
+        The rows, the same quantities in the same order for all runs of an experiment.
+    """
     network, device = get_experiment(name).network, _device(seeds)
     by_id = {v.claim.id: v for v in verdicts}
     base, branchy = (_published(row, device) for row in (network, f'B-{network}'))
@@ -280,35 +296,39 @@ def _rows(name: str, seeds: Sequence[NetworkRun], verdicts: Sequence[Verdict]) -
 
     shown: set[str] = set()  # causes
 
-    def row(what: str, published: str, measured: str, claim: str) -> Row:
+    def row(what: str, note: str, published: str, measured: str, claim: str) -> Row:
         status, why, cause = _outcome(by_id[f'table1/{device}/{claim}'])
         said = 'the same cause' if cause in shown else cause
         shown.update(filter(None, [cause]))
-        return Row(what, published, measured, status, '\n'.join(filter(None, (why, said))))
+        return Row(what, note, published, measured, status, '\n'.join(filter(None, (why, said))))
 
     yield row(
-        f'{network} accuracy (%)\nas released: after joint training',
+        f'{network} accuracy (%), as released',
+        'after joint training',
         base['accuracy_percent'],
-        _percent([b.accuracy_as_released_percent for b in baselines], images),
+        percent([b.accuracy_as_released_percent for b in baselines], images),
         f'{network}/accuracy',
     )
     yield row(
-        f'{network} accuracy (%)\nalone: before joint training',
+        f'{network} accuracy (%), alone',
+        'before joint training',
         base['accuracy_percent'],
-        _percent([b.accuracy_percent for b in baselines], images),
+        percent([b.accuracy_percent for b in baselines], images),
         f'{network}/accuracy before joint training',
     )
     yield row(
-        f'B-{network} accuracy (%)\nT = {branchy["thresholds"]}',
+        f'B-{network} accuracy (%)',
+        f'T = {branchy["thresholds"]}',
         branchy['accuracy_percent'],
-        _percent([s.accuracy_percent for s in settings], images),
+        percent([s.accuracy_percent for s in settings], images),
         f'B-{network}/accuracy',
     )
     for k, published in enumerate(branchy['exit_percent'].split()):
         yield row(
             f'B-{network}: leaving at exit {k + 1} (%)',
+            '',
             published,
-            _percent([s.exit_percent[k] for s in settings], images),
+            percent([s.exit_percent[k] for s in settings], images),
             f'B-{network}/exit {k + 1}',
         )
     notes = {
@@ -317,7 +337,8 @@ def _rows(name: str, seeds: Sequence[NetworkRun], verdicts: Sequence[Verdict]) -
     }
     for clock, note in notes.items():
         yield row(
-            f'B-{network}: gain, {clock} clock\n{note}',
+            f'B-{network}: gain, {clock} clock',
+            note,
             branchy['gain'],
             _mean([getattr(s, f'gain_{clock}') for s in settings], 2),
             f'B-{network}/gain/{clock}',
@@ -363,6 +384,7 @@ def _facts(results: Results) -> list[tuple[str, str]]:
         ('Trained on', _origins([run.training.environment for run in runs if run.training])),
         ('Measured on', _origins([run.measurement.environment for run in runs])),
         ('Preset', f'{results.preset}, variant {results.variant}'),
+        ('Data', _data(results)),
         (
             'Training',
             f'{", ".join(trained)} minutes by the clock, other work on the machine included' if trained else '',
@@ -371,6 +393,19 @@ def _facts(results: Results) -> list[tuple[str, str]]:
     if any(name in NETWORKS for name in results.experiments):
         facts.append(('Timing', 'batch size 1; composed times are from the first 1000 test images only'))
     return [(label, text) for label, text in facts if text]
+
+
+def _data(results: Results) -> str:
+    """The recipes of CIFAR-10 that the runs were trained on; '' where none is known."""
+    by_recipe: dict[str, list[str]] = {}
+    for name, run in results.named_runs():
+        recipe = pcifar10.recipe_of(run.training.data_sha256) if run.training else None
+        if recipe and name not in by_recipe.setdefault(recipe, []):
+            by_recipe[recipe].append(name)
+    return '; '.join(
+        f"{', '.join(names)}: CIFAR-10 by recipe {recipe}, which stands in for the authors' lost file"
+        for recipe, names in by_recipe.items()
+    )
 
 
 def _origins(environments: Sequence[Environment]) -> str:
@@ -422,7 +457,7 @@ def _tables(name: str, seeds: Sequence[Any], results: Results) -> list[pages.Blo
 def _network(name: str, seeds: Sequence[NetworkRun], results: Results) -> list[pages.Block]:
     training = seeds[0].training
     text = (
-        f'**{name}**, preset {results.preset}: {_epochs(name, seeds, results.preset)}, batch '
+        f'**{name}**, preset {results.preset}: {epochs(name, seeds, results.preset)}, batch '
         f'{training.batchsize}, {training.train_samples} training images, {_seeds(seeds)}; '
         f'{seeds[0].measurement.test_samples} test images.'
     )
@@ -435,8 +470,14 @@ def _network(name: str, seeds: Sequence[NetworkRun], results: Results) -> list[p
     ]
 
 
-def _epochs(name: str, seeds: Sequence[NetworkRun], preset: str) -> str:
-    """The numbers of epochs, and those of the preset where a training has not ended."""
+def epochs(name: str, seeds: Sequence[NetworkRun], preset: str) -> str:
+    """Puts the numbers of epochs into words, and those of the preset where a training has not ended.
+
+    Args:
+        name: of the experiment.
+        seeds: its runs.
+        preset: its name.
+    """
     short = claims.unfinished(name, seeds, preset)
     counts = dict.fromkeys((run.training.main_epochs, run.training.joint_epochs) for run in seeds)
     text = ' or '.join(f'{main} + {joint}' for main, joint in counts) + ' epochs'
@@ -503,10 +544,10 @@ def _measured_rows(network: str, seeds: Sequence[NetworkRun]) -> list[list[str]]
     """
     baselines, images = [run.measurement.baseline for run in seeds], seeds[0].measurement.test_samples
     rows = [
-        [network, _percent([b.accuracy_percent for b in baselines], images), '', '', '', *_times(baselines)],
+        [network, percent([b.accuracy_percent for b in baselines], images), '', '', '', *_times(baselines)],
         [
             f'{network} after joint training, as released',
-            _percent([b.accuracy_as_released_percent for b in baselines], images),
+            percent([b.accuracy_as_released_percent for b in baselines], images),
             *[''] * (len(COLUMNS) - 2),
         ],
     ]
@@ -515,7 +556,7 @@ def _measured_rows(network: str, seeds: Sequence[NetworkRun]) -> list[list[str]]
         rows.append(
             [
                 f'B-{network}, {label}',
-                _percent([s.accuracy_percent for s in settings], images),
+                percent([s.accuracy_percent for s in settings], images),
                 ', '.join(_p_value(s.images) for s in settings),
                 ' or '.join(dict.fromkeys(_numbers(s.thresholds, 'g') for s in settings)),
                 _numbers(np.mean([s.exit_percent for s in settings], axis=0), '.2f'),
@@ -525,8 +566,13 @@ def _measured_rows(network: str, seeds: Sequence[NetworkRun]) -> list[list[str]]
     return rows
 
 
-def _percent(percents: Sequence[float], images: int) -> str:
-    """The mean of accuracies or shares of the test images, and its interval in a second line."""
+def percent(percents: Sequence[float], images: int) -> str:
+    """Writes the mean of accuracies or shares, and its 95 % interval in a second line.
+
+    Args:
+        percents: one for each seed.
+        images: number of test images.
+    """
     low, high = intervals.accuracy(list(percents), images)
     return f'{_mean(percents, 2)}\n{low:.2f} to {high:.2f}'
 
@@ -574,7 +620,7 @@ def _comparison_table(name: str, seeds: Sequence[Any]) -> pages.Table:
             rows.append(
                 [
                     part,
-                    _percent(accuracies, mine[0].measurement.test_samples),
+                    percent(accuracies, mine[0].measurement.test_samples),
                     '' if published is None else f'{100 * published:.2f}',
                     f'{training.main_epochs} + {training.joint_epochs}',
                     str(training.train_samples),
@@ -755,9 +801,10 @@ def reproduces(found: Sequence[Results]) -> str:
     for results, verdicts in zip(found, checks):
         for name, seeds in results.experiments.items():
             if name in NETWORKS:
-                epochs = _epochs(name, seeds, results.preset)
-                rows.append([f'{get_experiment(name).network}, preset {results.preset}, {epochs}, {_seeds(seeds)}'])
-                rows += [[*row[:4], row.why.replace('\n', '; ')] for row in _rows(name, seeds, verdicts)]
+                amount = f'preset {results.preset}, {epochs(name, seeds, results.preset)}'
+                rows.append([f'{get_experiment(name).network}, {amount}, {_seeds(seeds)}'])
+                for row in table1_rows(name, seeds, verdicts):
+                    rows.append([*row.cells(), row.status, row.why.replace('\n', '; ')])
     merged = [_best(of_one) for of_one in zip(*checks)]
     sources = dict.fromkeys(v.claim.source for v in merged)
     by_source = []

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import Any, Callable, NamedTuple
 
 from branchynet import checkpoint, cpu, determinism, files, parallel, provenance, schema
+from branchynet.datasets import pcifar10
 from branchynet.devices import now
 from branchynet.experiments import results
 from branchynet.files import write_atomically
@@ -170,10 +171,20 @@ def data_of(experiment: Any, training: results.Training, test_samples: int | Non
     found = provenance.sha256_of_arrays(data)
     if found != training.data_sha256:
         raise ValueError(
-            f'{experiment.name} was trained on data of SHA-256 {training.data_sha256}, and the data here has {found}: '
+            f'{experiment.name} was trained on {named(training.data_sha256)}, and the data here is {named(found)}: '
             'build the data by the same recipe'
         )
     return data
+
+
+def named(data_sha256: str) -> str:
+    """Puts the identity of data into words.
+
+    Args:
+        data_sha256: over all four arrays, cut to a preset.
+    """
+    recipe = pcifar10.recipe_of(data_sha256)
+    return f'pcifar10 by recipe {recipe}' if recipe else f'data of SHA-256 {data_sha256}'
 
 
 def begin(

@@ -3,7 +3,7 @@ import os
 import shutil
 
 import branchynet  # noqa: F401
-from branchynet import cli
+from branchynet import cli, provenance
 from branchynet.datasets import cifar, cifar10, cifar10gcn, folder, pcifar10
 
 import numpy as np
@@ -195,5 +195,8 @@ def test_the_real_one_is_built_to_its_bytes(recipe, tmp_path, monkeypatch):
     ((line, error),) = pcifar10.inspect()
     assert error is None and line.endswith('recipe ' + recipe)
     # It also looks like what it is.
-    assert pcifar10._looks_like(pcifar10.get_data()[0]).startswith('looks like recipe ' + recipe)
+    arrays = pcifar10.get_data()
+    assert pcifar10._looks_like(arrays[0]).startswith('looks like recipe ' + recipe)
+    # Records of trainings name it by its arrays.
+    assert pcifar10.recipe_of(provenance.sha256_of_arrays(arrays)) == recipe
     os.remove(pcifar10.path())

@@ -282,8 +282,8 @@ def test_the_first_screen_has_published_and_measured_side_by_side(example):
     text = page_of(example)[0]
     first = text[: text.index('\n## ')]
     for cells in (
-        ['LeNet accuracy (%) (as released: after joint training)', '99.20', '97.25'],
-        ['LeNet accuracy (%) (alone: before joint training)', '99.20', '97.00'],
+        ['LeNet accuracy (%), as released (after joint training)', '99.20', '97.25'],
+        ['LeNet accuracy (%), alone (before joint training)', '99.20', '97.00'],
         ['B-LeNet accuracy (%) (T = 0.025)', '99.25', '98.50'],
         ["B-LeNet: gain, whole clock (not the paper's; multiply-adds allow 4.50)", '5.4', '3.00'],
     ):
