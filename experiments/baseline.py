@@ -1,12 +1,13 @@
-"""Why a baseline falls short of the published accuracy: main is tested after every epoch of its training.
+"""Why a network falls short of the published accuracy: it is tested after every epoch of its trainings.
 
     python -m branchynet.experiments.baseline --only lenet_mnist --seeds 3 --out results/baseline_lenet_mnist
     python -m branchynet.experiments.baseline --out results/baseline_lenet_mnist --table docs/reproducing.md
 
-The first command trains main as preset paper does, with the same bits, for every seed. From the state that is LAST
-epochs before the end it then goes on once more, with the same batches and a tenth of Adam's step size. On 2 cores,
-a seed of lenet_mnist takes about 8 minutes, one of alex_cifar10 about an hour. Accuracies go to the folder's
-baseline.json. The second command trains nothing: it puts the table of a folder between the markers of a page.
+The first command trains as preset paper does, with the same bits, for every seed: main, then all exits jointly. From
+the state that is LAST epochs before the end of main's training, it trains main once more, with the same batches and a
+tenth of Adam's step size. On 2 cores, a seed of lenet_mnist takes about a quarter of an hour, one of alex_cifar10
+two and a half hours. Accuracies go to the folder's baseline.json. The second command trains nothing: it puts the tables
+of a folder between the markers of a page.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from branchynet import cpu, determinism, devices, files, schema, utils
+from branchynet import cpu, determinism, devices, files, schema, sweep, utils
 from branchynet.experiments import alex_cifar10, lenet_mnist, pages, report, results, runs
 from branchynet.experiments.network_experiment import NetworkExperiment
 from branchynet.net import BranchyNet
@@ -41,15 +42,21 @@ class Curve:
 
     Attributes:
         seed: of the training.
-        accuracy_percent: on the test set, after every epoch.
+        accuracy_percent: of main on the test set, after every epoch of its training.
         with_smaller_steps_percent: the same of the last epochs, with FACTOR of the step size.
-        weights_sha256: of the whole net after every epoch with the published step size.
+        weights_sha256: of the whole net after every epoch of main's training with the published step size.
+        as_released_percent: accuracy of main after every joint epoch; empty where no joint training followed.
+        exits_percent: (joint epochs, E), accuracy of every exit over all test images after every joint epoch.
+        joint_weights_sha256: of the whole net after every joint epoch.
     """
 
     seed: int
     accuracy_percent: list[float] = field(factory=list)
     with_smaller_steps_percent: list[float] = field(factory=list)
     weights_sha256: list[str] = field(factory=list)
+    as_released_percent: list[float] = field(factory=list)
+    exits_percent: list[list[float]] = field(factory=list)
+    joint_weights_sha256: list[str] = field(factory=list)
 
 
 @define(kw_only=True)
@@ -77,20 +84,20 @@ def read(folder: str) -> Baseline:
 
 
 def measure(experiment: NetworkExperiment, seed: int, data: runs.Data, preset: runs.Preset, last: int) -> Curve:
-    """Trains main and tests it after every epoch.
+    """Trains main, then all exits jointly, and tests the network after every epoch.
 
     Args:
-        experiment: whose main it is.
+        experiment: whose network it is.
         seed: of the training.
         data: cut to the preset.
         preset: the amount of training.
-        last: epochs that are trained a second time, with smaller steps.
+        last: epochs of main that are trained a second time, with smaller steps.
 
     Returns:
         The Curve.
     """
     curve = Curve(seed=seed)
-    x, y, *test = data
+    x, y, x_test, t_test = data
     with cpu.fast(), tempfile.TemporaryDirectory() as folder:
         setup = runs.Setup(PRESET, 'code', devices.find_device('cpu'), folder, False)
         get_network = partial(experiment.get_network, variant=setup.variant)
@@ -99,13 +106,19 @@ def measure(experiment: NetworkExperiment, seed: int, data: runs.Data, preset: r
             if epoch == preset.main_epochs - last:
                 net, state = copy.deepcopy(training.net), np.random.get_state()
             training.train('main', epoch + 1)
-            curve.accuracy_percent.append(_accuracy(training.net, *test))
+            curve.accuracy_percent.append(_accuracy(training.net, x_test, t_test))
+        for epoch in range(preset.joint_epochs):
+            training.train('joint', epoch + 1)
+            curve.as_released_percent.append(_accuracy(training.net, x_test, t_test))
+            recorded = sweep.record(runs.for_inference(training.net), x_test, t_test)
+            curve.exits_percent.append((recorded.correct.mean(axis=1) * 100).tolist())
         curve.weights_sha256 = training.record.main.weights_sha256
+        curve.joint_weights_sha256 = training.record.joint.weights_sha256
         np.random.set_state(state)
         adam: Any = net.optimizer
         adam.alpha *= FACTOR
         for _ in epochs(net, x, y, preset.batchsize, last, main=True):
-            curve.with_smaller_steps_percent.append(_accuracy(net, *test))
+            curve.with_smaller_steps_percent.append(_accuracy(net, x_test, t_test))
     return curve
 
 
@@ -113,24 +126,42 @@ def _accuracy(net: BranchyNet, x: np.ndarray, t: np.ndarray) -> float:
     return utils.test(net, x, t, batchsize=1000, main=True)[0] * 100
 
 
-def table(found: Baseline) -> str:
-    """The accuracies in the last epochs as Markdown, a row for every seed."""
-    rows = []
-    for curve in found.curves:
-        last, smaller = curve.accuracy_percent[-LAST:], curve.with_smaller_steps_percent
-        rows.append([str(curve.seed), f'{last[-1]:.2f}', _range(last), f'{smaller[-1]:.2f}', _range(smaller)])
-    ends = np.array([[curve.accuracy_percent[-1], curve.with_smaller_steps_percent[-1]] for curve in found.curves])
-    as_published, with_smaller = ends.mean(axis=0)
-    rows.append(['mean', f'{as_published:.2f}', '', f'{with_smaller:.2f}', ''])
-    epochs_of = f'last {LAST} epochs'
-    head = [
-        'Seed',
-        'After the last epoch',
-        f'In the {epochs_of}',
-        f'Steps {FACTOR:g} times as large',
-        f'In their {epochs_of}',
-    ]
-    return pages.markdown([pages.Table(head, rows)]) + '\n'
+def tables(found: Baseline) -> str:
+    """The accuracies of main after its own training, and of main and the exits after joint training, as Markdown.
+
+    Args:
+        found: the content of a baseline.json.
+
+    Returns:
+        A table of main's own training, and one of the joint training where there was one; each has a row for every seed.
+    """
+    columns: dict[str, list[list[float]]] = {
+        'After the last epoch': [curve.accuracy_percent for curve in found.curves],
+        f'Steps {FACTOR:g} times as large': [curve.with_smaller_steps_percent for curve in found.curves],
+    }
+    blocks = [_table(found, columns)]
+    if all(curve.as_released_percent for curve in found.curves):
+        columns = {'As released, after the last joint epoch': [curve.as_released_percent for curve in found.curves]}
+        for k in range(len(found.curves[0].exits_percent[0])):
+            columns[f'Exit {k + 1}'] = [[exits[k] for exits in curve.exits_percent] for curve in found.curves]
+        blocks.append(_table(found, columns))
+    return pages.markdown(blocks) + '\n'
+
+
+def _table(found: Baseline, columns: dict[str, list[list[float]]]) -> pages.Table:
+    """A row for every seed and one for the mean: the accuracy after the last epoch, and the range of the last ones.
+
+    Args:
+        found: the trainings.
+        columns: by title, the accuracies after every epoch of each training.
+    """
+    head, rows = ['Seed'], [[str(curve.seed)] for curve in found.curves] + [['mean']]
+    for title, curves in columns.items():
+        head += [title, f'In the last {LAST} epochs']
+        for row, curve in zip(rows, curves):
+            row += [f'{curve[-1]:.2f}', _range(curve[-LAST:])]
+        rows[-1] += [f'{np.mean([curve[-1] for curve in curves]):.2f}', '']
+    return pages.Table(head, rows)
 
 
 def _range(accuracies: Sequence[float]) -> str:
@@ -143,11 +174,11 @@ def main() -> None:
     parser.add_argument('--out', required=True, metavar='DIR', help=f'folder of {FILE}')
     parser.add_argument('--only', default='lenet_mnist', choices=EXPERIMENTS, help='the network')
     parser.add_argument('--seeds', default=1, type=int, metavar='N', help='how many, from seed 0 on')
-    parser.add_argument('--table', metavar='FILE', help="put the folder's table into this page, and do nothing else")
+    parser.add_argument('--table', metavar='FILE', help="put the folder's tables into this page, and do nothing else")
     args = parser.parse_args()
     if args.table is not None:
         found = read(args.out)
-        report.put_between_markers(args.table, table(found), f'baseline of {found.experiment}')
+        report.put_between_markers(args.table, tables(found), f'baseline of {found.experiment}')
         return
     determinism.fix('portable')
     experiment = EXPERIMENTS[args.only]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import ANY
 
 import branchynet  # noqa: F401
+from branchynet import cpu, devices, sweep, utils
 from branchynet.datasets import mnist
 from branchynet.experiments import baseline, lenet_mnist, results, runs
 
@@ -13,7 +15,7 @@ import pytest
 
 RESULTS = Path(__file__).parents[2] / 'results'
 COMMITTED = {'lenet_mnist': [0, 1, 2], 'alex_cifar10': [0]}  # with the seeds
-PRESET = runs.Preset(main_epochs=4, joint_epochs=0, batchsize=50, train_samples=300, test_samples=100)
+PRESET = runs.Preset(main_epochs=4, joint_epochs=3, batchsize=50, train_samples=300, test_samples=100)
 
 
 @pytest.fixture(scope='module')
@@ -32,6 +34,28 @@ def test_the_last_epochs_are_trained_twice(curve):
     assert curve.accuracy_percent[0] < curve.accuracy_percent[2] < curve.accuracy_percent[0] + 90
 
 
+def test_joint_training_follows_main_and_is_tested_too(curve, tmp_path):
+    assert len(curve.as_released_percent) == len(curve.exits_percent) == len(curve.joint_weights_sha256) == 3
+    assert all(len(exits) == 2 for exits in curve.exits_percent)
+    setup = runs.Setup('paper', 'code', devices.find_device('cpu'), str(tmp_path), False)
+    with cpu.fast():
+        training = runs.begin(
+            ('lenet_mnist', '', 0),
+            lenet_mnist.EXPERIMENT.get_network,
+            PRESET,
+            runs.cut(mnist.get_data(), PRESET),
+            setup,
+        )
+        training.train('main', 4)
+        training.train('joint', 3)
+    # It is the training of reproduce: testing between the epochs changes nothing.
+    assert curve.weights_sha256 == training.record.main.weights_sha256
+    assert curve.joint_weights_sha256 == training.record.joint.weights_sha256
+    _, _, *test = runs.cut(mnist.get_data(), PRESET)
+    assert curve.as_released_percent[-1] == utils.test(training.net, *test, main=True)[0] * 100
+    assert curve.exits_percent[-1] == (sweep.record(training.net, *test).correct.mean(axis=1) * 100).tolist()
+
+
 def test_steps_of_the_same_size_give_the_same(monkeypatch, curve):
     monkeypatch.setattr(baseline, 'FACTOR', 1.0)
     again = measure()
@@ -39,12 +63,35 @@ def test_steps_of_the_same_size_give_the_same(monkeypatch, curve):
     assert again.with_smaller_steps_percent == curve.accuracy_percent[-2:]
 
 
-def test_the_table_has_the_ends_and_the_ranges():
-    one = baseline.Curve(seed=5, accuracy_percent=[90.0, *[98.0] * 9, 97.5], with_smaller_steps_percent=[98.5, 99.0])
-    text = baseline.table(baseline.Baseline(experiment='lenet_mnist', environment=None, curves=[one]))
-    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in text.strip().splitlines()]
-    assert rows[2] == ['5', '97.50', '97.50 to 98.00', '99.00', '98.50 to 99.00']
-    assert rows[3] == ['mean', '97.50', '-', '99.00', '-']
+def cells(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split('|')[1:-1]] for line in table.strip().splitlines()]
+
+
+def test_the_tables_have_the_ends_and_the_ranges():
+    main = {'accuracy_percent': [90.0, *[98.0] * 9, 97.5], 'with_smaller_steps_percent': [98.5, 99.0]}
+    joint = {
+        'as_released_percent': [50.0, *[97.0] * 9, 97.25],
+        'exits_percent': [[10.0, 20.0], *[[91.0, 94.0]] * 9, [92.0, 93.0]],
+    }
+    one, other = baseline.Curve(seed=5, **main), baseline.Curve(seed=6, **main, **joint)
+    alone, *more = baseline.tables(of(one)).strip().split('\n\n')
+    assert not more
+    assert cells(alone)[2:] == [
+        ['5', '97.50', '97.50 to 98.00', '99.00', '98.50 to 99.00'],
+        ['mean', '97.50', '-', '99.00', '-'],
+    ]
+    alone, together = baseline.tables(of(other)).strip().split('\n\n')
+    last = 'In the last 10 epochs'
+    assert cells(together) == [
+        ['Seed', 'As released, after the last joint epoch', last, 'Exit 1', last, 'Exit 2', last],
+        ANY,
+        ['6', '97.25', '97.00 to 97.25', '92.00', '91.00 to 92.00', '93.00', '93.00 to 94.00'],
+        ['mean', '97.25', '-', '92.00', '-', '93.00', '-'],
+    ]
+
+
+def of(*curves: baseline.Curve) -> baseline.Baseline:
+    return baseline.Baseline(experiment='lenet_mnist', environment=None, curves=list(curves))
 
 
 @pytest.mark.parametrize('network, seeds', COMMITTED.items())
@@ -55,6 +102,9 @@ def test_the_committed_trainings_are_those_of_the_committed_results(network, see
     assert (found.experiment, [curve.seed for curve in found.curves]) == (network, seeds)
     for curve in found.curves:
         assert curve.weights_sha256 == trained[curve.seed].main.weights_sha256
+        if curve.joint_weights_sha256:
+            assert curve.joint_weights_sha256 == trained[curve.seed].joint.weights_sha256
+            assert len(curve.as_released_percent) == len(curve.exits_percent) == 100
         assert len(curve.accuracy_percent) == 50 and len(curve.with_smaller_steps_percent) == baseline.LAST
         assert np.isfinite(curve.with_smaller_steps_percent).all()
 
@@ -62,7 +112,7 @@ def test_the_committed_trainings_are_those_of_the_committed_results(network, see
 @pytest.mark.parametrize('network', COMMITTED)
 def test_the_page_has_the_table_of_the_committed_file(network):
     page = (RESULTS.parent / 'docs' / 'reproducing.md').read_text()
-    assert baseline.table(baseline.read(str(RESULTS / f'baseline_{network}'))) in page
+    assert baseline.tables(baseline.read(str(RESULTS / f'baseline_{network}'))) in page
 
 
 def test_a_folder_of_another_network_is_refused(monkeypatch, capsys, tmp_path):
