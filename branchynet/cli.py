@@ -552,7 +552,7 @@ def _verify(args: Namespace) -> int:
     argument(
         'name', nargs='?', choices=list(DATASETS), help='default: all for info, mnist for download, pcifar10 for build'
     ),
-    argument('--recipe', choices=['gcn', 'zca'], help='recipe that pcifar10 is built by (default: gcn)'),
+    argument('--recipe', choices=['gcn', 'gcn_centred', 'zca'], help='recipe that pcifar10 is built by (default: gcn)'),
     examples=['branchynet data', 'branchynet data download cifar10'],
 )
 def _data(args: Namespace) -> int:

@@ -24,11 +24,13 @@ COUNTS = 50000, 10000
 # By recipe: the SHA-256 of the data.npz that `build` writes, the same on every machine.
 SHA256 = {
     'gcn': '5c1f5e7d0201ccc774c3409a858bbb6f574e52e6c30ed217789769415ebdd2cb',
+    'gcn_centred': '7a607249e0b34db315d8dfb97d860f502a9557f716759f586a55672f6794adcc',
     'zca': 'ec5822933a326c762d857bc020d4b7efad1ee43723223fb9c22caf71430ad4e3',
 }
 # By recipe: the SHA-256 of the whole arrays of `get_data`, by which a training's record names its data.
 ARRAYS_SHA256 = {
     'gcn': '59387267ce9d00e3b3e9c983d58c3d2f295f2aad268b014bdc833d02ed94cfe7',
+    'gcn_centred': '61fc2ab4668186fb54534aa237650d81a9a2a39a5dcf7354d9f99fa7163de1df',
     'zca': '751e20994c461e660cedfabc1eeed6b80b87d96aa9b4a949637e6f5d255d56ec',
 }
 DEFAULT = 'gcn'
@@ -41,7 +43,7 @@ def recipe_of(arrays_sha256: str) -> str | None:
         arrays_sha256: of all four arrays, as `branchynet.provenance.sha256_of_arrays` computes it.
 
     Returns:
-        'gcn' or 'zca'; None if it is of another data set or of a part of the images.
+        A key of SHA256; None if it is of another data set or of a part of the images.
     """
     return next((recipe for recipe, known in ARRAYS_SHA256.items() if known == arrays_sha256), None)
 
@@ -100,7 +102,7 @@ def build(recipe: str = DEFAULT) -> None:
     batch of the source. It has no versions of Python or NumPy, as the bytes do not depend on them.
 
     Args:
-        recipe: 'gcn' or 'zca'.
+        recipe: a key of SHA256.
 
     Raises:
         ValueError: the recipe does not exist, or the bytes are not the expected ones.
@@ -199,8 +201,12 @@ def _looks_like(x: np.ndarray) -> str:
     """Guesses, from the first 1000 images of (N, 3, 32, 32), the recipe that made them; in words."""
     x = x[:1000].astype(np.float64)
     rows = x.reshape(len(x), -1)
-    if np.allclose(rows.std(axis=1, ddof=1), 1, atol=1e-3) and abs(rows.mean(axis=1)).max() > 0.1:
-        return 'looks like recipe gcn (every image has standard deviation 1, around a mean of its own)'
+    if np.allclose(rows.std(axis=1, ddof=1), 1, atol=1e-3):
+        means = abs(rows.mean(axis=1))
+        if means.max() > 0.1:
+            return 'looks like recipe gcn (every image has standard deviation 1, around a mean of its own)'
+        if means.max() < 1e-3:
+            return 'looks like recipe gcn_centred (every image has mean 0 and standard deviation 1)'
     centred = x - x.mean(axis=(2, 3), keepdims=True)
     neighbours = (centred[..., 1:] * centred[..., :-1]).sum() / (centred**2).sum()
     if np.allclose(rows.min(axis=1), 0, atol=1e-3) and np.allclose(rows.max(axis=1), 1, atol=1e-3) and neighbours < 0.5:

@@ -52,7 +52,7 @@ def fit_scaled(x_train: np.ndarray) -> Transform:
 
 
 def fit_gcn(x_train: np.ndarray) -> Transform:
-    """Returns the transform of global contrast normalisation.
+    """Returns the transform of global contrast normalisation that keeps the brightness of an image.
 
     Pixels are divided by 255; then the mean training image is subtracted from each image, and the image is divided by
     its standard deviation (ddof=1).
@@ -61,17 +61,52 @@ def fit_gcn(x_train: np.ndarray) -> Transform:
         x_train: training images, uint8 (N, 3, 32, 32).
     """
     count, total = len(x_train), x_train.sum(axis=0, dtype=np.int64)
+
+    def transform(x: np.ndarray) -> np.ndarray:
+        deviation, _, std = _deviations(x, count, total)
+        return (deviation / std[:, None]).astype(np.float32).reshape(x.shape)
+
+    return transform
+
+
+def fit_gcn_centred(x_train: np.ndarray) -> Transform:
+    """Returns the transform of global contrast normalisation as the release's own loader computes it.
+
+    As `fit_gcn`; but after the mean training image, the mean of all pixels and channels of the image is subtracted too.
+
+    Args:
+        x_train: training images, uint8 (N, 3, 32, 32).
+    """
+    count, total = len(x_train), x_train.sum(axis=0, dtype=np.int64)
     size = total.size
 
     def transform(x: np.ndarray) -> np.ndarray:
-        # Integers: the deviation from the mean image, times 255 * count. The factor cancels in the quotient.
-        deviation = (x.astype(np.int64) * count - total).reshape(len(x), size)
-        sums, squares = deviation.sum(axis=1), (deviation**2).sum(axis=1)
-        # Python's integers do not overflow, and their quotient is rounded only once.
-        variances = [(size * int(q) - int(s) ** 2) / (size * (size - 1)) for s, q in zip(sums, squares)]
-        return (deviation / np.sqrt(variances)[:, None]).astype(np.float32).reshape(x.shape)
+        deviation, sums, std = _deviations(x, count, total)
+        centred = size * deviation - sums[:, None]  # times size, so that they are integers
+        return (centred / (size * std)[:, None]).astype(np.float32).reshape(x.shape)
 
     return transform
+
+
+def _deviations(x: np.ndarray, count: int, total: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The deviations of images from the mean training image, times 255 * count, so that they are integers.
+
+    The factor cancels where they are divided by their standard deviation.
+
+    Args:
+        x: images, uint8 (B, 3, 32, 32).
+        count: number of training images.
+        total: their sum, int64 (3, 32, 32).
+
+    Returns:
+        (deviations (B, D), their sum over each image (B,), their standard deviation within each image (B,), ddof=1).
+    """
+    size = total.size
+    deviation = (x.astype(np.int64) * count - total).reshape(len(x), size)
+    sums, squares = deviation.sum(axis=1), (deviation**2).sum(axis=1)
+    # Python's integers do not overflow, and their quotient is rounded only once.
+    variances = [(size * int(q) - int(s) ** 2) / (size * (size - 1)) for s, q in zip(sums, squares)]
+    return deviation, sums, np.sqrt(variances)
 
 
 def fit_zca(x_train: np.ndarray) -> Transform:
@@ -151,4 +186,4 @@ def _split(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     return high, np.rint((matrix / unit - high) * 2.0**_BITS), unit
 
 
-RECIPES = {'scaled': fit_scaled, 'gcn': fit_gcn, 'zca': fit_zca}
+RECIPES = {'scaled': fit_scaled, 'gcn': fit_gcn, 'gcn_centred': fit_gcn_centred, 'zca': fit_zca}

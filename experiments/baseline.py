@@ -133,7 +133,7 @@ def tables(found: Baseline) -> str:
         found: the content of a baseline.json.
 
     Returns:
-        A table of main's own training, and one of the joint training where there was one; each has a row for every seed.
+        A table of main's own training, and one of the joint training where there was one: a row for every seed.
     """
     columns: dict[str, list[list[float]]] = {
         'After the last epoch': [curve.accuracy_percent for curve in found.curves],

@@ -4,7 +4,7 @@ import shutil
 
 import branchynet  # noqa: F401
 from branchynet import cli, provenance
-from branchynet.datasets import cifar, cifar10, cifar10gcn, folder, pcifar10
+from branchynet.datasets import cifar, cifar10, cifar10gcn, folder, pcifar10, recipes
 
 import numpy as np
 import pytest
@@ -96,9 +96,11 @@ def test_an_original_is_taken_as_it_is(path, capsys):
     assert capsys.readouterr().out.endswith('data.npz, recipe unknown\n')
 
 
-@pytest.mark.parametrize('recipe', ['gcn', 'zca'])
+@pytest.mark.parametrize('recipe', ['gcn', 'gcn_centred', 'zca'])
 def test_info_says_what_an_original_looks_like(path, recipe, capsys):
-    if recipe == 'gcn':
+    if recipe == 'gcn_centred':
+        x_train, _, x_test, _ = recipes.apply(recipe, cifar10.read())
+    elif recipe == 'gcn':
         x_train, _, x_test, _ = cifar10gcn.get_data()
         # The made-up images are noise around one brightness; those of photographs have many.
         x_train += np.linspace(-1, 1, 100, dtype=np.float32)[:, None, None, None]
@@ -125,7 +127,7 @@ CHANGES = {
     'train_y has labels from 0 to 1: expected 0 to 9': {'train_y': np.arange(100) % 2},
     'Object arrays cannot be loaded': {'train_y': np.array([{}] * 100)},
     'of recipe gcn, has SHA-256': {'recipe': np.array('{"recipe": "gcn"}')},
-    'expected recipe gcn or zca': {'recipe': np.array('{"recipe": "pca"}')},
+    'expected recipe gcn or gcn_centred or zca': {'recipe': np.array('{"recipe": "pca"}')},
     'not this data set': {'recipe': np.array('no JSON')},
 }
 
@@ -186,7 +188,7 @@ def test_what_cannot_be_asked_for(data, words, capsys):
 
 @needs_cifar10
 @pytest.mark.slow
-@pytest.mark.parametrize('recipe', ['gcn', 'zca'])
+@pytest.mark.parametrize('recipe', ['gcn', 'gcn_centred', 'zca'])
 def test_the_real_one_is_built_to_its_bytes(recipe, tmp_path, monkeypatch):
     (tmp_path / 'cifar10').symlink_to(os.path.join(folder.root(), 'cifar10'))
     monkeypatch.setenv('BRANCHYNET_DATA', str(tmp_path))

@@ -12,6 +12,7 @@ import pytest
 # What the recipes make of images(), on every machine. The matrix of Pythons and NumPys holds them to it.
 SHA256 = {
     'gcn': '38571367f11bd176f43622552215ccc0377841b9d86e416f6f3fd83f006ab399',
+    'gcn_centred': 'd4f45460152768daee6d102b286bbaf35013b368460a54567332928e902c9197',
     'zca': '1ec9a9e7eb643cd9371ef31f2f5cc20babfac165ad1ff75fea9301e671e6e9e1',
 }
 
@@ -35,6 +36,17 @@ def test_gcn_is_what_its_formula_says():
     given = recipes.fit_gcn(x[:250])(x[250:])
     assert given.dtype == np.float32
     np.testing.assert_allclose(given, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_gcn_centred_is_what_its_formula_says():
+    x = images()
+    scaled = x / 255.0
+    rows = (scaled[250:] - scaled[:250].mean(axis=0)).reshape(50, -1)
+    rows -= rows.mean(axis=1, keepdims=True)
+    expected = rows / rows.std(axis=1, ddof=1)[:, None]
+    given = recipes.fit_gcn_centred(x[:250])(x[250:])
+    assert given.dtype == np.float32
+    np.testing.assert_allclose(given.reshape(50, -1), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_zca_is_what_its_formula_says():
