@@ -11,7 +11,9 @@ import io
 import json
 import os
 import random
+import struct
 import sys
+import tokenize
 import zipfile
 import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,6 +32,19 @@ if TYPE_CHECKING:
 EPOCH = '.epoch'
 _FORMAT = 2  # the version of a checkpoint's format
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
+# What NumPy and zipfile raise on damaged archives; zipfile tells of encryption by RuntimeError.
+_DAMAGED = (
+    AttributeError,
+    EOFError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def check(net: chainer.Link) -> None:
@@ -270,7 +285,7 @@ def load_npz(path: str, link: chainer.Link) -> None:
             settings = {name: content[name] for name in SETTINGS if name in content and hasattr(link, name)}
     except KeyError as e:
         raise OSError(f'{path} holds the weights of another network: {e.args[0]}') from e
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError, TypeError) as e:
+    except _DAMAGED as e:
         raise OSError(f'{path} cannot be read as weights ({e})') from e
     for name, array in arrays.items():
         wanted = np.asarray(expected.target[name])

@@ -159,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _experiments(text: str) -> list[str]:
-    names = text.split(',')
+    names = list(dict.fromkeys(text.split(',')))
     unknown = [name for name in names if name not in NAMES]
     if unknown:
         raise argparse.ArgumentTypeError(f'{unknown[0]!r} is no experiment; there are {", ".join(NAMES)}')
@@ -503,7 +503,7 @@ def _merge(folders: list[str], out: str) -> int:
 
 
 def _convert(folders: list[str]) -> int:
-    from branchynet.experiments import conversion, reproduce
+    from branchynet.experiments import conversion
     from branchynet.files import lock
 
     for folder in folders:
@@ -511,8 +511,6 @@ def _convert(folders: list[str]) -> int:
             raise FileNotFoundError(f'{folder} is missing: name a results folder')
         with lock(folder):
             found = conversion.convert(folder)
-            if found is not None:
-                reproduce.write(found, folder)
         print(f'{folder}: ' + ('converted' if found is not None else 'has the present format already'))
     return 0
 
@@ -540,6 +538,8 @@ def _verify(args: Namespace) -> int:
     status = int(not all(c.passes(args.tolerance) for c in comparisons))
     if args.json:
         print_json([{**c._asdict(), 'passes': c.passes(args.tolerance)} for c in comparisons])
+        for line in verify.left_out(a, b):
+            print(line, file=sys.stderr)
         return status
     print(*verify.lines(comparisons, args.tolerance), *verify.left_out(a, b), sep='\n')
     return status

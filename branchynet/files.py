@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import socket
 import sys
 import time
@@ -74,6 +75,20 @@ def write_atomically(path: str, content: bytes, keep: str | None = None) -> None
     """
     with written_whole(path, keep) as f:
         f.write(content)
+
+
+def copy(path: str, to: str) -> None:
+    """Copies a file so that readers of the copy see all of it or none of it.
+
+    Args:
+        path: of the file.
+        to: path of the copy; an existing file is replaced.
+
+    Raises:
+        OSError: the file cannot be read, or the copy cannot be written.
+    """
+    with open(path, 'rb') as f, written_whole(to) as copied:
+        shutil.copyfileobj(f, copied)
 
 
 def remove_parts(path: str) -> None:

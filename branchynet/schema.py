@@ -70,7 +70,7 @@ def read_json(path: str, expected: str) -> Any:
             return json.load(f)
     except FileNotFoundError:
         raise FileNotFoundError(f'{path} is missing: expected {expected}') from None
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise OSError(f'{path} is damaged ({e}): expected {expected}') from e
 
 

@@ -74,7 +74,7 @@ class Comparison(NamedTuple):
             The record of the training and its measurement.
         """
         record = self.train(part, seed, data, setup)
-        measurement = self.measure(part, seed, record, data, setup)
+        measurement = self.measure(part, seed, record, data, setup, setup.out)
         return results.ComparisonRun(seed=seed, part=part, training=record, measurement=measurement)
 
     def train(self, part: str, seed: int, data: runs.Data, setup: runs.Setup) -> results.Training:
@@ -96,16 +96,17 @@ class Comparison(NamedTuple):
         return record
 
     def measure(
-        self, part: str, seed: int, training: results.Training, data: runs.Data, setup: runs.Setup
+        self, part: str, seed: int, training: results.Training, data: runs.Data, setup: runs.Setup, folder: str
     ) -> results.ComparisonMeasurement:
-        """Measures the weights that a training wrote to the results folder.
+        """Measures the weights that a training wrote.
 
         Args:
             part: its name.
             seed: of the training.
             training: its record.
             data: cut to the preset.
-            setup: the user's choices; setup.out is the results folder.
+            setup: the user's choices; setup.out is the folder of the new results.
+            folder: of the weights.
 
         Returns:
             The accuracies of the exits.
@@ -114,7 +115,7 @@ class Comparison(NamedTuple):
             OSError: weights are missing, or are not those of the training.
         """
         net = self.parts[part].get_network(variant=training.variant)
-        runs.load_weights(net, runs.weights_path(setup.out, self.name, part, seed), training.weights_sha256)
+        runs.load_weights(net, runs.weights_path(folder, self.name, part, seed), training.weights_sha256)
         net.to_device(setup.device)
         with cpu.fast():
             recorded = sweep.record(runs.for_inference(net), *data[2:], BATCHSIZE)

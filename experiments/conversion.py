@@ -11,7 +11,7 @@ from typing import Any
 
 from branchynet import schema
 from branchynet.cost import cost
-from branchynet.experiments import NETWORKS, get_experiment, results
+from branchynet.experiments import NETWORKS, get_experiment, reproduce, results
 from branchynet.experiments.network_experiment import gain_allowed
 
 import numpy as np
@@ -37,12 +37,12 @@ def read(folder: str) -> results.Results:
         return results.read(folder)
     try:
         return results.from_json(_converted(content))
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
         raise OSError(f'{path} is damaged ({type(e).__name__}: {e})') from e
 
 
 def convert(folder: str) -> results.Results | None:
-    """Rewrites a folder's results.json in the present format, with every figure of the old one.
+    """Rewrites a folder's results.json in the present format, with every figure of the old one, and its reports.
 
     Args:
         folder: a results folder.
@@ -51,13 +51,16 @@ def convert(folder: str) -> results.Results | None:
         The results; None if they already have the present format.
 
     Raises:
-        OSError: results.json is missing, damaged or of an unknown format.
+        OSError: results.json is missing, damaged or of an unknown format; or weights are not those of the runs.
     """
     path = results.path_of(folder)
     found = read(folder)
     if schema.read_json(path, 'the results of a run')['format'] == results.FORMAT:
         return None
+    for name, run in found.named_runs():
+        reproduce.kept_weights(name, run, folder)
     results.write(folder, found)
+    reproduce.write(found, folder)
     return found
 
 

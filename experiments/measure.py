@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -65,17 +64,19 @@ def measure(folder: str, out: str | None, device: Any) -> int:
     recorded = conversion.read(folder)
     target = folder if out is None else out
     data = _data(recorded, folder)
+    _check_weights(_trained(recorded), folder)
     with files.lock(target):
         if not os.path.samefile(folder, target):
-            results.check_replaces(target, _trainings(recorded))
-            _copy_weights(recorded, folder, target)
-        measured = _measured_again(recorded, data, target, device)
+            runs.check_replaces(target, _trainings(recorded))
+        measured = _measured_again(recorded, data, folder, target, device)
         different = list(_differences(recorded, measured))
         for line in different:
             print(f'{folder}: {line}', file=sys.stderr)
         if different and out is None:
             print(f'{folder} stays as it is: name another folder with --out to keep this measurement', file=sys.stderr)
             return 1
+        if not os.path.samefile(folder, target):
+            _copy_weights(recorded, folder, target)
         results.write(target, measured)
         reproduce.write(measured, target)
     print(
@@ -138,7 +139,7 @@ def _write_again(folder: str, target: str) -> results.Results:
     """Writes to another folder everything that follows from a folder's results.json; returns the results."""
     recorded = conversion.read(folder)
     with files.lock(target):
-        results.check_replaces(target, _trainings(recorded))
+        runs.check_replaces(target, _trainings(recorded))
         results.write(target, recorded)
         reproduce.write(recorded, target)
     return recorded
@@ -193,7 +194,7 @@ def _weights_to_measure(name: str, run: Any, folder: str) -> list[str]:
 def _copy_weights(recorded: results.Results, folder: str, target: str) -> None:
     for name, run in recorded.named_runs():
         for path in reproduce.kept_weights(name, run, folder):
-            shutil.copyfile(path, os.path.join(target, os.path.basename(path)))
+            files.copy(path, os.path.join(target, os.path.basename(path)))
 
 
 def _data(recorded: results.Results, folder: str) -> dict[str, runs.Data]:
@@ -221,17 +222,18 @@ def _trained(recorded: results.Results) -> list[tuple[str, Any]]:
     return [(name, run) for name, run in recorded.named_runs() if run.training]
 
 
-def _measured_again(recorded: results.Results, data: dict[str, runs.Data], folder: str, device: Any) -> results.Results:
+def _measured_again(
+    recorded: results.Results, data: dict[str, runs.Data], folder: str, target: str, device: Any
+) -> results.Results:
     """The results with new measurements of all trained runs; the others stay."""
-    setup = runs.Setup(recorded.preset, recorded.variant, device, folder, False)
-    _check_weights(_trained(recorded), folder)
+    setup = runs.Setup(recorded.preset, recorded.variant, device, target, False)
 
     def again(name: str, run: Any) -> Any:
         if run.training is None:
             return run
         print(f'{runs.stem(name, run.part, run.seed)} ...', flush=True)
         its_data = data[run.training.data_sha256]
-        measurement = get_experiment(name).measure(run.part, run.seed, run.training, its_data, setup)
+        measurement = get_experiment(name).measure(run.part, run.seed, run.training, its_data, setup, folder)
         return attrs.evolve(run, measurement=measurement)
 
     experiments = {name: [again(name, run) for run in seeds] for name, seeds in recorded.experiments.items()}
@@ -248,7 +250,9 @@ def _check_weights(trained: list[tuple[str, Any]], folder: str) -> None:
         reproduce.kept_weights(name, run, folder)
         for path in _weights_to_measure(name, run, folder):
             if not os.path.exists(path):
-                raise FileNotFoundError(f"{path} is missing: '{run.training.environment.command}' writes it")
+                raise FileNotFoundError(
+                    f"{path} is missing: copy it here, or train again by '{run.training.environment.command}'"
+                )
 
 
 def _differences(old: results.Results, new: results.Results) -> Iterator[str]:

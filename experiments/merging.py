@@ -9,7 +9,6 @@ figures and the manifest are made from all runs together.
 from __future__ import annotations
 
 import os
-import shutil
 from typing import Any
 
 from branchynet import files
@@ -30,8 +29,9 @@ def merge(folders: list[str], out: str) -> Results:
     Raises:
         OSError: a folder holds no results, or its weights are not those of its runs; or ``out`` is in use or cannot be
             written.
-        ValueError: there is one folder only, or one is given twice; or ``out`` holds results; or the preset, the
-            variant, the data or another setting differs between the folders; or two folders hold the same run.
+        ValueError: there is one folder only, or one is given twice; or ``out`` holds results, or weights of another
+            training; or the preset, the variant, the data or another setting differs between the folders; or two
+            folders hold the same run.
     """
     if len(folders) < 2:
         raise ValueError('one folder is given: expected two or more to join')
@@ -49,8 +49,9 @@ def merge(folders: list[str], out: str) -> Results:
     with files.lock(out):
         if os.path.exists(results.path_of(out)):
             raise ValueError(f'{out} holds results: expected a folder without, to write the joined ones')
+        runs.check_replaces(out, {(name, run.part, run.seed): run.training for name, run in joined.named_runs()})
         for path in weights:
-            shutil.copyfile(path, os.path.join(out, os.path.basename(path)))
+            files.copy(path, os.path.join(out, os.path.basename(path)))
         results.write(out, joined)
         reproduce.write(joined, out)
     return joined

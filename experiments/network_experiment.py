@@ -79,7 +79,9 @@ class NetworkExperiment(NamedTuple):
             The record of the training and its measurement.
         """
         record = self.train(part, seed, data, setup)
-        return results.NetworkRun(seed=seed, training=record, measurement=self.measure(part, seed, record, data, setup))
+        return results.NetworkRun(
+            seed=seed, training=record, measurement=self.measure(part, seed, record, data, setup, setup.out)
+        )
 
     def train(self, part: str, seed: int, data: runs.Data, setup: runs.Setup) -> results.Training:
         """Trains one seed and writes its weights: main alone, then all exits jointly. The checkpoint stays.
@@ -105,16 +107,17 @@ class NetworkExperiment(NamedTuple):
         return record
 
     def measure(
-        self, part: str, seed: int, training: results.Training, data: runs.Data, setup: runs.Setup
+        self, part: str, seed: int, training: results.Training, data: runs.Data, setup: runs.Setup, folder: str
     ) -> results.NetworkMeasurement:
-        """Measures the weights that a training wrote to the results folder.
+        """Measures the weights that a training wrote.
 
         Args:
             part: ''.
             seed: of the training.
             training: its record.
             data: cut to the preset.
-            setup: the user's choices; setup.out is the results folder.
+            setup: the user's choices; setup.out is the folder of the new results.
+            folder: of the weights.
 
         Returns:
             Accuracies, exits and times.
@@ -124,8 +127,8 @@ class NetworkExperiment(NamedTuple):
         """
         run_id, (_, _, x, t) = (self.name, part, seed), data
         baseline, net = (self.get_network(variant=training.variant) for _ in range(2))
-        runs.load_weights(baseline.main, runs.main_weights_path(setup.out, *run_id), training.main_weights_sha256)
-        runs.load_weights(net, runs.weights_path(setup.out, *run_id), training.weights_sha256)
+        runs.load_weights(baseline.main, runs.main_weights_path(folder, *run_id), training.main_weights_sha256)
+        runs.load_weights(net, runs.weights_path(folder, *run_id), training.weights_sha256)
         for one in baseline, net:
             one.to_device(setup.device)
         with cpu.fast():

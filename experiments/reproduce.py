@@ -9,7 +9,7 @@ import tempfile
 from typing import Any
 
 from branchynet import checkpoint, devices, files, schema, verify
-from branchynet.experiments import NETWORKS, PRESETS, claims, figures, get_experiment, jobs, pages, report, runs
+from branchynet.experiments import NETWORKS, PRESETS, claims, figures, get_experiment, jobs, pages, report, runs, train
 from branchynet.experiments import results as results_file
 from branchynet.experiments.results import Results
 from branchynet.files import write_atomically
@@ -32,7 +32,7 @@ def reproduce(names: list[str], seeds: range, setup: runs.Setup, all_of_them: bo
         all_of_them, not everything can run.
 
     Raises:
-        OSError: another process writes to the folder, or files in it are damaged.
+        OSError: another process writes to the folder, or files in it are damaged or are not those of its runs.
         ValueError: the folder holds results or checkpoints of another preset, variant or origin; or an unfinished
             training, and setup.resume is not set.
     """
@@ -55,6 +55,9 @@ def _reproduce(
     for name in {experiment.name for experiment, _ in ready} & results.experiments.keys():
         stay = [run for run in results.experiments[name] if (name, run.part, run.seed) not in todo]
         runs.check_origin(results_file.path_of(setup.out), stay, setup)
+    for name, run in results.named_runs():
+        if (name, run.part, run.seed) not in todo:
+            kept_weights(name, run, setup.out)  # damaged ones would spoil the manifest, after hours of training
     if not results.experiments:
         _remove_replaced(setup.out)
     minutes = sum(experiment.minutes(experiment.presets[setup.preset], data, setup) for experiment, data in ready)
@@ -165,9 +168,16 @@ def _todo(experiment: Any, seeds: range, setup: runs.Setup, results: Results) ->
     """The runs of an experiment to begin or to go on with.
 
     Raises:
-        ValueError: the folder holds an unfinished training of one of them, and setup.resume is not set.
+        ValueError: the folder holds an unfinished training of one of them, and setup.resume is not set; or a training
+            by `branchynet train`.
     """
     wanted = [(experiment.name, part, seed) for seed, part in itertools.product(seeds, experiment.parts)]
+    for name, _, seed in wanted:
+        if os.path.exists(train.path_of(setup.out, name, seed)):
+            raise ValueError(
+                f"{setup.out} holds a training by 'branchynet train' ({name}, seed {seed}): name another folder with "
+                '--out'
+            )
     if not setup.resume:
         for run_id in wanted:
             runs.check_not_begun(setup.out, *run_id)

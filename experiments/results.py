@@ -14,11 +14,10 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Optional
 
 from branchynet import schema
-from branchynet.experiments import NAMES, NETWORKS, PRESETS
+from branchynet.experiments import NAMES, NETWORKS, PRESETS, get_experiment
 
 import attrs
 from attrs import define, field
@@ -30,8 +29,8 @@ DISAGREEMENT_PERCENT = 10  # between composed and direct times; reports name set
 
 
 def _positive(_: object, attribute: attrs.Attribute, value: float) -> None:
-    if not value > 0:  # NaN too
-        raise ValueError(f'has {attribute.name} {value}: expected a number above 0')
+    if not 0 < value < math.inf:  # NaN too
+        raise ValueError(f'has {attribute.name} {value}: expected a finite number above 0')
 
 
 def _percentage(_: object, attribute: attrs.Attribute, value: float) -> None:
@@ -611,10 +610,23 @@ def _runs_from_json(name: str, runs: Any) -> list[Any]:
     found: list[Any] = [
         schema.structure(run, run_class(name), f'experiments.{name}[{i}]') for i, run in enumerate(runs)
     ]
+    for i, run in enumerate(found):
+        _check_run(name, run, f'experiments.{name}[{i}]')
     ((part, seed), count), *_ = Counter((run.part, run.seed) for run in found).most_common(1)
     if count > 1:
         raise ValueError(f'experiments.{name} has {count} runs of part {part!r} and seed {seed}: expected one')
     return found
+
+
+def _check_run(name: str, run: Any, where: str) -> None:
+    """Checks that a run has a part and the number of exits of its experiment."""
+    experiment = get_experiment(name)
+    if run.part not in experiment.parts:
+        raise ValueError(f'{where} has part {run.part!r}: expected one of {", ".join(map(repr, experiment.parts))}')
+    if name in NETWORKS:
+        exits, expected = len(run.measurement.exit_accuracy_percent), len(experiment.published_thresholds) + 1
+        if exits != expected:
+            raise ValueError(f'{where} has {exits} exits: expected {expected}')
 
 
 def to_json(results: Results) -> dict[str, Any]:
@@ -630,32 +642,3 @@ def write(folder: str, results: Results) -> None:
         results: its new content.
     """
     schema.write(path_of(folder), to_json(results))
-
-
-def check_replaces(folder: str, trainings: Mapping[tuple[str, str, int], Training | None]) -> None:
-    """Checks that no run is lost where new results replace those of a folder.
-
-    Args:
-        folder: which may hold results.
-        trainings: of the new results, by experiment, part and seed; None for a run that trained nothing.
-
-    Raises:
-        OSError: as of `read`.
-        ValueError: the folder has a run that the new results lack or that is of another training.
-    """
-    old = read(folder).named_runs() if os.path.exists(path_of(folder)) else []
-    for name, run in old:
-        run_id = name, run.part, run.seed
-        if run_id not in trainings or not _goes_on(run.training, trainings[run_id]):
-            raise ValueError(
-                f'{folder} holds the results of another training ({name}, seed {run.seed}): name another folder '
-                'with --out'
-            )
-
-
-def _goes_on(old: Training | None, new: Training | None) -> bool:
-    """Whether the new training is the old one, or continues it."""
-    if old is None or new is None:
-        return old is new
-    before, after = ([*one.main.weights_sha256, *one.joint.weights_sha256] for one in (old, new))
-    return after[: len(before)] == before

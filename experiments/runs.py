@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import time
+from collections.abc import Container, Mapping
 from importlib.util import find_spec
 from typing import Any, Callable, NamedTuple
 
@@ -152,6 +153,50 @@ def check_not_begun(out: str, name: str, part: str, seed: int) -> None:
             f'{out} holds an unfinished training of {stem(name, part, seed)}: --resume goes on with it; '
             f'{checkpoint.anew(path)}'
         )
+
+
+def check_replaces(out: str, trainings: Mapping[RunId, results.Training | None]) -> None:
+    """Checks that nothing of another training is lost where new results are written to a folder.
+
+    Args:
+        out: the folder, which may hold results, weights and checkpoints.
+        trainings: of the new results; None for a run that trained nothing.
+
+    Raises:
+        OSError: the folder's results.json is damaged.
+        ValueError: the folder has a run that the new results lack or that is of another training; or an unfinished
+            training of one of them, or weights of another one.
+    """
+    old = results.read(out).named_runs() if os.path.exists(results.path_of(out)) else []
+    replaced: set[str | None] = set()  # SHA-256 of weights
+    for name, run in old:
+        run_id = name, run.part, run.seed
+        if run_id not in trainings or not _goes_on(run.training, trainings[run_id]):
+            raise ValueError(
+                f'{out} holds the results of another training ({name}, seed {run.seed}): name another folder with --out'
+            )
+        if run.training is not None:
+            replaced |= {run.training.weights_sha256, run.training.main_weights_sha256}
+    for run_id, training in trainings.items():
+        if training is not None:
+            _check_no_other_training(out, run_id, replaced | {training.weights_sha256, training.main_weights_sha256})
+
+
+def _check_no_other_training(out: str, run_id: RunId, replaceable: Container[str | None]) -> None:
+    """Checks that a folder has no checkpoint of a run, and no weights but those of some SHA-256."""
+    if checkpoint.has(checkpoint_path(out, *run_id)):
+        raise ValueError(f'{out} holds an unfinished training of {stem(*run_id)}: name another folder with --out')
+    for path in weights_path(out, *run_id), main_weights_path(out, *run_id):
+        if os.path.exists(path) and files.digest(path) not in replaceable:
+            raise ValueError(f'{path} is of another training: name another folder with --out')
+
+
+def _goes_on(old: results.Training | None, new: results.Training | None) -> bool:
+    """Whether the new training is the old one, or continues it."""
+    if old is None or new is None:
+        return old is new
+    before, after = ([*one.main.weights_sha256, *one.joint.weights_sha256] for one in (old, new))
+    return after[: len(before)] == before
 
 
 def data_of(experiment: Any, training: results.Training, test_samples: int | None) -> Data:

@@ -56,12 +56,20 @@ def train(
             wanted = ranks.together(lambda: runs.new_record(preset, data, setup))
             return ranks.from_first(lambda: runs.check_same_training(path, wanted, schema.read_json(path, EXPECTED)))
         if not setup.resume:
-            ranks.from_first(lambda: runs.check_not_begun(setup.out, experiment.name, '', seed))
+            ranks.from_first(lambda: _check_free(path, (experiment.name, '', seed)))
         ranks.from_first(lambda: _begin_anew(path))
         record = experiment.train('', seed, data, setup)
         ranks.from_first(lambda: schema.write(path, record))
         ranks.from_first(lambda: checkpoint.remove(saved))
     return record
+
+
+def _check_free(path: str, run_id: runs.RunId) -> None:
+    """Checks that a training from the start destroys neither a checkpoint nor weights that reproduce wrote."""
+    out = os.path.dirname(path)
+    runs.check_not_begun(out, *run_id)
+    if os.path.exists(runs.weights_path(out, *run_id)) and not os.path.exists(path):
+        raise ValueError(f'{runs.weights_path(out, *run_id)} is of another training: name another folder with --out')
 
 
 def _begin_anew(path: str) -> None:

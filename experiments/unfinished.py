@@ -2,14 +2,14 @@
 
     branchynet measure results/local --out so_far
 
-Every network trains with a constant step size, so that these are the weights of a training of as many epochs. The
+The step size is constant, so that a training of exactly this many epochs would have ended with these weights. The
 folder stays as it is, and the trainings may go on meanwhile.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
+import tempfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -48,36 +48,38 @@ def measure(folder: str, out: str, device: Any) -> None:
         ValueError: no joint epoch of any training has ended; the trainings are of different presets, or on other data;
             or ``out`` holds the results of other trainings.
     """
-    with files.lock(out):
+    with files.lock(out), tempfile.TemporaryDirectory() as weights:
         begun = [_restored(*one) for one in _found(folder)]
         ready = [one for one in begun if one.record.joint.loss]
         if not ready:
             raise ValueError(f'{folder}: no joint epoch has ended yet; measure it when one has')
         found = results.Results(preset=ready[0].preset, variant=ready[0].record.variant)
-        results.check_replaces(out, {(one.experiment.name, '', one.seed): one.record for one in ready})
         for one in ready[1:]:
             if (found.preset, found.variant) != (one.preset, one.record.variant):
                 raise ValueError(
                     f'{one.path} is of preset {one.preset}, variant {one.record.variant}: expected '
                     f'{found.preset}, {found.variant}, as of {ready[0].path}'
                 )
+        ready = [one._replace(record=_with_weights(one, folder, weights)) for one in ready]
+        runs.check_replaces(out, {(one.experiment.name, '', one.seed): one.record for one in ready})
         for one in ready:
-            run = _measured(one, folder, out, device)
+            run = _measured(one, weights, out, device)
             found.experiments.setdefault(one.experiment.name, []).append(run)
+        for name in sorted(os.listdir(weights)):
+            files.copy(os.path.join(weights, name), os.path.join(out, name))
         results.write(out, found)
         reproduce.write(found, out)
     early = [f'{one.path}: no joint epoch has ended yet' for one in begun if not one.record.joint.loss]
     print(f'{report.tables(found)}\n{folder}: unfinished; written to {out}', *early, sep='\n')
 
 
-def _measured(begun: _Begun, folder: str, out: str, device: Any) -> results.NetworkRun:
-    """The run of a training so far, whose weights are written to the results folder."""
+def _measured(begun: _Begun, weights: str, out: str, device: Any) -> results.NetworkRun:
+    """The run of a training so far, whose weights are in the folder ``weights``."""
     experiment, record = begun.experiment, begun.record
     data = runs.data_of(experiment, record, experiment.presets[begun.preset].test_samples)
-    record = _with_weights(begun, folder, out)
     print(f'{runs.stem(experiment.name, "", begun.seed)} ...', flush=True)
     setup = runs.Setup(begun.preset, record.variant, device, out, False)
-    measurement = experiment.measure('', begun.seed, record, data, setup)
+    measurement = experiment.measure('', begun.seed, record, data, setup, weights)
     return results.NetworkRun(seed=begun.seed, training=record, measurement=measurement)
 
 
@@ -99,18 +101,23 @@ def _restored(experiment: Any, seed: int, path: str) -> _Begun:
     except ValueError as e:
         raise OSError(f'{path} is not a checkpoint of this version ({e}): train again') from e
     wanted = record.main_epochs, record.joint_epochs, record.batchsize
-    presets = [name for name, preset in experiment.presets.items() if tuple(preset)[:3] == wanted]
+    presets = [
+        name
+        for name, preset in experiment.presets.items()
+        if tuple(preset)[:3] == wanted
+        and record.train_samples == (preset.train_samples or len(experiment.get_data()[0]))
+    ]
     if not presets:
-        raise ValueError(f'{path} is of no preset of {experiment.name}')
+        raise ValueError(f'{path} is of no preset of {experiment.name}: it cannot be measured before it has ended')
     net = experiment.get_network(variant=record.variant)
     checkpoint.restore(path, state, net)
     return _Begun(experiment, seed, path, presets[0], attrs.evolve(record, joint_epochs=len(record.joint.loss)), net)
 
 
-def _with_weights(begun: _Begun, folder: str, out: str) -> results.Training:
-    """The record with the hashes of both weights, which are written to the results folder."""
+def _with_weights(begun: _Begun, folder: str, weights: str) -> results.Training:
+    """The record with the hashes of both weights, which are written to the folder ``weights``."""
     run_id, record = (begun.experiment.name, '', begun.seed), begun.record
     main = runs.main_weights_path(folder, *run_id)
     runs.load_weights(begun.experiment.get_network(variant=record.variant).main, main, record.main_weights_sha256)
-    shutil.copyfile(main, runs.main_weights_path(out, *run_id))
-    return attrs.evolve(record, weights_sha256=runs.save_weights(begun.net, runs.weights_path(out, *run_id)))
+    files.copy(main, runs.main_weights_path(weights, *run_id))
+    return attrs.evolve(record, weights_sha256=runs.save_weights(begun.net, runs.weights_path(weights, *run_id)))

@@ -13,6 +13,7 @@ import csv
 import io
 import itertools
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Optional
 
@@ -137,6 +138,8 @@ def _trained(path: str, network: str) -> Trained | None:
             for run in content['runs']:
                 training = run['training']
                 if training['weights_sha256'] == sha256:
+                    if training['train_samples'] not in range(1, sys.maxsize):
+                        raise ValueError(f'train_samples is {training["train_samples"]}: expected a whole number')
                     held_out = schema.structure(run['held_out'], HeldOut)
                     return Trained(training['train_samples'], held_out, training['main_weights_sha256'])
         except (KeyError, TypeError, ValueError) as e:

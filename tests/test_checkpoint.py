@@ -221,6 +221,26 @@ def test_weights_that_hold_python_objects_run_nothing(tmp_path):
     assert (tmp_path / 'ran').exists()  # as it does where it is let
 
 
+def test_weights_with_a_damaged_byte_are_refused_in_one_line_or_read(tmp_path):
+    """Every byte of the archive's directory, where zipfile raises errors of many kinds, and some of its files."""
+    path = saved(str(tmp_path / 'weights.npz'), small_net(seed=3))
+    with open(path, 'rb') as f:
+        content = bytearray(f.read())
+    directory = content.index(b'PK\1\2')
+    refused = 0
+    for place in [*range(0, directory, 97), *range(directory, len(content), 3)]:
+        damaged = bytearray(content)
+        damaged[place] ^= 0xFF
+        with open(path, 'wb') as f:
+            f.write(damaged)
+        try:
+            checkpoint.load_npz(path, small_net())
+        except OSError as e:
+            refused += 1
+            assert '\n' not in str(e)
+    assert refused > 50
+
+
 @pytest.mark.parametrize('content', [b'', b'nothing of the kind', b'PK\3\4 cut off', b'\x80\x04N.'])
 def test_weights_that_are_no_archive_are_refused(tmp_path, content):
     path = tmp_path / 'weights.npz'

@@ -86,6 +86,17 @@ def test_verify_as_json(capsys):
     assert comparison['passes'] and comparison['difference'] is None and comparison['steps'] > 0
 
 
+def test_verify_as_json_names_what_was_not_compared(tmp_path, capsys):
+    folder = os.path.join(ROOT, 'results', 'lenet_mnist_paper')
+    with open(os.path.join(folder, 'manifest.json')) as f:
+        manifest = json.load(f)
+    (tmp_path / 'one.json').write_text(json.dumps({**manifest, 'runs': manifest['runs'][:1]}))
+    assert cli.main(['verify', folder, str(tmp_path / 'one.json'), '--json']) == 0
+    printed = capsys.readouterr()
+    assert len(json.loads(printed.out)) == 1
+    assert printed.err.count('not compared') == len(manifest['runs']) - 1
+
+
 def test_the_version(capsys):
     with pytest.raises(SystemExit):
         cli.main(['--version'])

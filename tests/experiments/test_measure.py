@@ -231,6 +231,36 @@ def test_results_of_other_trainings_are_not_overwritten(folder, tmp_path, capsys
     assert '(lenet_mnist, seed 1)' in error_of(capsys)
 
 
+@pytest.mark.parametrize('there', ['weights', 'checkpoint'])
+def test_files_of_another_training_are_not_overwritten(folder, tmp_path, capsys, there):
+    """No results.json tells of them: of `branchynet train`, or of a training that was interrupted."""
+    out = tmp_path / 'out'
+    out.mkdir()
+    file = out / (WEIGHTS if there == 'weights' else 'checkpoint_lenet_mnist_seed0.npz')
+    file.write_bytes(b'of another training')
+    assert run('measure', folder, '--out', out) == 2
+    error = error_of(capsys)
+    assert error.count('\n') == 1 and 'name another folder with --out' in error
+    with pytest.raises(ValueError, match='name another folder with --out'):
+        measure._write_again(str(folder), str(out))
+    assert [path.name for path in out.iterdir()] == [file.name] and file.read_bytes() == b'of another training'
+
+
+def test_a_measurement_that_fails_leaves_the_folder_as_it_was(folder, tmp_path, monkeypatch):
+    out = tmp_path / 'out'
+    assert run('measure', folder, '--out', out) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lenet_mnist.EXPERIMENT.__class__, 'measure', interrupted)
+    assert run('measure', folder, '--out', out) == 130
+    assert run('measure', folder, '--out', tmp_path / 'new') == 130
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+    assert not (tmp_path / 'new').exists()
+
+
 def test_committed_results_without_data_have_their_figures_made_again(folder, tmp_path, monkeypatch, capsys):
     root, out, data_of = tmp_path / 'results', tmp_path / 'out', runs.data_of
     for name in 'a', 'b':
@@ -385,6 +415,18 @@ def test_results_of_format_1_are_refused_by_the_commands_name_and_converted(fold
     capsys.readouterr()
     assert cli.main(['results', 'convert', str(folder)]) == 0
     assert 'has the present format already' in capsys.readouterr().out
+
+
+def test_a_conversion_that_fails_leaves_the_folder_as_it_was(folder, capsys):
+    format1(folder)
+    with open(folder / WEIGHTS, 'ab') as f:
+        f.write(b'more')
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    for _ in range(2):
+        assert cli.main(['results', 'convert', str(folder)]) == 2
+        error = error_of(capsys)
+        assert f'{WEIGHTS} is not what its run wrote' in error and error.count('\n') == 1
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 
 def test_a_folder_of_format_1_is_measured(folder):

@@ -128,6 +128,16 @@ def test_results_are_not_replaced(trained, more, capsys):
     assert {path.name: path.read_bytes() for path in more.iterdir()} == before
 
 
+def test_weights_of_another_training_are_not_replaced(trained, more, tmp_path, capsys):
+    out = tmp_path / 'out'
+    out.mkdir()
+    (out / 'weights_lenet_mnist_seed2.npz').write_bytes(b'of another training')
+    assert merge(trained['first'], more, out=out) == 2
+    error = capsys.readouterr().err
+    assert 'weights_lenet_mnist_seed2.npz is of another training' in error and error.count('\n') == 1
+    assert [path.read_bytes() for path in out.iterdir()] == [b'of another training']
+
+
 def test_weights_that_were_not_kept_stay_away(trained, more, tmp_path):
     (more / 'weights_lenet_mnist_seed2_main.npz').unlink()
     assert merge(trained['first'], more, out=tmp_path / 'out') == 0

@@ -312,6 +312,24 @@ def test_bad_usage_is_status_2(words, message, capsys):
     assert message in error and error.count('\n') == 1
 
 
+def test_an_experiment_that_is_named_twice_runs_once(tiny, tmp_path, capsys):
+    assert reproduce(tmp_path, '--only', 'lenet_mnist,lenet_mnist') == 0
+    assert capsys.readouterr().out.count('lenet_mnist_seed0 ...') == 1
+
+
+def test_damaged_weights_of_another_seed_are_told_before_training(tiny, tmp_path, capsys):
+    assert reproduce(tmp_path) == 0
+    with open(tmp_path / 'weights_lenet_mnist_seed0.npz', 'ab') as f:
+        f.write(b'more')
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    capsys.readouterr()
+    assert reproduce(tmp_path, '--seeds', '1-1') == 2
+    printed, error = capsys.readouterr()
+    assert 'weights_lenet_mnist_seed0.npz is not what its run wrote' in error and error.count('\n') == 1
+    assert 'seed1 ...' not in printed
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
 @pytest.mark.parametrize('device', ['gpu:99', 'tpu', 'gpu:x'])
 def test_a_device_that_is_not_there_is_status_2(device, capsys):
     assert cli.main(['reproduce', '--preset', 'smoke', '--device', device]) == 2

@@ -92,6 +92,27 @@ def test_a_training_goes_on_to_the_same_bits(tmp_path, monkeypatch, capsys):
     assert not [name for name in os.listdir(out) if name.startswith('checkpoint')]
 
 
+def test_trainings_of_both_commands_do_not_replace_each_other(tmp_path, monkeypatch, capsys):
+    tiny = runs.Preset(main_epochs=1, joint_epochs=2, batchsize=64, train_samples=256, test_samples=40)
+    monkeypatch.setattr(
+        lenet_mnist, 'EXPERIMENT', lenet_mnist.EXPERIMENT._replace(presets=dict.fromkeys(PRESETS, tiny))
+    )
+    reproduce = ['reproduce', '--only', 'lenet_mnist', '--preset', 'smoke', '--device', 'cpu', '--out']
+    trained, reproduced = tmp_path / 'trained', tmp_path / 'reproduced'
+    assert train(trained) == 0 and train(trained) == 0  # a training replaces one of its own command
+    assert cli.main([*reproduce, str(reproduced)]) == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+    capsys.readouterr()
+    for command, words in (
+        (lambda: cli.main([*reproduce, str(trained)]), f"{trained} holds a training by 'branchynet train'"),
+        (lambda: train(reproduced), 'weights_lenet_mnist_seed0.npz is of another training'),
+    ):
+        assert command() == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count('\n') == 1
+    assert {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()} == before
+
+
 def test_an_unfinished_training_is_not_begun_again_in_silence(tmp_path, monkeypatch, capsys):
     stop_at(monkeypatch, 3)
     assert train(tmp_path) == 130

@@ -130,3 +130,25 @@ def test_a_baseline_of_another_training_is_refused(interrupted, tmp_path, capsys
     capsys.readouterr()
     assert measure(begun, '--out', str(tmp_path / 'out')) == 2
     assert 'weights_lenet_mnist_seed0_main.npz is not what its run wrote' in capsys.readouterr().err
+
+
+def test_what_is_measured_into_is_not_another_unfinished_training(interrupted, tmp_path, capsys):
+    begun, other = tmp_path / 'begun', tmp_path / 'other'
+    interrupted(begun, 3)
+    interrupted(other, 3)
+    before = {path: path.read_bytes() for path in other.iterdir()}
+    capsys.readouterr()
+    assert measure(begun, '--out', str(other)) == 2
+    error = capsys.readouterr().err
+    assert f'{other} holds an unfinished training of lenet_mnist_seed0' in error and error.count('\n') == 1
+    assert {path: path.read_bytes() for path in other.iterdir()} == before
+
+
+def test_fewer_images_than_the_presets_make_no_preset(interrupted, tmp_path, monkeypatch, capsys):
+    begun = tmp_path / 'begun'
+    interrupted(begun, 3)
+    preset(monkeypatch, TINY._replace(train_samples=None))
+    capsys.readouterr()
+    assert measure(begun, '--out', str(tmp_path / 'out')) == 2
+    error = capsys.readouterr().err
+    assert 'is of no preset of lenet_mnist' in error and error.count('\n') == 1
