@@ -614,7 +614,7 @@ def _planes(nodes: Sequence[Node]) -> dict[Node, Plane]:
                 fill[source] = _LOWEST
     return {
         node: vector_plane(node.shape[0])
-        if node.kind == 'linear'
+        if node.is_vector
         else Plane(*node.shape, above[node], beside[node], fill[node])
         for node in nodes
     }

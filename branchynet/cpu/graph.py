@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Sequence
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Union
 
 from branchynet.links.links import SL, calls_one_of
 from branchynet.links.resnet import ResBlock
@@ -48,6 +48,11 @@ class Node:
         return rows, columns
 
     @property
+    def is_vector(self) -> bool:
+        """Whether the numbers lie side by side, not one in each channel of an image."""
+        return self.kind == 'linear' or (self.kind == 'relu' and self.inputs[0].is_vector)
+
+    @property
     def is_nonnegative(self) -> bool:
         """Whether no value can be negative."""
         return (
@@ -83,8 +88,10 @@ class Graph:
                 norm = links.pop(0) if links and type(links[0]) is L.BatchNormalization else None
                 node = self._convolution(node, link, norm)
             elif type(link) is L.Linear:
-                node = self._linear(node, link)
+                norm = links.pop(0) if links and type(links[0]) is L.BatchNormalization else None
+                node = self._linear(node, link, norm)
             elif type(link) is L.BatchNormalization:
+                _check_norm(link, node.shape[0], (0, 2, 3))
                 node = self._node('scaling', [node], node.shape, key=(id(link),), link=link, w=_scaled(link, 0))
             elif type(link) is ResBlock:
                 node = self._block(node, link)
@@ -101,6 +108,8 @@ class Graph:
     def _node(
         self, kind: str, inputs: Sequence[Node], shape: tuple[int, int, int], key: Any = (), **arguments: Any
     ) -> Node:
+        if kind not in ('linear', 'relu') and any(inner.is_vector for inner in inputs):
+            raise NotCovered(f'{kind} of a vector')
         key = (
             kind,
             tuple(map(id, inputs)),
@@ -123,6 +132,8 @@ class Graph:
         )
         if w.shape[1] != node.shape[0]:
             raise NotCovered(f'Convolution2D of {w.shape[1]} channels on {node.shape[0]}')
+        if norm is not None:
+            _check_norm(norm, len(w), (0, 2, 3))
         return self._node(
             'convolution',
             [node, *onto],
@@ -134,16 +145,18 @@ class Graph:
             pad=pad,
         )
 
-    def _linear(self, node: Node, link: L.Linear) -> Node:
+    def _linear(self, node: Node, link: L.Linear, norm: Optional[L.BatchNormalization]) -> Node:
         if link.W.array is None or link.W.shape[1] != np.prod(node.shape):
             raise NotCovered(f'Linear of {link.W.shape} on {node.shape}')
+        if norm is not None:
+            _check_norm(norm, len(link.W.array), (0,))
         return self._node(
             'linear',
             [node],
             (len(link.W.array), 1, 1),
-            key=(id(link),),
+            key=(id(link), id(norm)),
             link=link,
-            w=(link.W.array, np.zeros(len(link.W.array), np.float32) if link.b is None else link.b.array),
+            w=folded(link, norm),
         )
 
     def _block(self, node: Node, block: ResBlock) -> Node:
@@ -255,14 +268,22 @@ def fuse_relu(outputs: Sequence[Node]) -> None:
         node.inputs = [fused.get(inner, inner) for inner in node.inputs]
 
 
-def folded(convolution: L.Convolution2D, norm: Optional[L.BatchNormalization]) -> tuple[np.ndarray, np.ndarray]:
-    """(w, b) of a convolution and the batch normalisation behind it."""
-    w: Any = convolution.W.array
-    b: Any = np.zeros(len(w), np.float32) if convolution.b is None else convolution.b.array
+def folded(
+    link: Union[L.Convolution2D, L.Linear], norm: Optional[L.BatchNormalization]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(w, b) of a convolution or a linear layer, and the batch normalisation behind it."""
+    w: Any = link.W.array
+    b: Any = np.zeros(len(w), np.float32) if link.b is None else link.b.array
     if norm is None:
         return w, b
     scale, shift = _scaled(norm, b)
-    return w * scale[:, None, None, None], shift
+    return w * scale.reshape(len(w), *[1] * (w.ndim - 1)), shift
+
+
+def _check_norm(norm: L.BatchNormalization, channels: int, axis: tuple[int, ...]) -> None:
+    """Raises NotCovered where a batch normalisation is not one by channel, over the other axes."""
+    if norm.axis not in (None, axis) or norm.avg_mean is None or norm.avg_mean.shape != (channels,):
+        raise NotCovered('BatchNormalization over other axes')
 
 
 def _scaled(norm: L.BatchNormalization, b: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -102,7 +102,7 @@ class Program:
         """Compiles the first of the links that are left, and those behind it that are fused with it."""
         link, *others = self._links
         value, steps = self._value, len(self._steps)
-        self._links = others
+        self._links = list(others)
         try:
             self._compile(link)
         except RuntimeError:  # oneDNN has no kernel for these shapes
@@ -278,9 +278,6 @@ class Program:
         self._execute(primitive, {SRC: value.array, DST: y.array})
         self._value = y
 
-    def _skip(self, *arguments: Any) -> None:
-        """Dropout, in testing mode."""
-
     def _apply(self, function: Callable[[np.ndarray], Any]) -> None:
         """A step in Chainer, on a plain array."""
         x = self._plain()
@@ -294,7 +291,7 @@ class Program:
             raise ValueError(
                 f'{_name(function)} returns a {type(y).__name__}: expected an array, or the net cannot be compiled'
             )
-        y = np.ascontiguousarray(y)
+        y = np.array(y, order='C')  # not a view of this program's memory, which other programs share
         self._value = _Value(y.shape, y)
         self._steps.append(lambda: np.copyto(y, call()))
 
@@ -352,14 +349,15 @@ _FUNCTIONS: dict[Any, Callable[..., None]] = {
     F.relu: Program._relu,
     F.max_pooling_2d: Program._max_pooling,
     F.average_pooling_2d: Program._average_pooling,
-    F.dropout: Program._skip,
 }
 # The numbers of dimensions of the arrays that they are compiled for.
-_DIMENSIONS = {F.relu: (2, 4), F.max_pooling_2d: (4,), F.average_pooling_2d: (4,), F.dropout: range(1, 9)}
+_DIMENSIONS = {F.relu: (2, 4), F.max_pooling_2d: (4,), F.average_pooling_2d: (4,)}
 
 
 def _unwrapped(link: Any) -> Sequence[chainer.Link]:
     """The links that run in testing mode."""
+    if _is_exactly(link, FL) and link.fn is F.dropout:
+        return []
     if not _is_exactly(link, SL):
         return [link]
     return [] if link.fnTest is None else _unwrapped(link.fnTest)
