@@ -150,7 +150,20 @@ def fit_temperatures(logits: Any, t: Any) -> list[float]:
 
 
 def logits_of(net: Any, x: Any, batchsize: int = 32) -> np.ndarray:
-    """The logits (E, N, C) of all exits for x (N, ...), by a BranchyNet or a Compiled; ValueError if N is 0."""
+    """Computes the logits of all exits.
+
+    Args:
+        net: a BranchyNet or a Compiled.
+        x: samples (N, ...).
+        batchsize: samples that run together.
+
+    Returns:
+        An array (E, N, C). Where the net has temperatures, the logits are divided by them: to fit temperatures again,
+        set ``net.temperatures = None`` first.
+
+    Raises:
+        ValueError: x holds no samples.
+    """
     if len(x) == 0:
         raise ValueError('x holds no samples: expected at least one')
     looks = [net.look(x[part]) for part in batches(len(x), batchsize)]

@@ -206,8 +206,8 @@ class Compiled:
     (``with hook:``), the copy of the net answers in Chainer, so that the hook sees its links. docs/inference.md says
     more.
 
-    ``test``, ``test_main``, ``look`` and ``numexits`` are those of BranchyNet; ``test`` lets samples leave by
-    ``thresholdExits`` alone.
+    ``test``, ``test_at``, ``test_main``, ``look`` and ``numexits`` are those of BranchyNet; ``test`` lets samples leave
+    by ``thresholdExits`` alone.
 
     Args:
         net: a BranchyNet.
@@ -238,7 +238,7 @@ class Compiled:
         obstacle = _obstacle(net)
         if obstacle is not None:
             raise ValueError(f'net cannot be compiled: {obstacle}')
-        self.thresholdExits = net.thresholdExits
+        self.thresholdExits = copy.copy(net.thresholdExits)
         self._net = _snapshot(net)
         fold_temperatures(self._net)
         self._forget()
@@ -304,11 +304,20 @@ class Compiled:
         Raises:
             TypeError, ValueError: as BranchyNet.test; x, t or the thresholds do not fit.
         """
-        cuts = self._cuts('thresholdExits', self.thresholdExits)
+        return self._test(self._cuts('thresholdExits', self.thresholdExits), x, t)
+
+    def test_at(
+        self, thresholds: Setting, x: Array, t: Optional[Array] = None
+    ) -> tuple[float, list[float], list[int], float]:
+        """`test` at thresholds of its own, in place of ``thresholdExits``: see BranchyNet.test_at."""
+        return self._test(self._cuts('thresholds', thresholds), x, t)
+
+    def _test(
+        self, cuts: tuple[float, ...], x: Array, t: Optional[Array]
+    ) -> tuple[float, list[float], list[int], float]:
         x, t = self._given(x, t)
         if chainer._get_link_hooks():
-            self._net.thresholdExits = list(cuts)
-            return self._net.test(x, t)
+            return self._net.test_at(cuts, x, t)
         if len(x) == 1:
             engine = self._engine(x)
             _check_label(t, engine)

@@ -488,11 +488,33 @@ class BranchyNet(chainer.Chain):
             left there (0 if none did) and their number. Accuracies are NaN without labels. The clock is the released
             one: it runs only in the trunk's stages and does not wait for a GPU.
         """
+        return self._test(self._testing_rule(), x, t)
+
+    def test_at(
+        self, thresholds: exits.Setting, x: Array, t: Array | None = None
+    ) -> tuple[float, list[float], list[int], float]:
+        """`test` at thresholds of its own, in place of the net's settings, which stay as they are.
+
+        Args:
+            thresholds: nats; a number, or one for every exit but the last.
+            x: samples (B, ...).
+            t: labels (B,), or None.
+
+        Returns:
+            As of `test`.
+
+        Raises:
+            TypeError, ValueError: the thresholds do not fit.
+        """
+        exits.check_per_exit('thresholds', thresholds, self.numexits() - 1)
+        return self._test(exits.Thresholds(thresholds), x, t)
+
+    def _test(self, rule: exits.Rule, x: Array, t: Array | None) -> tuple[float, list[float], list[int], float]:
         x, t = self.checked(x, t)
         counts, seconds = [0] * self.numexits(), 0.0
         correct: list[float] = [0] * self.numexits()
         with inference_mode():
-            for k, left in enumerate(self.leave(x, self._testing_rule())):
+            for k, left in enumerate(self.leave(x, rule)):
                 seconds += left.seconds
                 counts[k] = len(left.index)
                 correct[k] = math.nan if t is None else _count_correct(left.logits, t[left.index])
@@ -664,6 +686,7 @@ class BranchyNet(chainer.Chain):
     def copy_main(self) -> None:
         """Copies main with its optimiser, for train_main_copy and test_main_copy."""
         self.main_copy, self.optimizer_copy = copy.deepcopy((self.main, self.optimizer))
+        self.main_copy.enable_update()  # what is frozen in the net is not in the copy
 
     def train_main_copy(self, x: Array, t: Array) -> tuple[float, float]:
         """train_main for the copy."""
@@ -717,6 +740,8 @@ class BranchyNet(chainer.Chain):
 
     def _scaled(self, k: int, logits: Array) -> Array:
         """Logits (B, C) of exit k divided by its temperature (Guo et al. 2017, section 4.2), in their dtype."""
+        if logits.ndim != 2:
+            raise ValueError(f'exit {k} gives logits of shape {logits.shape[1:]} for a sample: expected (classes,)')
         return logits if self.temperatures is None else logits / logits.dtype.type(self.temperatures[k])
 
     def print_models(self) -> None:
@@ -764,6 +789,7 @@ class BranchyNet(chainer.Chain):
         for part in thawed:
             for link in self._links_of(part):
                 link.enable_update()
+        self._hold_frozen()  # another frozen part may share some of these links
 
     def _parts(self, names: tuple[Part, ...]) -> frozenset[Part]:
         """The parts that freeze and thaw are given."""
@@ -1008,6 +1034,17 @@ class ChainNet(BranchyNet):
         new.clearLearnedExitsThresholds()
         return new
 
+    def freeze(self, *parts: Part) -> None:
+        """As of BranchyNet.
+
+        Raises:
+            ValueError: as of BranchyNet; also for the last exit, which has no links of its own.
+        """
+        last = self.numexits() - 1
+        if last in parts:
+            raise ValueError(f"exit {last} is the end of the chain and has no links of its own: freeze 'trunk'")
+        super().freeze(*parts)
+
     def _links_of(self, part: Part) -> list[chainer.Link]:
         return [self.main] if part == 'trunk' else super()._links_of(part)
 
@@ -1091,8 +1128,10 @@ def loss_and_accuracy(logits: chainer.Variable, t: Array) -> tuple[chainer.Varia
         (loss, accuracy), Variables ().
 
     Raises:
-        ValueError: a label is beyond the classes.
+        ValueError: the logits have other axes, or a label is beyond the classes.
     """
+    if logits.ndim != 2:
+        raise ValueError(f'an exit gives logits of shape {logits.shape[1:]} for a sample: expected (classes,)')
     check_labels(logits, t)
     return F.softmax_cross_entropy(logits, t), F.accuracy(logits, t)
 

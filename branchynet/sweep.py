@@ -132,16 +132,12 @@ _WHOLE = 3  # the place of ``whole`` in an ExitRecord
 
 def _seconds_of_first_exit(net: BranchyNet | Compiled, batches: Sequence[Array]) -> list[float]:
     """Seconds per sample of the calls in which all samples leave at the first exit, one call for each batch."""
-    before, net.thresholdExits = net.thresholdExits, math.inf
-    try:
-        seconds = []
-        for x in batches:
-            start = now(net)
-            net.test(x)
-            seconds.append((now(net) - start) / len(x))
-        return seconds
-    finally:
-        net.thresholdExits = before
+    seconds = []
+    for x in batches:
+        start = now(net)
+        net.test_at(math.inf, x)
+        seconds.append((now(net) - start) / len(x))
+    return seconds
 
 
 _TIMED = 1000  # batches of a Compiled that are timed

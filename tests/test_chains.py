@@ -1,6 +1,7 @@
 """Exits at named layers of any Chain: BranchyNet.from_chain."""
 
 import copy
+import functools
 import gc
 import os
 import pickle
@@ -854,3 +855,23 @@ def test_a_network_of_ones_own_learns_cifar10(tmp_path):
         resumed = make()
         chainer.serializers.load_npz(tmp_path / 'net.npz', resumed)
         np.testing.assert_array_equal(resumed.run(x_test), net.run(x_test))
+
+
+@pytest.mark.parametrize('softmax', [functools.partial(F.softmax, axis=1), lambda h: F.softmax(h)])
+def test_a_softmax_at_the_end_of_a_sequence_is_seen_whatever_it_is_called(softmax):
+    np.random.seed(0)
+    x, t = np.random.rand(20, 4).astype(np.float32), np.random.randint(0, 3, 20).astype(np.int32)
+    logits = chainer.Sequential(L.Linear(4, 8), F.relu, L.Linear(8, 3))
+    expected = logits(x).array
+    net = BranchyNet.from_chain(chainer.Sequential(*logits, softmax), {'0': [F.relu, L.Linear(8, 3)]}, x=x)
+    np.testing.assert_allclose(net.look(x)[-1].logits, expected, atol=1e-6)
+    net.train(x, t)
+
+
+def test_the_last_exit_of_a_chain_cannot_be_frozen_by_itself():
+    net = BranchyNet.from_chain(
+        chainer.Sequential(L.Linear(4, 8), F.relu, L.Linear(8, 3), lambda h: h), {'0': [F.relu, L.Linear(8, 3)]}
+    )
+    with pytest.raises(ValueError, match="exit 1 is the end of the chain and has no links of its own: freeze 'trunk'"):
+        net.freeze(1)
+    net.freeze('exits')

@@ -5,8 +5,11 @@ import math
 import pickle
 
 import branchynet
+from branchynet import inference
 from branchynet.functions import entropy
+from branchynet.links.links import FL, Branch
 from branchynet.links.resnet import ResBlock
+from branchynet.net import BranchyNet
 
 import chainer
 import chainer.functions as F
@@ -736,3 +739,83 @@ def test_the_copy_of_main_is_made_first():
 def test_x_that_is_no_numbers_is_refused():
     with pytest.raises(TypeError, match='^x has dtype bool: expected numbers$'):
         small_net().run(np.zeros((2, 4), bool))
+
+
+def net_of_pooled_exits():
+    """Exits that end in global average pooling: logits (B, C, 1, 1)."""
+    np.random.seed(0)
+    return BranchyNet(
+        [
+            L.Convolution2D(1, 4, 3),
+            Branch([L.Convolution2D(4, 3, 1), FL(F.average_pooling_2d, 6)]),
+            L.Convolution2D(4, 4, 3),
+            Branch([L.Convolution2D(4, 3, 1), FL(F.average_pooling_2d, 4)]),
+        ]
+    )
+
+
+@pytest.mark.parametrize('call', ['train', 'test', 'look', 'compiled'])
+def test_logits_with_other_axes_are_named(call):
+    net = net_of_pooled_exits()
+    x, t = np.random.rand(20, 1, 8, 8).astype(np.float32), np.random.randint(0, 3, 20).astype(np.int32)
+    calls = {
+        'train': lambda: net.train(x, t),
+        'test': lambda: net.test(x, t),
+        'look': lambda: net.look(x),
+        'compiled': lambda: inference.Compiled(net).classify(x, 1.0),
+    }
+    with pytest.raises(ValueError, match=r'gives logits of shape \(3, 1, 1\) for a sample: expected \(classes,\)'):
+        calls[call]()
+
+
+def test_a_copy_of_main_trains_where_the_trunk_is_frozen():
+    net, (x, t) = small_net(), small_data(20)
+    net.freeze('trunk')
+    net.copy_main()
+    before = [param.array.copy() for param in net.main_copy.params()]
+    net.train_main_copy(x, t)
+    assert all((param.array != old).any() for param, old in zip(net.main_copy.params(), before))
+    with pytest.raises(ValueError, match='trunk is frozen'):
+        net.train_main(x, t)
+
+
+def test_what_two_exits_share_stays_frozen_with_either():
+    np.random.seed(0)
+    head = L.Linear(8, 3)
+    net = BranchyNet(
+        [L.Linear(4, 8), Branch([head]), L.Linear(8, 8), Branch([head]), L.Linear(8, 8), Branch([L.Linear(8, 3)])]
+    )
+    x, t = np.random.rand(20, 4).astype(np.float32), np.random.randint(0, 3, 20).astype(np.int32)
+    net.freeze(0, 1)
+    net.thaw(0)
+    before = head.W.array.copy()
+    net.train_branch(0, x, t)
+    np.testing.assert_array_equal(head.W.array, before)
+    net.thaw(1)
+    net.train_branch(0, x, t)
+    assert (head.W.array != before).any()
+
+
+@pytest.mark.parametrize(
+    'make', [lambda: FL(lambda a: chainer.as_array(a) * np.float32(2)), lambda: FL(lambda a: (a - 1).astype('f'))]
+)
+def test_links_that_take_arrays_train_at_every_step(make):
+    """As the first link, which gets the samples themselves, at the first step and at later ones."""
+    np.random.seed(0)
+    net = BranchyNet([make(), L.Linear(4, 8), Branch([L.Linear(8, 3)]), L.Linear(8, 8), Branch([L.Linear(8, 3)])])
+    x, t = np.random.rand(20, 4).astype(np.float32), np.random.randint(0, 3, 20).astype(np.int32)
+    losses = [net.train_main(x, t)[0] for _ in range(4)]
+    assert losses == sorted(losses, reverse=True)
+    for _ in range(2):
+        net.train_branch(0, x, t)
+        net.train(x, t)
+
+
+def test_thresholds_of_a_single_test_change_no_setting():
+    net, (x, t) = small_net(), small_data(20)
+    net.thresholdExits = 0.0
+    for one in net, inference.Compiled(net):
+        assert one.test_at(math.inf, x, t)[2] == [20] + [0] * (net.numexits() - 1)
+        assert one.test(x, t)[2] == [0] * (net.numexits() - 1) + [20]
+        with pytest.raises(ValueError, match='thresholds'):
+            one.test_at([1.0] * 9, x, t)

@@ -170,3 +170,18 @@ def test_test_and_record_name_the_same_label_where_probabilities_are_equal():
         assert answers.test(X, t)[0] == answers.test(X[:1], t[:1])[0] == 1
         assert sweep.record(answers, X, t).correct[0].all()
         assert (inference.classify(answers, X, math.inf).label == 1).all()
+
+
+def test_a_record_changes_no_setting_while_it_runs(monkeypatch):
+    net, (x, t) = small_net(), small_data(8)
+    for one in net, inference.Compiled(net):
+        one.thresholdExits = seen = [0.25] * (net.numexits() - 1)
+        test_at, settings = type(one).test_at, []
+
+        def watched(self, *arguments, test_at=test_at, settings=settings):
+            settings.append(self.thresholdExits)
+            return test_at(self, *arguments)
+
+        monkeypatch.setattr(type(one), 'test_at', watched)
+        sweep.record(one, x, t)
+        assert settings and all(setting is seen for setting in settings)

@@ -104,7 +104,9 @@ def _as_list(
         raise ValueError(f'the layers stand in the order {order}: give the exits in this order')
     if logits:
         del links[ends[logits] :]
-    elif not len(last) and isinstance(links[-1], FL) and links[-1].fn is F.softmax:
+    elif not len(last) and isinstance(links[-1], FL):
+        if links[-1].fn is not F.softmax:
+            return None  # a function that may hold a softmax: ChainNet sees what it computes
         del links[-1]
     if places[-1] >= len(links):
         raise ValueError(f'the exit at {list(branches)[-1]} stands where the last exit is: expected a layer before it')
