@@ -209,8 +209,9 @@ def choose(
     """The thresholds that fulfil a target on held-out samples; see Target for what is optimised.
 
     For one and two thresholds all settings are compared that the record tells apart, in O(N log N) and O(N^2). For
-    more, those before the last come from a grid of quantiles, of about GRID combinations, and with each of them every
-    rank of the last is compared.
+    more, those before the last come from a grid of quantiles, of about GRID combinations, and from about GRID settings
+    in which all exits from some exit on have one threshold and those before it none; with each of them every rank of
+    the last is compared. From nine exits on, the grid would be too coarse and is left out.
 
     With a guarantee, a third of the samples, chosen at random, gives a path: its Pareto front of accuracy and cost,
     from the most accurate setting to the cheapest, in STEPS steps. The other samples test the settings in this order,
@@ -248,6 +249,7 @@ def choose(
 
 
 GRID = 1000
+_NOBODY = -math.inf, None  # the cut below which no key lies, and its threshold
 
 
 class _Totals(NamedTuple):
@@ -323,16 +325,34 @@ class _Space:
 
     def blocks(self) -> Iterator[tuple[_Totals, Callable[[int], list[float | None]]]]:
         """Yields the totals of settings, and a function that gives the thresholds of the i-th of them."""
-        for cuts in product(*(self._cuts(key) for key in self._key[:-1])):
-            yield self._block(list(cuts))
+        for cuts in self._combinations():
+            yield self._block(cuts)
 
-    def _cuts(self, key: np.ndarray) -> list[tuple[Any, float | None]]:
-        """For a threshold that is not the last one: numbers that keys lie below, and the thresholds they stand for."""
+    def _combinations(self) -> Iterator[list[tuple[Any, float | None]]]:
+        """Cuts of all exits before the last early one."""
+        others = len(self._key) - 1
+        if others <= 1:
+            yield from ([cut] for cut in self._cuts(self._key[0])) if others else [[]]
+            return
+        each = round(GRID ** (1 / others))
+        if each > 2:
+            yield from map(list, product(*(self._cuts(key, each) for key in self._key[:-1])))
+        # A grid of many exits is too coarse for most targets. One threshold for all from some exit on has only two
+        # numbers to choose, and does nearly as well.
+        for cut in self._cuts(self._key[:-1].ravel(), max(100, GRID // others)):
+            for off in range(others):
+                yield [_NOBODY] * off + [cut] * (others - off)
+
+    def _cuts(self, key: np.ndarray, count: int | None = None) -> list[tuple[Any, float | None]]:
+        """Numbers that keys lie below, and the thresholds that they stand for.
+
+        Args:
+            key: of samples.
+            count: at about so many quantiles; None: all that the keys tell apart.
+        """
         key = np.sort(key)
         ranks = _ranks(key)
-        others = len(self._key) - 1
-        if others > 1:
-            count = max(2, round(GRID ** (1 / others)))
+        if count is not None:
             ranks = np.unique(ranks[np.linspace(0, len(ranks) - 1, count).round().astype(int)])
         thresholds = [self._criterion.threshold(key, rank) for rank in ranks]
         return [(self._criterion.cut(threshold, key.dtype), threshold) for threshold in thresholds]

@@ -281,7 +281,9 @@ def load_npz(path: str, link: chainer.Link) -> None:
     expected.save(link)
     try:
         with np.load(path, allow_pickle=False) as content:
-            arrays = {name: content[name] for name in expected.target if name not in SETTINGS}
+            arrays = {
+                name: _array(content, name, expected.target[name]) for name in expected.target if name not in SETTINGS
+            }
             settings = {name: content[name] for name in SETTINGS if name in content and hasattr(link, name)}
     except KeyError as e:
         raise OSError(f'{path} holds the weights of another network: {e.args[0]}') from e
@@ -302,6 +304,16 @@ def load_npz(path: str, link: chainer.Link) -> None:
         except (TypeError, ValueError) as e:
             raise OSError(f'{path} holds settings of another network: {e}') from e
     chainer.serializers.NpzDeserializer({**arrays, **settings}).load(link)
+
+
+def _array(content: Any, name: str, wanted: Any) -> Any:
+    """An array of a file; one of None, as serializers.save_npz writes it, where neither side has a shape yet."""
+    try:
+        return content[name]
+    except ValueError:  # an object: None, or something that is not to be unpickled
+        if np.asarray(wanted).dtype == object:
+            return np.array(None)
+        raise
 
 
 def _read(path: str) -> State:

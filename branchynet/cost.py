@@ -77,7 +77,9 @@ def cost(net: BranchyNet, shape: Sequence[int]) -> NetCost:
     """
     for path, param in net.namedparams():
         if not param.is_initialized:
-            raise ValueError(f'parameter {path} has no shape yet: call the net on a batch first')
+            raise ValueError(
+                f'parameter {path} has no shape yet: call net.run_main(x) and net.get_SM(x) on a batch first'
+            )
     x, _ = net.checked(np.zeros((1, *shape), next((p.dtype for p in net.params()), np.float32)))
     with chainer.using_config('train', False), chainer.force_backprop_mode():
         return NetCost(_exits(net, x), _cost(net.main(chainer.Variable(x))))

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, Optional
 from branchynet import _chainer  # noqa: F401
 from branchynet.batching import check_labels, checked_labels
 from branchynet.chains.reading import Stage
-from branchynet.exits import below, check_per_exit, closed, rounded
+from branchynet.exits import below, check_answer, check_per_exit, closed, rounded
 from branchynet.files import write_atomically
-from branchynet.inference import Classification, fold_temperatures, tally
+from branchynet.inference import Classification, fold_temperatures, main_head, tally
 from branchynet.links.links import FL, Net
 from branchynet.net import BranchyNet
 from branchynet.provenance import commit, sha256_of_net
@@ -152,12 +152,19 @@ class OnnxBranchyNet:
             A Classification.
 
         Raises:
-            TypeError, ValueError: x or the thresholds do not fit.
+            TypeError, ValueError: x or the thresholds do not fit, or an exit's answer is NaN.
         """
+        result = self._classified(x, thresholds)
+        check_answer(result.exit, result.entropy)
+        return result
+
+    def _classified(self, x: Any, thresholds: Any) -> Classification:
+        """`classify`; the label is -1, which is none, where an answer is NaN."""
         x = self._checked(x)
         thresholds = _per_exit(self.thresholdExits if thresholds is None else thresholds, self.numexits())
         parts = [self._runner.run(x[i : i + _CHUNK], thresholds) for i in range(0, len(x), _CHUNK)]
-        return Classification(*map(np.concatenate, zip(*parts)))
+        label, exit, entropy, prob = map(np.concatenate, zip(*parts))
+        return Classification(np.where(np.isnan(entropy), -1, label), exit, entropy, prob)
 
     def test(self, x: Any, t: Any = None) -> tuple[float, list[float], list[int], float]:
         """BranchyNet.test by ``thresholdExits``; the seconds are those of the whole classification.
@@ -174,7 +181,7 @@ class OnnxBranchyNet:
             TypeError, ValueError: x, t or the thresholds do not fit.
         """
         start = time.perf_counter()
-        result = self.classify(x)
+        result = self._classified(x, None)
         seconds = time.perf_counter() - start
         if t is not None:
             t = checked_labels(t, result.prob)
@@ -224,9 +231,11 @@ class _Cascade:
     def run(self, x: np.ndarray, thresholds: Sequence[float]) -> tuple[np.ndarray, ...]:
         """(label, exit, entropy, prob) of x (B, ...)."""
         feed = {'thresholds': rounded(thresholds, np.float32)} if thresholds else {}
-        parts = [
-            self._session.run(['label', 'exit', 'entropy', 'prob'], {'x': x[i : i + 1], **feed}) for i in range(len(x))
-        ]
+        names = ['label', 'exit', 'entropy', 'prob']
+        try:
+            parts = [self._session.run(names, {'x': x[i : i + 1], **feed}) for i in range(len(x))]
+        except Exception as e:  # ONNX Runtime's errors have no class in common
+            raise ValueError(f'ONNX Runtime gives no answer, as where numbers overflow: {_first_line(e)}') from e
         return tuple(map(np.concatenate, zip(*parts)))
 
 
@@ -322,12 +331,12 @@ def _default_thresholds(net: BranchyNet, thresholds: Any) -> list[float]:
 def _check_net(net: BranchyNet) -> None:
     if net.gpu:
         raise ValueError('the net is on a GPU: expected it on the CPU (net.to_cpu())')
+    head = {id(param) for param in main_head(net)}  # not exported
     for path, param in net.namedparams():
         if not param.is_initialized:
-            raise ValueError(
-                f'parameter {path} has no shape yet: expected a net whose main and exits have seen a batch'
-            )
-        if param.dtype != np.float32:
+            if id(param) not in head:
+                raise ValueError(f'parameter {path} has no shape yet: expected a net whose exits have seen a batch')
+        elif param.dtype != np.float32:
             raise ValueError(f'parameter {path} has dtype {param.dtype}: expected float32')
 
 

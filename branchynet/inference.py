@@ -126,7 +126,7 @@ def _obstacle(net: BranchyNet) -> Optional[str]:
     """The reason why a net cannot be compiled, and the remedy; None if it can be."""
     if net.gpu:
         return 'its parameters are on a GPU: call net.to_cpu() first'
-    head = {id(param) for param in _main_head(net)}
+    head = {id(param) for param in main_head(net)}
     for path, param in net.namedparams():
         if not param.is_initialized:
             if id(param) not in head:
@@ -140,8 +140,12 @@ def _obstacle(net: BranchyNet) -> Optional[str]:
     return None
 
 
-def _main_head(net: BranchyNet) -> list[chainer.Parameter]:
-    """The parameters of main's own head, which have no shape while it was never run; a chain has none."""
+def main_head(net: BranchyNet) -> list[chainer.Parameter]:
+    """Lists the parameters of main's own head, which have no shape while it was never run; a chain has none.
+
+    Args:
+        net: a BranchyNet.
+    """
     if not isinstance(net.main, Net):
         return []
     return [param for link in net.main[net.models[-1].endi :] for param in link.params()]
@@ -248,7 +252,7 @@ class Compiled:
         self._lock = threading.Lock()
         self._engines: dict[tuple[tuple[int, ...], np.dtype], Engine] = {}  # by shape and dtype of a sample
         self._samples: set[tuple] = set()  # shapes of float32 samples that the net was found to take
-        self._has_main_head = all(param.is_initialized for param in _main_head(self._net))
+        self._has_main_head = all(param.is_initialized for param in main_head(self._net))
         self._checked: dict[Any, tuple] = {}  # thresholds that were checked, and their cuts
 
     def __getstate__(self) -> dict[str, Any]:

@@ -93,6 +93,26 @@ def judged_fast(recorded, setting, baseline):
         return judge(recorded, setting, baseline, MACS)
 
 
+@pytest.mark.parametrize('count', [4, 8, 9, 20])
+def test_with_many_exits_no_common_threshold_is_better(count):
+    recorded = record_of(3, samples=300, count=count)
+    baseline, target = recorded.correct[-1], Target(accuracy_loss=3)
+    found = choose(recorded, target, baseline)
+    loss, ms = of_setting(recorded, found)
+    assert loss <= 3
+    common = [of_setting(recorded, [level] * (count - 1)) for level in (None, *np.arange(0.5, 8))]
+    within = [other for loss, other in common if loss <= 3]
+    assert len(within) > 1 and ms <= min(within)
+
+
+def of_setting(recorded, setting):
+    """(loss of accuracy in points, ms per sample) of a setting."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, 'loss_bound', lambda *arguments: 0.0)
+        judged = judge(recorded, setting, recorded.correct[-1])
+    return judged.loss_points, judged.whole_ms
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 30), TARGETS)
 def test_the_nearest_target_that_the_message_names_can_be_fulfilled(seed, target):

@@ -320,3 +320,20 @@ def test_weights_of_another_kind_change_nothing(tmp_path, name, value, message):
     with pytest.raises(OSError, match=message):
         checkpoint.load_npz(path, net)
     assert same(weights(net), weights(small_net())) and net.thresholdExits is None
+
+
+def test_weights_of_a_net_whose_main_was_never_run_are_loaded(tmp_path):
+    def net_without_sizes():
+        return branchynet.BranchyNet([L.Linear(None, 8), branchynet.Branch([L.Linear(None, 2)])])
+
+    np.random.seed(0)
+    net, path = net_without_sizes(), str(tmp_path / 'weights.npz')
+    x = np.random.rand(6, 4).astype(np.float32)
+    expected = net.look(x)[0].logits
+    chainer.serializers.save_npz(path, net)
+    other = net_without_sizes()
+    checkpoint.load_npz(path, other)
+    np.testing.assert_array_equal(other.look(x)[0].logits, expected)
+    net.run_main(x)
+    with pytest.raises(OSError, match='allow_pickle'):  # a net that has a place for what the file lacks
+        checkpoint.load_npz(path, net)

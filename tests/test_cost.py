@@ -134,7 +134,7 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r'^link 0 \(Linear\) cannot take an array of shape \(1, 5\)'):
         cost(small_net(), (5,))
     lazy = branchynet.BranchyNet([branchynet.Branch([L.Linear(None, 3)])])
-    words = '^parameter /main/0/W has no shape yet: call the net on a batch first$'
+    words = r'^parameter /main/0/W has no shape yet: call net.run_main\(x\) and net.get_SM\(x\) on a batch first$'
     with pytest.raises(ValueError, match=words):
         cost(lazy, (5,))
 

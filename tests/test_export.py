@@ -717,3 +717,29 @@ def test_temperatures_that_do_not_fit_are_not_exported(tmp_path):
     net.temperatures = [2.0]
     with pytest.raises(ValueError, match='^temperatures is'):
         export.export(net, str(tmp_path / 'net.onnx'), (4,), 0.5)
+
+
+@pytest.mark.parametrize('name', ['cascade.onnx', 'stages'])
+def test_numbers_that_overflow_are_no_answer(tmp_path, name):
+    np.random.seed(0)
+    net = branchynet.BranchyNet([L.Linear(4, 8), Branch([L.Linear(8, 2)]), L.Linear(8, 8), Branch([L.Linear(8, 2)])])
+    path = str(tmp_path / name)
+    export.export(net, path, (4,), 0.5)
+    x = np.full((2, 4), 3e38, np.float32)
+    with pytest.raises(ValueError, match='answers NaN|gives no answer, as where numbers overflow'):
+        export.OnnxBranchyNet(path).classify(x)
+    if name == 'stages':  # the file for single samples stops there
+        accuracy, accuracies, *_ = export.OnnxBranchyNet(path).test(x, np.array([0, 1], np.int32))
+        assert accuracy == 0 and accuracies == [0, 0]
+
+
+def test_a_head_of_main_that_was_never_run_does_not_hinder(tmp_path):
+    np.random.seed(0)
+    net = branchynet.BranchyNet(
+        [L.Linear(4, 8), Branch([L.Linear(None, 2)]), L.Linear(8, 8), Branch([L.Linear(None, 2)])]
+    )
+    x = np.random.rand(6, 4).astype(np.float32)
+    looks = net.look(x)
+    path = str(tmp_path / 'stages')
+    export.export(net, path, (4,), 0.0)
+    np.testing.assert_allclose(export.OnnxBranchyNet(path).classify(x).prob, looks[-1].prob, rtol=1e-5)
