@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional
 
@@ -301,23 +302,28 @@ def _temperatures(measured: Mapping[int, Measurement]) -> pages.Table:
     return pages.Table(head, rows)
 
 
-def main() -> None:
-    """Runs the commands that the docstring of this file shows."""
+def main() -> int:
+    """Runs the commands that the docstring of this file shows; returns the exit status."""
     parser = argparse.ArgumentParser(prog='python -m branchynet.experiments.calibration')
     parser.add_argument('--out', required=True, metavar='DIR', help='folder of weights and calibration.json')
     parser.add_argument('--only', choices=list(TRAININGS), help='network to train (default: all)')
     parser.add_argument('--seed', type=int, metavar='K', help='seed to train (default: 0 to 2)')
     parser.add_argument('--table', metavar='FILE', help="put the folder's table into this page, and do nothing else")
     args = parser.parse_args()
-    if args.table is not None:
-        report.put_between_markers(args.table, table(read(args.out)), 'calibration')
-        return
-    determinism.fix('portable')
-    with files.lock(args.out):
-        networks = list(TRAININGS) if args.only is None else [args.only]
-        seeds = list(range(SEEDS)) if args.seed is None else [args.seed]
-        complete(args.out, networks, seeds, devices.find_device('cpu'))
+    try:
+        if args.table is not None:
+            report.put_between_markers(args.table, table(read(args.out)), 'calibration')
+            return 0
+        determinism.fix('portable')
+        with files.lock(args.out):
+            networks = list(TRAININGS) if args.only is None else [args.only]
+            seeds = list(range(SEEDS)) if args.seed is None else [args.seed]
+            complete(args.out, networks, seeds, devices.find_device('cpu'))
+    except (OSError, ValueError) as e:
+        print(f'{parser.prog}: {e}', file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -270,7 +270,7 @@ def _table1(networks: Mapping[str, Sequence[NetworkRun]], verdicts: Sequence[Ver
     """Table I, published and measured, a verdict on each row."""
     rows: list[list[str]] = []
     for name, seeds in networks.items():
-        rows.append([f'{get_experiment(name).network} ({_device(seeds)})'])
+        rows.append([f'{get_experiment(name).network} ({device_of(seeds)})'])
         for row in table1_rows(name, seeds, verdicts):
             rows.append([*row.cells(), f'{row.status}\n{row.why}'.strip()])
     return pages.Table(['Table I', 'Published', 'Measured', 'Verdict'], rows)
@@ -287,7 +287,7 @@ def table1_rows(name: str, seeds: Sequence[NetworkRun], verdicts: Sequence[Verdi
     Yields:
         The rows, the same quantities in the same order for all runs of an experiment.
     """
-    network, device = get_experiment(name).network, _device(seeds)
+    network, device = get_experiment(name).network, device_of(seeds)
     by_id = {v.claim.id: v for v in verdicts}
     base, branchy = (_published(row, device) for row in (network, f'B-{network}'))
     images = seeds[0].measurement.test_samples
@@ -465,7 +465,7 @@ def _network(name: str, seeds: Sequence[NetworkRun], results: Results) -> list[p
     network = get_experiment(name).network
     return [
         pages.Text(text),
-        pages.Table(COLUMNS, _published_rows(network, _device(seeds)) + _measured_rows(network, seeds)),
+        pages.Table(COLUMNS, _published_rows(network, device_of(seeds)) + _measured_rows(network, seeds)),
         pages.Text(f'Measured on: {"; ".join(machines)}.'),
     ]
 
@@ -768,8 +768,12 @@ def _machine(environment: Environment) -> str:
     )
 
 
-def _device(seeds: Sequence[NetworkRun]) -> str:
-    """Table I's name of the device that a network was measured on."""
+def device_of(seeds: Sequence[NetworkRun]) -> str:
+    """Returns Table I's name of the device that a network was measured on, 'CPU' or 'GPU'.
+
+    Args:
+        seeds: its runs.
+    """
     return 'GPU' if 'cupy' in seeds[0].measurement.device else 'CPU'
 
 

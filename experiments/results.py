@@ -58,7 +58,7 @@ def _finite(_: object, attribute: attrs.Attribute, value: list[float]) -> None:
         raise ValueError(f'has {attribute.name} with NaN or infinity: expected numbers')
 
 
-_PERCENTAGES = [_not_empty, deep_iterable(_percentage)]
+PERCENTAGES = [_not_empty, deep_iterable(_percentage)]
 
 
 @define(kw_only=True)
@@ -249,7 +249,7 @@ class Setting:
 
     thresholds: list[float]
     accuracy_percent: float = field(validator=_percentage)
-    exit_percent: list[float] = field(validator=[*_PERCENTAGES, _shares])
+    exit_percent: list[float] = field(validator=[*PERCENTAGES, _shares])
     gain_released: float = field(validator=_positive)
     gain_whole: float = field(validator=_positive)
     gain_allowed: float = field(validator=_positive)
@@ -359,8 +359,8 @@ class Exit1Curve:
         max_entropy_nat: (points,).
     """
 
-    exit1_percent: list[float] = field(validator=[*_PERCENTAGES, _rising])
-    accuracy_percent: list[float] = field(validator=_PERCENTAGES)
+    exit1_percent: list[float] = field(validator=[*PERCENTAGES, _rising])
+    accuracy_percent: list[float] = field(validator=PERCENTAGES)
     max_entropy_nat: list[float] = field(validator=_finite)
 
     def __attrs_post_init__(self) -> None:
@@ -395,7 +395,7 @@ class NetworkMeasurement:
     compiled: bool
     baseline: Baseline
     macs: Macs
-    exit_accuracy_percent: list[float] = field(validator=_PERCENTAGES)
+    exit_accuracy_percent: list[float] = field(validator=PERCENTAGES)
     outputs: dict[str, Digest]
     exit1_curve: Exit1Curve
     sweep: list[SweptSetting] = field(validator=_not_empty)
@@ -435,7 +435,7 @@ class ComparisonMeasurement:
     device: str
     environment: Environment
     test_samples: int = field(validator=_positive)
-    exit_accuracy_percent: list[float] = field(validator=_PERCENTAGES)
+    exit_accuracy_percent: list[float] = field(validator=PERCENTAGES)
     outputs: dict[str, Digest]
 
 

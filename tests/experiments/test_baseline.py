@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from unittest.mock import ANY
 
 import branchynet  # noqa: F401
-from branchynet import cpu, devices, sweep, utils
+from branchynet import cpu, devices, schema, sweep, utils
 from branchynet.datasets import mnist
 from branchynet.experiments import baseline, lenet_mnist, results, runs
 
+import attrs
 import numpy as np
 import pytest
 
@@ -73,14 +75,18 @@ def test_the_tables_have_the_ends_and_the_ranges():
         'as_released_percent': [50.0, *[97.0] * 9, 97.25],
         'exits_percent': [[10.0, 20.0], *[[91.0, 94.0]] * 9, [92.0, 93.0]],
     }
-    one, other = baseline.Curve(seed=5, **main), baseline.Curve(seed=6, **main, **joint)
+    one, other = (
+        baseline.Curve(seed=5, environment=None, **main),
+        baseline.Curve(seed=6, environment=None, **main, **joint),
+    )
     alone, *more = baseline.tables(of(one)).strip().split('\n\n')
     assert not more
     assert cells(alone)[2:] == [
         ['5', '97.50', '97.50 to 98.00', '99.00', '98.50 to 99.00'],
         ['mean', '97.50', '-', '99.00', '-'],
     ]
-    alone, together = baseline.tables(of(other)).strip().split('\n\n')
+    alone, together = baseline.tables(of(one, other)).strip().split('\n\n')
+    assert [row[0] for row in cells(alone)[2:]] == ['5', '6', 'mean']  # and the joint one has those that it knows:
     last = 'In the last 10 epochs'
     assert cells(together) == [
         ['Seed', 'As released, after the last joint epoch', last, 'Exit 1', last, 'Exit 2', last],
@@ -91,7 +97,7 @@ def test_the_tables_have_the_ends_and_the_ranges():
 
 
 def of(*curves: baseline.Curve) -> baseline.Baseline:
-    return baseline.Baseline(experiment='lenet_mnist', environment=None, curves=list(curves))
+    return baseline.Baseline(experiment='lenet_mnist', curves=list(curves))
 
 
 @pytest.mark.parametrize('network, seeds', COMMITTED.items())
@@ -115,11 +121,56 @@ def test_the_page_has_the_table_of_the_committed_file(network):
     assert baseline.tables(baseline.read(str(RESULTS / f'baseline_{network}'))) in page
 
 
-def test_a_folder_of_another_network_is_refused(monkeypatch, capsys, tmp_path):
-    given = ['baseline', '--only', 'alex_cifar10', '--out', str(tmp_path)]
-    (tmp_path / baseline.FILE).write_bytes((RESULTS / 'baseline_lenet_mnist' / baseline.FILE).read_bytes())
-    monkeypatch.setattr('sys.argv', given)
+@pytest.fixture
+def command(monkeypatch):
+    """The command, with some arguments; returns its status."""
     monkeypatch.setattr('branchynet.determinism.fix', lambda profile: None)
-    with pytest.raises(SystemExit):
-        baseline.main()
-    assert 'is of lenet_mnist: choose another folder' in capsys.readouterr().err
+
+    def run(*words):
+        monkeypatch.setattr('sys.argv', ['baseline', *map(str, words)])
+        return baseline.main()
+
+    return run
+
+
+def test_seeds_are_trained_that_are_missing_or_lack_the_joint_training(command, curve, monkeypatch, tmp_path):
+    alone = attrs.evolve(curve, as_released_percent=[], exits_percent=[], joint_weights_sha256=[])
+    schema.write(str(tmp_path / baseline.FILE), of(alone, attrs.evolve(curve, seed=2)))
+    trained = []
+
+    def measure(experiment, seed, data, preset, last):
+        trained.append(seed)
+        return attrs.evolve(curve, seed=seed)
+
+    monkeypatch.setattr(baseline, 'measure', measure)
+    assert command('--out', tmp_path, '--seeds', 3) == 0
+    assert trained == [0, 1]
+    found = baseline.read(str(tmp_path)).curves
+    assert [one.seed for one in found] == [0, 1, 2] and all(one.exits_percent for one in found)
+    assert command('--out', tmp_path, '--seeds', 3) == 0
+    assert trained == [0, 1]
+
+
+@pytest.mark.parametrize(
+    'words, message',
+    [
+        (['--only', 'alex_cifar10'], 'is of lenet_mnist: choose another folder'),
+        (['--seeds', '0'], '--seeds is 0: expected 1 or more'),
+        (['--table', 'nowhere.md'], 'nowhere.md'),
+    ],
+)
+def test_mistakes_are_told_in_one_line(command, capsys, tmp_path, words, message):
+    (tmp_path / baseline.FILE).write_bytes((RESULTS / 'baseline_lenet_mnist' / baseline.FILE).read_bytes())
+    assert command('--out', tmp_path, *words) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count('\n') == 1
+
+
+@pytest.mark.parametrize('accuracies', ['[]', '[NaN]', '[101.0]'])
+def test_accuracies_that_cannot_be_are_refused(command, capsys, tmp_path, curve, accuracies):
+    schema.write(str(tmp_path / baseline.FILE), of(attrs.evolve(curve, accuracy_percent=[99.5])))
+    path = tmp_path / baseline.FILE
+    path.write_text(re.sub(r'\[\s*99.5\s*\]', accuracies, path.read_text()))
+    assert command('--out', tmp_path, '--table', 'page.md') == 2
+    error = capsys.readouterr().err
+    assert 'accuracy_percent' in error and error.count('\n') == 1

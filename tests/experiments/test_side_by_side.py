@@ -52,13 +52,23 @@ def test_every_figure_stands_in_its_folders_column(folders, capsys):
     assert compare(*folders) == 0
     found = cells(capsys.readouterr().out)
     assert found['LeNet'] == ['Published', *map(str, folders)]
-    assert found['Data'] == ['-', 'data of SHA-256 abcdef0123456789', 'pcifar10 by recipe zca']
+    assert found['Training images'] == ['-', '256 (SHA-256 abcdef012345...)', '256 (recipe zca)']
     assert found['Seeds'] == ['-', '0', '5']
-    assert found['Training'][1].endswith('50 + 100 epochs') and '50 + 2 epochs' in found['Training'][2]
+    assert found['Epochs'][1].startswith('50 + 100 epochs') and found['Epochs'][2].startswith('50 + 2 epochs')
     published, one, other = found['LeNet accuracy (%), as released']
     assert (published, one[:5], other[:5]) == ('99.20', '97.25', '99.50')
     assert [cell.split()[0] for cell in found['B-LeNet: leaving at exit 1 (%)']] == ['94.3', '90.00', '42.00']
     assert [cell.split()[0] for cell in found['Accuracy of exit 2 by itself (%)']] == ['-', '99.00', '92.00']
+
+
+def test_published_numbers_are_those_of_each_folders_device(folders, capsys):
+    on_gpu = results.read(str(folders[1]))
+    on_gpu.experiments['lenet_mnist'][0].measurement.device = '@cupy:0'
+    results.write(str(folders[1]), on_gpu)
+    assert compare(*folders) == 0
+    found = cells(capsys.readouterr().out)
+    assert found['Measured on'] == ['-', 'CPU', 'GPU']
+    assert found['B-LeNet: gain, released clock'][0] == '5.4 or 4.7'
 
 
 def test_folders_of_the_same_network_are_compared_and_others_left_out(folders, capsys):
@@ -100,9 +110,9 @@ def test_a_refusal_is_one_line_and_leaves_the_page_as_it_is(update, folders, tmp
     if update:
         assert compare(*folders, update=page) == 2
     else:
-        assert compare(folders[0], folders[0]) == 2
+        assert compare(folders[0], f'{folders[0]}/') == 2
     error = capsys.readouterr().err
-    assert error.count('\n') == 1 and ('page.md: expected the lines' if update else 'nothing to compare') in error
+    assert error.count('\n') == 1 and ('page.md: expected the lines' if update else 'one folder is given') in error
     assert page.read_text() == 'no markers\n'
 
 
