@@ -36,10 +36,9 @@ def crops(x: np.ndarray) -> np.ndarray:
 
 
 def normalize(x: np.ndarray) -> np.ndarray:
-    """Every image minus its mean and then (sic) minus its standard deviation.
+    """Every channel of every image minus its mean and then (sic) minus its standard deviation and 1e-5.
 
-    Mean and standard deviation are those of the single image over its channels and pixels, so that an
-    image's values do not depend on its batch. (A bug of the original, kept: normally one divides by the deviation.)
+    (A bug of the original, kept: normally one divides by the deviation.)
 
     Args:
         x: array (N, C, H, W).
@@ -47,8 +46,8 @@ def normalize(x: np.ndarray) -> np.ndarray:
     Returns:
         Array of x's shape and dtype.
     """
-    axes = (1, 2, 3)
-    return x - x.mean(axis=axes, keepdims=True) - x.std(axis=axes, keepdims=True)
+    axes = (2, 3)
+    return x - x.mean(axis=axes, keepdims=True) - (x.std(axis=axes, keepdims=True) + x.dtype.type(1e-5))
 
 
 def augmentation(x: np.ndarray, y: np.ndarray, batchsize: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -214,12 +215,12 @@ def test_suite_B(
         x: samples (N, ...).
         y: labels (N,).
         batchsize: samples that run together.
-        ps: the settings, nats; None: 0.1, 0.2, ..., 1.
+        ps: the settings, nats; None: ten from 0.1 to 2, as released.
 
     Returns:
         (ps, accuracies (array), seconds per sample (array, released clock), exits (list of int arrays)).
     """
-    ps = np.linspace(0.1, 1.0, 10) if ps is None else ps
+    ps = np.linspace(0.1, 2.0, 10) if ps is None else ps
     results = _test_settings(net, x, y, batchsize, [{'thresholdExits': p} for p in ps])
     return ps, np.array([r[0] for r in results]), np.array([r[1] for r in results]) / len(x), [r[2] for r in results]
 
@@ -340,9 +341,18 @@ def branchy_table_results(
         )
 
 
-def compute_network_times(exits: Any, branch_times: Any) -> float:
-    """Mean ms per sample, from samples per exit (E,) and seconds per sample of leaving at each (E,)."""
-    return float(np.dot(exits, branch_times) / np.sum(exits) * 1e3)
+def compute_network_times(exits: Any, branch_times: Any) -> float | list[float]:
+    """Computes mean times per sample from the numbers of samples that leave at each exit.
+
+    Args:
+        exits: samples per exit, of one setting (E,) or of several (S, E).
+        branch_times: (E,), seconds per sample of leaving at each exit.
+
+    Returns:
+        ms per sample: a float, or a list of one for every setting.
+    """
+    exits = np.asarray(exits)
+    return (exits @ np.asarray(branch_times) / exits.sum(axis=-1) * 1e3).tolist()
 
 
 def compute_branch_times(
@@ -360,11 +370,28 @@ def get_SM(net: BranchyNet, x: Array, batchsize: int = 10000) -> list[np.ndarray
     return [np.concatenate([to_cpu(a) for a in arrays]) for arrays in zip(*parts)]
 
 
-def get_ent_setdiff(old: Any, new: Any, percentExit: float = 0.5) -> float:
-    """Compares two entropies (N,) of the same samples at an exit where the share ``percentExit`` leaves.
+def get_ent_setdiff(old: Any, new: Any, percentExit: float = 0.5) -> float | list[float]:
+    """Compares two nets by the samples that leave, where the share ``percentExit`` of those left leaves at each exit.
+
+    Args:
+        old: entropies of one net: (N,) at one exit, or a list of such arrays for several, as find_entropies returns it.
+        new: those of the other net, for the same samples.
+        percentExit: in [0, 1].
 
     Returns:
-        Share of the samples that leave by only one of the two.
+        At one exit, the share of all samples that leave by only one of the two. At several, as released, a list with
+        the share of the samples leaving in ``old`` that do not leave there in ``new``; NaN where none leaves.
     """
-    count = int(percentExit * len(old))
-    return float((lowest(np.asarray(old), count) != lowest(np.asarray(new), count)).mean())
+    old, new = np.asarray(old), np.asarray(new)
+    if old.ndim == 1:
+        count = int(percentExit * len(old))
+        return float((lowest(old, count) != lowest(new, count)).mean())
+    shares, stays = [], np.ones((2, old.shape[1]), bool)
+    for both in zip(old, new):
+        count = int(percentExit * stays[0].sum())
+        leaves = np.zeros_like(stays)
+        for i, entropy in enumerate(both):
+            leaves[i, stays[i]] = lowest(entropy[stays[i]], count)
+        stays &= ~leaves
+        shares.append(float((leaves[0] & ~leaves[1]).sum() / count) if count else math.nan)
+    return shares

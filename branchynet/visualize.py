@@ -11,7 +11,9 @@ Accuracies and probabilities are fractions in [0, 1]; the figures show them in p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
 from branchynet import (
@@ -46,15 +48,21 @@ Setting = Union[float, Sequence[float]]  # percentTestExits or thresholdExits
 Point = tuple  # (x, y)
 
 
-def plot_layers(values: Sequence, save_name: PathLike | None = None, xlabel: str = '', ylabel: str = '') -> Figure:
+def plot_layers(values: Iterable, save_name: PathLike | None = None, xlabel: str = '', ylabel: str = '') -> Figure:
     """Draws a line per exit over the epochs.
 
     Args:
-        values: losses or accuracies as utils.train returns them: per epoch a scalar or an array (exits,).
-        save_name: path of the file.
+        values: losses or accuracies as utils.train returns them: per epoch a scalar or an array (exits,). Or, as the
+            released scripts give them by ``zip(*losses)``, a tuple or list over the epochs for every exit.
+        save_name: path of the file; without a suffix, '.png' is added.
         xlabel: label of the x axis.
         ylabel: label of the y axis.
     """
+    if save_name is not None and not Path(save_name).suffix:
+        save_name = f'{os.fspath(save_name)}.png'
+    values = list(values)
+    if all(isinstance(value, (tuple, list)) for value in values):
+        values = list(zip(*values))
     with new_figure(save_name) as figure:
         axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
         _epochs(axes, values)

@@ -51,7 +51,7 @@ def test_normalize_subtracts_mean_and_then_std(n, mean, std):
     x = (images(n) * std + mean).astype(np.float32)
     y = augment.normalize(x)
     assert y.dtype == np.float32 and y.shape == x.shape
-    for before, after in zip(x, y):
+    for before, after in zip(x.reshape(-1, *x.shape[2:]), y.reshape(-1, *y.shape[2:])):
         expected = before.astype(np.float64) - before.mean(dtype=np.float64) - before.std(dtype=np.float64)
         np.testing.assert_allclose(after, expected, atol=1e-3)
 

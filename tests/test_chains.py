@@ -875,3 +875,24 @@ def test_the_last_exit_of_a_chain_cannot_be_frozen_by_itself():
     with pytest.raises(ValueError, match="exit 1 is the end of the chain and has no links of its own: freeze 'trunk'"):
         net.freeze(1)
     net.freeze('exits')
+
+
+def test_a_layer_that_defines_call_is_told_its_todays_name():
+    class Old(L.Linear):
+        def __call__(self, x):
+            return F.relu(self.forward(x))
+
+    class Chain(chainer.Chain):
+        def __init__(self):
+            super().__init__()
+            with self.init_scope():
+                self.a, self.b = Old(4, 8), L.Linear(8, 3)
+
+        def forward(self, x):
+            return self.b(self.a(x))
+
+    net = BranchyNet.from_chain(Chain(), {'a': [L.Linear(8, 3)]})
+    with pytest.raises(
+        ValueError, match='the layer /a defines __call__, so that Chainer does not see its calls: name it'
+    ):
+        net.look(np.zeros((2, 4), np.float32))

@@ -27,6 +27,11 @@ def test_released_notebook(data, tmp_path, capsys):
     losses, accs, seconds = utils.train(net, x_train, y_train, batchsize=64, num_epoch=3)
     assert np.shape(losses) == np.shape(accs) == (3, 2)
     visualize.plot_layers(losses, save_name=str(tmp_path / 'losses.png'))
+    (axes,) = visualize.plot_layers(zip(*losses), save_name=str(tmp_path / 'zipped')).axes  # as the scripts call it
+    assert (tmp_path / 'zipped.png').exists()
+    for k, line in enumerate(axes.lines):
+        np.testing.assert_array_equal(line.get_ydata(), [of_epoch[k] for of_epoch in losses])
+    assert len(axes.lines) == 2
 
     net.testing()
     baseacc, basediff, _, _ = utils.test(net, x_test, y_test, main=True, batchsize=1)

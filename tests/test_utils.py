@@ -163,6 +163,20 @@ def test_get_sm_in_batches():
         np.testing.assert_allclose(part, whole, rtol=1e-5)
 
 
+def test_compute_network_times_of_several_settings():
+    times = utils.compute_network_times([[90, 10], [0, 100]], [0.001, 0.003])
+    assert times == pytest.approx([1.2, 3.0]) and isinstance(times, list)
+
+
+def test_get_ent_setdiff_of_several_exits_by_hand():
+    old = [np.array([1, 2, 3, 4]), np.array([9, 9, 1, 2])]
+    new = [np.array([2, 1, 3, 4]), np.array([9, 9, 2, 1])]
+    # Exit 1: samples 0 and 1 leave in both. Exit 2: of samples 2 and 3, one leaves, another in each.
+    assert utils.get_ent_setdiff(old, new) == [0, 1]
+    assert utils.get_ent_setdiff(old, new, percentExit=0.25)[0] == 1  # sample 0 against sample 1
+    assert np.isnan(utils.get_ent_setdiff(old, new, percentExit=0)).all()
+
+
 def test_get_ent_setdiff_by_hand():
     assert utils.get_ent_setdiff([1, 2, 3, 4], [1, 2, 3, 4]) == 0
     assert utils.get_ent_setdiff([1, 2, 3, 4], [1, 3, 2, 4]) == 0.5
@@ -191,10 +205,10 @@ def test_augmented_helpers_train_on_all_views():
 
 def test_default_settings_are_the_callers_own():
     net = small_net()
-    for suite in utils.test_suite_A, utils.test_suite_B:
+    for suite, highest in (utils.test_suite_A, 1), (utils.test_suite_B, 2):
         ps = suite(net, X, T)[0]
         ps *= 0
-        np.testing.assert_allclose(suite(net, X, T)[0], np.arange(1, 11) / 10)
+        np.testing.assert_allclose(suite(net, X, T)[0], np.linspace(0.1, highest, 10))
 
 
 def test_screen_branchy_takes_a_number_for_all_exits():

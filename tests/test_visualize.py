@@ -116,7 +116,7 @@ def test_failure_while_saving_leaves_the_old_file(tmp_path, monkeypatch):
 )
 def test_format_that_cannot_be_written(name, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        visualize.plot_layers(EPOCHS, tmp_path / 'new' / name)
+        visualize.plot_curves(EPOCHS, EPOCHS, output_path=tmp_path / 'new' / name)
     assert not list(tmp_path.iterdir())
 
 
@@ -162,6 +162,14 @@ def test_layers_is_one_line_per_exit(values):
     for k in range(values.shape[1]):
         assert_line(axes, f'Exit {k + 1}', np.arange(1, len(values) + 1), values[:, k])
     pyplot.close('all')
+
+
+def test_layers_of_the_released_call(tmp_path):
+    """A tuple over the epochs for each exit, by zip; and a name without a suffix."""
+    (axes,) = visualize.plot_layers(zip(*[(3.0, 6.0), (2.0, 5.0), (1.0, 4.0)]), str(tmp_path / 'loss')).axes
+    assert_line(axes, 'Exit 1', [1, 2, 3], [3, 2, 1])
+    assert_line(axes, 'Exit 2', [1, 2, 3], [6, 5, 4])
+    assert len(axes.lines) == 2 and (tmp_path / 'loss.png').exists()
 
 
 def test_layers_of_main():

@@ -120,6 +120,10 @@ def _places(trunk: Trunk, calls: list[_Call]) -> list[int]:
         found = [i for i, call in enumerate(calls) if call.link is link]
         if len(found) != 1:
             times = f'{len(found)} times' if found else 'never'
+            if type(link).__call__ is not chainer.Link.__call__:
+                raise ValueError(
+                    f'the layer {path} defines __call__, so that Chainer does not see its calls: name it forward'
+                )
             raise ValueError(
                 f'forward calls the layer {path} {times}: an exit needs a layer that it calls once, as a link'
             )

@@ -82,9 +82,9 @@ def load_results(path: Path) -> dict[str, np.ndarray]:
             or xz.
 
     Returns:
-        An array for each name: over S settings of E exits usually accs (S,) accuracies, rt (S,) seconds per
-        sample, exits (S, E) samples per exit, ts (S, E - 1) thresholds in nats; baseacc () accuracy and basediff
-        () seconds per sample of the baseline.
+        An array for each name: over S settings of E exits usually accs (S,) accuracies, rt (S,) times per sample,
+        exits (S, E) samples per exit, ts (S, E - 1) thresholds in nats; baseacc () accuracy and basediff () time
+        per sample of the baseline. Numbers are as in the file: the released scripts save times in milliseconds.
 
     Raises:
         OSError: the file cannot be read.

@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import pickle
+import re
 import subprocess
 import sys
 import zipfile
@@ -255,6 +256,29 @@ def test_the_releases_own_file(tmp_path):
         for k, prob in enumerate(net.get_SM(then['x'])):
             np.testing.assert_allclose(prob, then[f'sm{k}'], rtol=0, atol=1e-5)
     assert (net.numexits(), legacy.load(RELEASED).optimizer.t) == (2, 6)
+
+
+@pytest.mark.skipif(not RELEASED.exists(), reason="the release's own file lies beside the project, not in it")
+def test_the_example_of_the_page_runs_in_a_new_process(tmp_path):
+    """Both ways of it give the same net, with the moments of all exits."""
+    page = (FOLDER.parents[1] / 'docs' / 'from-chainer-1.md').read_text(encoding='utf-8')
+    (code,) = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
+    (tmp_path / '_models').mkdir()
+    (tmp_path / '_models' / 'lenet_mnist.bn').write_bytes(lzma.decompress(RELEASED.read_bytes()))
+    legacy.convert(tmp_path / '_models' / 'lenet_mnist.bn', tmp_path / 'lenet.npz')
+    first, second = code.split('# The same in two steps')
+    report = (
+        "print([net.optimizer.t, *(o.t for o in net.optimizers)], net.get_SM(np.ones((1, 1, 28, 28), 'f'))[1].max())"
+    )
+    run = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', f'{first}\nimport numpy as np\n{report}\n# {second}\n{report}'],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    one, other = run.stdout.splitlines()
+    assert one == other and one.startswith('[6, 3, 3]')
 
 
 # Results and snapshots
