@@ -701,14 +701,18 @@ def check_target(target: Target, exits: int, guarantee: float | None = None) -> 
     if target.clock not in CLOCKS:
         raise ValueError(f'clock is {target.clock!r}: expected {" or ".join(CLOCKS)}')
     if target.exit not in range(exits - 1):
-        raise ValueError(f'exit is {target.exit}: expected 0 to {exits - 2}')
-    if guarantee is not None and (target.accuracy_loss is None or not 0 < guarantee < 1 - OUTSIDE):
-        raise ValueError(
-            f'guarantee is {guarantee}: expected a number between 0 and {1 - OUTSIDE}, for a target of accuracy_loss'
-        )
+        raise ValueError(f'exit is {target.exit}: expected 0 to {exits - 2}, as all leave at the last exit')
+    if guarantee is not None and target.accuracy_loss is None:
+        raise ValueError('a guarantee is one of accuracy: give the target an accuracy_loss')
+    if guarantee is not None and not 0 < guarantee < 1 - OUTSIDE:
+        raise ValueError(f'guarantee is {guarantee}: expected a number between 0 and {1 - OUTSIDE}')
 
 
 def _check_exits_of(macs: Macs | None, exits: int) -> None:
+    if macs is not None and not all(isinstance(count, Real) for count in [macs.main, *macs.exits]):
+        raise TypeError(
+            'macs does not hold numbers alone: expected Macs(costs.main.macs, [e.leaving.macs for e in costs.exits])'
+        )
     if macs is not None and len(macs.exits) != exits:
         raise ValueError(f'macs has {len(macs.exits)} exits: expected {exits}')
 

@@ -159,6 +159,8 @@ def read(path: str) -> State:
         try:
             state = _read(_before(path))
         except (FileNotFoundError, ValueError):
+            if isinstance(e, FileNotFoundError):
+                raise FileNotFoundError(f'{path} is missing: expected a checkpoint') from e
             raise OSError(f'{path} is not a whole checkpoint ({why}), nor is the one before: {anew(path)}') from e
         print(f'{path} is not a whole checkpoint ({why}): going on from the one before', file=sys.stderr)
         os.replace(_before(path), path)

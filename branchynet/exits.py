@@ -100,7 +100,7 @@ def check_answer(exit: Any, entropy: Array, first: int = 0) -> None:
         sample = int(np.isnan(entropy).argmax())
         raise ValueError(
             f'exit {np.broadcast_to(exit, entropy.shape)[sample]} answers NaN, first for sample {first + sample}: '
-            'the weights hold NaN, or are so large that numbers overflow'
+            'the weights hold NaN, or numbers overflow, as weights or samples are too large'
         )
 
 
@@ -417,19 +417,19 @@ def check_per_exit(name: str, value: Any, exits: int, upper: float = math.inf) -
     try:
         values: list[Any] = [value] if isinstance(value, Real) else list(value)
     except TypeError:
-        raise TypeError(f'{name} is {value}: expected a number, or a sequence of {exits}') from None
+        raise TypeError(f'{name} is {value!r}: expected a number, or a sequence of {exits}') from None
     if not isinstance(value, Real) and len(values) != exits:
         raise ValueError(
-            f'{name} is {value}: expected a number, or a sequence of {exits} (one for every exit but the last)'
+            f'{name} is {value!r}: expected a number, or a sequence of {exits} (one for every exit but the last)'
         )
     if upper != 1:
         values = [v for v in values if v is not None]
     if not all(isinstance(v, Real) for v in values):
-        raise TypeError(f'{name} is {value}: expected numbers')
+        raise TypeError(f'{name} is {value!r}: expected numbers')
     for v in values:
         if math.isnan(v) or (upper == 1 and not 0 <= v <= 1):
             expected = 'shares between 0 and 1' if upper == 1 else 'numbers that are not NaN'
-            raise ValueError(f'{name} is {value}: expected {expected}')
+            raise ValueError(f'{name} is {value!r}: expected {expected}')
 
 
 def check_settings(settings: Mapping[str, Any], exits: int) -> None:
@@ -449,6 +449,6 @@ def check_temperatures(value: Any, exits: int) -> None:
     """
     values = None if isinstance(value, (str, Real)) else list(value)
     if values is None or not all(isinstance(v, Real) for v in values):
-        raise TypeError(f'temperatures is {value}: expected a sequence of {exits} numbers, one for every exit')
+        raise TypeError(f'temperatures is {value!r}: expected a sequence of {exits} numbers, one for every exit')
     if len(values) != exits or not all(0 < v < math.inf for v in values):
-        raise ValueError(f'temperatures is {value}: expected {exits} finite numbers above 0, one for every exit')
+        raise ValueError(f'temperatures is {value!r}: expected {exits} finite numbers above 0, one for every exit')

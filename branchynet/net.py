@@ -104,7 +104,7 @@ class BranchyNet(chainer.Chain):
         optimizer: the optimiser of ``main``.
         optimizers: a list with an optimiser for every exit's own links. Links that exits share are the first one's.
         percentTrainExits: None, or the share that training drops at an exit (used instead of percentTrainKeeps).
-        forwardMain: None; with any other value, main's loss replaces the last exit's in training the trunk.
+        forwardMain: None; with any other value, even False, main's loss replaces the last exit's in training the trunk.
         temperatures: None, or a number above 0 for every exit, the last one included. Softmax and entropy are those
             of the logits divided by it (`calibration.fit_temperatures`); the losses do not change.
         frozen: the frozen parts: 'trunk' and numbers of exits.

@@ -43,9 +43,10 @@ class ExitRecord(NamedTuple):
         score: float (E, N), of the criterion; of the paper's criterion, entropy in nats.
         correct: bool (E, N), whether the exit's most probable class is the label.
         released: float (E, N), seconds per sample of the trunk's stage before each exit.
-        whole: float (E, N), seconds per sample: at the first exit of the whole call in which all samples leave there,
-            at later exits of the stage before it, the exit's links, softmax and entropy, which such a call adds.
-            Another criterion's own arithmetic is not in it.
+        whole: float (E, N), seconds per sample that each exit adds. Exit 0: those of a whole call of `test` in which
+            all samples leave there. A later exit: those of the stage before it, its links, softmax and entropy. The
+            sum over exits 0 to k is the time of a sample that leaves at exit k. Another criterion's own arithmetic is
+            not in it.
         criterion: by which samples leave.
     """
 
@@ -265,11 +266,9 @@ def percentiles(recorded: ExitRecord, thresholds: Any, q: Sequence[float] = (50,
 
 def _checked(recorded: ExitRecord, thresholds: Any) -> np.ndarray:
     """Thresholds as a float array (S, E - 1)."""
-    if isinstance(thresholds, list):  # a long array has numbers alone
+    if not isinstance(thresholds, np.ndarray) or thresholds.dtype == object:  # a long array has numbers alone
         side = recorded.criterion.side
-        thresholds = [
-            closed(setting, side) if isinstance(setting, (list, tuple)) else setting for setting in thresholds
-        ]
+        thresholds = [closed(setting, side) if np.ndim(setting) else setting for setting in thresholds]
     thresholds = np.asarray(thresholds, float)
     exits, samples = recorded.score.shape
     if thresholds.ndim != 2 or thresholds.shape[1] != exits - 1 or not len(thresholds):

@@ -336,7 +336,7 @@ def branchy_table_results(
             f'{accuracy * 100:.2f}',
             f'{time_ms:.2f}',
             f'{basediff / time_ms:.2f}',
-            ', '.join(f'{t:g}' for t in np.atleast_1d(setting)),
+            ', '.join('off' if t is None else f'{t:g}' for t in np.atleast_1d(setting)),
             ', '.join(f'{share:.2f}' for share in shares),
         )
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 from branchynet import (
     _chainer,  # noqa: F401
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Setting = Union[float, Sequence[float]]  # percentTestExits or thresholdExits
+Setting = Union[float, Sequence[Optional[float]]]  # percentTestExits or thresholdExits
 Point = tuple  # (x, y)
 
 
@@ -515,6 +515,7 @@ def plot_leaving(
         count: of samples in each group, at most.
         output_path: path of the file.
     """
+    probs = np.asarray(probs)
     entropies = np.stack([functions.entropy(prob) for prob in probs])[exits, np.arange(len(x))]
     answers = probs.argmax(axis=2)[exits, np.arange(len(x))]
     rows = [(k, right) for k in range(len(probs)) for right in (True, False)]
@@ -624,8 +625,9 @@ def plot_reliability(
     from sklearn.calibration import calibration_curve
     from sklearn.metrics import brier_score_loss, log_loss
 
+    probs = np.asarray(probs, float)
     with new_figure(output_path, columns=0.75 * len(probs)) as figure:
-        for k, (axes, prob) in enumerate(zip(figure.subplots(1, len(probs), squeeze=False)[0], probs.astype(float))):
+        for k, (axes, prob) in enumerate(zip(figure.subplots(1, len(probs), squeeze=False)[0], probs)):
             prob = prob / prob.sum(axis=1, keepdims=True)  # log_loss asks for sums of 1 in float64
             right, sure = prob.argmax(axis=1) == labels, prob.max(axis=1).clip(0, 1)
             shares, confidences = calibration_curve(right, sure, n_bins=bins, strategy='quantile')
@@ -661,7 +663,7 @@ def _epochs(axes: Axes, values: Sequence, labels: Sequence[str] | None = None) -
 
 
 def _setting(p: Setting) -> str:
-    return ', '.join(f'{value:g}' for value in np.atleast_1d(p))
+    return ', '.join('off' if value is None else f'{value:g}' for value in np.atleast_1d(np.asarray(p)))
 
 
 def _setting_ticks(axes: Axes, ps: Sequence[Setting]) -> None:

@@ -7,6 +7,7 @@ import os
 import branchynet  # noqa: F401
 from branchynet import calibration, checkpoint, exits, sweep
 from branchynet.calibration import Infeasible, Macs, Target, choose, judge, p_value
+from branchynet.cost import cost
 from branchynet.datasets import mnist
 from branchynet.inference import Compiled
 from branchynet.networks import lenet_mnist
@@ -91,6 +92,12 @@ def judged_fast(recorded, setting, baseline):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibration, 'loss_bound', lambda *arguments: 0.0)
         return judge(recorded, setting, baseline, MACS)
+
+
+def test_costs_in_place_of_their_multiply_adds_are_named():
+    recorded, costs = record_of(0), cost(lenet_mnist.get_network(), (1, 28, 28))
+    with pytest.raises(TypeError, match='^macs does not hold numbers alone: expected Macs'):
+        choose(recorded, Target(macs=0.5), recorded.correct[-1], macs=costs)
 
 
 @pytest.mark.parametrize('count', [4, 8, 9, 20])
@@ -273,7 +280,7 @@ def test_a_guarantee_that_the_samples_cannot_give_names_what_they_can():
     assert choose(recorded, Target(accuracy_loss=nearest + 1e-3), baseline, guarantee=0.95)
     with pytest.raises(Infeasible, match='^none of the .* settings whose loss of accuracy is guaranteed fulfils'):
         choose(recorded, Target(accuracy_loss=9, leave=1), baseline, guarantee=0.95)
-    with pytest.raises(ValueError, match='^guarantee is 0.95: expected .* for a target of accuracy_loss$'):
+    with pytest.raises(ValueError, match='^a guarantee is one of accuracy: give the target an accuracy_loss$'):
         choose(recorded, Target(leave=0.5), baseline, guarantee=0.95)
 
 
@@ -342,7 +349,7 @@ def test_the_calibration_error_by_hand():
         (Target(seconds=0), ValueError, 'seconds is 0: expected a number above 0'),
         (Target(macs=-1), ValueError, 'macs is -1: expected a number above 0'),
         (Target(leave=1.1), ValueError, 'leave is 1.1: expected a share from 0 to 1'),
-        (Target(leave=0.5, exit=2), ValueError, 'exit is 2: expected 0 to 1'),
+        (Target(leave=0.5, exit=2), ValueError, 'exit is 2: expected 0 to 1, as all leave at the last exit'),
         (Target(seconds=1, clock='wall'), ValueError, "clock is 'wall': expected whole or released"),
     ],
 )

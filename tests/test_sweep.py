@@ -185,3 +185,17 @@ def test_a_record_changes_no_setting_while_it_runs(monkeypatch):
         monkeypatch.setattr(type(one), 'test_at', watched)
         sweep.record(one, x, t)
         assert settings and all(setting is seen for setting in settings)
+
+
+def test_settings_that_let_no_sample_leave_are_taken_in_any_form(capsys):
+    net, (x, t) = small_net(), small_data(8)
+    recorded = sweep.record(net, x, t)
+    count = net.numexits() - 1
+    expected = sweep.sweep(recorded, [[-math.inf] * count]).exits
+    settings = [None] * count
+    for thresholds in [settings], (settings,), np.array([settings], object):
+        np.testing.assert_array_equal(sweep.sweep(recorded, thresholds).exits, expected)
+    ts, accs, times, exits = utils.screen_branchy(net, x, t, [settings], enumerate_ts=False)
+    np.testing.assert_array_equal(exits, expected)
+    utils.branchy_table_results('net', 0.5, 1.0, accs, times, exits, ts)
+    assert 'off' in capsys.readouterr().out
