@@ -436,13 +436,15 @@ def _report(args: Namespace) -> int:
     from branchynet.experiments import claims, report, reproduce, results
     from branchynet.files import lock, write_atomically
 
+    if args.update is not None and (args.write or args.all or args.json):
+        raise ValueError('--update goes without --write, --all and --json: it checks nothing')
     found = [results.read(folder) for folder in args.dirs]
     if args.update is not None:
-        with open(args.update, encoding='utf-8') as f:
-            page = f.read()
         try:
+            with open(args.update, encoding='utf-8') as f:
+                page = f.read()
             write_atomically(args.update, report.updated(page, found).encode())
-        except ValueError as e:
+        except ValueError as e:  # a page that is no UTF-8 too
             raise ValueError(f'{args.update}: {e}') from e
         return 0
     for folder, one in zip(args.dirs, found):
@@ -454,7 +456,9 @@ def _report(args: Namespace) -> int:
         print_json({folder: list(map(claims.described, of_folder)) for folder, of_folder in verdicts.items()})
         return int(any(v.status == claims.FAIL for of_folder in verdicts.values() for v in of_folder))
     status = 0
-    for one in found:
+    for folder, one in zip(args.dirs, found):
+        if len(found) > 1:
+            print(f'{folder}:\n')
         print(report.tables(one))
         status = max(status, reproduce.verdict(one, args.all))
     return status
@@ -633,12 +637,12 @@ def _sweep(args: Namespace) -> int:
 
     loaded = weights.load(_weights(args.weights, args.network), args.network, args.variant)
     found = weights.rows(*weights.sweep_test_set(loaded, args.criterion, args.thresholds))
-    if args.out is not None:
-        write_atomically(args.out, weights.sweep_csv(found).encode())
     if args.json:
         print_json(found)
     else:
         print(weights.sweep_text(found))
+    if args.out is not None:
+        write_atomically(args.out, weights.sweep_csv(found).encode())
     return 0
 
 
@@ -679,14 +683,14 @@ def _calibrate(args: Namespace) -> int:
     if not 1 <= args.at <= early:
         raise ValueError(f'--at is {args.at}: expected 1 to {early}, as exits are counted from 1')
     found = weights.calibrate(loaded, args.variant, target, options)
-    if args.out is not None:
-        schema.write(args.out, found)
-    if args.draw is not None:
-        weights.draw_reliability(loaded, args.draw)
     if args.json:
         print_json(schema.unstructure(found))
     else:
         print(weights.text(found))
+    if args.out is not None:
+        schema.write(args.out, found)
+    if args.draw is not None:
+        weights.draw_reliability(loaded, args.draw)
     return 0
 
 

@@ -213,7 +213,7 @@ def _check_entry(entry: dict[str, Any]) -> None:
     for key, known in choices.items():
         if key in entry and entry[key] not in known:
             raise ValueError(f'{where} has {key} {entry[key]}: expected one of {", ".join(known)}')
-    if 'measure' in entry and not ('tolerance' in entry) ^ ('relative' in entry):
+    if 'measure' in entry and ('tolerance' in entry) == ('relative' in entry):
         raise ValueError(f'{where} has neither tolerance nor relative, or both: expected one of them')
     for cause in entry.get('cause', []):
         if not CAUSE_KEYS - {'where'} <= cause.keys() <= CAUSE_KEYS:
@@ -222,7 +222,7 @@ def _check_entry(entry: dict[str, Any]) -> None:
                 'and perhaps where'
             )
     if ('rows' in entry) != ('value' in entry) or not {'expected', 'value'} & entry.keys():
-        raise ValueError(f'{where}: expected the keys rows and value, or expected, or all three')
+        raise ValueError(f"{where} needs 'expected', or 'rows' with 'value' (all three are allowed)")
 
 
 def _rows(entry: dict[str, Any]) -> list[dict[str, Any]]:

@@ -100,4 +100,7 @@ def _settings(name: str, run: Any) -> dict[str, Any]:
 
 def _check_same(what: str, value: Any, folder: str, other: Any, where: str) -> None:
     if value != other:
-        raise ValueError(f'{folder} has {what} {value}, {where} {other}: join folders that differ in their seeds alone')
+        raise ValueError(
+            f'{folder} has {what} {value}, but {where} has {other}: folders can be joined only if nothing but their '
+            'seeds differs'
+        )

@@ -96,8 +96,8 @@ def test_a_measure_that_breaks_is_no_claim_left_out(example, monkeypatch):
             {'cause': [{'experiment': 'lenet_mnist', 'explains': [0, 1], 'text': 'it', 'were': {}}]},
             'has a cause with experiment, explains, text, were: expected',
         ),
-        ({'rows': ['table1.csv']}, ': expected the keys rows and value, or expected, or all three'),
-        ({'expected': None}, ': expected the keys rows and value, or expected, or all three'),
+        ({'rows': ['table1.csv']}, "needs 'expected', or 'rows' with 'value'"),
+        ({'expected': None}, "needs 'expected', or 'rows' with 'value'"),
     ],
 )
 def test_a_mistake_in_claims_toml_is_an_error(monkeypatch, change, words):

@@ -99,12 +99,12 @@ def test_every_run_keeps_its_origin(trained, more, tmp_path):
 @pytest.mark.parametrize(
     'edit, words',
     [
-        (lambda content: content.update(preset='quick'), 'has preset quick, {first} smoke'),
-        (lambda content: content.update(variant='paper'), 'has variant paper, {first} code'),
-        (edit_run('training', 'batchsize', value=32), 'has lenet_mnist with batchsize 32, {first} 64'),
-        (edit_run('training', 'data_sha256', value='other'), 'has lenet_mnist with data_sha256 other, {first} '),
-        (edit_run('training', 'device', value='@cupy:0'), 'has lenet_mnist with device @cupy:0, {first} @numpy'),
-        (edit_run('measurement', 'test_samples', value=30), 'has lenet_mnist with test_samples 30, {first} 40'),
+        (lambda content: content.update(preset='quick'), 'has preset quick, but {first} has smoke'),
+        (lambda content: content.update(variant='paper'), 'has variant paper, but {first} has code'),
+        (edit_run('training', 'batchsize', value=32), 'has lenet_mnist with batchsize 32, but {first} has 64'),
+        (edit_run('training', 'data_sha256', value='other'), 'has lenet_mnist with data_sha256 other, but {first} '),
+        (edit_run('training', 'device', value='@cupy:0'), 'has lenet_mnist with device @cupy:0, but {first}'),
+        (edit_run('measurement', 'test_samples', value=30), 'has lenet_mnist with test_samples 30, but {first} has 40'),
         (edit_run('seed', value=1), '{first} and {more} both hold lenet_mnist_seed1'),
         (lambda content: content.update(format=99), 'not of format 2'),
         (
