@@ -418,29 +418,19 @@ def _batch_normalization(graph: Graph, function: Any, inputs: list[Value], shape
 def _local_response(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...]) -> str:
     """Local response normalisation: x / (k + alpha * the window's sum of squares) ** beta.
 
-    ONNX Runtime's own operator takes a power of every number, some 20 times as long as these nodes, which cover the
-    common beta.
+    ONNX Runtime's own operator takes images alone, and a power of every number, some 20 times as long as the roots
+    that the common beta needs.
     """
-    half = function.n // 2
-    if function.beta != 0.75 or len(shape) != 4:
-        # ONNX divides alpha by the number of channels in the window, Chainer does not.
-        return graph.node(
-            'LRN',
-            graph.named(inputs[0]),
-            size=2 * half + 1,
-            alpha=function.alpha * (2 * half + 1),
-            beta=function.beta,
-            bias=float(function.k),
-        )
     x, channels = graph.named(inputs[0]), np.arange(shape[1])
-    window = (abs(channels[:, None] - channels) <= half) * function.alpha
-    scale = graph.node(
-        'Conv',
-        graph.node('Mul', x, x),
-        graph.constant(window.reshape(*window.shape, 1, 1)),
-        graph.constant(np.full(shape[1], function.k)),
-        kernel_shape=(1, 1),
-    )
+    window = (abs(channels[:, None] - channels) <= function.n // 2) * function.alpha
+    squares, k = graph.node('Mul', x, x), graph.constant(np.full(shape[1], function.k))
+    ones = (1,) * (len(shape) - 2)
+    if ones:
+        scale = graph.node('Conv', squares, graph.constant(window.reshape(*window.shape, *ones)), k, kernel_shape=ones)
+    else:
+        scale = graph.node('Add', graph.node('MatMul', squares, graph.constant(window)), k)
+    if function.beta != 0.75:
+        return graph.node('Div', x, graph.node('Pow', scale, graph.constant(function.beta)))
     root = graph.node('Sqrt', scale)
     return graph.node('Div', x, graph.node('Mul', root, graph.node('Sqrt', root)))
 

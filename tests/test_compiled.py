@@ -26,8 +26,6 @@ import numpy as np
 import pytest
 from chainer.link_hooks import SpectralNormalization, TimerHook
 from helpers import small_data, small_net
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 pytestmark = pytest.mark.onednn
 WEIGHTS = os.path.join(os.path.dirname(__file__), '..', 'results', 'lenet_mnist_quick', 'weights_lenet_mnist_seed0.npz')
@@ -91,66 +89,6 @@ def test_layers_of_all_kinds():
         median = float(np.median(entropy(F.softmax(net.models[0](x)))))
     result = check_same(net, x, [median])  # of 16 samples: between two entropies
     assert set(result.exit) == {0, 1}
-
-
-# Layers of random nets, by the number of axes that they take.
-OF_ANY = {
-    'linear': lambda: L.Linear(None, 16),
-    'relu': lambda: FL(F.relu),
-    'dropout': lambda: FL(F.dropout, 0.5),
-    'testing': lambda: SL(FL(F.dropout, 0.5)),
-    'tanh': lambda: FL(F.tanh),
-    'itself': lambda: FL(lambda h: h),
-    'norm': lambda: L.BatchNormalization(axis=0),
-}
-OF_IMAGES = {
-    'convolution': lambda: L.Convolution2D(None, 4, 3, pad=1),
-    'pooling': lambda: FL(F.max_pooling_2d, 2, 1),
-    'average': lambda: FL(F.average_pooling_2d, 2, 1),
-    'local': lambda: FL(F.local_response_normalization),
-    'norm of channels': lambda: L.BatchNormalization(axis=(0, 2, 3)),
-    'norm of rows': lambda: L.BatchNormalization(axis=(0, 1, 3)),
-}
-OF_VECTORS = {'local': lambda: FL(F.local_response_normalization), 'view': lambda: FL(F.reshape, (-1, 16))}
-KINDS = st.lists(st.sampled_from(sorted({**OF_ANY, **OF_IMAGES, **OF_VECTORS})), max_size=4)
-
-
-def random_net(stages, heads, tail, is_image):
-    """A net of the kinds of layers that take such samples; a linear layer makes vectors of images."""
-
-    def made(kinds, is_image):
-        links = []
-        for kind in kinds:
-            make = {**OF_ANY, **(OF_IMAGES if is_image else OF_VECTORS)}.get(kind)
-            links += [] if make is None else [make()]
-            is_image = is_image and kind != 'linear'
-        return links, is_image
-
-    network = []
-    for stage, head in zip(stages, heads):
-        links, is_image = made(stage, is_image)
-        network += [*links, Branch([*made(head, is_image)[0], L.Linear(None, 3), *made(tail, False)[0]])]
-    return branchynet.BranchyNet(network)
-
-
-@given(st.tuples(KINDS, KINDS), st.tuples(KINDS, KINDS), st.sampled_from([[], ['relu'], ['norm']]), st.booleans())
-@settings(max_examples=60, deadline=None)
-def test_nets_of_any_layers(stages, heads, tail, is_image):
-    np.random.seed(0)
-    x = np.random.randn(20, *((2, 14, 14) if is_image else (16,))).astype(np.float32)
-    t = np.random.randint(0, 3, 20).astype(np.int32)
-    net = random_net(stages, heads, tail, is_image)
-    for _ in range(2):
-        net.train(x, t)  # statistics of batch normalisation
-    compiled = Compiled(net)
-    for count in 1, 20:
-        for one, other in zip(compiled.look(x[:count]), net.look(x[:count])):
-            np.testing.assert_allclose(one.logits, other.logits, rtol=1e-3, atol=1e-4)
-    expected = net.look(x)[-1].logits
-    for count in 1, 20:  # no sample leaves early: the exits' links run before the next stage
-        answers = compiled.classify(x[:count], -1.0)
-        assert (answers.exit == 1).all()
-        np.testing.assert_allclose(answers.prob, F.softmax(expected[:count]).array, rtol=1e-3, atol=1e-4)
 
 
 def test_a_chain_that_keeps_a_state_runs_for_one_thread_at_a_time():
