@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from branchynet.datasets import pcifar10
@@ -436,18 +436,68 @@ def tables(results: Results) -> str:
     )
 
 
-def for_readme(results: Results) -> str:
-    """Writes the tables, the claims that fell short, and how many hold, as Markdown.
+def overview(found: Sequence[Results]) -> str:
+    """Writes the tables of README.md.
 
     Args:
-        results: of a folder.
+        found: results of one folder each.
+
+    Returns:
+        Markdown: the main figures of all networks in one table, the comparisons, and how many claims hold.
     """
-    page = [block for name, seeds in results.experiments.items() for block in _tables(name, seeds, results)]
-    checked = [v for v in claims.check(results) if v.status != NOT_RUN]
-    if checked:
-        holding = f'Claims that such a run can check: {_counted(checked)[PASS]} of {len(checked)} hold.'
-        page.append(pages.Lines([*failures(checked), holding]))
-    return pages.markdown(page)
+    networks, comparisons = [], []
+    for results in found:
+        for name, seeds in results.experiments.items():
+            if name in NETWORKS:
+                networks += _overview_rows(name, seeds, results)
+            elif name != 'figure6':
+                comparisons += _analysis(name, seeds, results)
+    checked = [v for v in _merged(map(claims.check, found)) if v.status != NOT_RUN]
+    holding = f'Of {len(checked)} claims that these runs can check, {_counted(checked)[PASS]} hold.'
+    return pages.markdown([pages.Table(OVERVIEW, networks), *comparisons, pages.Text(holding)])
+
+
+OVERVIEW = [
+    '',
+    'Accuracy (%): published',
+    'measured',
+    'Leaving at each exit (%): published',
+    'measured',
+    'Gain: published',
+    'released clock',
+    'whole clock',
+    'Trained',
+]
+
+
+def _overview_rows(name: str, seeds: Sequence[NetworkRun], results: Results) -> list[list[str]]:
+    """A row of a network and one of its B-net."""
+    network, device = get_experiment(name).network, device_of(seeds)
+    base, branchy = (_published(one, device) for one in (network, f'B-{network}'))
+    baselines = [run.measurement.baseline for run in seeds]
+    settings = [run.measurement.measured.published for run in seeds]
+    as_released = _spread([b.accuracy_as_released_percent for b in baselines])
+    alone = _spread([b.accuracy_percent for b in baselines])
+    trained = f'{epochs(name, seeds, results.preset)}, {len(seeds)} seed{"s" if len(seeds) > 1 else ""}'
+    return [
+        [f'{network} ({device})', base['accuracy_percent'], f'{as_released}\nalone {alone}', *[''] * 5, trained],
+        [
+            f'B-{network}',
+            branchy['accuracy_percent'],
+            _spread([s.accuracy_percent for s in settings]),
+            branchy['exit_percent'],
+            _numbers(np.mean([s.exit_percent for s in settings], axis=0), '.1f'),
+            branchy['gain'],
+            *(_spread([getattr(s, f'gain_{clock}') for s in settings]) for clock in ('released', 'whole')),
+            '',
+        ],
+    ]
+
+
+def _spread(values: Sequence[float]) -> str:
+    """The mean, and the standard deviation over the seeds if there are several."""
+    text = f'{np.mean(values):.2f}'
+    return text if len(values) == 1 else f'{text} ± {np.std(values, ddof=1):.2f}'
 
 
 def _tables(name: str, seeds: Sequence[Any], results: Results) -> list[pages.Block]:
@@ -809,7 +859,7 @@ def reproduces(found: Sequence[Results]) -> str:
                 rows.append([f'{get_experiment(name).network}, {amount}, {_seeds(seeds)}'])
                 for row in table1_rows(name, seeds, verdicts):
                     rows.append([*row.cells(), row.status, row.why.replace('\n', '; ')])
-    merged = [_best(of_one) for of_one in zip(*checks)]
+    merged = _merged(checks)
     sources = dict.fromkeys(v.claim.source for v in merged)
     by_source = []
     for source in sources:
@@ -821,6 +871,11 @@ def reproduces(found: Sequence[Results]) -> str:
             pages.Table(['All claims', PASS, FAIL, NOT_RUN, 'Not run, and why'], by_source),
         ]
     )
+
+
+def _merged(checks: Iterable[Sequence[Verdict]]) -> list[Verdict]:
+    """A verdict on each claim, of those of several folders."""
+    return [_best(of_one) for of_one in zip(*checks)]
 
 
 def _best(verdicts: Sequence[Verdict]) -> Verdict:
@@ -843,7 +898,7 @@ def updated(text: str, found: Sequence[Results]) -> str:
         ValueError: the page has neither pair of markers.
     """
     parts = {
-        'tables': lambda: '\n'.join([*map(for_readme, found), pages.markdown([pages.Text(READING)])]),
+        'tables': lambda: overview(found),
         'reproduces': lambda: reproduces(found),
     }
     names = [name for name in parts if _markers(name)[0] in text]

@@ -216,6 +216,24 @@ def test_what_is_not_run_says_why(example):
     assert {v.status for v in claims.check(example)} == {'NOT RUN'}
 
 
+def test_the_overview_has_a_row_for_each_network_and_counts_claims_once(example):
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in report.overview([example]).splitlines()]
+    none = ['-'] * 5
+    assert rows[2] == ['LeNet (CPU)', '99.20', '97.25 (alone 97.00)', *none, '50 + 100 epochs, 1 seed']
+    assert rows[3] == ['B-LeNet', '99.25', '98.50', '94.3 5.63', '90.0 10.0', '5.4', '4.00', '3.00', '-']
+    other = copy.deepcopy(example)
+    run_of(other).measurement.baseline.accuracy_as_released_percent = 99.2
+    checked = [v for v in claims.check(example) if v.status != 'NOT RUN']
+    text = report.overview([example, other])
+    # A claim that fails in one folder does not hold.
+    assert f'Of {len(checked)} claims that these runs can check, ' in text
+    assert text.endswith(f'{sum(v.status == "PASS" for v in checked)} hold.\n')
+    first = example.experiments['lenet_mnist'][0]
+    second = attrs.evolve(first, seed=1, measurement=run_of(other).measurement)
+    two = attrs.evolve(example, experiments={'lenet_mnist': [first, second]})
+    assert '98.22 ± 1.38 (alone 97.00 ± 0.00)' in report.overview([two]) and '2 seeds' in report.overview([two])
+
+
 def test_report_goes_between_the_markers_of_a_page(example, tmp_path, capsys):
     results.write(str(tmp_path), example)
     page = tmp_path / 'page.md'
@@ -224,7 +242,7 @@ def test_report_goes_between_the_markers_of_a_page(example, tmp_path, capsys):
     assert cli.main(['report', str(tmp_path)]) == 0
     assert report.tables(example) in capsys.readouterr().out
     assert cli.main(['report', str(tmp_path), '--update', str(page)]) == 0
-    assert page.read_text() == f'before\n{begin}\n{report.for_readme(example)}\n{report.READING}\n{end}\nafter\n'
+    assert page.read_text() == f'before\n{begin}\n{report.overview([example])}{end}\nafter\n'
     page.write_text('no markers')
     assert cli.main(['report', str(tmp_path), '--update', str(page)]) == 2
     assert page.read_text() == 'no markers'
