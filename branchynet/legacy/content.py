@@ -32,6 +32,8 @@ def content_of(path: Path) -> bytes:
     with open(path, 'rb') as f:
         start = f.read(6)
         f.seek(0)
+        if start[:4] == b'PK\3\4':
+            raise ValueError('it is an .npz: load_snapshot opens it')
         try:
             if start == b'\xfd7zXZ\0':
                 return _unpack_xz(f.read())
