@@ -211,7 +211,7 @@ def choose(
     For one and two thresholds all settings are compared that the record tells apart, in O(N log N) and O(N^2). For
     more, those before the last come from a grid of quantiles, of about GRID combinations, and from about GRID settings
     in which all exits from some exit on have one threshold and those before it none; with each of them every rank of
-    the last is compared. From nine exits on, the grid would be too coarse and is left out.
+    the last is compared. From ten exits on, the grid would be too coarse and is left out.
 
     With a guarantee, a third of the samples, chosen at random, gives a path: its Pareto front of accuracy and cost,
     from the most accurate setting to the cheapest, in STEPS steps. The other samples test the settings in this order,

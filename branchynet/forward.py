@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from branchynet import cpu
 from branchynet.cpu import onednn
@@ -34,15 +32,11 @@ class Forward:
 
     def __init__(self, net: BranchyNet, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self._net = net
-        self._alone: Any = contextlib.nullcontext()
-        before = _attributes(net)
         self.classes = self.main(np.zeros((1, *shape), dtype))[0].shape[1]
-        if any(value is not before.get(place) for place, value in _attributes(net).items()):
-            self._alone = threading.Lock()  # a link that keeps a state (LSTM) runs for one thread at a time
 
     def leave(self, x: np.ndarray, thresholds: Sequence[float], rule: DecideExit) -> Result:
         """Engine.leave. The entropies are those of the exit rule, so that ``rule`` is not called."""
-        with self._alone, _fast(x):
+        with _fast(x):
             parts = list(self._net.leave(x, Thresholds(thresholds)))
         exit, score = np.empty(len(x), np.int64), np.empty((len(x), self.classes), parts[0].logits.dtype)
         for k, part in enumerate(parts):
@@ -56,7 +50,7 @@ class Forward:
 
     def record(self, x: np.ndarray) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
         """Engine.record; samples of a batch have equal shares of its seconds."""
-        with self._alone, _fast(x):
+        with _fast(x):
             looks = self._net.look(x)
         seconds = np.array([[(look.released, look.whole)] * len(x) for look in looks]) / len(x)
         released, whole = seconds.transpose(2, 0, 1)
@@ -64,7 +58,7 @@ class Forward:
 
     def main(self, x: np.ndarray) -> tuple[np.ndarray, float]:
         """Engine.main."""
-        with self._alone, _fast(x):
+        with _fast(x):
             start = time.perf_counter()
             score = self._net.run_main(x)
             return score, time.perf_counter() - start
@@ -72,11 +66,6 @@ class Forward:
     def main_one(self, x: np.ndarray) -> int:
         """Engine.main_one."""
         return int(labels(self.main(x)[0])[0])
-
-
-def _attributes(net: BranchyNet) -> dict[tuple[int, str], Any]:
-    """All attributes of all links, by the link's identity and the attribute's name."""
-    return {(id(link), name): value for link in net.links() for name, value in vars(link).items()}
 
 
 @contextlib.contextmanager

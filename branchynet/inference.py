@@ -18,7 +18,7 @@ from branchynet import (
 from branchynet.batching import batches, check_labels
 from branchynet.cpu import onednn
 from branchynet.cpu.chain import Chain
-from branchynet.cpu.engine import Engine, NotFinite, Result
+from branchynet.cpu.engine import Engine, NotFinite, Result, take_turns
 from branchynet.cpu.threads import run
 from branchynet.exits import (
     ENTROPY,
@@ -470,13 +470,25 @@ class Compiled:
 
     def _new_engine(self, shape: tuple[int, ...], dtype: np.dtype) -> Engine:
         if not isinstance(self._net.main, Net):
-            return Forward(self._net, shape, dtype)
+            return self._guarded(Forward(self._net, shape, dtype), shape, dtype)
         if dtype == np.float32 and len(shape) == 3:
             channels, height, width = shape
             cascade = _machine_code(self._net, (channels, height, width), self._has_main_head)
             if cascade is not None:
                 return cascade
-        return Chain(self._net.models, self._net.main if self._has_main_head else None, shape, dtype)
+        main = self._net.main if self._has_main_head else None
+        return self._guarded(Chain(self._net.models, main, shape, dtype), shape, dtype)
+
+    def _guarded(self, engine: Engine, shape: tuple[int, ...], dtype: np.dtype) -> Engine:
+        """The engine; where links keep a state in attributes, as L.LSTM does, for one thread at a time."""
+        before = _attributes(self._net)
+        x = np.zeros((1, *shape), dtype)
+        self._net.look(x)
+        if self._has_main_head:
+            self._net.run_main(x)
+        if any(value is not before.get(place) for place, value in _attributes(self._net).items()):
+            take_turns(engine)
+        return engine
 
     def _call(self, method: Callable[..., Any], x: np.ndarray, *args: Any) -> Any:
         """Calls an engine; where it finds x not finite, raises the net's error, which names the sample."""
@@ -485,6 +497,11 @@ class Compiled:
         except NotFinite:
             self._net.checked(x)
             raise
+
+
+def _attributes(net: BranchyNet) -> dict[tuple[int, str], Any]:
+    """All attributes of all links, by the link's identity and the attribute's name."""
+    return {(id(link), name): value for link in net.links() for name, value in vars(link).items()}
 
 
 def tally(

@@ -686,7 +686,8 @@ class BranchyNet(chainer.Chain):
     def copy_main(self) -> None:
         """Copies main with its optimiser, for train_main_copy and test_main_copy."""
         self.main_copy, self.optimizer_copy = copy.deepcopy((self.main, self.optimizer))
-        self.main_copy.enable_update()  # what is frozen in the net is not in the copy
+        if 'trunk' in self.frozen:  # only of the net: the copy trains
+            self.main_copy.enable_update()
 
     def train_main_copy(self, x: Array, t: Array) -> tuple[float, float]:
         """train_main for the copy."""

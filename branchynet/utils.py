@@ -379,8 +379,8 @@ def get_ent_setdiff(old: Any, new: Any, percentExit: float = 0.5) -> float | lis
         percentExit: in [0, 1].
 
     Returns:
-        At one exit, the share of all samples that leave by only one of the two. At several, as released, a list with
-        the share of the samples leaving in ``old`` that do not leave there in ``new``; NaN where none leaves.
+        At one exit, the share of all samples that leave by only one of the two. At several, a list with the share of
+        the samples leaving in ``old`` that do not leave there in ``new``; NaN where none leaves.
     """
     old, new = np.asarray(old), np.asarray(new)
     if old.ndim == 1:

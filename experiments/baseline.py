@@ -6,9 +6,8 @@
 The first command trains as preset paper does, with the same bits, for every seed: main, then all exits jointly. Then
 the last LAST epochs of main are trained a second time from the same state, with the same batches and a tenth of Adam's
 step size. On 2 cores, a seed of lenet_mnist takes about a quarter of an hour, one of alex_cifar10 two and a half hours.
-Accuracies go to the folder's baseline.json; seeds that it holds are not trained again, unless their joint training is
-missing, which earlier versions left out. The second command trains nothing: it puts the tables of a folder between the
-markers of a page.
+Accuracies go to the folder's baseline.json. Seeds that it holds are not trained again, unless it lacks their joint
+training. The second command trains nothing: it puts the tables of a folder between the markers of a page.
 """
 
 from __future__ import annotations

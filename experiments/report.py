@@ -452,9 +452,12 @@ def overview(found: Sequence[Results]) -> str:
                 networks += _overview_rows(name, seeds, results)
             elif name != 'figure6':
                 comparisons += _analysis(name, seeds, results)
+    page = [*([pages.Table(OVERVIEW, networks)] if networks else []), *comparisons]
     checked = [v for v in _merged(map(claims.check, found)) if v.status != NOT_RUN]
-    holding = f'Of {len(checked)} claims that these runs can check, {_counted(checked)[PASS]} hold.'
-    return pages.markdown([pages.Table(OVERVIEW, networks), *comparisons, pages.Text(holding)])
+    if checked:
+        holding = f'Of {len(checked)} claims that these runs can check, {_counted(checked)[PASS]} hold.'
+        page.append(pages.Text(holding))
+    return pages.markdown(page)
 
 
 OVERVIEW = [
@@ -466,7 +469,7 @@ OVERVIEW = [
     'Gain: published',
     'released clock',
     'whole clock',
-    'Trained',
+    'Preset: trained',
 ]
 
 
@@ -478,9 +481,15 @@ def _overview_rows(name: str, seeds: Sequence[NetworkRun], results: Results) -> 
     settings = [run.measurement.measured.published for run in seeds]
     as_released = _spread([b.accuracy_as_released_percent for b in baselines])
     alone = _spread([b.accuracy_percent for b in baselines])
-    trained = f'{epochs(name, seeds, results.preset)}, {len(seeds)} seed{"s" if len(seeds) > 1 else ""}'
+    amount = f'{epochs(name, seeds, results.preset)}, {len(seeds)} seed{"s" if len(seeds) > 1 else ""}'
     return [
-        [f'{network} ({device})', base['accuracy_percent'], f'{as_released}\nalone {alone}', *[''] * 5, trained],
+        [
+            f'{network} ({device})',
+            base['accuracy_percent'],
+            f'{as_released}\nalone {alone}',
+            *[''] * 5,
+            f'{results.preset}: {amount}',
+        ],
         [
             f'B-{network}',
             branchy['accuracy_percent'],

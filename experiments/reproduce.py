@@ -60,6 +60,8 @@ def _reproduce(
             kept_weights(name, run, setup.out)  # damaged ones would spoil the manifest, after hours of training
     if not results.experiments:
         _remove_replaced(setup.out)
+    for run_id in todo:
+        _check_no_other_weights(run_id, setup.out, results)
     minutes = sum(experiment.minutes(experiment.presets[setup.preset], data, setup) for experiment, data in ready)
     less = ', less the time of what is done' if setup.resume else ''
     print(
@@ -187,6 +189,15 @@ def _todo(experiment: Any, seeds: range, setup: runs.Setup, results: Results) ->
     return [
         run_id for run_id in wanted if run_id not in done or checkpoint.has(runs.checkpoint_path(setup.out, *run_id))
     ]
+
+
+def _check_no_other_weights(run_id: runs.RunId, out: str, results: Results) -> None:
+    """Checks that a folder has no weights of a run that it has neither results nor a checkpoint of."""
+    name, part, seed = run_id
+    done = any((run.part, run.seed) == (part, seed) for run in results.experiments.get(name, []))
+    path = runs.weights_path(out, *run_id)
+    if os.path.exists(path) and not done and not checkpoint.has(runs.checkpoint_path(out, *run_id)):
+        raise ValueError(f'{path} is of another training: name another folder with --out, or remove it')
 
 
 def _jobs(ready: list[tuple[Any, runs.Data]], todo: list[runs.RunId]) -> list[jobs.Job]:

@@ -18,6 +18,18 @@ from branchynet.experiments.results import NetworkRun, Results
 MARKERS = 'side by side'  # around the tables in a page
 
 
+def check(folders: Sequence[str]) -> None:
+    """Checks, before folders are read, that there are two or more, and none twice.
+
+    Raises:
+        ValueError: there are not.
+    """
+    if len(folders) < 2:
+        raise ValueError('one folder is given: expected two or more to compare')
+    if len({os.path.realpath(folder) for folder in folders}) < len(folders):
+        raise ValueError(f'a folder is given twice among {", ".join(folders)}')
+
+
 def tables(found: dict[str, Results]) -> str:
     """Compares results folders, network by network.
 
@@ -30,10 +42,8 @@ def tables(found: dict[str, Results]) -> str:
         images, and how many claims hold.
 
     Raises:
-        ValueError: there is one folder only, or one is given twice, or no two hold runs of the same network.
+        ValueError: no two folders hold runs of the same network.
     """
-    if len({os.path.realpath(folder) for folder in found}) < 2:
-        raise ValueError('one folder is given: expected two or more to compare')
     holders = {name: {folder: one for folder, one in found.items() if name in one.experiments} for name in NETWORKS}
     blocks = [_table(name, some) for name, some in holders.items() if len(some) > 1]
     if not blocks:

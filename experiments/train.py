@@ -55,8 +55,9 @@ def train(
         if setup.resume and ranks.from_first(lambda: os.path.exists(path)):
             wanted = ranks.together(lambda: runs.new_record(preset, data, setup))
             return ranks.from_first(lambda: runs.check_same_training(path, wanted, schema.read_json(path, EXPECTED)))
+        ranks.from_first(lambda: _check_no_results(setup.out, experiment.name, seed))
         if not setup.resume:
-            ranks.from_first(lambda: _check_free(path, (experiment.name, '', seed)))
+            ranks.from_first(lambda: runs.check_not_begun(setup.out, experiment.name, '', seed))
         ranks.from_first(lambda: _begin_anew(path))
         record = experiment.train('', seed, data, setup)
         ranks.from_first(lambda: schema.write(path, record))
@@ -64,12 +65,11 @@ def train(
     return record
 
 
-def _check_free(path: str, run_id: runs.RunId) -> None:
-    """Checks that a training from the start destroys neither a checkpoint nor weights that reproduce wrote."""
-    out = os.path.dirname(path)
-    runs.check_not_begun(out, *run_id)
-    if os.path.exists(runs.weights_path(out, *run_id)) and not os.path.exists(path):
-        raise ValueError(f'{runs.weights_path(out, *run_id)} is of another training: name another folder with --out')
+def _check_no_results(out: str, name: str, seed: int) -> None:
+    """Checks that a folder has no results of a run, whose weights a training would replace."""
+    if os.path.exists(results.path_of(out)):
+        if any(run.seed == seed for run in results.read(out).experiments.get(name, [])):
+            raise ValueError(f'{out} holds results of {runs.stem(name, "", seed)}: name another folder with --out')
 
 
 def _begin_anew(path: str) -> None:

@@ -54,6 +54,9 @@ def test_normalize_subtracts_mean_and_then_std(n, mean, std):
     for before, after in zip(x.reshape(-1, *x.shape[2:]), y.reshape(-1, *y.shape[2:])):
         expected = before.astype(np.float64) - before.mean(dtype=np.float64) - before.std(dtype=np.float64)
         np.testing.assert_allclose(after, expected, atol=1e-3)
+    x = x.astype(np.float64)  # in which 1e-5 is seen
+    expected = x - x.mean(axis=(2, 3), keepdims=True) - x.std(axis=(2, 3), keepdims=True) - 1e-5
+    np.testing.assert_allclose(augment.normalize(x), expected, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize('batchsize', [1, 3, 7, 100])

@@ -869,12 +869,30 @@ def test_a_softmax_at_the_end_of_a_sequence_is_seen_whatever_it_is_called(softma
 
 
 def test_the_last_exit_of_a_chain_cannot_be_frozen_by_itself():
-    net = BranchyNet.from_chain(
-        chainer.Sequential(L.Linear(4, 8), F.relu, L.Linear(8, 3), lambda h: h), {'0': [F.relu, L.Linear(8, 3)]}
-    )
+    class Chain(chainer.Chain):
+        def __init__(self):
+            super().__init__()
+            with self.init_scope():
+                self.a, self.b = L.Linear(4, 8), L.Linear(8, 3)
+
+        def forward(self, x):
+            return self.b(F.relu(self.a(x)))
+
+    net = BranchyNet.from_chain(Chain(), {'a': [F.relu, L.Linear(8, 3)]})
     with pytest.raises(ValueError, match="exit 1 is the end of the chain and has no links of its own: freeze 'trunk'"):
         net.freeze(1)
     net.freeze('exits')
+
+
+def test_a_sequence_that_ends_with_a_function_stays_a_list_of_links():
+    """Its weights' paths, copies and Compiled are those of an ordinary net."""
+    np.random.seed(0)
+    x = np.random.rand(6, 4).astype(np.float32)
+    sequence = chainer.Sequential(L.Linear(4, 8), F.relu, L.Linear(8, 3), lambda h: h * 2)
+    net = BranchyNet.from_chain(sequence, {'0': [F.relu, L.Linear(8, 3)]}, x=x)
+    assert '/main/0/W' in dict(net.namedparams())
+    np.testing.assert_allclose(copy.deepcopy(net).look(x)[-1].logits, sequence(x).array, atol=1e-6)
+    np.testing.assert_allclose(inference.Compiled(net).look(x)[-1].logits, sequence(x).array, atol=1e-6)
 
 
 def test_a_layer_that_defines_call_is_told_its_todays_name():

@@ -91,26 +91,51 @@ def test_layers_of_all_kinds():
     assert set(result.exit) == {0, 1}
 
 
-def test_a_chain_that_keeps_a_state_runs_for_one_thread_at_a_time():
-    class Recurrent(chainer.Chain):
-        def __init__(self):
-            super().__init__()
-            with self.init_scope():
-                self.lstm, self.hidden, self.logits = L.LSTM(4, 16), L.Linear(16, 16), L.Linear(16, 3)
+class Recurrent(chainer.Chain):
+    """An LSTM over the second axis, from the start in every call."""
 
-        def forward(self, x):
-            self.lstm.reset_state()
-            for i in range(x.shape[1]):
-                h = self.lstm(x[:, i])
-            return self.logits(F.relu(self.hidden(h)))
+    def __init__(self):
+        super().__init__()
+        with self.init_scope():
+            self.lstm, self.hidden, self.logits = L.LSTM(4, 16), L.Linear(16, 16), L.Linear(16, 3)
 
+    def forward(self, x):
+        self.lstm.reset_state()
+        for i in range(x.shape[1]):
+            h = self.lstm(x[:, i])
+        return self.logits(F.relu(self.hidden(h)))
+
+
+class Plain(chainer.Chain):
+    def __init__(self):
+        super().__init__()
+        with self.init_scope():
+            self.first, self.logits = L.Linear(48, 48), L.Linear(48, 3)
+
+    def forward(self, x):
+        return self.logits(F.relu(self.first(x)))
+
+
+STATEFUL = {  # where the state is
+    'chain': lambda: branchynet.BranchyNet.from_chain(Recurrent(), {'hidden': [F.relu, L.Linear(16, 3)]}),
+    'exit of a chain': lambda: branchynet.BranchyNet.from_chain(
+        Plain(), {'first': [lambda h: F.reshape(h, (-1, 12, 4)), Recurrent()]}
+    ),
+    'exit of a list': lambda: branchynet.BranchyNet(
+        [FL(F.tanh), Branch([Recurrent()]), L.Linear(48, 8), Branch([L.Linear(8, 3)])]
+    ),
+}
+
+
+@pytest.mark.parametrize('where', STATEFUL)
+def test_links_that_keep_a_state_run_for_one_thread_at_a_time(where):
     np.random.seed(0)
-    x = np.random.randn(200, 12, 4).astype(np.float32)
-    net = branchynet.BranchyNet.from_chain(Recurrent(), {'hidden': [F.relu, L.Linear(16, 3)]}, x=x[:2])
-    net.train(x, np.random.randint(0, 3, 200).astype(np.int32))
+    x = np.random.randn(300, 12, 4).astype(np.float32)
+    net = STATEFUL[where]()
+    net.train(x, np.random.randint(0, 3, 300).astype(np.int32))
     threshold = float(np.median(entropy(F.softmax(net.look(x)[0].logits).array)))
     compiled, expected = Compiled(net), classify(net, x, threshold)
-    assert 20 < (expected.exit == 0).sum() < 180
+    assert 50 < (expected.exit == 0).sum() < 250
 
     def answers(_):
         return compiled.classify(x, threshold)

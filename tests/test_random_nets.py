@@ -87,6 +87,15 @@ def test_compiled(stages, heads, tail, is_image):
         np.testing.assert_allclose(answers.prob, F.softmax(expected[:count]).array, rtol=1e-3, atol=1e-4)
 
 
+def persistents(net):
+    """Paths and values of the statistics of batch normalisation."""
+    return [
+        (f'{path}/{name}', vars(link)[name])
+        for path, link in sorted(net.namedlinks())
+        for name in sorted(link._persistent)
+    ]
+
+
 @given(*NETS, st.sampled_from([[], ['trunk'], [0], ['exits']]))
 @settings(max_examples=60, deadline=None)
 def test_trained_with_the_fast_kernels(stages, heads, tail, is_image, frozen):
@@ -108,6 +117,8 @@ def test_trained_with_the_fast_kernels(stages, heads, tail, is_image, frozen):
         for (path, one), (_, other) in zip(sorted(slow.namedparams()), sorted(fast.namedparams())):
             if one.grad is not None:  # as a whole: rounding lets ReLU pass other numbers near 0
                 assert np.linalg.norm(one.grad - other.grad) <= 0.05 * np.linalg.norm(one.grad) + 1e-4, path
+        for (path, one), (_, other) in zip(persistents(slow), persistents(fast)):
+            np.testing.assert_allclose(one, other, rtol=1e-2, atol=1e-3, err_msg=path)
         fast.copyparams(slow)
 
 

@@ -10,6 +10,8 @@ from branchynet.links.links import FL, Branch
 
 import chainer
 import chainer.functions as F
+import numpy as np
+from chainer.functions.activation.softmax import Softmax
 
 
 class Arguments(NamedTuple):
@@ -104,15 +106,24 @@ def _as_list(
         raise ValueError(f'the layers stand in the order {order}: give the exits in this order')
     if logits:
         del links[ends[logits] :]
-    elif not len(last) and isinstance(links[-1], FL):
-        if links[-1].fn is not F.softmax:
-            return None  # a function that may hold a softmax: ChainNet sees what it computes
+    elif not len(last) and isinstance(links[-1], FL) and _is_softmax(links[-1]):
         del links[-1]
     if places[-1] >= len(links):
         raise ValueError(f'the exit at {list(branches)[-1]} stands where the last exit is: expected a layer before it')
     for path, branch in reversed(list(branches.items())):
         links.insert(ends[path], branch)
     return [*links, *last, Branch([], last.weight)]
+
+
+def _is_softmax(link: FL) -> bool:
+    """Whether a function is F.softmax, or returns what F.softmax gives, such as a lambda around it."""
+    if link.fn is F.softmax:
+        return True
+    try:
+        y = link(chainer.Variable(np.zeros((1, 2), np.float32)))
+    except Exception:  # a function that takes no such array
+        return False
+    return type(getattr(y, 'creator', None)) is Softmax
 
 
 def _flatten(sequence: chainer.Sequential, prefix: str, links: list[chainer.Link]) -> Iterator[tuple[str, int]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import threading
 from collections.abc import Iterable, Sequence
-from typing import Callable, NamedTuple, Protocol
+from typing import Any, Callable, NamedTuple, Protocol
 
 import numpy as np
 
@@ -96,3 +98,23 @@ class Engine(Protocol):
 
     def main_one(self, x: np.ndarray) -> int:
         """The label that main gives one sample (1, ...), with the least overhead."""
+
+
+def take_turns(engine: Engine) -> None:
+    """Lets the threads that call an engine wait for each other: for a net whose links change as they run.
+
+    Args:
+        engine: whose methods are replaced.
+    """
+    lock = threading.RLock()  # a method may call another
+
+    def in_turn(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def called(*arguments: Any) -> Any:
+            with lock:
+                return method(*arguments)
+
+        return called
+
+    for name in 'leave', 'leave_one', 'record', 'main', 'main_one':
+        setattr(engine, name, in_turn(getattr(engine, name)))

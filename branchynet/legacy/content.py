@@ -33,7 +33,9 @@ def content_of(path: Path) -> bytes:
         start = f.read(6)
         f.seek(0)
         if start[:4] == b'PK\3\4':
-            raise ValueError('it is an .npz: load_snapshot opens it')
+            raise ValueError(
+                'it is a zip archive, such as an .npz: branchynet.legacy.load_snapshot reads weights from one'
+            )
         try:
             if start == b'\xfd7zXZ\0':
                 return _unpack_xz(f.read())

@@ -228,7 +228,9 @@ class _Reader:
 def _protocol(reader: _Reader) -> None:
     protocol = reader.number('B')
     if protocol != 2:
-        raise ValueError(f'its protocol is {protocol}, of Python 3: open it with dill; Python 2 writes 2')
+        raise ValueError(
+            f'its protocol is {protocol}, of Python 3: only dill opens it, and runs what is in it; Python 2 writes 2'
+        )
 
 
 _OPERATIONS: dict[int, Callable[[_Reader], None]] = {

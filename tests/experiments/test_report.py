@@ -219,7 +219,7 @@ def test_what_is_not_run_says_why(example):
 def test_the_overview_has_a_row_for_each_network_and_counts_claims_once(example):
     rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in report.overview([example]).splitlines()]
     none = ['-'] * 5
-    assert rows[2] == ['LeNet (CPU)', '99.20', '97.25 (alone 97.00)', *none, '50 + 100 epochs, 1 seed']
+    assert rows[2] == ['LeNet (CPU)', '99.20', '97.25 (alone 97.00)', *none, 'quick: 50 + 100 epochs, 1 seed']
     assert rows[3] == ['B-LeNet', '99.25', '98.50', '94.3 5.63', '90.0 10.0', '5.4', '4.00', '3.00', '-']
     other = copy.deepcopy(example)
     run_of(other).measurement.baseline.accuracy_as_released_percent = 99.2

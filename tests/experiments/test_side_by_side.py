@@ -112,8 +112,15 @@ def test_a_refusal_is_one_line_and_leaves_the_page_as_it_is(update, folders, tmp
     else:
         assert compare(folders[0], f'{folders[0]}/') == 2
     error = capsys.readouterr().err
-    assert error.count('\n') == 1 and ('page.md: expected the lines' if update else 'one folder is given') in error
+    assert error.count('\n') == 1 and ('page.md: expected the lines' if update else 'a folder is given twice') in error
     assert page.read_text() == 'no markers\n'
+
+
+def test_one_folder_is_nothing_to_compare(folders, capsys):
+    assert compare(folders[0]) == 2
+    assert 'one folder is given' in capsys.readouterr().err
+    assert compare(*folders, f'{folders[0]}/.') == 2
+    assert 'a folder is given twice among' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('option', ['--out', '--update'])

@@ -105,12 +105,18 @@ def test_trainings_of_both_commands_do_not_replace_each_other(tmp_path, monkeypa
     capsys.readouterr()
     for command, words in (
         (lambda: cli.main([*reproduce, str(trained)]), f"{trained} holds a training by 'branchynet train'"),
-        (lambda: train(reproduced), 'weights_lenet_mnist_seed0.npz is of another training'),
+        (lambda: train(reproduced), f'{reproduced} holds results of lenet_mnist_seed0'),
+        (lambda: train(reproduced, '--resume'), f'{reproduced} holds results of lenet_mnist_seed0'),
     ):
         assert command() == 2
         error = capsys.readouterr().err
         assert words in error and error.count('\n') == 1
     assert {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()} == before
+    # A training that was interrupted before its first checkpoint has no record, but the weights of the one before.
+    (trained / 'training_lenet_mnist_seed0.json').unlink()
+    assert cli.main([*reproduce, str(trained)]) == 2
+    assert 'weights_lenet_mnist_seed0.npz is of another training' in capsys.readouterr().err
+    assert train(trained) == 0
 
 
 def test_an_unfinished_training_is_not_begun_again_in_silence(tmp_path, monkeypatch, capsys):

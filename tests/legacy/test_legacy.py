@@ -691,7 +691,7 @@ def test_a_block_of_huge_size_is_refused_before_it_is_made(tmp_path):
     'data, message',
     [
         (b'', 'truncated'),
-        (b'PK\x03\x04', 'it is an .npz: load_snapshot opens it'),
+        (b'PK\x03\x04', 'it is a zip archive, such as an .npz: branchynet.legacy.load_snapshot'),
         (b'hello, world', 'missing|no operation'),
         (b'\x80\x02N.', 'it holds a nonetype'),
         (lzma.compress(b'\x80\x02N.')[:-5], 'truncated'),
