@@ -67,9 +67,9 @@ def train(
 
 def _check_no_results(out: str, name: str, seed: int) -> None:
     """Checks that a folder has no results of a run, whose weights a training would replace."""
-    if os.path.exists(results.path_of(out)):
-        if any(run.seed == seed for run in results.read(out).experiments.get(name, [])):
-            raise ValueError(f'{out} holds results of {runs.stem(name, "", seed)}: name another folder with --out')
+    there = results.read(out).experiments.get(name, []) if os.path.exists(results.path_of(out)) else []
+    if any(run.seed == seed for run in there):
+        raise ValueError(f'{out} holds results of {runs.stem(name, "", seed)}: name another folder with --out')
 
 
 def _begin_anew(path: str) -> None:
