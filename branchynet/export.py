@@ -378,10 +378,16 @@ def _properties(net: BranchyNet, thresholds: list[float]) -> dict[str, str]:
 
 
 def _weight_names(net: BranchyNet) -> dict[int, str]:
-    """The paths of weights, by the id of the array."""
+    """The paths of weights, by the id of the array.
+
+    The serializer makes arrays of numbers, and of parameters without a shape. They are left out: they end with it, and
+    another array may then have their id.
+    """
     serializer = chainer.serializers.DictionarySerializer()
     serializer.save(net)
-    return {id(array): path for path, array in serializer.target.items()}
+    held = {id(param.array) for param in net.params()}
+    held |= {id(value) for link in net.links() for value in vars(link).values()}
+    return {id(array): path for path, array in serializer.target.items() if id(array) in held}
 
 
 def _cascade(net: BranchyNet, x: np.ndarray, thresholds: list[float]) -> GraphProto:

@@ -52,6 +52,9 @@ def _reproduce(
     """Runs experiments in a folder that is locked; returns the exit status."""
     results = _earlier(setup)
     todo = [run_id for experiment, _ in ready for run_id in _todo(experiment, seeds, setup, results)]
+    if not os.path.exists(results_file.path_of(setup.out)):
+        for experiment, _ in ready:
+            _check_no_weights(experiment, seeds, setup.out)
     for name in {experiment.name for experiment, _ in ready} & results.experiments.keys():
         stay = [run for run in results.experiments[name] if (name, run.part, run.seed) not in todo]
         runs.check_origin(results_file.path_of(setup.out), stay, setup)
@@ -60,8 +63,6 @@ def _reproduce(
             kept_weights(name, run, setup.out)  # damaged ones would spoil the manifest, after hours of training
     if not results.experiments:
         _remove_replaced(setup.out)
-    for run_id in todo:
-        _check_no_other_weights(run_id, setup.out, results)
     minutes = sum(experiment.minutes(experiment.presets[setup.preset], data, setup) for experiment, data in ready)
     less = ', less the time of what is done' if setup.resume else ''
     print(
@@ -191,13 +192,12 @@ def _todo(experiment: Any, seeds: range, setup: runs.Setup, results: Results) ->
     ]
 
 
-def _check_no_other_weights(run_id: runs.RunId, out: str, results: Results) -> None:
-    """Checks that a folder has no weights of a run that it has neither results nor a checkpoint of."""
-    name, part, seed = run_id
-    done = any((run.part, run.seed) == (part, seed) for run in results.experiments.get(name, []))
-    path = runs.weights_path(out, *run_id)
-    if os.path.exists(path) and not done and not checkpoint.has(runs.checkpoint_path(out, *run_id)):
-        raise ValueError(f'{path} is of another training: name another folder with --out, or remove it')
+def _check_no_weights(experiment: Any, seeds: range, out: str) -> None:
+    """Checks that a folder without results has no weights but those of trainings that have a checkpoint."""
+    for seed, part in itertools.product(seeds, experiment.parts):
+        path = runs.weights_path(out, experiment.name, part, seed)
+        if os.path.exists(path) and not checkpoint.has(runs.checkpoint_path(out, experiment.name, part, seed)):
+            raise ValueError(f'{path} is of another training: name another folder with --out, or remove it')
 
 
 def _jobs(ready: list[tuple[Any, runs.Data]], todo: list[runs.RunId]) -> list[jobs.Job]:

@@ -743,3 +743,16 @@ def test_a_head_of_main_that_was_never_run_does_not_hinder(tmp_path):
     path = str(tmp_path / 'stages')
     export.export(net, path, (4,), 0.0)
     np.testing.assert_allclose(export.OnnxBranchyNet(path).classify(x).prob, looks[-1].prob, rtol=1e-5)
+
+
+def test_names_of_weights_are_those_of_arrays_that_live():
+    """Not of those that a serializer makes of numbers, whose ids other arrays take later."""
+    net = branchynet.BranchyNet(
+        [L.Linear(4, 8), L.BatchNormalization(8), Branch([L.Linear(None, 2)])], thresholdExits=[]
+    )
+    names = export._weight_names(net)
+    assert not [path for path in names.values() if path.endswith(('/N', 'thresholdExits')) or path == 'main/2/W']
+    arrays = {id(param.array): path[1:] for path, param in net.namedparams() if param.array is not None}
+    norm = net.main[1]
+    arrays.update({id(norm.avg_mean): 'main/1/avg_mean', id(norm.avg_var): 'main/1/avg_var'})
+    assert names == arrays
