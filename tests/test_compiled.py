@@ -146,6 +146,24 @@ def test_links_that_keep_a_state_run_for_one_thread_at_a_time(where):
             np.testing.assert_allclose(found.prob, expected.prob, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize('block', [lambda: ResBlock(8, 16), lambda: ResBlock(8, 16, 2)])
+def test_shortcuts_of_the_same_features_are_those_of_their_blocks(block):
+    np.random.seed(0)
+    net = branchynet.BranchyNet(
+        [
+            L.Convolution2D(3, 8, 3, pad=1),
+            Branch([block(), L.Linear(None, 3)]),
+            ResBlock(8, 12),
+            Branch([L.Linear(None, 3)]),
+        ]
+    )
+    x = np.random.randn(20, 3, 8, 8).astype(np.float32)
+    for _ in range(3):
+        net.train(x, np.random.randint(0, 3, 20).astype(np.int32))
+    for one, other in zip(Compiled(net).look(x), net.look(x)):
+        np.testing.assert_allclose(one.logits, other.logits, rtol=1e-3, atol=1e-4)
+
+
 def test_alexnet():
     np.random.seed(0)
     net = alex_cifar10.get_network()

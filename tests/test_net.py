@@ -6,6 +6,7 @@ import pickle
 
 import branchynet
 from branchynet import inference
+from branchynet.cpu import tape
 from branchynet.functions import entropy
 from branchynet.links.links import FL, Branch
 from branchynet.links.resnet import ResBlock
@@ -819,3 +820,47 @@ def test_thresholds_of_a_single_test_change_no_setting():
         assert one.test(x, t)[2] == [0] * (net.numexits() - 1) + [20]
         with pytest.raises(ValueError, match='thresholds'):
             one.test_at([1.0] * 9, x, t)
+
+
+class Kept(chainer.Link):
+    """Keeps its input, for another link to add."""
+
+    def forward(self, x):
+        self.h = x
+        return x
+
+
+def tied():
+    first = L.Linear(6, 6)
+    return [first, FL(F.relu), Branch([L.Linear(6, 3)]), FL(lambda h: F.linear(h, first.W.T)), Branch([L.Linear(6, 3)])]
+
+
+def skipping():
+    kept = Kept()
+    return [
+        *[L.Linear(6, 6), kept, L.Linear(6, 6), FL(F.relu), Branch([L.Linear(6, 3)])],
+        *[FL(lambda h: h + kept.h), Branch([L.Linear(6, 3)])],
+    ]
+
+
+def recurrent():
+    return [L.Linear(6, 6), L.LSTM(6, 6), Branch([L.Linear(6, 3)]), L.Linear(6, 6), Branch([L.Linear(6, 3)])]
+
+
+@pytest.mark.parametrize('make', [tied, skipping, recurrent])
+@pytest.mark.parametrize('method', ['train', 'train_main'])
+def test_links_that_reach_beyond_themselves_have_chainers_gradients_at_every_step(monkeypatch, make, method):
+    x, t = np.random.RandomState(0).randn(20, 6).astype(np.float32), np.arange(20, dtype=np.int32) % 3
+    gradients = []
+    for without_tape in False, True:
+        with monkeypatch.context() as patch:
+            if without_tape:
+                patch.setattr(tape.Tapes, 'fit', lambda *_: False)
+            np.random.seed(0)
+            net = BranchyNet(make())
+            for _ in range(3):
+                getattr(net, method)(x, t)
+            gradients.append({path: param.grad for path, param in net.namedparams() if param.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for path, gradient in gradients[0].items():
+        np.testing.assert_array_equal(gradient, gradients[1][path], err_msg=path)

@@ -113,6 +113,7 @@ class Graph:
         key = (
             kind,
             tuple(map(id, inputs)),
+            shape,
             key or tuple(id(value) if isinstance(value, np.ndarray) else value for value in arguments.values()),
         )
         if key not in self._nodes:

@@ -174,7 +174,9 @@ class Tapes:
                 three gradients has other bits in another order.
         """
         parameters = [id(parameter) for link in links for parameter in link.params()]
-        is_clear = len(set(parameters)) == len(parameters) and all(map(_is_known, forks))
+        is_clear = (
+            len(set(parameters)) == len(parameters) and all(map(_is_known, forks)) and all(map(_is_closed, links))
+        )
         if type(x) is np.ndarray and is_clear:
             self._lists = [*self._lists[1 - _REMEMBERED :], (links, (x.shape[1:], x.dtype))]
 
@@ -185,6 +187,27 @@ class Tapes:
 
 def _is_known(link: chainer.Link) -> bool:
     return calls_one_of(link, _FUNCTIONS) if type(link) is FL else type(link) in _LINKS
+
+
+def _is_closed(link: chainer.Link) -> bool:
+    """Whether a link surely computes from its input and its own parameters alone.
+
+    Its gradients are computed apart from those of the other links. So it may not reach their parameters or Variables,
+    as a function of the user's may, nor keep some of the step before, as L.LSTM does.
+    """
+    for inner in link.links():
+        values = list(vars(inner).values())
+        if type(inner) is FL:
+            values += [*inner.args, *inner.kwargs.values()]
+            is_ours = (getattr(inner.fn, '__module__', None) or '').startswith('chainer.functions.')
+        else:
+            is_ours = type(inner).__module__.startswith(('chainer.links.', 'branchynet.links.'))
+        keeps_variable = any(
+            isinstance(value, chainer.Variable) and not isinstance(value, chainer.Parameter) for value in values
+        )
+        if not is_ours or keeps_variable or 'forward' in vars(inner):
+            return False
+    return True
 
 
 def _is_graph_unseen() -> bool:
