@@ -487,7 +487,7 @@ def _results(args: Namespace) -> int:
 def _compare(folders: list[str], page: Optional[str]) -> int:
     from branchynet.experiments import report, results, side_by_side
 
-    side_by_side.check(folders)
+    results.check_several(folders)
     tables = side_by_side.tables({folder: results.read(folder) for folder in folders})
     if page is None:
         print(tables, end='')

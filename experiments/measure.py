@@ -66,7 +66,8 @@ def measure(folder: str, out: str | None, device: Any) -> int:
     data = _data(recorded, folder)
     _check_weights(_trained(recorded), folder)
     with files.lock(target):
-        if not os.path.samefile(folder, target):
+        elsewhere = not os.path.samefile(folder, target)
+        if elsewhere:
             runs.check_replaces(target, _trainings(recorded))
         measured = _measured_again(recorded, data, folder, target, device)
         different = list(_differences(recorded, measured))
@@ -75,7 +76,7 @@ def measure(folder: str, out: str | None, device: Any) -> int:
         if different and out is None:
             print(f'{folder} stays as it is: name another folder with --out to keep this measurement', file=sys.stderr)
             return 1
-        if not os.path.samefile(folder, target):
+        if elsewhere:
             _copy_weights(recorded, folder, target)
         results.write(target, measured)
         reproduce.write(measured, target)

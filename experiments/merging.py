@@ -33,10 +33,7 @@ def merge(folders: list[str], out: str) -> Results:
             training; or the preset, the variant, the data or another setting differs between the folders; or two
             folders hold the same run.
     """
-    if len(folders) < 2:
-        raise ValueError('one folder is given: expected two or more to join')
-    if len({os.path.realpath(folder) for folder in folders}) < len(folders):
-        raise ValueError(f'a folder is given twice among {", ".join(folders)}: expected folders with other seeds')
+    results.check_several(folders)
     reproduce.check_writable(out)
     found = {folder: results.read(folder) for folder in folders}
     joined = _joined(found)

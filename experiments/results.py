@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, Optional
 
 from branchynet import schema
@@ -573,6 +574,21 @@ def read(folder: str) -> Results:
         return from_json(content)
     except ValueError as e:
         raise OSError(f'{path} is damaged or not of format {FORMAT}: {e}') from e
+
+
+def check_several(folders: Sequence[str]) -> None:
+    """Checks, before folders are read, that there are two or more, and none twice.
+
+    Args:
+        folders: that are joined or compared.
+
+    Raises:
+        ValueError: there are not.
+    """
+    if len(folders) < 2:
+        raise ValueError('one folder is given: expected two or more')
+    if len({os.path.realpath(folder) for folder in folders}) < len(folders):
+        raise ValueError(f'a folder is given twice among {", ".join(folders)}')
 
 
 def from_json(content: Any) -> Results:

@@ -7,7 +7,6 @@ Nothing is measured or written to the folders.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 
 from branchynet.datasets import pcifar10
@@ -16,18 +15,6 @@ from branchynet.experiments.claims import NOT_RUN, PASS, Verdict
 from branchynet.experiments.results import NetworkRun, Results
 
 MARKERS = 'side by side'  # around the tables in a page
-
-
-def check(folders: Sequence[str]) -> None:
-    """Checks, before folders are read, that there are two or more, and none twice.
-
-    Raises:
-        ValueError: there are not.
-    """
-    if len(folders) < 2:
-        raise ValueError('one folder is given: expected two or more to compare')
-    if len({os.path.realpath(folder) for folder in folders}) < len(folders):
-        raise ValueError(f'a folder is given twice among {", ".join(folders)}')
 
 
 def tables(found: dict[str, Results]) -> str:

@@ -835,7 +835,7 @@ def tied():
     return [first, FL(F.relu), Branch([L.Linear(6, 3)]), FL(lambda h: F.linear(h, first.W.T)), Branch([L.Linear(6, 3)])]
 
 
-def skipping():
+def adding():
     kept = Kept()
     return [
         *[L.Linear(6, 6), kept, L.Linear(6, 6), FL(F.relu), Branch([L.Linear(6, 3)])],
@@ -847,7 +847,7 @@ def recurrent():
     return [L.Linear(6, 6), L.LSTM(6, 6), Branch([L.Linear(6, 3)]), L.Linear(6, 6), Branch([L.Linear(6, 3)])]
 
 
-@pytest.mark.parametrize('make', [tied, skipping, recurrent])
+@pytest.mark.parametrize('make', [tied, adding, recurrent])
 @pytest.mark.parametrize('method', ['train', 'train_main'])
 def test_links_that_reach_beyond_themselves_have_chainers_gradients_at_every_step(monkeypatch, make, method):
     x, t = np.random.RandomState(0).randn(20, 6).astype(np.float32), np.arange(20, dtype=np.int32) % 3

@@ -258,6 +258,22 @@ def test_the_releases_own_file(tmp_path):
     assert (net.numexits(), legacy.load(RELEASED).optimizer.t) == (2, 6)
 
 
+def test_the_first_lines_of_the_pages_example_run_in_a_new_process(tmp_path):
+    """With any old file; the lines after them need one of the released LeNet, as the next test has."""
+    page = (FOLDER.parents[1] / 'docs' / 'from-chainer-1.md').read_text(encoding='utf-8')
+    (code,) = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
+    first, _ = code.split('# The same in two steps')
+    (tmp_path / '_models').mkdir()
+    (tmp_path / '_models' / 'lenet_mnist.bn').write_bytes(content('alex'))
+    run = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', f'{first}\nprint(net.numexits())'],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (run.returncode, run.stdout) == (0, '3\n'), run.stderr
+
+
 @pytest.mark.skipif(not RELEASED.exists(), reason="the release's own file lies beside the project, not in it")
 def test_the_example_of_the_page_runs_in_a_new_process(tmp_path):
     """Both ways of it give the same net, with the moments of all exits."""
