@@ -308,14 +308,13 @@ def _is_norm(link: Any) -> bool:
 
 
 def _call_in_chainer(link: chainer.Link, x: Value) -> Value:
-    # A net's first link gets the samples themselves, as in a step without a tape.
-    given: Any = chainer.Variable(x.array, requires_grad=x.wanted) if x.wanted or x.inputs else x.array
-    y = chainer.as_variable(link(given))
+    given: Any = chainer.Variable(x.array, requires_grad=x.wanted)
+    y = link(given)
 
     def back(gy: np.ndarray) -> list[Optional[np.ndarray]]:
         y.grad = gy
         y.backward()
-        return [given.grad if x.wanted else None]
+        return [given.grad]
 
     value = Value(y.array, [x], back if y.requires_grad else None)
     value.rank = x.rank + y.rank
