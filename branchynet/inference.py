@@ -18,7 +18,7 @@ from branchynet import (
 from branchynet.batching import batches, check_labels
 from branchynet.cpu import onednn
 from branchynet.cpu.chain import Chain
-from branchynet.cpu.engine import Engine, NotFinite, Result, take_turns
+from branchynet.cpu.engine import SHARED, Engine, NotFinite, Result, take_turns
 from branchynet.cpu.threads import run
 from branchynet.exits import (
     ENTROPY,
@@ -389,9 +389,15 @@ class Compiled:
         x, _ = self._given(x, None)
         if chainer._get_link_hooks():
             return self._net.look(x)
-        engine, x = self._engine(x), np.ascontiguousarray(x)
-        scores, released, whole = zip(*(self._call(engine.record, x[part]) for part in batches(len(x), engine.most)))
-        logits = [np.concatenate(parts) for parts in zip(*scores)]
+        engine, parts, x = self._engine(x), batches(len(x), SHARED), np.ascontiguousarray(x)
+        recorded: list[Any] = [None] * len(parts)
+
+        def task(i: int) -> None:
+            recorded[i] = self._call(engine.record, x[parts[i]])
+
+        run(task, len(parts))
+        scores, released, whole = zip(*recorded)
+        logits = [np.concatenate(of_exit) for of_exit in zip(*scores)]
         return [
             Look(
                 *answer(logits[k]),

@@ -11,7 +11,6 @@ from branchynet import (
     timing,
 )
 from branchynet.batching import batches, check_labels, check_pairs, checked_array, checked_labels
-from branchynet.cpu.threads import run
 from branchynet.devices import now
 from branchynet.exits import (
     ENTROPY,
@@ -122,7 +121,8 @@ def record(
         for values, seconds in zip(recorded, _seconds_of_first_exit(net, [x[part] for part in timed])):
             values[_WHOLE][0] = seconds
     released, whole = (np.concatenate([r[i] for r in recorded], axis=1) for i in (2, 3))
-    recorded += _record_on_threads(net, x, t, timed[-1].stop, criterion)
+    rest = [slice(first, first + _TOGETHER) for first in range(timed[-1].stop, len(x), _TOGETHER)]
+    recorded += [_record_batch(net, x, t, part, criterion) for part in rest]
     score, correct = (np.concatenate([r[i] for r in recorded], axis=1) for i in (0, 1))
     turns = np.arange(len(x)) % released.shape[1]
     return ExitRecord(score, correct, released[:, turns], whole[:, turns], criterion)
@@ -142,21 +142,7 @@ def _seconds_of_first_exit(net: BranchyNet | Compiled, batches: Sequence[Array])
 
 
 _TIMED = 1000  # batches of a Compiled that are timed
-_TOGETHER = 32  # samples of a batch that is not timed
-
-
-def _record_on_threads(
-    net: BranchyNet | Compiled, x: Array, t: Array, first: int, criterion: Criterion
-) -> list[list[np.ndarray]]:
-    """The results of _record_batch for the batches of x from sample ``first`` on, which threads share."""
-    parts = [slice(first + part.start, first + part.stop) for part in batches(len(x) - first, _TOGETHER)]
-    recorded: list[list[np.ndarray]] = [[] for _ in parts]
-
-    def look(i: int) -> None:
-        recorded[i] = _record_batch(net, x, t, parts[i], criterion)
-
-    run(look, len(parts))
-    return recorded
+_TOGETHER = 1024  # samples of a batch that is not timed; they share threads
 
 
 def _record_batch(
