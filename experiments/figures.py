@@ -7,22 +7,17 @@ each exit, the confusion matrices, and the reliability diagrams.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from branchynet import cpu, visualize
-from branchynet.batching import batches
-from branchynet.cpu import threads
-from branchynet.exits import leave_at
+from branchynet.exits import answer, leave_at
 from branchynet.experiments import results, runs
-from branchynet.inference import Compiled
-from branchynet.net import BranchyNet
 
 import numpy as np
 
 if TYPE_CHECKING:
     from branchynet.experiments.network_experiment import NetworkExperiment
 
-BATCHSIZE = 32
 DIGITS = list('0123456789')
 CIFAR10 = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']
 CLASSES = {'lenet_mnist': DIGITS, 'alex_cifar10': CIFAR10, 'resnet_cifar10': CIFAR10}
@@ -54,13 +49,15 @@ def draw(experiment: NetworkExperiment, run: results.NetworkRun, out: str) -> Dr
     path = runs.weights_path(out, experiment.name, run.part, run.seed)
     net = experiment.get_network(variant=run.training.variant)
     try:
-        _, _, x, t = runs.data_of(experiment, run.training, run.measurement.test_samples)
         if not os.path.exists(path):
             raise OSError(f'the weights, {os.path.basename(path)}, are not in the folder')
         runs.load_weights(net, path, run.training.weights_sha256)
+        _, _, x, t = runs.data_of(experiment, run.training, run.measurement.test_samples)
     except (OSError, ValueError) as e:
         return Drawn([], f'The figures of leaving images, confusion and reliability are missing: {e}.')
-    probs, entropies = _answers(net, x)
+    with cpu.fast():
+        answers = [answer(logits) for logits in runs.logits_of(net, x)]
+    probs, entropies = (np.stack(parts) for parts in zip(*answers))
     exits = leave_at(entropies, experiment.published_thresholds)
     names = CLASSES[experiment.name]
     stem = os.path.join(out, 'figures', runs.stem(experiment.name, run.part, run.seed))
@@ -69,24 +66,3 @@ def draw(experiment: NetworkExperiment, run: results.NetworkRun, out: str) -> Dr
     visualize.plot_confusion(t, probs, names, output_path=paths[1])
     visualize.plot_reliability(t, probs, output_path=paths[2])
     return Drawn(paths)
-
-
-def _answers(net: BranchyNet, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Softmax (E, N, K) and entropy (E, N) of every exit for images (N, C, H, W)."""
-    parts = batches(len(x), BATCHSIZE)
-    answers: list[Any] = [None] * len(parts)
-    with cpu.fast():
-        fast = runs.for_inference(net)
-
-        def pass_part(i: int) -> None:
-            answers[i] = fast.look(x[parts[i]])
-
-        if isinstance(fast, Compiled):
-            threads.run(pass_part, len(parts))
-        else:
-            for i in range(len(parts)):
-                pass_part(i)
-    return (
-        np.stack([np.concatenate([look.prob for look in of_exit]) for of_exit in zip(*answers)]),
-        np.stack([np.concatenate([look.entropy for look in of_exit]) for of_exit in zip(*answers)]),
-    )

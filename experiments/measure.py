@@ -39,13 +39,14 @@ class NoData(OSError):
     """The data of a training is missing or damaged; the message says how to get it."""
 
 
-def measure(folder: str, out: str | None, device: Any) -> int:
+def measure(folder: str, out: str | None, device: Any, data: dict[str, runs.Data] | None = None) -> int:
     """Measures a results folder's weights, and writes its results, figures and reports again.
 
     Args:
         folder: a results folder of any format, or one of trainings that have not ended.
         out: the folder to write; None: the results folder itself, and only if accuracies and exits are as recorded.
         device: a Chainer device.
+        data: of trainings, by its SHA-256. Other data is read, and added to it.
 
     Returns:
         The exit status: 0 accuracies and exits are as recorded, 1 they differ.
@@ -63,7 +64,8 @@ def measure(folder: str, out: str | None, device: Any) -> int:
         return 0
     recorded = conversion.read(folder)
     target = folder if out is None else out
-    data = _data(recorded, folder)
+    data = {} if data is None else data
+    _read_data(recorded, folder, data)
     _check_weights(_trained(recorded), folder)
     with files.lock(target):
         elsewhere = not os.path.samefile(folder, target)
@@ -113,6 +115,7 @@ def committed(root: str, out: str, device: Any) -> int:
     if not folders:
         raise OSError(f'{root} holds no results folder')
     status = 0
+    data: dict[str, runs.Data] = {}
     for folder in folders:
         target = os.path.join(out, os.path.basename(folder))
         missing = _weights_not_kept(folder)
@@ -125,7 +128,7 @@ def committed(root: str, out: str, device: Any) -> int:
             )
             continue
         try:
-            status = max(status, measure(folder, target, device))
+            status = max(status, measure(folder, target, device, data))
         except NoData as e:
             _write_again(folder, target)
             print(
@@ -198,24 +201,24 @@ def _copy_weights(recorded: results.Results, folder: str, target: str) -> None:
             files.copy(path, os.path.join(target, os.path.basename(path)))
 
 
-def _data(recorded: results.Results, folder: str) -> dict[str, runs.Data]:
-    """The data of all trainings, by its SHA-256.
+def _read_data(recorded: results.Results, folder: str, data: dict[str, runs.Data]) -> None:
+    """Reads the data of all trainings that is not in ``data`` yet, where its SHA-256 is the key.
 
     Raises:
         NoData: data is missing or damaged.
         ValueError: the folder has no run that trained weights, or was trained on other data.
     """
-    data: dict[str, runs.Data] = {}
-    for name, run in _trained(recorded):
-        if run.training.data_sha256 not in data:
-            try:
-                got = runs.data_of(get_experiment(name), run.training, run.measurement.test_samples)
-            except OSError as e:
-                raise NoData(str(e)) from e
-            data[run.training.data_sha256] = got
-    if not data:
+    trained = _trained(recorded)
+    if not trained:
         raise ValueError(f'{folder} holds no run that trained weights')
-    return data
+    for name, run in trained:
+        if run.training.data_sha256 in data:
+            continue
+        try:
+            got = runs.data_of(get_experiment(name), run.training, run.measurement.test_samples)
+        except OSError as e:
+            raise NoData(str(e)) from e
+        data[run.training.data_sha256] = got
 
 
 def _trained(recorded: results.Results) -> list[tuple[str, Any]]:

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Any, Callable, NamedTuple
 
 from branchynet import checkpoint, cpu, determinism, files, parallel, provenance, schema
+from branchynet.batching import batches
 from branchynet.datasets import pcifar10
 from branchynet.devices import now
 from branchynet.experiments import results
@@ -22,6 +23,9 @@ from branchynet.training import Position, epochs
 import attrs
 import chainer
 import numpy as np
+from chainer.backends.cuda import to_cpu
+
+BATCHSIZE = 500  # of a test in which nothing is timed
 
 Data = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # x_train, y_train, x_test, y_test
 RunId = tuple[str, str, int]  # name of the experiment, part, seed
@@ -495,6 +499,13 @@ class ResumableTraining:
 def for_inference(net: BranchyNet) -> Any:
     """The net in the form in which it is measured: an inference.Compiled if possible, else the net itself."""
     return Compiled(net) if is_compilable(net) else net
+
+
+def logits_of(net: BranchyNet, x: np.ndarray) -> np.ndarray:
+    """The logits (E, N, C) of every exit for images x (N, ...), without early exit."""
+    fast = for_inference(net)
+    looks = [fast.look(x[part]) for part in batches(len(x), BATCHSIZE)]
+    return np.stack([np.concatenate([to_cpu(look.logits) for look in of_exit]) for of_exit in zip(*looks)])
 
 
 def digest(array: np.ndarray) -> results.Digest:

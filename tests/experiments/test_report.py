@@ -9,11 +9,11 @@ import subprocess
 from functools import reduce
 
 import branchynet  # noqa: F401
-from branchynet import cli, provenance
-from branchynet.exits import leave_at
+from branchynet import cli, exits, provenance
 from branchynet.experiments import claims, figures, get_experiment, intervals, pages, report, reproduce, results, runs
 
 import attrs
+import numpy as np
 import pytest
 
 
@@ -346,16 +346,19 @@ def test_figures_that_cannot_be_drawn_are_named(example, tmp_path, monkeypatch):
     run.training.data_sha256 = provenance.sha256_of_arrays(
         [part[:count] for part, count in zip(data, (256, 256, 1000, 1000))]
     )
-    drawn = figures.draw(experiment, run, str(tmp_path))
+    folder = str(tmp_path)
+    drawn = figures.draw(experiment, run, folder)
     assert not drawn.paths and 'weights_lenet_mnist_seed0.npz, are not in the folder' in drawn.missing
     assert drawn.missing in pages.markdown(report.blocks(example, {'lenet_mnist': drawn}))
+    path = runs.weights_path(folder, 'lenet_mnist', '', 0)
+    run.training.weights_sha256 = runs.save_weights(experiment.get_network(), path)
     run.training.data_sha256 = 'f' * 64
-    assert 'was trained on data of SHA-256 ffff' in figures.draw(experiment, run, str(tmp_path)).missing
+    assert 'was trained on data of SHA-256 ffff' in figures.draw(experiment, run, folder).missing
 
     def missing():
         raise FileNotFoundError('mnist is missing: get it so')
 
-    drawn = figures.draw(experiment._replace(get_data=missing), run, str(tmp_path))
+    drawn = figures.draw(experiment._replace(get_data=missing), run, folder)
     assert drawn.missing.endswith(' are missing: mnist is missing: get it so.')
 
 
@@ -367,10 +370,11 @@ def test_the_committed_run_says_again_what_it_said(tmp_path):
     _, _, x, t = runs.data_of(experiment, run.training, run.measurement.test_samples)
     net = experiment.get_network(variant=run.training.variant)
     runs.load_weights(net, runs.weights_path(folder, 'lenet_mnist', '', 0), run.training.weights_sha256)
-    probs, entropies = figures._answers(net, x)
-    accuracies = 100 * (probs.argmax(axis=2) == t).mean(axis=1)
+    logits = runs.logits_of(net, x)
+    accuracies = 100 * (logits.argmax(axis=2) == t).mean(axis=1)
     assert accuracies == pytest.approx(run.measurement.exit_accuracy_percent, abs=0.02)
-    left = 100 * (leave_at(entropies, experiment.published_thresholds) == 0).mean()
+    entropies = np.stack([exits.answer(of_exit).entropy for of_exit in logits])
+    left = 100 * (exits.leave_at(entropies, experiment.published_thresholds) == 0).mean()
     assert left == pytest.approx(run.measurement.measured.published.exit_percent[0], abs=0.02)
 
 
