@@ -49,12 +49,12 @@ def environment(out: str | None = None) -> dict[str, Any]:
         'blas': determinism.pools(),
         'gpus': [_gpu_name(i) for i in range(count_gpus())],
         'cuda': _cuda() if count_gpus() else None,
-        'command': ' '.join([_program(), *sys.argv[1:]]),
+        'command': ' '.join([program(), *sys.argv[1:]]),
     }
 
 
-def _program() -> str:
-    """The first words of this process's command, as a user types them on any machine."""
+def program() -> str:
+    """Returns the first words of this process's command, as a user types them on any machine."""
     spec = getattr(sys.modules['__main__'], '__spec__', None)
     name = os.path.basename(sys.argv[0])
     return f'python -m {spec.name.removesuffix(".__main__")}' if spec and name.endswith('.py') else name

@@ -23,7 +23,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any, NamedTuple
 
-from branchynet import cpu, determinism
+from branchynet import cpu, determinism, provenance
 from branchynet.experiments import runs
 
 import chainer
@@ -80,7 +80,7 @@ class _Trainer:
             'setup': setup._replace(device=str(setup.device)),
             'threads': max(1, cpu.threads.num_threads() // setup.jobs),
             'profile': determinism.profile_in_place(),
-            'argv': sys.argv,
+            'argv': [provenance.program(), *sys.argv[1:]],
             'terminal': sys.stderr.isatty(),
         }
         self._lock = threading.Lock()
