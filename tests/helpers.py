@@ -15,6 +15,9 @@ import chainer.links as L
 import numpy as np
 import pytest
 
+# The amount of a training that takes a second.
+TINY = runs.Preset(main_epochs=2, joint_epochs=2, batchsize=64, train_samples=256, test_samples=40)
+
 needs_cifar10 = pytest.mark.skipif(
     cifar.find('cifar10', cifar10.VERSIONS)[1] is None, reason='needs CIFAR-10 in the data folder'
 )

@@ -1,11 +1,14 @@
-"""Results made by hand."""
+"""Results made by hand, and those of a short training."""
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import branchynet  # noqa: F401
-from branchynet.experiments import results, runs
+from branchynet import cli
+from branchynet.experiments import PRESETS, lenet_mnist, results, runs
 from branchynet.experiments.results import (
     Baseline,
     Digest,
@@ -25,6 +28,7 @@ from branchynet.experiments.results import (
 )
 
 import pytest
+from helpers import TINY
 from matplotlib.figure import Figure
 
 _SAVEFIG = Figure.savefig
@@ -145,3 +149,29 @@ def written(example: Results, tmp_path) -> str:
     """A folder that holds the example's results.json."""
     results.write(str(tmp_path), example)
     return str(tmp_path)
+
+
+@pytest.fixture
+def tiny(monkeypatch) -> None:
+    """The LeNet experiment, its presets all tiny."""
+    monkeypatch.setattr(
+        lenet_mnist, 'EXPERIMENT', lenet_mnist.EXPERIMENT._replace(presets=dict.fromkeys(PRESETS, TINY))
+    )
+
+
+@pytest.fixture(scope='package')
+def trained(tmp_path_factory, _blank_figures) -> Path:
+    """A results folder that a tiny run of LeNet wrote; tests read it."""
+    folder = tmp_path_factory.mktemp('trained') / 'out'
+    words = ['--only', 'lenet_mnist', '--preset', 'smoke', '--device', 'cpu', '--out', str(folder)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lenet_mnist, 'EXPERIMENT', lenet_mnist.EXPERIMENT._replace(presets=dict.fromkeys(PRESETS, TINY)))
+        assert cli.main(['reproduce', *words]) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(trained, tmp_path) -> Path:
+    """A copy of that folder, for a test to change."""
+    shutil.copytree(trained, tmp_path / 'copy')
+    return tmp_path / 'copy'

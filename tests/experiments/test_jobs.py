@@ -21,7 +21,6 @@ from branchynet.experiments import (
     figures,
     get_experiment,
     jobs,
-    lenet_mnist,
     loss_weights,
     network_experiment,
     results,
@@ -30,8 +29,6 @@ from branchynet.experiments import (
 
 import pytest
 from helpers import needs_cifar10
-
-TINY = runs.Preset(main_epochs=2, joint_epochs=2, batchsize=64, train_samples=256, test_samples=40)
 
 # The command with its LeNet experiment cut down; the first word is the number of epochs.
 CODE = """
@@ -47,13 +44,10 @@ sys.exit(cli.main())
 
 
 @pytest.fixture
-def tiny(monkeypatch):
+def tiny(tiny, monkeypatch):
     """The LeNet experiment, its presets all tiny, without figures."""
     monkeypatch.setattr(network_experiment, 'draw', lambda *_: [])
     monkeypatch.setattr(figures, 'draw', lambda *_: figures.Drawn([]))
-    monkeypatch.setattr(
-        lenet_mnist, 'EXPERIMENT', lenet_mnist.EXPERIMENT._replace(presets=dict.fromkeys(PRESETS, TINY))
-    )
 
 
 def words(out: Path, *options: str) -> list[str]:

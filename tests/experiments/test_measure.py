@@ -11,35 +11,12 @@ from pathlib import Path
 
 import branchynet  # noqa: F401
 from branchynet import cli, determinism, files
-from branchynet.experiments import PRESETS, lenet_mnist, measure, results, runs
+from branchynet.experiments import lenet_mnist, measure, results, runs
 
 import attrs
 import pytest
 
-TINY = runs.Preset(main_epochs=2, joint_epochs=2, batchsize=64, train_samples=256, test_samples=40)
 WEIGHTS, MAIN = 'weights_lenet_mnist_seed0.npz', 'weights_lenet_mnist_seed0_main.npz'
-
-
-@pytest.fixture(scope='module')
-def trained(tmp_path_factory) -> Path:
-    """A results folder that a run wrote; tests copy it."""
-    folder = tmp_path_factory.mktemp('trained') / 'out'
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lenet_mnist, 'EXPERIMENT', lenet_mnist.EXPERIMENT._replace(presets=dict.fromkeys(PRESETS, TINY)))
-        assert (
-            cli.main(
-                ['reproduce', '--only', 'lenet_mnist', '--preset', 'smoke', '--device', 'cpu', '--out', str(folder)]
-            )
-            == 0
-        )
-    return folder
-
-
-@pytest.fixture
-def folder(trained, tmp_path) -> Path:
-    """A copy of the results folder."""
-    shutil.copytree(trained, tmp_path / 'copy')
-    return tmp_path / 'copy'
 
 
 def run_of(folder: Path) -> results.NetworkRun:

@@ -8,24 +8,15 @@ from unittest import mock
 import branchynet  # noqa: F401
 from branchynet import checkpoint, cli, files, provenance, utils
 from branchynet.datasets import mnist
-from branchynet.experiments import PRESETS, claims, lenet_mnist, report, results, runs
+from branchynet.experiments import claims, lenet_mnist, report, results, runs
 from branchynet.networks import lenet_mnist as network
 
 import chainer
 import numpy as np
 import pytest
-from helpers import stop_at
+from helpers import TINY, stop_at
 
-TINY = runs.Preset(main_epochs=2, joint_epochs=2, batchsize=64, train_samples=256, test_samples=40)
 LONGER = TINY._replace(main_epochs=3, joint_epochs=3)
-
-
-@pytest.fixture
-def tiny(monkeypatch):
-    """The LeNet experiment, its presets all tiny."""
-    monkeypatch.setattr(
-        lenet_mnist, 'EXPERIMENT', lenet_mnist.EXPERIMENT._replace(presets=dict.fromkeys(PRESETS, TINY))
-    )
 
 
 def reproduce(out, *options):
@@ -113,8 +104,7 @@ def test_a_results_folder_is_whole_and_true(tiny, tmp_path, capsys):
     assert f'| {baseline:.2f} ± ' in text
 
 
-def test_a_run_that_was_interrupted_resumes_to_the_same_bits(tiny, tmp_path, monkeypatch, capsys):
-    assert reproduce(tmp_path / 'whole') == 0
+def test_a_run_that_was_interrupted_resumes_to_the_same_bits(tiny, trained, tmp_path, monkeypatch, capsys):
     save, saved = checkpoint.save, []
 
     def interrupt(*args):
@@ -129,7 +119,7 @@ def test_a_run_that_was_interrupted_resumes_to_the_same_bits(tiny, tmp_path, mon
     assert os.listdir(str(out)) == ['checkpoint_lenet_mnist_seed0.npz']
     assert reproduce(out, '--resume') == 130
     assert reproduce(out, '--resume') == 0
-    whole, resumed = (seeds_of(path)[0].training for path in (tmp_path / 'whole', out))
+    whole, resumed = (seeds_of(path)[0].training for path in (trained, out))
     assert resumed.weights_sha256 == whole.weights_sha256
     assert resumed.joint.loss == whole.joint.loss
     assert resumed.main.loss == whole.main.loss
@@ -149,9 +139,8 @@ def test_a_run_that_was_interrupted_resumes_to_the_same_bits(tiny, tmp_path, mon
     assert (out / 'results.json').read_bytes() == before
 
 
-def test_results_of_other_experiments_are_kept(tiny, tmp_path, capsys):
-    assert reproduce(tmp_path) == 0
-    content, path = read(tmp_path), tmp_path / 'results.json'
+def test_results_of_other_experiments_are_kept(tiny, folder, capsys):
+    content, path = read(folder), folder / 'results.json'
     part = dict(content['experiments']['lenet_mnist'][0])
     part['measurement'] = {
         key: part['measurement'][key]
@@ -159,33 +148,32 @@ def test_results_of_other_experiments_are_kept(tiny, tmp_path, capsys):
     }
     content['experiments'] = {'loss_weights': [{**part, 'part': 'equal'}], **content['experiments']}
     path.write_text(json.dumps(content))
-    assert reproduce(tmp_path) == 0  # the same preset again
-    assert list(read(tmp_path)['experiments']) == ['loss_weights', 'lenet_mnist']
+    assert reproduce(folder) == 0  # the same preset again
+    assert list(read(folder)['experiments']) == ['loss_weights', 'lenet_mnist']
 
     path.write_text(json.dumps({**content, 'preset': 'paper'}))
     before = path.read_bytes()
     capsys.readouterr()
-    assert reproduce(tmp_path) == 2  # smoke does not replace days of training
+    assert reproduce(folder) == 2  # smoke does not replace days of training
     error = capsys.readouterr().err
     assert 'is of preset paper: expected smoke; name another folder with --out' in error and error.count('\n') == 1
     assert path.read_bytes() == before
 
 
-def test_a_run_replaces_that_of_its_seed_alone_and_when_it_is_done(tiny, tmp_path, monkeypatch, capsys):
-    assert reproduce(tmp_path) == 0
-    (first,) = seeds_of(tmp_path)
-    assert reproduce(tmp_path, '--seeds', '3-3') == 0
-    assert [run.seed for run in seeds_of(tmp_path)] == [0, 3] and seeds_of(tmp_path)[0] == first
+def test_a_run_replaces_that_of_its_seed_alone_and_when_it_is_done(tiny, folder, monkeypatch, capsys):
+    (first,) = seeds_of(folder)
+    assert reproduce(folder, '--seeds', '3-3') == 0
+    assert [run.seed for run in seeds_of(folder)] == [0, 3] and seeds_of(folder)[0] == first
 
     monkeypatch.setattr(lenet_mnist, 'EXPERIMENT', lenet_mnist.EXPERIMENT._replace(presets={'smoke': LONGER}))
-    before = (tmp_path / 'results.json').read_bytes()
+    before = (folder / 'results.json').read_bytes()
     with monkeypatch.context() as patch:
         stop_at(patch, 18)  # of the second epoch after main's weights are written
-        assert reproduce(tmp_path) == 130
-    assert (tmp_path / 'results.json').read_bytes() == before
-    assert cli.main(['report', str(tmp_path), '--write']) == 0  # without the weights that were overwritten
-    assert reproduce(tmp_path, '--resume') == 0
-    again, third = seeds_of(tmp_path)
+        assert reproduce(folder) == 130
+    assert (folder / 'results.json').read_bytes() == before
+    assert cli.main(['report', str(folder), '--write']) == 0  # without the weights that were overwritten
+    assert reproduce(folder, '--resume') == 0
+    again, third = seeds_of(folder)
     assert len(again.training.joint.loss) == 3 and third.seed == 3 and len(third.training.joint.loss) == 2
 
 
@@ -207,25 +195,23 @@ def test_an_unfinished_training_is_not_begun_again_in_silence(tiny, tmp_path, mo
     assert reproduce(tmp_path) == 0
 
 
-def test_what_a_smoke_run_left_gives_way_to_another_preset(tiny, tmp_path):
-    assert reproduce(tmp_path, '--seeds', '2') == 0
-    (tmp_path / 'notes.txt').write_text('mine')
-    assert reproduce(tmp_path, '--preset', 'quick') == 1  # so short a training fails the claim of quick
-    assert results.read(str(tmp_path)).preset == 'quick'
-    listed = read(tmp_path, 'manifest.json')['sha256']
-    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob('*') if path.is_file()}
+def test_what_a_smoke_run_left_gives_way_to_another_preset(tiny, folder):
+    (folder / 'notes.txt').write_text('mine')
+    assert reproduce(folder, '--preset', 'quick') == 1  # so short a training fails the claim of quick
+    assert results.read(str(folder)).preset == 'quick'
+    listed = read(folder, 'manifest.json')['sha256']
+    found = {str(path.relative_to(folder)) for path in folder.rglob('*') if path.is_file()}
     assert found == {*listed, 'manifest.json', 'notes.txt'}
 
 
-def test_results_that_give_way_do_not_hinder_a_resumed_training(tiny, tmp_path, monkeypatch):
+def test_results_that_give_way_do_not_hinder_a_resumed_training(tiny, folder, monkeypatch):
     """A smoke run that was stopped before its manifest was written."""
-    assert reproduce(tmp_path) == 0
-    (tmp_path / 'manifest.json').unlink()
+    (folder / 'manifest.json').unlink()
     with monkeypatch.context() as patched:
         stop_at(patched, 4)
-        assert reproduce(tmp_path, '--preset', 'quick') == 130
-    assert reproduce(tmp_path, '--preset', 'quick', '--resume') == 1
-    assert results.read(str(tmp_path)).preset == 'quick'
+        assert reproduce(folder, '--preset', 'quick') == 130
+    assert reproduce(folder, '--preset', 'quick', '--resume') == 1
+    assert results.read(str(folder)).preset == 'quick'
 
 
 def test_counts_on_the_cpu_do_not_hinder_a_gpu():
@@ -242,14 +228,13 @@ def test_counts_on_the_cpu_do_not_hinder_a_gpu():
 @pytest.mark.parametrize(
     'count', [14, pytest.param(4, marks=pytest.mark.slow), pytest.param(15, marks=pytest.mark.slow)]
 )
-def test_a_run_resumes_within_an_epoch_to_the_same_bits(tiny, tmp_path, monkeypatch, capsys, count):
-    assert reproduce(tmp_path / 'whole') == 0
+def test_a_run_resumes_within_an_epoch_to_the_same_bits(tiny, trained, tmp_path, monkeypatch, capsys, count):
     out = tmp_path / 'out'
     stop_at(monkeypatch, count)
     assert reproduce(out) == 130
     assert reproduce(out, '--resume') == 0
     capsys.readouterr()
-    assert cli.main(['verify', str(tmp_path / 'whole'), str(out)]) == 0
+    assert cli.main(['verify', str(trained), str(out)]) == 0
     assert capsys.readouterr().out == 'lenet_mnist_seed0: identical (10 steps)\n'
     assert not [name for name in os.listdir(str(out)) if name.startswith('checkpoint')]
 
@@ -268,16 +253,15 @@ def test_a_checkpoint_of_another_origin_is_refused(tiny, tmp_path, monkeypatch, 
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_seeds_of_another_origin_are_not_mixed(tiny, tmp_path, monkeypatch, capsys):
-    assert reproduce(tmp_path) == 0
-    before = (tmp_path / 'results.json').read_bytes()
+def test_seeds_of_another_origin_are_not_mixed(tiny, folder, monkeypatch, capsys):
+    before = (folder / 'results.json').read_bytes()
     monkeypatch.setattr(runs, '_code_sha256', lambda: 'another')
     capsys.readouterr()
-    assert reproduce(tmp_path, '--seeds', '2', '--resume') == 2
+    assert reproduce(folder, '--seeds', '2', '--resume') == 2
     error = capsys.readouterr().err
     assert 'results.json has code_sha256' in error and 'expected another' in error and error.count('\n') == 1
-    assert (tmp_path / 'results.json').read_bytes() == before
-    assert reproduce(tmp_path) == 0  # from the start
+    assert (folder / 'results.json').read_bytes() == before
+    assert reproduce(folder) == 0  # from the start
 
 
 def test_without_data_nothing_runs(tmp_path, monkeypatch, capsys):
@@ -317,17 +301,16 @@ def test_an_experiment_that_is_named_twice_runs_once(tiny, tmp_path, capsys):
     assert capsys.readouterr().out.count('lenet_mnist_seed0 ...') == 1
 
 
-def test_damaged_weights_of_another_seed_are_told_before_training(tiny, tmp_path, capsys):
-    assert reproduce(tmp_path) == 0
-    with open(tmp_path / 'weights_lenet_mnist_seed0.npz', 'ab') as f:
+def test_damaged_weights_of_another_seed_are_told_before_training(tiny, folder, capsys):
+    with open(folder / 'weights_lenet_mnist_seed0.npz', 'ab') as f:
         f.write(b'more')
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     capsys.readouterr()
-    assert reproduce(tmp_path, '--seeds', '1-1') == 2
+    assert reproduce(folder, '--seeds', '1-1') == 2
     printed, error = capsys.readouterr()
     assert 'weights_lenet_mnist_seed0.npz is not what its run wrote' in error and error.count('\n') == 1
     assert 'seed1 ...' not in printed
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 
 @pytest.mark.parametrize('device', ['gpu:99', 'tpu', 'gpu:x'])

@@ -1,36 +1,46 @@
 """`branchynet measure` of a training that has not ended, on a few real images."""
 
 import os
+import shutil
 
 import branchynet  # noqa: F401
 from branchynet import checkpoint, cli
-from branchynet.experiments import lenet_mnist, results, runs
+from branchynet.experiments import lenet_mnist, results
 from branchynet.experiments import measure as again
 
 import pytest
+from helpers import TINY
 
-TINY = runs.Preset(main_epochs=2, joint_epochs=2, batchsize=64, train_samples=256, test_samples=40)
+
+def interrupted(folder, epoch):
+    """Begins a training in a folder, and ends it after an epoch."""
+    keep, kept = checkpoint.keep_epoch, []
+
+    def interrupt(path):
+        keep(path)
+        kept.append(path)
+        if len(kept) == epoch:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        preset(patch, TINY)
+        patch.setattr(checkpoint, 'keep_epoch', interrupt)
+        assert reproduce(folder) == 130
+
+
+@pytest.fixture(scope='module')
+def stopped(tmp_path_factory):
+    """A folder with a training that was ended after its first joint epoch; tests read it."""
+    folder = tmp_path_factory.mktemp('stopped') / 'begun'
+    interrupted(folder, 3)
+    return folder
 
 
 @pytest.fixture
-def interrupted(monkeypatch):
-    """Begins a training in a folder, and ends it after an epoch: interrupted(folder, epoch)."""
-    preset(monkeypatch, TINY)
-
-    def begin(folder, epoch):
-        keep, kept = checkpoint.keep_epoch, []
-
-        def interrupt(path):
-            keep(path)
-            kept.append(path)
-            if len(kept) == epoch:
-                raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, 'keep_epoch', interrupt)
-            assert reproduce(folder) == 130
-
-    return begin
+def begun(tiny, stopped, tmp_path):
+    """A copy of that folder, for a test to change."""
+    shutil.copytree(stopped, tmp_path / 'begun')
+    return tmp_path / 'begun'
 
 
 def preset(monkeypatch, amount):
@@ -52,13 +62,12 @@ def run_of(folder):
     return run
 
 
-def test_it_is_that_of_fewer_epochs(interrupted, tmp_path, monkeypatch, capsys):
-    begun, so_far, fewer = (str(tmp_path / name) for name in ('begun', 'so_far', 'fewer'))
-    interrupted(begun, 3)
-    before = {name: (tmp_path / 'begun' / name).read_bytes() for name in os.listdir(begun)}
+def test_it_is_that_of_fewer_epochs(begun, tmp_path, monkeypatch, capsys):
+    so_far, fewer = (str(tmp_path / name) for name in ('so_far', 'fewer'))
+    before = {path.name: path.read_bytes() for path in begun.iterdir()}
     assert measure(begun, '--out', so_far) == 0
     assert 'unfinished' in capsys.readouterr().out
-    assert {name: (tmp_path / 'begun' / name).read_bytes() for name in os.listdir(begun)} == before
+    assert {path.name: path.read_bytes() for path in begun.iterdir()} == before
     report = (tmp_path / 'so_far' / 'report.md').read_text()
     assert '2 + 1 epochs (unfinished: the preset has 2 + 2)' in report
     assert again._epochs_more(results.read(so_far)) == ', and goes on to 2 joint epochs; these are 1'
@@ -76,11 +85,11 @@ def test_it_is_that_of_fewer_epochs(interrupted, tmp_path, monkeypatch, capsys):
 
     assert reproduce(begun, '--resume') == 0  # the training goes on
     assert run_of(begun).training.joint_epochs == 2
-    assert not [name for name in os.listdir(begun) if 'checkpoint' in name]
-    assert 'unfinished' not in (tmp_path / 'begun' / 'report.md').read_text()
+    assert not list(begun.glob('*checkpoint*'))
+    assert 'unfinished' not in (begun / 'report.md').read_text()
 
 
-def test_what_cannot_be_measured_is_said_in_a_line(interrupted, tmp_path, capsys):
+def test_what_cannot_be_measured_is_said_in_a_line(tiny, tmp_path, capsys):
     begun, out = tmp_path / 'begun', tmp_path / 'out'
     interrupted(begun, 2)
     capsys.readouterr()
@@ -96,9 +105,8 @@ def test_what_cannot_be_measured_is_said_in_a_line(interrupted, tmp_path, capsys
     assert not os.path.exists(str(out / 'results.json'))
 
 
-def test_a_training_that_is_too_early_does_not_hinder_the_others(interrupted, tmp_path, capsys):
-    begun, out = tmp_path / 'begun', tmp_path / 'out'
-    interrupted(begun, 3)
+def test_a_training_that_is_too_early_does_not_hinder_the_others(begun, tmp_path, capsys):
+    out = tmp_path / 'out'
     interrupted(tmp_path / 'early', 1)
     early = begun / 'checkpoint_lenet_mnist_seed1.npz.epoch'
     (tmp_path / 'early' / 'checkpoint_lenet_mnist_seed0.npz.epoch').rename(early)
@@ -107,9 +115,8 @@ def test_a_training_that_is_too_early_does_not_hinder_the_others(interrupted, tm
     assert run_of(out).seed == 0
 
 
-def test_results_of_other_trainings_are_not_overwritten(interrupted, tmp_path, monkeypatch, capsys):
-    begun, out = tmp_path / 'begun', tmp_path / 'out'
-    interrupted(begun, 3)
+def test_results_of_other_trainings_are_not_overwritten(begun, tmp_path, capsys):
+    out = tmp_path / 'out'
     assert measure(begun, '--out', str(out)) == 0
     assert measure(begun, '--out', str(out)) == 0  # so far again
     run = run_of(out)
@@ -123,19 +130,16 @@ def test_results_of_other_trainings_are_not_overwritten(interrupted, tmp_path, m
     assert {path: path.read_bytes() for path in out.rglob('*') if path.is_file()} == before
 
 
-def test_a_baseline_of_another_training_is_refused(interrupted, tmp_path, capsys):
-    begun = tmp_path / 'begun'
-    interrupted(begun, 3)
+def test_a_baseline_of_another_training_is_refused(begun, tmp_path, capsys):
     (begun / 'weights_lenet_mnist_seed0_main.npz').write_bytes(b'other')
     capsys.readouterr()
     assert measure(begun, '--out', str(tmp_path / 'out')) == 2
     assert 'weights_lenet_mnist_seed0_main.npz is not what its run wrote' in capsys.readouterr().err
 
 
-def test_what_is_measured_into_is_not_another_unfinished_training(interrupted, tmp_path, capsys):
-    begun, other = tmp_path / 'begun', tmp_path / 'other'
-    interrupted(begun, 3)
-    interrupted(other, 3)
+def test_what_is_measured_into_is_not_another_unfinished_training(begun, tmp_path, capsys):
+    other = tmp_path / 'other'
+    shutil.copytree(begun, other)
     before = {path: path.read_bytes() for path in other.iterdir()}
     capsys.readouterr()
     assert measure(begun, '--out', str(other)) == 2
@@ -144,9 +148,7 @@ def test_what_is_measured_into_is_not_another_unfinished_training(interrupted, t
     assert {path: path.read_bytes() for path in other.iterdir()} == before
 
 
-def test_fewer_images_than_the_presets_make_no_preset(interrupted, tmp_path, monkeypatch, capsys):
-    begun = tmp_path / 'begun'
-    interrupted(begun, 3)
+def test_fewer_images_than_the_presets_make_no_preset(begun, tmp_path, monkeypatch, capsys):
     preset(monkeypatch, TINY._replace(train_samples=None))
     capsys.readouterr()
     assert measure(begun, '--out', str(tmp_path / 'out')) == 2
