@@ -21,7 +21,7 @@ from typing import Any
 from branchynet import checkpoint, cpu, determinism, provenance, schema
 from branchynet.benchmarks import options
 from branchynet.benchmarks.networks import BATCHES, NETWORKS, SHAPES
-from branchynet.experiments import pages, report
+from branchynet.experiments import pages
 from branchynet.experiments.runs import ResumableTraining
 from branchynet.files import write_atomically
 from branchynet.training import steps
@@ -131,7 +131,7 @@ def table(measured: dict[str, Any]) -> str:
 def update(page: str, path: str) -> None:
     """Puts the table of a benchmark's file between the markers of a Markdown page."""
     with open(path) as f, open(page, encoding='utf-8') as g:
-        text = report.between_markers(g.read(), table(json.load(f)))
+        text = pages.between_markers(g.read(), table(json.load(f)))
     write_atomically(page, text.encode())
 
 

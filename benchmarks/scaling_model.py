@@ -26,7 +26,7 @@ from branchynet import parallel, schema
 from branchynet.benchmarks.networks import BATCHES, NETWORKS, PUBLISHED, SHAPES
 from branchynet.cli import Parser
 from branchynet.cost import cost
-from branchynet.experiments import report
+from branchynet.experiments import pages
 from branchynet.experiments.pages import Table
 from branchynet.files import write_atomically
 
@@ -276,7 +276,7 @@ def updated(page: str, measured: Sequence[dict[str, Any]]) -> str:
         ValueError: the page lacks a pair of markers.
     """
     for name, table in {'measured': measured_table(measured).markdown(), **tables()}.items():
-        page = report.between_markers(page, table + '\n', name)
+        page = pages.between_markers(page, table + '\n', name)
     return page
 
 

@@ -433,7 +433,7 @@ def _retrain(args: Namespace) -> int:
     examples=['branchynet report results/lenet_mnist_paper', 'branchynet report results/local --all --write'],
 )
 def _report(args: Namespace) -> int:
-    from branchynet.experiments import claims, report, reproduce, results
+    from branchynet.experiments import claims, generated, reproduce, results, tables
     from branchynet.files import lock, write_atomically
 
     if args.update is not None and (args.write or args.all or args.json):
@@ -443,7 +443,7 @@ def _report(args: Namespace) -> int:
         try:
             with open(args.update, encoding='utf-8') as f:
                 page = f.read()
-            write_atomically(args.update, report.updated(page, found).encode())
+            write_atomically(args.update, generated.updated(page, found).encode())
         except ValueError as e:  # a page that is no UTF-8 too
             raise ValueError(f'{args.update}: {e}') from e
         return 0
@@ -459,7 +459,7 @@ def _report(args: Namespace) -> int:
     for folder, one in zip(args.dirs, found):
         if len(found) > 1:
             print(f'{folder}:\n')
-        print(report.tables(one))
+        print(tables.markdown(one))
         status = max(status, reproduce.verdict(one, args.all))
     return status
 
@@ -485,7 +485,7 @@ def _results(args: Namespace) -> int:
 
 
 def _compare(folders: list[str], page: Optional[str]) -> int:
-    from branchynet.experiments import report, results, side_by_side
+    from branchynet.experiments import pages, results, side_by_side
 
     results.check_several(folders)
     tables = side_by_side.tables({folder: results.read(folder) for folder in folders})
@@ -493,17 +493,17 @@ def _compare(folders: list[str], page: Optional[str]) -> int:
         print(tables, end='')
         return 0
     try:
-        report.put_between_markers(page, tables + '\n', side_by_side.MARKERS)
+        pages.put_between_markers(page, tables + '\n', side_by_side.MARKERS)
     except ValueError as e:
         raise ValueError(f'{page}: {e}') from e
     return 0
 
 
 def _merge(folders: list[str], out: str) -> int:
-    from branchynet.experiments import merging, report
+    from branchynet.experiments import merging, tables
 
     joined = merging.merge(folders, out)
-    print(f'{report.tables(joined)}\nWritten to {out}')
+    print(f'{tables.markdown(joined)}\nWritten to {out}')
     return 0
 
 

@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any
 
 from branchynet import cpu, determinism, devices, files, schema, sweep, utils
-from branchynet.experiments import alex_cifar10, lenet_mnist, pages, report, results, runs
+from branchynet.experiments import alex_cifar10, lenet_mnist, pages, results, runs
 from branchynet.experiments.network_experiment import NetworkExperiment
 from branchynet.net import BranchyNet
 from branchynet.training import epochs
@@ -193,7 +193,7 @@ def main() -> int:
     try:
         if args.table is not None:
             found = read(args.out)
-            report.put_between_markers(args.table, tables(found), f'baseline of {found.experiment}')
+            pages.put_between_markers(args.table, tables(found), f'baseline of {found.experiment}')
         else:
             determinism.fix('portable')
             _train(args.only, args.seeds, args.out)

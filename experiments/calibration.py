@@ -23,7 +23,7 @@ from typing import Any, Optional
 from branchynet import calibration, checkpoint, determinism, devices, exits, files, schema, sweep, utils
 from branchynet.calibration import Judgement, Target
 from branchynet.datasets import splits
-from branchynet.experiments import get_experiment, pages, report, results, runs, weights
+from branchynet.experiments import get_experiment, pages, results, runs, weights
 from branchynet.experiments.runs import Preset
 from branchynet.experiments.weights import CALIBRATION, HeldOut
 
@@ -312,7 +312,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         if args.table is not None:
-            report.put_between_markers(args.table, table(read(args.out)), 'calibration')
+            pages.put_between_markers(args.table, table(read(args.out)), 'calibration')
             return 0
         determinism.fix('portable')
         with files.lock(args.out):

@@ -23,10 +23,10 @@ from branchynet.experiments import (
     claims,
     conversion,
     get_experiment,
-    report,
     reproduce,
     results,
     runs,
+    tables,
     unfinished,
 )
 
@@ -83,7 +83,7 @@ def measure(folder: str, out: str | None, device: Any, data: dict[str, runs.Data
         results.write(target, measured)
         reproduce.write(measured, target)
     print(
-        f'{report.tables(measured)}\n{folder}: accuracies and exits '
+        f'{tables.markdown(measured)}\n{folder}: accuracies and exits '
         f'{"differ" if different else "are identical"}; written to {target}'
     )
     return int(bool(different))

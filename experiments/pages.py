@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Union
 
 from branchynet.experiments.claims import FAIL, NOT_RUN, PASS
+from branchynet.files import write_atomically
 
 WIDE = 2  # a figure is wide if its width is more than this many times its height
 
@@ -218,3 +219,47 @@ def cell(value: str | float | Sequence[float], digits: int) -> str:
     if isinstance(value, str):
         return value
     return ' '.join(f'{number:.{digits}g}' for number in (value if isinstance(value, Sequence) else [value]))
+
+
+def put_between_markers(path: str, part: str, name: str) -> None:
+    """Replaces the text between two markers of a Markdown file.
+
+    Args:
+        path: of the file.
+        part: as of `between_markers`.
+        name: as of `between_markers`.
+
+    Raises:
+        OSError: the file cannot be read or written.
+        ValueError: as of `between_markers`.
+    """
+    with open(path, encoding='utf-8') as f:
+        text = f.read()
+    write_atomically(path, between_markers(text, part, name).encode())
+
+
+def between_markers(text: str, part: str, name: str = 'results') -> str:
+    """Replaces the text between two markers of a Markdown page.
+
+    Args:
+        text: of the page.
+        part: the new text between the markers.
+        name: of the markers.
+
+    Returns:
+        The new text of the page.
+
+    Raises:
+        ValueError: the page does not have both markers, in order.
+    """
+    first, last = markers(name)
+    head, begin, rest = text.partition(first)
+    _, end, tail = rest.partition(last)
+    if not (begin and end):
+        raise ValueError(f'expected the lines {first} and {last}')
+    return f'{head}{begin}\n{part}{end}{tail}'
+
+
+def markers(name: str) -> tuple[str, str]:
+    """Returns the lines before and after a generated part of a Markdown page."""
+    return f'<!-- {name}: begin -->', f'<!-- {name}: end -->'

@@ -9,9 +9,22 @@ import tempfile
 from typing import Any
 
 from branchynet import checkpoint, devices, files, schema, verify
-from branchynet.experiments import NETWORKS, PRESETS, claims, figures, get_experiment, jobs, pages, report, runs, train
+from branchynet.experiments import (
+    NETWORKS,
+    PRESETS,
+    claims,
+    figures,
+    get_experiment,
+    jobs,
+    pages,
+    report,
+    runs,
+    tables,
+    train,
+)
 from branchynet.experiments import results as results_file
 from branchynet.experiments.results import Results
+from branchynet.experiments.verdicts import lines, summary
 from branchynet.files import write_atomically
 
 
@@ -82,7 +95,7 @@ def _reproduce(
         print(*skipped, *failures, sep='\n', file=sys.stderr)
         return 2
     write(results, setup.out)
-    print(f'\n{report.tables(results)}\nWritten to {setup.out}', *skipped, *failures, sep='\n')
+    print(f'\n{tables.markdown(results)}\nWritten to {setup.out}', *skipped, *failures, sep='\n')
     print(f'Preset {setup.preset} {PRESETS[setup.preset]}.')
     status = verdict(results)
     return 2 if failures or (skipped and all_of_them) else status
@@ -316,7 +329,7 @@ def verdict(results: Results, every: bool = False) -> int:
         The exit status: 1 if a claim fell short, else 0.
     """
     verdicts = claims.check(results)
-    print('\n'.join((report.lines if every else report.summary)(verdicts)))
+    print('\n'.join((lines if every else summary)(verdicts)))
     return int(any(v.status == claims.FAIL for v in verdicts))
 
 

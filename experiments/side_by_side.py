@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from branchynet.datasets import pcifar10
-from branchynet.experiments import NETWORKS, claims, get_experiment, pages, report
+from branchynet.experiments import NETWORKS, claims, get_experiment, pages, table1, wording
 from branchynet.experiments.claims import NOT_RUN, PASS, Verdict
 from branchynet.experiments.results import NetworkRun, Results
 
@@ -59,14 +59,14 @@ def _column(name: str, results: Results) -> Iterator[tuple[str, str, str]]:
     yield 'Training images', '', f'{training.train_samples}\n{_data(seeds)}'
     yield 'Test images', '', str(images)
     yield 'Preset', '', f'{results.preset}, variant {results.variant}'
-    yield 'Epochs', '', report.epochs(name, seeds, results.preset)
+    yield 'Epochs', '', wording.epochs(name, seeds, results.preset)
     yield 'Batch', '', str(training.batchsize)
     yield 'Seeds', '', ', '.join(str(run.seed) for run in seeds)
-    yield 'Measured on', '', report.device_of(seeds)
-    for row in report.table1_rows(name, seeds, verdicts):
+    yield 'Measured on', '', wording.device_of(seeds)
+    for row in table1.rows(name, seeds, verdicts):
         yield row.what, row.published, f'{row.measured}\n{row.status}'
     for k, accuracies in enumerate(zip(*(run.measurement.exit_accuracy_percent for run in seeds)), 1):
-        yield f'Accuracy of exit {k} by itself (%)', '', report.percent(accuracies, images)
+        yield f'Accuracy of exit {k} by itself (%)', '', wording.percent(accuracies, images)
     yield from _holding([verdict for verdict in verdicts if verdict.claim.experiment == name])
 
 

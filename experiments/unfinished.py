@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from branchynet import checkpoint, files, schema
-from branchynet.experiments import NETWORKS, get_experiment, report, reproduce, results, runs
+from branchynet.experiments import NETWORKS, get_experiment, reproduce, results, runs, tables
 
 import attrs
 
@@ -70,7 +70,7 @@ def measure(folder: str, out: str, device: Any) -> None:
         results.write(out, found)
         reproduce.write(found, out)
     early = [f'{one.path}: no joint epoch has ended yet' for one in begun if not one.record.joint.loss]
-    print(f'{report.tables(found)}\n{folder}: unfinished; written to {out}', *early, sep='\n')
+    print(f'{tables.markdown(found)}\n{folder}: unfinished; written to {out}', *early, sep='\n')
 
 
 def _measured(begun: _Begun, weights: str, out: str, device: Any) -> results.NetworkRun:

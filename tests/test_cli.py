@@ -143,12 +143,12 @@ def test_a_reader_that_has_enough_ends_the_command_quietly():
 
 
 def test_a_bug_shows_as_a_bug(monkeypatch):
-    from branchynet.experiments import report
+    from branchynet.experiments import tables
 
     def buggy(*arguments):
         raise KeyError('a bug')
 
-    monkeypatch.setattr(report, 'tables', buggy)
+    monkeypatch.setattr(tables, 'markdown', buggy)
     with pytest.raises(KeyError, match='a bug'):
         cli.main(['report', os.path.join(ROOT, 'results', 'lenet_mnist_quick')])
 

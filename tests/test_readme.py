@@ -8,7 +8,7 @@ import sys
 
 from branchynet import cli
 from branchynet.benchmarks import determinism
-from branchynet.experiments import calibration, report, results
+from branchynet.experiments import calibration, generated, pages, results
 
 import pytest
 
@@ -21,14 +21,14 @@ def test_tables_are_generated(name):
         page = f.read()
     command = re.search(f'`branchynet report ([^`]*)\\s--update {name}`', page, re.DOTALL)
     found = [results.read(os.path.join(ROOT, folder)) for folder in command.group(1).split()]
-    assert report.updated(page, found) == page
+    assert generated.updated(page, found) == page
 
 
 def test_the_cost_of_determinism_is_generated():
     path = os.path.join(ROOT, 'docs', 'reproducing.md')
     with open(path, encoding='utf-8') as f, open(os.path.join(ROOT, 'results', 'benchmarks', 'determinism.json')) as g:
         page, measured = f.read(), json.load(g)
-    assert report.between_markers(page, determinism.table(measured)) == page
+    assert pages.between_markers(page, determinism.table(measured)) == page
 
 
 @pytest.mark.parametrize('name', ['README.md', 'CONTRIBUTING.md'])
@@ -63,4 +63,4 @@ def test_the_calibrations_are_generated():
     with open(path, encoding='utf-8') as f:
         page = f.read()
     found = calibration.read(os.path.join(ROOT, 'results', 'calibration'))
-    assert report.between_markers(page, calibration.table(found), 'calibration') == page
+    assert pages.between_markers(page, calibration.table(found), 'calibration') == page

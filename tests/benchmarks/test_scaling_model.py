@@ -9,7 +9,7 @@ import branchynet  # noqa: F401
 from branchynet import cli, schema
 from branchynet.benchmarks import scaling_model
 from branchynet.benchmarks.scaling_model import Link, Load, message_seconds, strong, weak
-from branchynet.experiments import report
+from branchynet.experiments import pages
 
 import pytest
 from hypothesis import given
@@ -85,11 +85,11 @@ def test_measured_points_are_checked():
 def test_the_page_shows_what_the_code_says():
     page = (ROOT / 'docs' / 'scaling.md').read_text()
     for name, table in scaling_model.tables().items():
-        assert report.between_markers(page, table + '\n', name) == page, "run 'branchynet bench scaling_model'"
+        assert pages.between_markers(page, table + '\n', name) == page, "run 'branchynet bench scaling_model'"
     folder = ROOT / 'results' / 'benchmarks' / 'scaling'
     if folder.exists():
         table = scaling_model.measured_table(scaling_model.read(str(folder))).markdown()
-        assert report.between_markers(page, table + '\n', 'measured') == page, "run 'branchynet bench scaling_model'"
+        assert pages.between_markers(page, table + '\n', 'measured') == page, "run 'branchynet bench scaling_model'"
 
 
 def test_the_command_writes_the_page(tmp_path, capsys):

@@ -121,11 +121,11 @@ def test_a_cause_is_shown_beside_the_failure_and_widens_nothing(example, monkeyp
     monkeypatch.setattr(claims, '_file', lambda: changed)
     verdict = verdict_of(example, 'quick/lenet_mnist')
     assert verdict.status == FAIL and verdict.claim.bounds()[0] == 99.9
-    from branchynet.experiments import report
+    from branchynet.experiments.verdicts import lines
 
-    assert text in '\n'.join(report.lines([verdict]))
+    assert text in '\n'.join(lines([verdict]))
     entry['cause'][0]['explains'] = [98, 98.1]
-    assert 'cause' not in '\n'.join(report.lines([verdict]))
+    assert 'cause' not in '\n'.join(lines([verdict]))
 
 
 RESULTS = Path(__file__).parents[2] / 'results'

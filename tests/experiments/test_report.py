@@ -10,7 +10,20 @@ from functools import reduce
 
 import branchynet  # noqa: F401
 from branchynet import cli, exits, provenance
-from branchynet.experiments import claims, figures, get_experiment, intervals, pages, report, reproduce, results, runs
+from branchynet.experiments import (
+    claims,
+    figures,
+    generated,
+    get_experiment,
+    intervals,
+    pages,
+    report,
+    reproduce,
+    results,
+    runs,
+    tables,
+)
+from branchynet.experiments.verdicts import failures
 
 import attrs
 import numpy as np
@@ -178,14 +191,14 @@ def test_failures_of_one_cause_share_the_line_of_the_worst():
     below = [[claim.bounds()[0] - miss] for claim, miss in zip(same, (1, 2.5, 1.5))]
     failed = [claims.Verdict(claim, 'FAIL', found, '') for claim, found in zip(same, below)]
     failed += [claims.Verdict(claim, 'FAIL', [1.0], '') for claim in alone]
-    lines = report.failures([*failed, claims.Verdict(same[0], 'PASS', [99.0], '')])
+    lines = failures([*failed, claims.Verdict(same[0], 'PASS', [99.0], '')])
     assert [line.split(':')[1] for line in lines] == [
         f' {same[1].id} (the worst of 3 of this kind)',
         ' quick/lenet_mnist',
         ' quick/alex_cifar10',
     ]
     for unknown in ([], [float('nan')], [50.0]):  # no figure, and one that the cause was not found for
-        lines = report.failures([*failed, claims.Verdict(same[2], 'FAIL', unknown, 'no figure')])
+        lines = failures([*failed, claims.Verdict(same[2], 'FAIL', unknown, 'no figure')])
         assert len(lines) == 4 and lines[-1].startswith(f'FAIL: {same[2].id}: ') and 'cause' not in lines[-1]
 
 
@@ -193,7 +206,7 @@ def test_the_line_of_the_worst_counts_equal_figures_once():
     kind = 'notebook/{network}/{thresholds}/accuracy'
     same = [claim for claim in claims.claims() if claim.entry['id'] == kind and claim.experiment == 'alex_cifar10'][:3]
     failed = [claims.Verdict(claim, 'FAIL', [found], '') for claim, found in zip(same, (75.0, 76.0, 75.0))]
-    (line,) = report.failures(failed)
+    (line,) = failures(failed)
     assert '(the worst of 3 of this kind, with 2 different figures)' in line
 
 
@@ -217,21 +230,21 @@ def test_what_is_not_run_says_why(example):
 
 
 def test_the_overview_has_a_row_for_each_network_and_counts_claims_once(example):
-    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in report.overview([example]).splitlines()]
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in generated.overview([example]).splitlines()]
     none = ['-'] * 5
     assert rows[2] == ['LeNet (CPU)', '99.20', '97.25 (alone 97.00)', *none, 'quick: 50 + 100 epochs, 1 seed']
     assert rows[3] == ['B-LeNet', '99.25', '98.50', '94.3 5.63', '90.0 10.0', '5.4', '4.00', '3.00', '-']
     other = copy.deepcopy(example)
     run_of(other).measurement.baseline.accuracy_as_released_percent = 99.2
     checked = [v for v in claims.check(example) if v.status != 'NOT RUN']
-    text = report.overview([example, other])
+    text = generated.overview([example, other])
     # A claim that fails in one folder does not hold.
     assert f'Of {len(checked)} claims that these runs can check, ' in text
     assert text.endswith(f'{sum(v.status == "PASS" for v in checked)} hold.\n')
     first = example.experiments['lenet_mnist'][0]
     second = attrs.evolve(first, seed=1, measurement=run_of(other).measurement)
     two = attrs.evolve(example, experiments={'lenet_mnist': [first, second]})
-    assert '98.22 ± 1.38 (alone 97.00 ± 0.00)' in report.overview([two]) and '2 seeds' in report.overview([two])
+    assert '98.22 ± 1.38 (alone 97.00 ± 0.00)' in generated.overview([two]) and '2 seeds' in generated.overview([two])
 
 
 def test_report_goes_between_the_markers_of_a_page(example, tmp_path, capsys):
@@ -240,9 +253,9 @@ def test_report_goes_between_the_markers_of_a_page(example, tmp_path, capsys):
     begin, end = '<!-- tables: begin -->', '<!-- tables: end -->'
     page.write_text(f'before\n{begin}\nold\n{end}\nafter\n')
     assert cli.main(['report', str(tmp_path)]) == 0
-    assert report.tables(example) in capsys.readouterr().out
+    assert tables.markdown(example) in capsys.readouterr().out
     assert cli.main(['report', str(tmp_path), '--update', str(page)]) == 0
-    assert page.read_text() == f'before\n{begin}\n{report.overview([example])}{end}\nafter\n'
+    assert page.read_text() == f'before\n{begin}\n{generated.overview([example])}{end}\nafter\n'
     page.write_text('no markers')
     assert cli.main(['report', str(tmp_path), '--update', str(page)]) == 2
     assert page.read_text() == 'no markers'
@@ -381,7 +394,7 @@ def test_the_committed_run_says_again_what_it_said(tmp_path):
 def test_what_reproduces_takes_the_best_of_several_folders(example):
     better = copy.deepcopy(example)
     better.preset = 'paper'
-    text = report.reproduces([example, better])
+    text = generated.reproduces([example, better])
     verdicts = claims.check(better)
     for source in 'Table I', 'section VI':
         counts = [
@@ -394,9 +407,9 @@ def test_what_reproduces_takes_the_best_of_several_folders(example):
 def test_composed_times_that_differ_from_direct_ones_are_shown_with_both_figures(example):
     knee = run_of(example).measurement.measured.knee
     knee.composed_whole_ms, knee.composed_released_ms = 1.0999, 0.4501
-    assert 'Composed times differ' not in report.tables(example)
+    assert 'Composed times differ' not in tables.markdown(example)
     knee.composed_whole_ms, knee.composed_released_ms = 1.2, 0.35
-    text = report.tables(example)
+    text = tables.markdown(example)
     assert '(seed 0, knee setting, released clock: composed 0.350 ms, measured 0.500 ms)' in text
     assert 'cost of the call itself' in text and '`branchynet measure DIR` on a quiet machine' in text
     assert 'another process' not in text

@@ -8,7 +8,7 @@ from unittest import mock
 import branchynet  # noqa: F401
 from branchynet import checkpoint, cli, files, provenance, utils
 from branchynet.datasets import mnist
-from branchynet.experiments import claims, lenet_mnist, report, results, runs
+from branchynet.experiments import claims, lenet_mnist, results, runs, tables
 from branchynet.networks import lenet_mnist as network
 
 import chainer
@@ -96,7 +96,7 @@ def test_a_results_folder_is_whole_and_true(tiny, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.startswith('Preset smoke on cpu: about ')
     text = (out / 'report.md').read_text()
-    assert report.tables(results.read(str(out))) in printed
+    assert tables.markdown(results.read(str(out))) in printed
     assert f'Claims: 0 PASS, 0 FAIL, {len(claims.claims())} NOT RUN\n' in printed
     assert printed.count('NOT RUN: ') <= 5  # reasons, not claims
     assert '| 99.25 ' in text and '94.3 5.63' in text  # Table I beside
