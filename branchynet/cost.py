@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from branchynet import _chainer  # noqa: F401
+from branchynet.functions import inference_mode
 from branchynet.net import BranchyNet
 
 import chainer
 import numpy as np
-from chainer.computational_graph import build_computational_graph
 from chainer.functions.connection.convolution_2d import Convolution2DFunction
 from chainer.functions.connection.convolution_nd import ConvolutionND
 from chainer.functions.connection.linear import LinearFunction
+from chainer.utils.conv import get_conv_outsize
 
 COUNTED = Convolution2DFunction, ConvolutionND, LinearFunction
 
@@ -57,7 +59,7 @@ class NetCost(NamedTuple):
     main: Cost
 
 
-def cost(net: BranchyNet, shape: Sequence[int]) -> NetCost:
+def cost(net: BranchyNet, shape: Sequence[int], dtype: Any = None) -> NetCost:
     """Counts parameters and multiply-adds of a BranchyNet, from one sample of zeros in testing mode.
 
     A convolution or linear layer counts one multiply-add for every output number and every weight that it is the sum
@@ -68,6 +70,7 @@ def cost(net: BranchyNet, shape: Sequence[int]) -> NetCost:
     Args:
         net: a BranchyNet; it does not change.
         shape: shape of a sample, without the batch axis.
+        dtype: of a sample; None: that of the parameters.
 
     Returns:
         A NetCost.
@@ -80,37 +83,73 @@ def cost(net: BranchyNet, shape: Sequence[int]) -> NetCost:
             raise ValueError(
                 f'parameter {path} has no shape yet: call net.run_main(x) and net.get_SM(x) on a batch first'
             )
-    x, _ = net.checked(np.zeros((1, *shape), next((p.dtype for p in net.params()), np.float32)))
-    with chainer.using_config('train', False), chainer.force_backprop_mode():
-        return NetCost(_exits(net, x), _cost(net.main(chainer.Variable(x))))
+    x, _ = net.checked(np.zeros((1, *shape), dtype or next((p.dtype for p in net.params()), np.float32)))
+    with inference_mode():
+        with _as_before(net):
+            exits = _exits(net, x)
+        with _as_before(net), _Count(net) as main:
+            net.main(x)
+    return NetCost(exits, main.cost())
 
 
 def _exits(net: BranchyNet, x: Any) -> list[ExitCost]:
     """An ExitCost for every exit, counted on x (1, ...)."""
-    stage_of_pass, graphs, costs, macs = net.one_pass(), [], [], 0
+    stage_of_pass, costs, macs, used = net.one_pass(), [], 0, {}
     for k in range(net.numexits()):
-        h = stage_of_pass(k, chainer.Variable(x))  # a new Variable: its graph begins at this stage
-        x = h.array
-        logits = net.exit(k, chainer.Variable(x))
-        graphs += [h, logits]
-        stage, branch = _cost(h), _cost(logits)
+        with _Count(net) as stage:
+            x = chainer.as_array(stage_of_pass(k, x))
+        with _Count(net) as branch:
+            net.exit(k, x)
         macs += stage.macs + branch.macs
-        costs.append(ExitCost(stage, branch, Cost(_params(graphs), macs)))
+        used.update({**stage.used, **branch.used})
+        costs.append(ExitCost(stage.cost(), branch.cost(), Cost(sum(used.values()), macs)))
     return costs
 
 
-def _cost(y: chainer.Variable) -> Cost:
-    """Cost of the graph behind the Variable y (1, ...)."""
-    functions: list[Any] = [node for node in build_computational_graph([y]).nodes if isinstance(node, COUNTED)]
-    # inputs[1] holds the weights, its first axis the filters.
-    macs = sum(math.prod(f.outputs[0]().shape) * math.prod(f.inputs[1].shape[1:]) for f in functions)
-    return Cost(_params([y]), macs)
+@contextlib.contextmanager
+def _as_before(net: BranchyNet) -> Iterator[None]:
+    """Gives the links of a net their attributes back in the end, such as the state of an LSTM."""
+    before: list[tuple[Any, dict[str, Any]]] = [(link, dict(vars(link))) for link in net.links()]
+    yield
+    for link, attributes in before:
+        vars(link).clear()
+        vars(link).update(attributes)
 
 
-def _params(outputs: Sequence[chainer.Variable]) -> int:
-    """Numbers in the parameters from which outputs are computed; a parameter that they share counts once."""
-    nodes = [
-        node for node in build_computational_graph(outputs).nodes if isinstance(node, chainer.variable.VariableNode)
-    ]
-    variables = {id(node): node.get_variable_or_none() for node in nodes}
-    return sum(v.size for v in variables.values() if isinstance(v, chainer.Parameter))
+class _Count(chainer.FunctionHook):
+    """Counts the functions that run within it: also those of a forward that keeps no graph.
+
+    Attributes:
+        macs: multiply-adds so far.
+        used: sizes of the parameters that the functions take, by identity.
+    """
+
+    name = 'BranchyNet cost'
+
+    def __init__(self, net: BranchyNet) -> None:
+        self.macs = 0
+        self.used: dict[int, int] = {}
+        self._params = {id(param.array): param for param in net.params()}
+
+    def forward_postprocess(self, function: Any, in_data: Sequence[Any]) -> None:
+        self.used.update({id(array): array.size for array in in_data if id(array) in self._params})
+        if isinstance(function, COUNTED):
+            x, w, *_ = in_data
+            self.macs += len(x) * math.prod(_places(function, x, w)) * w.size
+
+    def cost(self) -> Cost:
+        """The sum."""
+        return Cost(sum(self.used.values()), self.macs)
+
+
+def _places(function: Any, x: Any, w: Any) -> list[int]:
+    """The spatial sizes of the output of a convolution of x (B, C, ...) by filters w; none of a linear layer."""
+    if isinstance(function, LinearFunction):
+        return []
+    if isinstance(function, ConvolutionND):
+        stride, pad, dilate = function.stride, function.pad, function.dilate
+    else:
+        stride, pad = (function.sy, function.sx), (function.ph, function.pw)
+        dilate = (function.dy, function.dx)
+    sizes = zip(x.shape[2:], w.shape[2:], stride, pad, dilate)
+    return [get_conv_outsize(size, k, s, p, function.cover_all, d) for size, k, s, p, d in sizes]

@@ -144,3 +144,42 @@ def test_a_frozen_trunk_costs_as_much():
         before = cost(net, (4,))
         net.freeze('trunk')
         assert cost(net, (4,)) == before
+
+
+class Extractor(chainer.Chain):
+    """Layers that are not trained, which keep no graph, then one that is."""
+
+    def __init__(self):
+        super().__init__()
+        with self.init_scope():
+            self.a, self.b, self.c = L.Linear(4, 100), L.Linear(100, 50), L.Linear(50, 3)
+
+    def forward(self, x):
+        with chainer.no_backprop_mode():
+            h = F.relu(self.b(F.relu(self.a(x))))
+        return self.c(h.array)
+
+
+def test_a_forward_that_keeps_no_graph_counts():
+    x = np.ones((2, 4), np.float32)
+    exits, main = cost(branchynet.BranchyNet.from_chain(Extractor(), {'b': L.Linear(50, 3)}, x=x), (4,))
+    assert main == together([linear(4, 100), linear(100, 50), linear(50, 3)])
+    assert exits[0].stage == together([linear(4, 100), linear(100, 50)]) and exits[0].exit == linear(50, 3)
+    assert exits[1].leaving == together([main, linear(50, 3)])
+
+
+def test_a_link_with_a_state_costs_the_same_again_and_keeps_its_state():
+    net = branchynet.BranchyNet(
+        [L.LSTM(4, 8), branchynet.Branch([L.Linear(8, 3)]), L.Linear(8, 8), branchynet.Branch([L.Linear(8, 3)])]
+    )
+    before = cost(net, (4,))
+    assert before.main.macs == 4 * 32 + 8 * 8 + 8 * 3 and net.main[0].h is None  # no state yet: nothing from it
+    assert cost(net, (4,)) == before
+    net.test(np.ones((5, 4), np.float32))  # of another size than the counted sample
+
+
+def test_samples_of_whole_numbers():
+    net = branchynet.BranchyNet(
+        [L.EmbedID(10, 4), branchynet.Branch([L.Linear(20, 3)]), branchynet.Branch([L.Linear(20, 3)])]
+    )
+    assert cost(net, (5,), np.int32).exits[0].leaving == (40 + 60 + 3, 60)
