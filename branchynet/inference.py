@@ -7,7 +7,7 @@ import math
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from numbers import Real
 from typing import Any, Callable, NamedTuple, Optional
 
@@ -133,11 +133,36 @@ def _obstacle(net: BranchyNet) -> Optional[str]:
                 return f'parameter {path} has no shape yet: run a batch first, for example net.get_SM(x)'
         elif param.dtype != np.float32:
             return f'parameter {path} has dtype {param.dtype}: expected float32'
+    spoiled = _not_finite(net)
+    if spoiled is not None:
+        return f'{spoiled} holds NaN or infinity: expected finite numbers before the last layers'
     try:
         onednn.library()
     except (OSError, ImportError) as e:
         return f'oneDNN does not load ({e}): pip install onednn-cpu-gomp'
     return None
+
+
+def _not_finite(net: BranchyNet) -> Optional[str]:
+    """The path of a link with weights or statistics that are not finite: behind it, ReLU's kernel makes 0 of NaN.
+
+    Those of the last layers of exits and main may be so: a NaN of theirs is the answer, and -inf rules a class out.
+    """
+    last = {id(value) for model in (*net.models, net.main) if isinstance(model, Net) for value in _numbers(model[-1:])}
+    for path, link in net.namedlinks():
+        for value in _numbers([link]):
+            if id(value) not in last and not np.isfinite(value).all():
+                return path
+    return None
+
+
+def _numbers(links: Sequence[chainer.Link]) -> Iterator[np.ndarray]:
+    """Yields arrays of floats that links hold themselves: parameters and running statistics."""
+    for link in links:
+        for name in sorted(link._params | link._persistent):
+            value = chainer.as_array(getattr(link, name))
+            if isinstance(value, np.ndarray) and value.dtype.kind == 'f':
+                yield value
 
 
 def main_head(net: BranchyNet) -> list[chainer.Parameter]:
@@ -285,6 +310,8 @@ class Compiled:
         each = np.arange(len(looks[0].prob))
         exit, index = np.full(len(each), self.numexits() - 1), each
         for k, look in enumerate(looks[:-1]):
+            if not len(index):
+                break
             reached = exits.Answer(look.prob[index], look.entropy[index])
             leaves = rule.leaves(k, look.logits[index], reached, len(each))
             exit[index[leaves]] = k

@@ -25,7 +25,7 @@ import dill
 import numpy as np
 import pytest
 from chainer.link_hooks import SpectralNormalization, TimerHook
-from helpers import small_data, small_net
+from helpers import small_chain_net, small_data, small_net
 
 pytestmark = pytest.mark.onednn
 WEIGHTS = os.path.join(os.path.dirname(__file__), '..', 'results', 'lenet_mnist_quick', 'weights_lenet_mnist_seed0.npz')
@@ -478,6 +478,16 @@ def test_nan_weights_are_named(count):
         with pytest.raises(ValueError, match='^exit 2 answers NaN, first for sample 0: the weights hold NaN'):
             net.models[2][6].b.array[:] = np.nan
             classify(model if model is net else Compiled(net), x[:count], 0.0)
+
+
+@pytest.mark.parametrize('spoiled', [np.nan, np.inf])
+@pytest.mark.parametrize('make', [lenet_mnist.get_network, lambda: small_net(seed=1), small_chain_net])
+def test_weights_whose_nan_a_kernel_would_hide_are_refused(make, spoiled):
+    net = make()
+    first = next(link for link in net.links() if link._params)  # behind it, ReLU
+    first.W.array.flat[0] = spoiled
+    with pytest.raises(ValueError, match=r'^net cannot be compiled: /main\S+ holds NaN or infinity: expected finite'):
+        Compiled(net)
 
 
 @pytest.mark.parametrize('count', [1, 2])
