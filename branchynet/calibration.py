@@ -185,11 +185,15 @@ def expected_calibration_error(prob: Any, t: Any, bins: int = 15) -> float:
         A float in [0, 1].
 
     Raises:
-        ValueError: there are no samples.
+        ValueError: there are no samples, shapes do not fit, or there are no bins.
     """
-    prob = np.asarray(prob, float)
+    prob, t = np.asarray(prob, float), np.asarray(t)
     if len(prob) == 0:
         raise ValueError('prob holds no samples: expected at least one')
+    if prob.ndim != 2 or t.shape != prob.shape[:1]:
+        raise ValueError(f'prob has shape {prob.shape}, t {t.shape}: expected (samples, classes) and (samples,)')
+    if bins < 1:
+        raise ValueError(f'bins is {bins}: expected 1 or more')
     sure, right = prob.max(axis=1), prob.argmax(axis=1) == t
     place = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
     return float(np.abs(np.bincount(place, right - sure, bins)).sum() / len(sure))
@@ -403,8 +407,9 @@ def _by(totals: _Totals, objective: Sequence[str]) -> list[float]:
 
 def _ranks(key: np.ndarray) -> np.ndarray:
     """How many samples a threshold can let leave, given their sorted keys (N,); equal keys leave together."""
-    count = np.searchsorted(key, math.inf)  # infinite keys and NaN never leave
-    return np.concatenate([[0], 1 + np.flatnonzero(np.diff(key[:count])), [count] * bool(count)]).astype(int)
+    key = key[: np.searchsorted(key, math.inf)]  # infinite keys and NaN never leave
+    ends = 1 + np.flatnonzero(key[1:] != key[:-1])
+    return np.concatenate([[0], ends, [len(key)] * bool(len(key))]).astype(int)
 
 
 def _nearest(space: _Space, bounds: _Totals, target: Target, baseline: np.ndarray, macs: Macs | None) -> str:

@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple, Optional, Protocol, Union, get_args
 from branchynet import _chainer  # noqa: F401
 from branchynet.functions import entropy, smallest
 
+import chainer
 import numpy as np
 from chainer.backend import get_array_module
 from chainer.backends.cuda import to_cpu
@@ -208,6 +209,13 @@ class Criterion(NamedTuple):
         cut = key[rank] if rank < len(key) and not np.isnan(key[rank]) else np.nextafter(last, key.dtype.type(math.inf))
         return float(cut if self.side == 'below' else -cut)
 
+    def __reduce__(self) -> tuple[Any, ...]:  # those of CRITERIA are themselves again, when they come from a pickle
+        return (_known, (self.name,)) if CRITERIA.get(self.name) is self else (Criterion, tuple(self))
+
+
+def _known(name: str) -> Criterion:
+    return CRITERIA[name]
+
 
 ENTROPY = Criterion('entropy', 'below', lambda logits, answer, agreed: answer.entropy)  # the paper's, section III
 TOP_PROB = Criterion('top_prob', 'above', lambda logits, answer, agreed: answer.prob.max(axis=1))
@@ -239,7 +247,7 @@ def by_scores(function: Callable[[Array], Array], side: Side = 'above', name: st
     name = name or getattr(function, '__name__', 'scores')
 
     def score(logits: Array, answer: Answer, agreed: Array) -> Array:
-        found = function(logits)
+        found = chainer.as_array(function(logits))
         dtype = getattr(found, 'dtype', None)
         if getattr(found, 'shape', None) != logits.shape[:1] or dtype is None or dtype.kind != 'f':
             what = type(found).__name__ if dtype is None else f'an array of shape {found.shape} and dtype {dtype}'
@@ -414,10 +422,9 @@ def check_per_exit(name: str, value: Any, exits: int, upper: float = math.inf) -
         TypeError: it does not consist of numbers.
         ValueError: the number of values is wrong, or a value is NaN or out of range.
     """
-    try:
-        values: list[Any] = [value] if isinstance(value, Real) else list(value)
-    except TypeError:
-        raise TypeError(f'{name} is {value!r}: expected a number, or a sequence of {exits}') from None
+    if not isinstance(value, (Real, Sequence)) and getattr(value, 'ndim', None) != 1:
+        raise TypeError(f'{name} is {value!r}: expected a number, or a sequence of {exits}')
+    values: list[Any] = [value] if isinstance(value, Real) else list(value)
     if not isinstance(value, Real) and len(values) != exits:
         raise ValueError(
             f'{name} is {value!r}: expected a number, or a sequence of {exits} (one for every exit but the last)'

@@ -196,6 +196,16 @@ def test_nan_scores_never_leave():
     assert judged.exit_percent[0] == 50
 
 
+@pytest.mark.parametrize('side, rest', [('above', 1), ('at least', 1), ('below', 2)])
+def test_samples_whose_scores_tie_at_infinity_leave_together(side, rest):
+    infinite = -math.inf if side == 'below' else math.inf
+    score = np.float32([[infinite] * 4 + [rest] * 2, [1] * 6])
+    correct = np.array([[1, 1, 1, 1, 0, 0], [1] * 6], bool)
+    recorded = sweep.ExitRecord(score, correct, *np.ones((2, 2, 6)), exits.by_scores(max, side))
+    thresholds = choose(recorded, Target(leave=0.3))
+    assert judge(recorded, thresholds).exit_percent[0] == pytest.approx(100 * 4 / 6)
+
+
 # The guarantee
 
 

@@ -1,6 +1,8 @@
 """Criteria other than entropy, exits that are off, and temperatures: the same by every path."""
 
+import copy
 import math
+import pickle
 
 import branchynet
 from branchynet import checkpoint, exits, sweep
@@ -58,6 +60,29 @@ def by_definition(criterion, looks, thresholds):
                 found.append(k)
                 break
     return found
+
+
+@pytest.mark.parametrize('again', [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+def test_a_record_can_be_kept(again):
+    for recorded in RECORDS[: len(exits.CRITERIA)]:
+        kept = again(recorded)
+        assert kept.criterion is recorded.criterion
+        np.testing.assert_array_equal(kept.score, recorded.score)
+
+
+def test_scores_may_be_a_variable(net):
+    array, variable = (
+        exits.by_scores(lambda logits, f=f: f(F.max(F.softmax(logits), axis=1)))
+        for f in (chainer.as_array, lambda v: v)
+    )
+    for threshold in 0.3, 0.5:
+        expected, found = (classify(net, X, threshold, criterion) for criterion in (array, variable))
+        np.testing.assert_array_equal(found.exit, expected.exit)
+
+
+def test_scores_are_not_asked_for_where_no_samples_are_left(net):
+    by_row = exits.by_scores(lambda logits: np.stack([row.max() for row in logits]))
+    assert (classify(net, X, [-math.inf, 0.1], by_row).exit == 0).all()
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,5 +1,6 @@
 import branchynet  # noqa: F401
 
+import numpy as np
 import pytest
 from helpers import small_data, small_net
 from hypothesis import given, settings
@@ -39,6 +40,10 @@ def test_ends_of_the_range():
 @pytest.mark.parametrize(
     'value, error',
     [
+        ({0: 0.1, 1: 0.2}, TypeError),
+        ({0.1, 0.2}, TypeError),
+        (iter([0.1, 0.2]), TypeError),
+        (np.array(0.1), TypeError),
         ([0.1], ValueError),
         ([0.1, 0.2, 0.3], ValueError),
         (float('nan'), ValueError),
