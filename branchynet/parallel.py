@@ -23,6 +23,7 @@ from typing import Any, NoReturn, TypeVar
 
 from branchynet import _chainer  # noqa: F401
 from branchynet.batching import check_pairs
+from branchynet.chains.trunk import Trunk
 from branchynet.exits import Array
 from branchynet.net import BranchyNet, loss_and_accuracy, step
 from branchynet.shares import Share
@@ -293,7 +294,7 @@ def average_in_one_pass(arrays: list[Array], comm: Any) -> None:
 
 
 def message(net: BranchyNet) -> list[Array]:
-    """The numbers that differ among the ranks after a step: gradients, and the running statistics of local BN.
+    """The numbers that differ among the ranks after a step: gradients, and running statistics of a rank's own samples.
 
     Args:
         net: the net, after a backward pass.
@@ -301,9 +302,12 @@ def message(net: BranchyNet) -> list[Array]:
     Returns:
         Its own arrays.
     """
+    from chainermn.links import MultiNodeBatchNormalization
+
     gradients = [param.grad for param in net.params() if param.grad is not None]
-    local = [link for link in net.links() if isinstance(link, L.BatchNormalization)]
-    return gradients + [statistic for link in local for statistic in (link.avg_mean, link.avg_var)]
+    local = [link for link in net.links() if not isinstance(link, MultiNodeBatchNormalization)]
+    statistics = [getattr(link, name) for link in local for name in sorted(link._persistent)]
+    return gradients + [value for value in statistics if getattr(value, 'dtype', np.dtype(int)).kind == 'f']
 
 
 def synchronise(net: BranchyNet, comm: Any) -> None:
@@ -315,7 +319,16 @@ def synchronise(net: BranchyNet, comm: Any) -> None:
     Args:
         net: the net.
         comm: ChainerMN's communicator.
+
+    Raises:
+        Refused: ChainerMN has no link that does the same as one of the net's.
     """
+    stops = [id(layer) for layer in net.main.stops()] if isinstance(net.main, Trunk) else []
+    for path, link in net.namedlinks():
+        if isinstance(link, (L.BatchNormalization, L.DecorrelatedBatchNormalization)):
+            _check_synchronisable(path, link)
+            if id(link) in stops:  # ChainerMN's link does not call link hooks, by which a pass stops
+                raise Refused(f'{path} cannot be synchronised, as an exit stands behind it: move the exit')
     made: dict[int, chainer.Link] = {}
     for container in list(net.links()):
         if isinstance(container, chainer.ChainList):
@@ -324,6 +337,15 @@ def synchronise(net: BranchyNet, comm: Any) -> None:
         for name, link in list(vars(container).items()):
             if isinstance(link, L.BatchNormalization):
                 setattr(container, name, _synchronised(link, comm, made))
+
+
+def _check_synchronisable(path: str, link: Any) -> None:
+    """Raises Refused unless ChainerMN has a link that does the same as a normalisation over batches."""
+    expected = 'expected L.BatchNormalization over the default axes; take local batch normalisation'
+    if type(link) is not L.BatchNormalization:
+        raise Refused(f'{path} is a {type(link).__name__}, which cannot be synchronised: {expected}')
+    if link.axis is not None:
+        raise Refused(f'{path} normalises over the axes {link.axis}, which cannot be synchronised: {expected}')
 
 
 def _synchronised(link: chainer.Link, comm: Any, made: dict[int, chainer.Link]) -> chainer.Link:

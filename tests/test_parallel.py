@@ -6,9 +6,13 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
-import branchynet  # noqa: F401
+import branchynet
 from branchynet import parallel
+from branchynet.links.links import Branch
 
+import chainer
+import chainer.functions as F
+import chainer.links as L
 import mpi
 import numpy as np
 import pytest
@@ -73,3 +77,50 @@ def test_samples_and_labels_come_in_pairs():
     for train in trained.train, trained.train_main:
         with pytest.raises(ValueError, match='^x has 16 samples and y has 32: both need the same number'):
             train(x[:16], t)
+
+
+class Normalised(chainer.Chain):
+    """A chain whose first layer is normalised."""
+
+    def __init__(self):
+        super().__init__()
+        with self.init_scope():
+            self.a, self.n, self.c = L.Linear(4, 8), L.BatchNormalization(8), L.Linear(8, 3)
+
+    def forward(self, x):
+        return self.c(F.relu(self.n(self.a(x))))
+
+
+def net_with(link):
+    return branchynet.BranchyNet([L.Linear(4, 8), link, Branch([L.Linear(8, 3)])])
+
+
+@pytest.mark.parametrize(
+    'net, words',
+    [
+        (net_with(L.BatchRenormalization(8)), '/main/1 is a BatchRenormalization, which cannot be synchronised'),
+        (net_with(L.DecorrelatedBatchNormalization(8)), '/main/1 is a DecorrelatedBatchNormalization, which cannot'),
+        (net_with(L.BatchNormalization(8, axis=(0,))), r'/main/1 normalises over the axes \(0,\), which cannot'),
+        (
+            branchynet.BranchyNet.from_chain(Normalised(), {'n': L.Linear(8, 3)}, x=small_data()[0]),
+            '/main/chain/n cannot be synchronised, as an exit stands behind it',
+        ),
+    ],
+)
+def test_normalisation_that_cannot_be_synchronised_is_refused(net, words):
+    with pytest.raises(parallel.Refused, match=f'^{words}'):
+        parallel.synchronise(net, None)
+
+
+@pytest.mark.parametrize(
+    'link, names',
+    [
+        (L.BatchNormalization(8), ['avg_mean', 'avg_var']),
+        (L.DecorrelatedBatchNormalization(8), ['avg_mean', 'avg_projection']),
+    ],
+)
+def test_running_statistics_of_any_link_are_averaged(link, names):
+    net = net_with(link)
+    net.cleargrads()
+    found = parallel.message(net)
+    assert [id(array) for array in found] == [id(getattr(link, name)) for name in names]

@@ -66,8 +66,14 @@ class Trunk(chainer.Chain):
             with mode:
                 return self.end_of(self.call(x))
 
-        stops = layers if self.logits is None else [*layers, self.logits]
-        return Pass(run, {id(find(self.chain, path)): path for path in stops})
+        return Pass(run, {id(find(self.chain, path)): path for path in self._paths(layers)})
+
+    def stops(self) -> list[chainer.Link]:
+        """The layers behind which a pass with all exits pauses."""
+        return [find(self.chain, path) for path in self._paths(self.layers)]
+
+    def _paths(self, layers: Sequence[str]) -> list[str]:
+        return [*layers] if self.logits is None else [*layers, self.logits]
 
     def call(self, x: Any) -> Any:
         """The output of the chain's forward for x (B, ...).
