@@ -69,6 +69,14 @@ def augmentation(x: np.ndarray, y: np.ndarray, batchsize: int) -> Iterator[tuple
         RuntimeError: the worker was killed. An exception in the worker is raised as it is, with the
             worker's traceback as its cause.
     """
+    check_images(x, y)
+    if batchsize < 1:
+        raise ValueError(f'batchsize must be at least 1, not {batchsize}')
+    return _receive(x, y, batchsize)
+
+
+def check_images(x: np.ndarray, y: np.ndarray) -> None:
+    """Raises as `augmentation` does unless x and y are images and labels for it."""
     for name, array in ('x', x), ('y', y):
         if not isinstance(array, np.ndarray):
             raise TypeError(f'{name} must be a NumPy array, not a {type(array).__name__}')
@@ -78,9 +86,6 @@ def augmentation(x: np.ndarray, y: np.ndarray, batchsize: int) -> Iterator[tuple
         raise ValueError(f'x must have the shape (N, C, 32, 32), not {x.shape}')
     if y.shape != x.shape[:1]:
         raise ValueError(f'y must have the shape {x.shape[:1]}, one label per image, not {y.shape}')
-    if batchsize < 1:
-        raise ValueError(f'batchsize must be at least 1, not {batchsize}')
-    return _receive(x, y, batchsize)
 
 
 def _receive(x: np.ndarray, y: np.ndarray, batchsize: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

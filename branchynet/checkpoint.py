@@ -311,11 +311,14 @@ def load_npz(path: str, link: chainer.Link) -> None:
 def _array(content: Any, name: str, wanted: Any) -> Any:
     """An array of a file; one of None, as serializers.save_npz writes it, where neither side has a shape yet."""
     try:
-        return content[name]
+        array = content[name]
     except ValueError:  # an object: None, or something that is not to be unpickled
         if np.asarray(wanted).dtype == object:
             return np.array(None)
         raise
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f'{name} is no array')
+    return array
 
 
 def _read(path: str) -> State:

@@ -334,7 +334,7 @@ def pareto(accuracy: Any, seconds: Any) -> np.ndarray:
     Returns:
         Integer array, indices of the settings on the front by rising time.
     """
-    accuracy, seconds = np.asarray(accuracy), np.asarray(seconds)
+    accuracy, seconds = np.asarray(accuracy, float), np.asarray(seconds, float)
     order = np.lexsort((-accuracy, seconds))
     best = np.maximum.accumulate(accuracy[order])
     return order[np.diff(best, prepend=-np.inf) > 0]

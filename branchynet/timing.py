@@ -102,7 +102,7 @@ def summary(seconds: np.ndarray) -> dict[str, float]:
     """Statistics of seconds (N,), in milliseconds.
 
     Args:
-        seconds: (N,).
+        seconds: (N,), of samples or of batches, which count alike.
 
     Returns:
         A dictionary of mean_ms, median_ms and p95_ms (the 95th percentile).

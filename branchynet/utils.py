@@ -148,6 +148,7 @@ def train_augment(
     """`train` over augment.augmentation; a step takes all views of ``batchsize`` images."""
     check_epochs(num_epoch)
     check_pairs(x, y)
+    augment.check_images(x, y)
     net.check_data(x, y, augment.normalize(augment.crops(x[:1]))[:1])
     start = time.perf_counter()
     history = list(epochs(net, x, y, batchsize, num_epoch, main, feed=augment.augmentation))
@@ -276,7 +277,9 @@ def screen_branchy(
         and of mean seconds per sample on the released clock, composed of the stages' times; an int array (S, E), the
         samples that leave at each exit.
     """
-    ts = generate_thresholds(base_ts, net.numexits()) if enumerate_ts else base_ts
+    ts = generate_thresholds(base_ts, net.numexits()) if enumerate_ts else list(base_ts)
+    if not ts:
+        raise ValueError('base_ts is empty: expected one threshold or more')
     for setting in ts:
         check_per_exit('threshold setting', setting, net.numexits() - 1)
     settings = [np.broadcast_to(setting, net.numexits() - 1) for setting in ts]

@@ -256,12 +256,14 @@ def plot_layer_entropy(net: Any, x: Any, output_path: PathLike | None = None) ->
     """
     with new_figure(output_path) as figure:
         axes = figure.add_subplot(xlabel='Entropy (nat)', ylabel='Samples below')
-        axes.set(xscale='log', xlim=(1e-5, 10), ylim=(0, 1.02))  # a little more than the published thresholds span
+        ends = 1e-5, 10  # a little more than the published thresholds span
+        axes.set(xscale='log', xlim=ends, ylim=(0, 1.02))
         for k, prob in enumerate(net.get_SM(x)):
-            entropies = np.sort(to_cpu(functions.entropy(prob)))
+            entropies = np.sort(to_cpu(functions.entropy(prob))).clip(*ends)
+            shares = np.arange(1, len(entropies) + 1) / len(entropies)
             axes.step(
-                entropies,
-                np.arange(1, len(entropies) + 1) / len(entropies),
+                [*entropies, ends[1]],
+                [*shares, 1],
                 where='post',
                 label=f'Exit {k + 1}',
                 **line_style(k),
@@ -320,7 +322,8 @@ def plot_runtimes(
     """
     with new_figure(output_path) as figure:
         axes = figure.add_subplot(xlabel=xlabel)
-        bars = axes.barh(labels, times, height=0.6, color=BLUE)
+        bars = axes.barh(range(len(labels)), times, height=0.6, color=BLUE)
+        axes.set_yticks(range(len(labels)), labels)
         axes.bar_label(bars, fmt='%.3g', padding=3, fontsize=8)
         axes.invert_yaxis()
         axes.grid(axis='y', visible=False)
@@ -354,7 +357,9 @@ def plot_relative_tradeoff(
         for k, (label, (shares, values)) in enumerate(curves.items()):
             times, accuracies = np.asarray(shares), np.asarray(values)
             best = sweep.pareto(accuracies, times)
-            axes.plot(times, accuracies, 'o', color=COLORS[k], alpha=0.15, markersize=3, markeredgewidth=0)
+            axes.plot(
+                times, accuracies, 'o', color=COLORS[k % len(COLORS)], alpha=0.15, markersize=3, markeredgewidth=0
+            )
             axes.plot(
                 times[best], accuracies[best], marker='o', markersize=3, label=f'B-{network}, {label}', **line_style(k)
             )
@@ -485,7 +490,8 @@ def plot_cache_misses(
                 1, len(panels), k + 1, title=title, xlabel='Runtime (ms)', ylabel='Cache miss rate'
             )
             axes.plot(*np.transpose(sorted(points)), 'o-', color=BLUE, label='With exits')
-            axes.plot(*base, 'D', color=BLACK, markersize=6, label='Baseline')
+            if len(base):
+                axes.plot(*base, 'D', color=BLACK, markersize=6, label='Baseline')
             axes.set(xlim=(0, None), ylim=(0, None))
             show_percent(axes.yaxis)
             add_legend(axes)
@@ -581,7 +587,7 @@ def plot_confusion(
 
     with new_figure(output_path, columns=0.85 * len(probs), rows=1.3) as figure:
         for k, (axes, prob) in enumerate(zip(figure.subplots(1, len(probs), squeeze=False)[0], probs)):
-            answers = prob.argmax(axis=1)
+            answers = np.where(np.isnan(prob).any(axis=1), -1, prob.argmax(axis=1))  # -1 is no class
             matrix = 100 * confusion_matrix(labels, answers, labels=range(len(names)), normalize='true')
             axes.imshow(matrix, cmap='Blues', vmin=0, vmax=100)
             for (row, column), value in np.ndenumerate(matrix):
@@ -654,8 +660,10 @@ def _epochs(axes: Axes, values: Sequence, labels: Sequence[str] | None = None) -
     """Draws a line per exit; values hold per epoch a scalar or an array (exits,)."""
     from matplotlib.ticker import MaxNLocator
 
+    if not len(values):
+        return
     table = np.array([np.atleast_1d(value) for value in values])
-    names = labels or [f'Exit {k + 1}' for k in range(table.shape[1])]
+    names = labels if labels is not None else [f'Exit {k + 1}' for k in range(table.shape[1])]
     marker = 'o' if len(table) == 1 else None  # a line needs two epochs
     for k, (line, label) in enumerate(zip(table.T, names)):
         axes.plot(range(1, len(line) + 1), line, marker=marker, label=label, **line_style(k))

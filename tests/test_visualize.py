@@ -252,7 +252,8 @@ def test_knee_that_does_not_exist(knee_idx):
 def test_layer_entropy():
     (axes,) = visualize.plot_layer_entropy(Net(), None).axes
     middle = -(0.9 * np.log(0.9) + 0.1 * np.log(0.1))
-    np.testing.assert_allclose(lines(axes)['Exit 1'], ([0, middle, np.log(2)], [1 / 3, 2 / 3, 1]), rtol=1e-5, atol=1e-7)
+    expected = [1e-5, middle, np.log(2), 10], [1 / 3, 2 / 3, 1, 1]  # the axis begins at 1e-5 and ends at 10
+    np.testing.assert_allclose(lines(axes)['Exit 1'], expected, rtol=1e-5)
     assert set(lines(axes)) == {'Exit 1', 'Exit 2'}
 
 
@@ -261,7 +262,8 @@ def test_layer_entropy_when_all_are_certain():
         def get_SM(self, x):
             return [np.eye(3, dtype='f')]
 
-    visualize.plot_layer_entropy(Certain(), None)
+    (axes,) = visualize.plot_layer_entropy(Certain(), None).axes
+    np.testing.assert_allclose(lines(axes)['Exit 1'], ([1e-5] * 3 + [10], [1 / 3, 2 / 3, 1, 1]))
 
 
 def test_exits():
