@@ -438,7 +438,13 @@ def _report(args: Namespace) -> int:
 
     if args.update is not None and (args.write or args.all or args.json):
         raise ValueError('--update goes without --write, --all and --json: it checks nothing')
+    if len(args.dirs) > 1:
+        results.check_several(args.dirs)
     found = [results.read(folder) for folder in args.dirs]
+    for line in filter(None, map(reproduce.changed, args.dirs)):
+        if args.write or args.update is not None:
+            raise ValueError(line)
+        print(line, file=sys.stderr)
     if args.update is not None:
         try:
             with open(args.update, encoding='utf-8') as f:
@@ -500,10 +506,14 @@ def _compare(folders: list[str], page: Optional[str]) -> int:
 
 
 def _merge(folders: list[str], out: str) -> int:
-    from branchynet.experiments import merging, tables
+    from branchynet.experiments import merging, reproduce, tables
 
     joined = merging.merge(folders, out)
     print(f'{tables.markdown(joined)}\nWritten to {out}')
+    paths = [path for name, run in joined.named_runs() for path in reproduce.weights_of(name, run, out)]
+    missing = [os.path.basename(path) for path in paths if not os.path.exists(path)]
+    if missing:
+        print(f'Without weights that the folders do not hold: {", ".join(missing)}')
     return 0
 
 

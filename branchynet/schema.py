@@ -8,6 +8,7 @@ Example:
 from __future__ import annotations
 
 import json
+import os
 from typing import Any, TypeVar, get_origin
 
 from branchynet.files import write_atomically
@@ -70,6 +71,8 @@ def read_json(path: str, expected: str) -> Any:
             return json.load(f)
     except FileNotFoundError:
         raise FileNotFoundError(f'{path} is missing: expected {expected}') from None
+    except NotADirectoryError:
+        raise NotADirectoryError(f'{os.path.dirname(path)} is a file: expected the folder of {expected}') from None
     except (ValueError, RecursionError) as e:
         raise OSError(f'{path} is damaged ({e}): expected {expected}') from e
 

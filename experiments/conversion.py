@@ -38,7 +38,9 @@ def read(folder: str) -> results.Results:
     try:
         return results.from_json(_converted(content))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
-        raise OSError(f'{path} is damaged ({type(e).__name__}: {e})') from e
+        raise OSError(
+            f'{path} is damaged, or of a version too old to be converted ({type(e).__name__}: {e}): train again'
+        ) from e
 
 
 def convert(folder: str) -> results.Results | None:

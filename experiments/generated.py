@@ -68,9 +68,17 @@ def overview(found: Sequence[Results]) -> str:
     page = [*([pages.Table(OVERVIEW, networks)] if networks else []), *comparisons]
     checked = [v for v in _merged(map(claims.check, found)) if v.status != NOT_RUN]
     if checked:
-        holding = f'Of {len(checked)} claims that these runs can check, {counted(checked)[PASS]} hold.'
-        page.append(pages.Text(holding))
+        page.append(pages.Text(_holding(checked)))
     return pages.markdown(page)
+
+
+def _holding(checked: Sequence[Verdict]) -> str:
+    """How many claims hold, and how many figures these are: settings that differ in later thresholds share some."""
+    figures = {(v.claim.experiment, v.claim.entry['measure'], v.claim.expected, tuple(v.measured)): v for v in checked}
+    return (
+        f'Of {len(checked)} claims that these runs can check, {counted(checked)[PASS]} hold; they are '
+        f'{len(figures)} different figures, of which {counted(list(figures.values()))[PASS]} hold.'
+    )
 
 
 def _overview_rows(name: str, seeds: Sequence[NetworkRun], results: Results) -> list[list[str]]:

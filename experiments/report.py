@@ -244,10 +244,9 @@ def _environment(results: Results) -> list[pages.Block]:
         rows.append(
             [
                 ' '.join(filter(None, [name, run.part, f'seed {run.seed}'])),
-                wording.commit(training.environment) if training else '',
-                wording.commit(measurement.environment),
-                wording.machine(measurement.environment),
+                _origins([training.environment]) if training else '',
                 f'{_minutes_of([run]):.1f}' if training else '',
+                _origins([measurement.environment]),
                 {True: 'compiled', False: 'Chainer', None: ''}[getattr(measurement, 'compiled', None)],
                 training.data_sha256[:12] if training else '',
             ]
@@ -257,10 +256,9 @@ def _environment(results: Results) -> list[pages.Block]:
         pages.Table(
             [
                 'Run',
-                'Trained at commit',
-                'Measured at commit',
-                'Machine',
+                'Trained on',
                 'Training (min)',
+                'Measured on',
                 'Inference',
                 'SHA-256 of the data',
             ],

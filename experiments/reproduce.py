@@ -275,6 +275,27 @@ def write(results: Results, out: str) -> None:
     verify.write(os.path.join(out, 'manifest.json'), _manifest(results, written, out))
 
 
+def changed(out: str) -> str:
+    """Says that results.json is not the file that the manifest beside it lists; '' if it is, or if none lists it.
+
+    Args:
+        out: a results folder.
+
+    Raises:
+        OSError: the manifest is damaged.
+    """
+    results, manifest = results_file.path_of(out), os.path.join(out, 'manifest.json')
+    if not os.path.exists(manifest):
+        return ''
+    listed = schema.read_json(manifest, 'a manifest').get('sha256', {}).get('results.json')
+    if listed in (None, files.digest(results)):
+        return ''
+    return (
+        f'{results} is not the file that {manifest} lists: it was edited, or a run was interrupted; '
+        "'branchynet measure' measures a folder's weights again, --resume ends a run"
+    )
+
+
 def weights_of(name: str, run: Any, out: str) -> dict[str, str]:
     """The SHA-256 of each file of weights that a run wrote.
 
@@ -358,7 +379,7 @@ def run_of_manifest(name: str, run: Any) -> verify.Run:
     else:
         steps = [verify.Step(what='data', sha256=measurement.data_sha256)]
     steps += [
-        verify.Step(what=f'output {what}', sha256=digest.sha256, mean=digest.mean)
+        verify.Step(what=f'output {what}', sha256=digest.sha256, mean=_mean(what, digest, measurement))
         for what, digest in getattr(measurement, 'outputs', {}).items()
     ]
     origin = training or measurement
@@ -371,6 +392,13 @@ def run_of_manifest(name: str, run: Any) -> verify.Run:
         weights_sha256=weights_of(name, run, out=''),
         steps=steps,
     )
+
+
+def _mean(what: str, digest: results_file.Digest, measurement: Any) -> float | list[float]:
+    """The mean of an output; of the sweep's shares one for each exit, as those of all exits together say nothing."""
+    if what != 'sweep_exits':
+        return digest.mean
+    return [sum(shares) / len(shares) / 100 for shares in zip(*(row.exit_percent for row in measurement.sweep))]
 
 
 def training_steps(training: results_file.Training) -> list[verify.Step]:

@@ -2,8 +2,8 @@
 
     ./get_results.sh --only resnet_cifar10 --preset quick
 
-quick takes about 7 minutes on 2 cores (on a GPU: not measured): the whole network, but a few hundred steps;
-expect all three losses to fall. reduced takes about 5 hours on 2 cores: 12 main and 25 joint epochs, all else as
+quick takes about 8 minutes on 2 cores (on a GPU: not measured): the whole network, but a few hundred steps;
+expect all three losses to fall. reduced takes 5 to 8 hours on 2 cores: 12 main and 25 joint epochs, all else as
 published. paper is the published training, days on 2 cores: take a GPU; expect the
 published 79.17 % with 41.5 % leaving at exit 1, within the tolerances of claims.toml. smoke only shows that
 everything runs.

@@ -14,6 +14,7 @@ from branchynet import cli, determinism, files
 from branchynet.experiments import lenet_mnist, measure, results, runs
 
 import attrs
+import numpy as np
 import pytest
 
 WEIGHTS, MAIN = 'weights_lenet_mnist_seed0.npz', 'weights_lenet_mnist_seed0_main.npz'
@@ -423,3 +424,40 @@ def test_damaged_results_of_format_1_are_named(folder, capsys):
     assert cli.main(['results', 'convert', str(folder)]) == 2
     error = error_of(capsys)
     assert 'results.json is damaged' in error and 'baseline' in error and error.count('\n') == 1
+
+
+def test_results_that_were_edited_are_told_and_not_made_official(folder, tmp_path, capsys):
+    rewrite(folder, lambda run: run['measurement']['measured']['published'].update(gain_whole=100.0))
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    page = tmp_path / 'page.md'
+    page.write_text('<!-- tables: begin -->\n<!-- tables: end -->\n')
+    assert cli.main(['report', str(folder)]) == 0
+    assert f'results.json is not the file that {folder / "manifest.json"} lists: it was edited' in error_of(capsys)
+    for options in ['--write'], ['--update', str(page)]:
+        assert cli.main(['report', str(folder), *options]) == 2
+        error = error_of(capsys)
+        assert 'is not the file that' in error and error.count('\n') == 1
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    assert page.read_text().count('\n') == 2
+
+
+def test_other_exits_do_not_pass_within_a_tolerance(folder, trained, capsys):
+    """Shares of all exits together always have the same mean."""
+    manifest = json.loads((folder / 'manifest.json').read_text())
+    (step,) = [step for step in manifest['runs'][0]['steps'] if step['what'] == 'output sweep_exits']
+    assert np.mean([row.exit_percent for row in run_of(folder).measurement.sweep], axis=0) / 100 == pytest.approx(
+        step['mean']
+    )
+    step.update(sha256='other', mean=[step['mean'][0] - 0.1, step['mean'][1] + 0.1])
+    (folder / 'other.json').write_text(json.dumps(manifest))
+    assert cli.main(['verify', str(trained), str(folder / 'other.json'), '--tolerance', '0.09']) == 1
+    assert cli.main(['verify', str(trained), str(folder / 'other.json'), '--tolerance', '0.11']) == 0
+    assert 'numbers by up to 0.1' in capsys.readouterr().out
+
+
+def test_a_file_is_no_results_folder(folder, capsys):
+    assert cli.main(['report', str(folder / 'results.json')]) == 2
+    assert (
+        error_of(capsys)
+        == f'branchynet: {folder / "results.json"} is a file: expected the folder of the results of a run\n'
+    )

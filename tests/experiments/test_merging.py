@@ -138,9 +138,11 @@ def test_weights_of_another_training_are_not_replaced(trained, more, tmp_path, c
     assert [path.read_bytes() for path in out.iterdir()] == [b'of another training']
 
 
-def test_weights_that_were_not_kept_stay_away(trained, more, tmp_path):
+def test_weights_that_were_not_kept_stay_away_and_are_named(trained, more, tmp_path, capsys):
     (more / 'weights_lenet_mnist_seed2_main.npz').unlink()
     assert merge(trained['first'], more, out=tmp_path / 'out') == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == 'Without weights that the folders do not hold: weights_lenet_mnist_seed2_main.npz'
     assert sorted(path.name for path in (tmp_path / 'out').glob('*seed2*')) == ['weights_lenet_mnist_seed2.npz']
 
 
