@@ -396,9 +396,9 @@ def run_of_manifest(name: str, run: Any) -> verify.Run:
 
 def _mean(what: str, digest: results_file.Digest, measurement: Any) -> float | list[float]:
     """The mean of an output; of the sweep's shares one for each exit, as those of all exits together say nothing."""
-    if what != 'sweep_exits':
-        return digest.mean
-    return [sum(shares) / len(shares) / 100 for shares in zip(*(row.exit_percent for row in measurement.sweep))]
+    if what == 'sweep_exits' and isinstance(measurement, results_file.NetworkMeasurement):
+        return [sum(shares) / len(shares) / 100 for shares in zip(*(row.exit_percent for row in measurement.sweep))]
+    return digest.mean
 
 
 def training_steps(training: results_file.Training) -> list[verify.Step]:
