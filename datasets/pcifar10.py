@@ -136,16 +136,19 @@ def inspect() -> Iterator[tuple[str, OSError | None]]:
     """Checks data.npz.
 
     Yields:
-        (its path and recipe, None) if the file is complete, else ('', the error).
+        (its path and recipe, None) if the file is complete, (the recipe that stands in for it, None) if it is missing
+        and CIFAR-10 is there, else ('', the error).
     """
     try:
-        if not os.path.exists(path()):
-            raise FileNotFoundError(
-                f"{path()} is missing: CIFAR-10 by recipe {DEFAULT} stands in for it; '{folder.command()} data build "
-                "pcifar10' writes it"
-            )
-        data, recipe = _read()
-        yield f'{path()}, {f"recipe {recipe}" if recipe else _looks_like(data[0])}', None
+        if os.path.exists(path()):
+            data, recipe = _read()
+            yield f'{path()}, {f"recipe {recipe}" if recipe else _looks_like(data[0])}', None
+        elif cifar.find(cifar10.NAME, cifar10.VERSIONS)[1] is None:
+            download = f"'{folder.command()} data download cifar10' gets that"
+            raise FileNotFoundError(f'{path()} is missing, and so is cifar10, of which it is made: {download}')
+        else:
+            build = f"'{folder.command()} data build pcifar10' writes it"
+            yield f'{path()} is missing: CIFAR-10 by recipe {DEFAULT} stands in for it; {build}', None
     except OSError as e:
         yield '', e
 

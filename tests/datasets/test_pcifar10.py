@@ -52,9 +52,13 @@ def test_without_data_npz_cifar10_stands_in(data, capsys):
     error = capsys.readouterr().err
     assert error.count('\n') == 1 and 'recipe gcn' in error and "data build pcifar10'" in error
     assert not (data / 'pcifar10').exists()
+    assert cli.main(['data', 'info', 'pcifar10']) == 0
+    assert 'is missing: CIFAR-10 by recipe gcn stands in for it' in capsys.readouterr().out
     shutil.rmtree(str(data / 'cifar10'))
     with pytest.raises(OSError, match="data download cifar10'"):
         pcifar10.get_data()
+    assert cli.main(['data', 'info', 'pcifar10']) == 2
+    assert "so is cifar10, of which it is made: 'branchynet data download cifar10'" in capsys.readouterr().out
 
 
 def test_build_writes_the_same_bytes_everywhere(data, capsys):
