@@ -8,7 +8,7 @@ import sys
 
 from branchynet import cli
 from branchynet.benchmarks import determinism
-from branchynet.experiments import calibration, generated, pages, results
+from branchynet.experiments import calibration, generated, pages, results, side_by_side
 
 import pytest
 
@@ -22,6 +22,14 @@ def test_tables_are_generated(name):
     command = re.search(f'`branchynet report ([^`]*)\\s--update {name}`', page, re.DOTALL)
     found = [results.read(os.path.join(ROOT, folder)) for folder in command.group(1).split()]
     assert generated.updated(page, found) == page
+
+
+def test_the_comparison_of_recipes_is_generated():
+    with open(os.path.join(ROOT, 'docs', 'reproducing.md'), encoding='utf-8') as f:
+        page = f.read()
+    (folders,) = re.findall('`branchynet results compare ([^`]*) --update docs/reproducing.md`', page)
+    table = side_by_side.tables({folder: results.read(os.path.join(ROOT, folder)) for folder in folders.split()})
+    assert pages.between_markers(page, table + '\n', side_by_side.MARKERS) == page
 
 
 def test_the_cost_of_determinism_is_generated():

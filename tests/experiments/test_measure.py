@@ -276,7 +276,7 @@ def test_a_command_makes_consecutive_seeds_alone(folder):
 
 def test_committed_folders_hold_what_their_manifests_list_and_nothing_else():
     root = Path(__file__).parents[2] / 'results'
-    manifests = [path for path in root.glob('*/manifest.json') if path.parent.name != measure.NOT_COMMITTED]
+    manifests = [path for path in root.rglob('manifest.json') if measure.NOT_COMMITTED not in path.parts]
     assert manifests
     for manifest in manifests:
         found = {str(path.relative_to(manifest.parent)) for path in manifest.parent.rglob('*') if path.is_file()}
