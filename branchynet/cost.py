@@ -110,10 +110,12 @@ def _exits(net: BranchyNet, x: Any) -> list[ExitCost]:
 def _as_before(net: BranchyNet) -> Iterator[None]:
     """Gives the links of a net their attributes back in the end, such as the state of an LSTM."""
     before: list[tuple[Any, dict[str, Any]]] = [(link, dict(vars(link))) for link in net.links()]
-    yield
-    for link, attributes in before:
-        vars(link).clear()
-        vars(link).update(attributes)
+    try:
+        yield
+    finally:
+        for link, attributes in before:
+            vars(link).clear()
+            vars(link).update(attributes)
 
 
 class _Count(chainer.FunctionHook):

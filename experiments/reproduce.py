@@ -282,12 +282,12 @@ def changed(out: str) -> str:
         out: a results folder.
 
     Raises:
-        OSError: the manifest is damaged.
+        OSError: the manifest is damaged or of another format.
     """
     results, manifest = results_file.path_of(out), os.path.join(out, 'manifest.json')
     if not os.path.exists(manifest):
         return ''
-    listed = schema.read_json(manifest, 'a manifest').get('sha256', {}).get('results.json')
+    listed = verify.read(manifest).sha256.get('results.json')
     if listed in (None, files.digest(results)):
         return ''
     return (

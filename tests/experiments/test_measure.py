@@ -441,6 +441,13 @@ def test_results_that_were_edited_are_told_and_not_made_official(folder, tmp_pat
     assert page.read_text().count('\n') == 2
 
 
+def test_a_damaged_manifest_is_told_in_a_line(folder, capsys):
+    (folder / 'manifest.json').write_text('[]')
+    assert cli.main(['report', str(folder)]) == 2
+    error = error_of(capsys)
+    assert 'manifest.json is not of format' in error and error.count('\n') == 1
+
+
 def test_other_exits_do_not_pass_within_a_tolerance(folder, trained, capsys):
     """Shares of all exits together always have the same mean."""
     manifest = json.loads((folder / 'manifest.json').read_text())
