@@ -470,6 +470,35 @@ def test_impossible_classes_count_alike_one_by_one_and_in_batches():
         assert one.exit[0] == batch.exit[i]
 
 
+@pytest.mark.parametrize('k', [0, 1])
+def test_impossible_classes_in_machine_code(lenet, k):
+    net = copy.deepcopy(lenet)
+    x = np.random.RandomState(0).rand(9, 1, 28, 28).astype(np.float32)
+    net.models[k][-1].b.array[5] = -np.inf
+    compiled = Compiled(net)
+    for threshold in 0.0, 10.0:
+        for part in x, x[:1]:
+            found, expected = classify(compiled, part, [threshold]), classify(net, part, [threshold])
+            assert found.label.tolist() == expected.label.tolist() and found.exit.tolist() == expected.exit.tolist()
+            np.testing.assert_allclose(found.entropy, expected.entropy, rtol=1e-4)
+            t = expected.label.astype(np.int32)
+            assert compiled.test_at([threshold], part, t)[0] == 1
+
+
+@pytest.mark.parametrize('get_network', [lenet_mnist.get_network, alex_cifar10.get_network])
+@pytest.mark.parametrize('count', [1, 9])
+def test_numbers_that_overflow_in_machine_code_are_noticed(get_network, count):
+    np.random.seed(0)
+    net = get_network()
+    shape = (1, 28, 28) if get_network is lenet_mnist.get_network else (3, 32, 32)
+    x = 10 * np.random.rand(count, *shape).astype(np.float32)
+    net.get_SM(x)
+    net.main[0].W.array *= np.float32(1e38)
+    for model in net, Compiled(net):
+        with pytest.raises(ValueError, match='^exit . answers NaN, first for sample 0: .* numbers overflow'):
+            classify(model, x, [0.0] * (net.numexits() - 1))
+
+
 @pytest.mark.parametrize('count', [1, 32])
 def test_nan_weights_are_named(count):
     net, x = small_net(), small_data()[0]

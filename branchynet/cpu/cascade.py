@@ -507,10 +507,12 @@ class _Writer:
             value = builder.fpext(emit.load(emit.at(score, c, 4), REAL), DOUBLE)
             distance = builder.fsub(builder.fpext(top, DOUBLE), value)
             power = builder.call(exp, [builder.fneg(distance)])
-            return [builder.fadd(total, power), builder.fadd(weighted, builder.fmul(power, distance))]
+            is_impossible = builder.fcmp_ordered('==', power, zero)  # and its distance may be infinite
+            product = builder.select(is_impossible, zero, builder.fmul(power, distance))
+            return [builder.fadd(total, power), builder.fadd(weighted, product)]
 
-        label, top = emit.loop(self._classes, higher, [integer(0), emit.load(score, REAL)])
         zero = ir.Constant(DOUBLE, 0.0)
+        label, top = emit.loop(self._classes, higher, [integer(0), emit.load(score, REAL)])
         total, weighted = emit.loop(self._classes, term, [zero, zero])
         entropy = builder.fadd(builder.call(log, [total]), builder.fdiv(weighted, total))
         is_number = builder.fcmp_ordered('ord', entropy, entropy)

@@ -128,8 +128,16 @@ class Emitter:
         return self.builder.call(self.external(f'llvm.pow.v{LANES}f32', VECTOR, [VECTOR] * 2), [a, exponent])
 
     def maximum(self, a: ir.Value, b: ir.Value) -> ir.Value:
-        """The greater number of each lane; that of b where one is NaN."""
-        return self.builder.select(self.builder.fcmp_ordered('>', a, b), a, b)
+        """The greater number of each lane; NaN where one is NaN."""
+        build, bits = self.builder, ir.VectorType(ir.IntType(32), a.type.count)
+        greater = build.select(build.fcmp_ordered('>', a, b), a, b)  # b where one is NaN
+        is_nan = build.sext(build.fcmp_unordered('uno', a, a), bits)  # all bits set, which as a float32 is NaN
+        return build.bitcast(build.or_(build.bitcast(greater, bits), is_nan), a.type)
+
+    def relu(self, a: ir.Value) -> ir.Value:
+        """A float32, or each lane of a vector, with 0 in place of negative numbers; NaN stays."""
+        zero = ir.Constant(REAL, 0.0) if a.type == REAL else vector(0.0, a.type.count)
+        return self.builder.select(self.builder.fcmp_ordered('>', zero, a), zero, a)
 
     def first_lanes(self, a: ir.Value, count: int, otherwise: float) -> ir.Value:
         """The vector a, with ``otherwise`` in all lanes from ``count`` on."""

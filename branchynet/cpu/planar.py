@@ -258,15 +258,15 @@ class _Convolution(NamedTuple):
             if start == 0:
                 sums = [value for o in range(each) for value in [self._splat(emit.add(biases, 4 * o))] for _ in tile]
             else:
-                sums = [self._load(self._place(y, self.y, *place), self.y.row) for place in places]
+                sums = [self._load(place[2], self._place(y, self.y, *place), self.y.row) for place in places]
             sums = emit.loop(count, functools.partial(self._channel, each, start, tile, x, weights), sums)
             for place, value in zip(places, sums):
                 if start + count == self.w_shape[1]:
                     if self.onto:
-                        other = self._load(self._place(added, self.onto, *place), self.onto.row)
+                        other = self._load(place[2], self._place(added, self.onto, *place), self.onto.row)
                         value = emit.builder.fadd(value, other)
                     if self.relu:
-                        value = emit.maximum(value, vector(0.0, value.type.count))
+                        value = emit.relu(value)
                 for i in range(self.depth):
                     row = emit.pick(value, value, range(self.lanes * i, self.lanes * (i + 1)))
                     if start + count == self.w_shape[1]:
@@ -276,9 +276,19 @@ class _Convolution(NamedTuple):
     def _place(self, address: ir.Value, plane: Plane, o: int, r: int, v: int) -> ir.Value:
         return self.emit.add(address, o * plane.channel + r * plane.row + 4 * self.lanes * v)
 
-    def _load(self, address: ir.Value, row: int, stride: int = 1) -> ir.Value:
-        """A vector of every ``stride``-th pixel from an address, and of the rows behind, ``row`` bytes apart."""
-        rows = [_strided(self.emit, self.emit.add(address, i * row), stride, self.lanes) for i in range(self.depth)]
+    def _load(self, v: int, address: ir.Value, row: int, stride: int = 1) -> ir.Value:
+        """Vector v of an output's row, of every ``stride``-th pixel from an address, and of the rows behind it.
+
+        Args:
+            v: the vector.
+            address: of its first pixel.
+            row: bytes from row to row.
+            stride: from pixel to pixel.
+        """
+        count = self.y.width - self.lanes * v
+        rows = [
+            _strided(self.emit, self.emit.add(address, i * row), stride, count, self.lanes) for i in range(self.depth)
+        ]
         return rows[0] if self.depth == 1 else self.emit.pick(rows[0], rows[1], range(2 * self.lanes))
 
     def _splat(self, address: ir.Value) -> ir.Value:
@@ -332,7 +342,7 @@ class _Convolution(NamedTuple):
         emit, sums = self.emit, list(sums)
         down, right = self.stride
         row = down * self.x.row
-        inputs = [self._load(emit.add(pixels, r * row + 4 * self.lanes * v * right), row, right) for r, v in tile]
+        inputs = [self._load(v, emit.add(pixels, r * row + 4 * self.lanes * v * right), row, right) for r, v in tile]
         for o in range(each):
             weight = self._splat(emit.add(taps, 4 * o))
             for j, value in enumerate(inputs):
@@ -341,8 +351,11 @@ class _Convolution(NamedTuple):
         return sums
 
 
-def _strided(emit: Emitter, address: ir.Value, stride: int, lanes: int = LANES) -> ir.Value:
-    """A vector of every ``stride``-th number from an address."""
+def _strided(emit: Emitter, address: ir.Value, stride: int, count: int, lanes: int = LANES) -> ir.Value:
+    """A vector whose first ``count`` lanes are every ``stride``-th number from an address; the others are anything.
+
+    It reads two vectors at most, or no number beyond the last lane's: a plane has no room for more behind its end.
+    """
     kind = vector_type(lanes)
     if stride == 1:
         return emit.load(address, kind)
@@ -350,7 +363,7 @@ def _strided(emit: Emitter, address: ir.Value, stride: int, lanes: int = LANES) 
         following = emit.load(emit.add(address, 4 * lanes), kind)
         return emit.pick(emit.load(address, kind), following, range(0, 2 * lanes, 2))
     value = vector(0.0, lanes)
-    for lane in range(lanes):
+    for lane in range(min(count, lanes)):
         value = emit.builder.insert_element(
             value, emit.load(emit.add(address, 4 * lane * stride), REAL), ir.Constant(ir.IntType(32), lane)
         )
@@ -362,12 +375,12 @@ def pooling(
 ) -> ir.Function:
     """A function of (x, y)."""
 
-    def window(pixels: ir.Value) -> ir.Value:
+    def window(pixels: ir.Value, count: int) -> ir.Value:
         total = None
         for j in range(ksize[1]):
             column = None
             for i in range(ksize[0]):
-                value = _strided(emit, emit.add(pixels, i * x.row + 4 * j), stride[1])
+                value = _strided(emit, emit.add(pixels, i * x.row + 4 * j), stride[1], count)
                 column = value if column is None else joined(column, value)
             total = column if total is None else joined(total, column)
         return total
@@ -382,10 +395,11 @@ def pooling(
 
             def row(i: ir.Value) -> None:
                 for v in range(-(-y.width // LANES)):
-                    value = window(emit.add(emit.at(source, i, x.row * stride[0]), 4 * LANES * v * stride[1]))
+                    count = y.width - LANES * v
+                    value = window(emit.add(emit.at(source, i, x.row * stride[0]), 4 * LANES * v * stride[1]), count)
                     if not maximum:
                         value = emit.builder.fmul(value, vector(1 / (ksize[0] * ksize[1])))
-                    value = emit.first_lanes(value, y.width - LANES * v, y.fill)
+                    value = emit.first_lanes(value, count, y.fill)
                     emit.store(value, emit.add(emit.at(place, i, y.row), 4 * LANES * v))
 
             emit.loop(y.height, row)
@@ -421,7 +435,7 @@ def _pointwise(
 
 def relu(emit: Emitter, x: Plane, y: Plane) -> ir.Function:
     """A function of (x, y)."""
-    return _pointwise(emit, 'relu', x, y, lambda value, *_: emit.maximum(value, vector(0.0)))
+    return _pointwise(emit, 'relu', x, y, lambda value, *_: emit.relu(value))
 
 
 def copy_in(emit: Emitter, plane: Plane) -> ir.Function:
@@ -473,7 +487,7 @@ def scaling(
         value = emit.multiply_add(
             value, emit.splat(emit.load(address, REAL)), emit.splat(emit.load(emit.add(address, 4), REAL))
         )
-        return emit.maximum(value, vector(0.0)) if relu else value
+        return emit.relu(value) if relu else value
 
     return _pointwise(emit, ('scaling', relu), x, y, scaled, 3), [
         emit.constants.offset(scale, 'scaling', lambda scale: np.stack([scale, shift], axis=1))
@@ -521,7 +535,8 @@ def shortcut(emit: Emitter, x: Plane, y: Plane) -> ir.Function:
 
         def pixels(c: ir.Value, i: ir.Value, v: int) -> ir.Value:
             source = emit.at(emit.add(x_address, x.start - zeros * x.channel), c, x.channel)
-            return _strided(emit, emit.add(emit.at(source, i, stride * x.row), 4 * LANES * v * stride), stride)
+            address = emit.add(emit.at(source, i, stride * x.row), 4 * LANES * v * stride)
+            return _strided(emit, address, stride, y.width - LANES * v)
 
         emit.loop(
             x.channels, lambda c: emit.loop(y.height, lambda i: row(emit.builder.add(c, integer(zeros)), i, pixels))
@@ -594,8 +609,7 @@ class _FewOutputs(NamedTuple):
         for o, total in enumerate(emit.loop(self.x.channels, channel, [vector(0.0)] * self.outs)):
             value = emit.builder.fadd(emit.sum_of_lanes(total), emit.load(emit.add(biases, 4 * o), REAL))
             if self.relu:
-                zero = ir.Constant(REAL, 0.0)
-                value = emit.builder.select(emit.builder.fcmp_ordered('>', value, zero), value, zero)
+                value = emit.relu(value)
             emit.store(value, emit.add(y, self.y.start + 4 * o))
 
     def _row(self, pixels: ir.Value, taps: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
@@ -670,7 +684,7 @@ class _ManyOutputs(NamedTuple):
             for turn in range(1, turns):
                 total = emit.builder.fadd(total, sums[turn * share + v])
             if self.relu:
-                total = emit.maximum(total, vector(0.0))
+                total = emit.relu(total)
             emit.store(total, emit.add(y, 4 * LANES * v))
 
     def _row(self, share: int, turns: int, pixels: ir.Value, taps: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
