@@ -78,7 +78,7 @@ class _Thread(threading.local):
 
 
 _thread = _Thread()
-_lock = threading.Lock()
+_lock = threading.RLock()  # a signal's handler may come while it is held
 _enabled = False
 _blocks: set[Block] = set()  # of all threads
 _kernels: dict[tuple[Any, str], Callable] = {}  # by class or module and name; filled when first needed
@@ -119,10 +119,16 @@ class Block(contextlib.ContextDecorator):
         return Block()
 
     def __enter__(self) -> None:
+        if self in _blocks:
+            raise RuntimeError('this fast() is entered already: call fast() for every block')
         self.outer = _thread.block
         _thread.block = self
         _blocks.add(self)
-        _change(stacklevel=4)
+        try:
+            _change(stacklevel=4)
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __exit__(self, *error: Any) -> None:
         _thread.block = self.outer if self.outer in _blocks else None
@@ -149,12 +155,12 @@ def _change(stacklevel: int = 0, enabled: Optional[bool] = None) -> None:
     """
     global _enabled, _in_place
     with _lock:
-        if enabled is not None:
-            _enabled = enabled
-        wanted = _enabled or bool(_blocks)
+        enabled = _enabled if enabled is None else enabled
+        wanted = enabled or bool(_blocks)
         if wanted and not _kernels:
             _kernels.update(_make_kernels(stacklevel))
             _chainer.set_method(MaxPoolingND, '__getattr__', pooling.indexes_on_demand)
+        _enabled = enabled  # only now: its warning may be an error
         if wanted != _in_place:
             _in_place = wanted
             for key, kernel in _kernels.items():
@@ -212,7 +218,7 @@ def _method(owner: Any, name: str, kernel: Callable) -> Callable:
 def _after_fork() -> None:
     # A forked child has none of its parent's other threads: what they asked for or were about to change is gone.
     global _lock, _blocks
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     own, block = set(), _thread.block
     while block is not None:
         own.add(block)
@@ -222,4 +228,6 @@ def _after_fork() -> None:
 
 
 if hasattr(os, 'register_at_fork'):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(  # not while another thread is putting kernels in place
+        before=lambda: _lock.acquire(), after_in_parent=lambda: _lock.release(), after_in_child=_after_fork
+    )

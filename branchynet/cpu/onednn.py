@@ -6,6 +6,7 @@ import array as packed
 import ctypes
 import functools
 import importlib.metadata
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from ctypes import Array, byref, c_char, c_char_p, c_float, c_int, c_int64, c_size_t, c_uint, c_void_p
@@ -150,6 +151,16 @@ def library() -> _Library:
 _loading = threading.Lock()
 
 
+def _after_fork() -> None:
+    # Another thread may have held the lock.
+    global _loading
+    _loading = threading.Lock()
+
+
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 @functools.cache
 def _load() -> _Library:
     return _Library()
@@ -179,16 +190,18 @@ def has_avx512() -> bool:
     return loaded is not None and loaded['isa'].startswith('AVX512')
 
 
-_ISAS = {
+_ISAS = {  # dnnl_cpu_isa_t
     0x1: 'SSE41',
     0x3: 'AVX',
     0x7: 'AVX2',
     0xF: 'AVX2_VNNI',
+    0x1F: 'AVX2_VNNI_2',
     0x27: 'AVX512_CORE',
     0x67: 'AVX512_CORE_VNNI',
     0xE7: 'AVX512_CORE_BF16',
     0x1EF: 'AVX512_CORE_FP16',
     0xFEF: 'AVX512_CORE_AMX',
+    0x1FEF: 'AVX512_CORE_AMX_FP16',
 }
 
 

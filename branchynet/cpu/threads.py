@@ -81,12 +81,13 @@ def run(
         return
     remaining = iter(range(count))  # next() is atomic
     futures: list[Future] = []
+    pool, is_whole = _get_pool(), True
     try:
         try:
             for _ in range(share - 1):
-                futures.append(_get_pool().submit(_work, task, remaining, around))
-        except RuntimeError:  # the pool was closed meanwhile, by set_num_threads or by Python, which ends
-            pass
+                futures.append(pool.submit(_work, task, remaining, around))
+        except RuntimeError:  # it was closed meanwhile, by set_num_threads or by Python, which ends; or no thread starts
+            is_whole = False
         _work(task, remaining, around)
         for future in futures:
             future.result()
@@ -97,6 +98,10 @@ def run(
             with contextlib.suppress(BaseException):  # another Ctrl-C: tasks still use the caller's arrays
                 wait(futures)
         raise
+    finally:
+        if not is_whole:
+            _forget_pool()
+            pool.shutdown()  # a thread of it may have taken the task for which no other one started
 
 
 def _work(

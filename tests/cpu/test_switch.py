@@ -100,6 +100,18 @@ def test_enable_and_disable():
     assert not changed()
 
 
+def test_a_block_is_entered_once_at_a_time():
+    block = cpu.fast()
+    with block:
+        with pytest.raises(RuntimeError, match=r'^this fast\(\) is entered already: call fast\(\) for every block$'), block:
+            pass
+        assert is_on()
+    assert not changed()
+    with block:
+        assert is_on()
+    assert not changed()
+
+
 def test_fast_and_nested():
     with cpu.fast():
         assert is_on()
@@ -506,6 +518,60 @@ def test_a_child_that_is_forked_while_another_thread_works():
         assert os.waitpid(child, 0)[1] == 0
         done.set()
         thread.join()
+    """)
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+def test_a_child_that_is_forked_while_another_thread_puts_kernels_in_place():
+    run("""
+        import os, threading, warnings
+        warnings.simplefilter('ignore', DeprecationWarning)  # Python 3.12 warns of any fork with threads
+        from branchynet import _chainer, cpu
+        from branchynet.cpu import install
+        half, forking = threading.Event(), threading.Event()
+        set_method, calls = _chainer.set_method, []
+        def slowly(*args):
+            set_method(*args)
+            calls.append(args)
+            if len(calls) == 3 and threading.current_thread() is thread:
+                half.set()
+                forking.wait(60)
+        _chainer.set_method = slowly
+        thread = threading.Thread(target=cpu.enable)
+        thread.start()
+        half.wait(60)
+        threading.Timer(0.2, forking.set).start()
+        child = os.fork()
+        if not child:
+            in_place = [vars(owner).get(name) is kernel for (owner, name), kernel in install._kernels.items()]
+            cpu.disable()
+            after = [vars(owner).get(name) is kernel for (owner, name), kernel in install._kernels.items()]
+            os._exit(not all(in_place) or any(after))
+        assert os.waitpid(child, 0)[1] == 0
+        thread.join()
+    """)
+
+
+@pytest.mark.parametrize('use', ['with cpu.fast(): pass', 'cpu.enable()'])
+def test_where_the_warning_is_an_error_nothing_is_in_place(use):
+    run(f"""
+        import warnings
+        from branchynet import cpu
+        from branchynet.cpu import install, onednn
+        def missing():
+            raise OSError('no such library')
+        library, onednn.library = onednn.library, missing
+        warnings.simplefilter('error')
+        try:
+            {use}
+        except UserWarning:
+            pass
+        else:
+            raise AssertionError
+        onednn.library = library
+        with cpu.fast():
+            assert install.are_in_place()
+        assert not install.are_in_place()
     """)
 
 

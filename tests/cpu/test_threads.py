@@ -582,6 +582,32 @@ def test_children_of_children():
     )
 
 
+def test_a_task_for_which_no_thread_starts_is_waited_for(monkeypatch):
+    cpu.set_num_threads(3)
+    threads.run(lambda i: time.sleep(0.01), 3)  # starts threads
+    pool = threads._get_pool()
+
+    def fails():
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(pool, '_adjust_thread_count', fails)
+    begun, done = [], []
+    both = threading.Barrier(2)
+
+    def task(i):
+        begun.append(i)
+        if i < 2:
+            both.wait(60)  # a thread of the pool has the other one
+        time.sleep(0.2 * (threading.current_thread() is not threading.main_thread()))
+        done.append(i)
+
+    threads.run(task, 2)
+    assert sorted(done) == sorted(begun) == [0, 1]
+    monkeypatch.undo()
+    threads.run(done.append, 9)
+    assert len(done) == 11
+
+
 @pytest.mark.parametrize('count', [1, 2, 3])
 def test_several_python_threads_at_once(count):
     cpu.set_num_threads(count)
