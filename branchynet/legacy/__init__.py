@@ -11,13 +11,12 @@ docs/from-chainer-1.md lists what has changed since.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from typing import Any
 
 from branchynet import _chainer  # noqa: F401
-from branchynet.files import digest, write_atomically
+from branchynet.files import digest, written_whole
 from branchynet.legacy import pickles
 from branchynet.legacy.content import Path, about, content_of
 from branchynet.legacy.network import BRANCHYNET, NAMES, SETTINGS, Network, generator_kept, shapes
@@ -148,14 +147,11 @@ def convert(old: Path, new: Path, force: bool = False) -> dict[str, Any]:
     serializer['optimizer'].save(net.optimizer)
     for k, optimizer in enumerate(net.optimizers):
         serializer['optimizers'][str(k)].save(optimizer)
-    archive = io.BytesIO()
-    np.savez_compressed(archive, **arrays)
-    write_atomically(f'{stem}.npz', archive.getvalue())
-    try:
-        write_atomically(f'{stem}.json', json.dumps(description, indent=1).encode())
-    except BaseException:
-        os.remove(f'{stem}.npz')  # without its settings it would be half of a network
-        raise
+    with written_whole(f'{stem}.npz') as weights, written_whole(f'{stem}.json') as settings:
+        np.savez_compressed(weights, **arrays)
+        settings.write(json.dumps(description, indent=1).encode())
+        weights.flush()  # a full disk shows here, before one of the two replaces an old file
+        settings.flush()
     return description
 
 

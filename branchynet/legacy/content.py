@@ -20,7 +20,7 @@ _MAX_XZ_DICTIONARY = 128 * 2**20  # xz -9 needs 65 MiB
 
 @contextlib.contextmanager
 def about(path: Path, kind: str) -> Iterator[None]:
-    """Makes of what is wrong with the content a ValueError that names the file."""
+    """Turns an error in the content into a ValueError that names the file."""
     try:
         yield
     except (TypeError, ValueError) as e:

@@ -300,9 +300,11 @@ class Network(Values):
         count = self.whole(state.get('layer'))
         if not 1 <= count <= _MAX_LINKS:
             raise ValueError(f'it has a Block of {count} bottlenecks')
-        first, *others = [self.link(state.get(name), twins.get(name)) for name in map(_bottleneck_name, range(count))]
-        if not isinstance(first, BottleNeckA) or not all(isinstance(one, BottleNeckB) for one in others):
+        names = [_bottleneck_name(k) for k in range(count)]
+        kinds = [_BOTTLENECK_A] + [_BOTTLENECK_B] * (count - 1)
+        if [getattr(state.get(name), 'name', None) for name in names] != kinds:
             raise ValueError('it has a Block whose links are not the released ones')
+        first, *others = [self.link(state[name], twins.get(name)) for name in names]
         (ch, in_size), out_size = first.conv1.W.shape[:2], first.conv3.W.shape[0]
         if any(one.conv1.W.shape[:2] != (ch, out_size) for one in others):
             raise ValueError('it has a Block whose bottlenecks do not fit each other')
@@ -451,7 +453,8 @@ class Network(Values):
             old = moments.get(_old_path(optimizer.target, path, first))
             if not isinstance(old, dict):
                 warnings.warn(
-                    f"the file has no moments for the parameter {path}: its optimiser's start at 0", stacklevel=2
+                    f'the file has no moments for the parameter {path}: its optimiser starts anew, with moments of 0',
+                    stacklevel=2,
                 )
                 return
             values[f'{path[1:]}/t'] = steps

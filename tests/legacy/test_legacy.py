@@ -3,6 +3,7 @@
 tests/legacy/write_with_python27.py has made them.
 """
 
+import contextlib
 import gzip
 import io
 import json
@@ -480,23 +481,29 @@ def test_convert_overwrites_nothing(tmp_path):
     assert (tmp_path / 'new.json').exists() and (tmp_path / 'new.npz').stat().st_size > 1000
 
 
-def test_convert_leaves_nothing_half_written(tmp_path, monkeypatch):
+@pytest.mark.parametrize('earlier', [[], ['new.json', 'new.npz']])
+def test_convert_leaves_nothing_half_written(earlier, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='expected NAME.npz'):
         legacy.convert(file('momentum'), tmp_path / 'new.h5')
     with pytest.raises(ValueError, match='cannot be read'):
         legacy.convert(write(tmp_path, content('momentum')[:-1]), tmp_path / 'new.npz')
     (tmp_path / 'net.bn').unlink()
 
-    def fails(path, data):
-        if str(path).endswith('.json'):
-            raise OSError('no space')
-        written(path, data)
+    @contextlib.contextmanager
+    def full(path):
+        with written(path) as f:
+            yield f
+            if str(path).endswith('.json'):
+                raise OSError('no space')
 
-    written = legacy.write_atomically
-    monkeypatch.setattr(legacy, 'write_atomically', fails)
+    for name in earlier:
+        (tmp_path / name).write_text('mine')
+    written = legacy.written_whole
+    monkeypatch.setattr(legacy, 'written_whole', full)
     with pytest.raises(OSError, match='no space'):
-        legacy.convert(file('momentum'), tmp_path / 'new.npz')
-    assert list(tmp_path.iterdir()) == []
+        legacy.convert(file('momentum'), tmp_path / 'new.npz', force=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == earlier
+    assert all(path.read_text() == 'mine' for path in tmp_path.iterdir())
 
 
 # Hostile and damaged files
@@ -614,6 +621,13 @@ def test_x_that_holds_itself(links, message):
             inner = [x] * links
     with pytest.raises(ValueError, match=message):
         link_of(x)
+
+
+def test_a_block_that_holds_itself():
+    block = Record(Name(network._BLOCK), ())
+    block.state = {'layer': 1, network._bottleneck_name(0): block}
+    with pytest.raises(ValueError, match='links are not the released ones'):
+        link_of(block)
 
 
 @pytest.mark.parametrize(
