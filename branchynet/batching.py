@@ -78,11 +78,11 @@ def batches(count: int, batchsize: int) -> list[slice]:
     return [slice(i, i + batchsize) for i in range(0, count, batchsize)]
 
 
-def check_labels(logits: Any, t: Any) -> None:
-    """Checks that no label in t (B,) is beyond the classes of logits (B, C).
+def check_labels(classes: int, t: Any) -> None:
+    """Checks that no label in t (B,) is beyond the classes.
 
     Raises:
         ValueError: a label is.
     """
-    if t.max() >= logits.shape[1]:
-        raise ValueError(f't holds the label {t.max()}: expected less than {logits.shape[1]}, the number of classes')
+    if t.max() >= classes:
+        raise ValueError(f't holds the label {t.max()}: expected less than {classes}, the number of classes')

@@ -1,4 +1,4 @@
-"""Thresholds for a target, and probabilities that mean what they say, both from held-out data.
+"""Thresholds for a target, and calibrated probabilities, both from held-out data.
 
 The held-out samples must be some that no training saw: a network is surer of samples that it was trained on, and right
 more often. Thresholds that were chosen on them are judged on others, the test set.
@@ -185,7 +185,7 @@ def expected_calibration_error(prob: Any, t: Any, bins: int = 15) -> float:
         A float in [0, 1].
 
     Raises:
-        ValueError: there are no samples, shapes do not fit, or there are no bins.
+        ValueError: there are no samples, shapes do not fit, there are no bins, or a probability is NaN.
     """
     prob, t = np.asarray(prob, float), np.asarray(t)
     if len(prob) == 0:
@@ -194,6 +194,8 @@ def expected_calibration_error(prob: Any, t: Any, bins: int = 15) -> float:
         raise ValueError(f'prob has shape {prob.shape}, t {t.shape}: expected (samples, classes) and (samples,)')
     if bins < 1:
         raise ValueError(f'bins is {bins}: expected 1 or more')
+    if np.isnan(prob).any():
+        raise ValueError('prob holds NaN: expected probabilities')
     sure, right = prob.max(axis=1), prob.argmax(axis=1) == t
     place = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
     return float(np.abs(np.bincount(place, right - sure, bins)).sum() / len(sure))
@@ -348,7 +350,7 @@ class _Space:
                 yield [_NOBODY] * off + [cut] * (others - off)
 
     def _cuts(self, key: np.ndarray, count: int | None = None) -> list[tuple[Any, float | None]]:
-        """Numbers that keys lie below, and the thresholds that they stand for.
+        """Cuts, each with the threshold that it stands for.
 
         Args:
             key: of samples.
@@ -367,7 +369,7 @@ class _Space:
             total += added @ (stays & (key < cut))
             stays &= ~(key < cut)
         here, later = self._added[-2:]
-        changes = (here - later)[:, stays]  # from all who stay leaving at the last exit to all leaving one before it
+        changes = (here - later)[:, stays]  # where one more of them leaves before the last exit
         totals = np.zeros((4, changes.shape[1] + 1))
         np.cumsum(changes, axis=1, out=totals[:, 1:])
         totals += (total + later @ stays)[:, None]

@@ -180,7 +180,8 @@ def restore(path: str, state: State, net: BranchyNet) -> tuple[Any, Position | N
 
     Raises:
         ValueError: a parameter has no shape yet.
-        OSError: the checkpoint has another version or network. The net is unchanged.
+        OSError: the checkpoint has another version or network, and the net is unchanged; or it lacks the moments of a
+            parameter, and the net holds a part of it.
     """
     check(net)
     arrays, meta = state
@@ -239,7 +240,7 @@ def load_optimizer(optimizer: Any, serializer: chainer.Deserializer | None) -> N
 
 
 def anew(path: str) -> str:
-    """For messages: how to start a training anew where its checkpoint, or its record, cannot be gone on from."""
+    """For messages: how to start a training anew where its checkpoint, or its record, cannot be resumed."""
     return f'to start anew, name another folder with --out, or remove {path}*'
 
 

@@ -179,10 +179,10 @@ class Criterion(NamedTuple):
         return score if self.side == 'below' else -score
 
     def cut(self, threshold: Any, dtype: Any) -> Any:
-        """Thresholds, a number or an array, as numbers that the `key` of a sample lies below where it leaves.
+        """Converts thresholds to cuts: a sample leaves where its `key` is below the cut.
 
         Args:
-            threshold: on the scale of the scores; None: no sample leaves.
+            threshold: a number or an array, on the scale of the scores; None: no sample leaves.
             dtype: of the scores.
         """
         cut = rounded(threshold, dtype)
@@ -205,7 +205,7 @@ class Criterion(NamedTuple):
         last = key[rank - 1]
         if self.side == 'at least':
             return float(-last)
-        # The next sample's key, or where all leave the next number after the last one's.
+        # The next sample's key; where all samples leave, the smallest number above the last key.
         cut = key[rank] if rank < len(key) and not np.isnan(key[rank]) else np.nextafter(last, key.dtype.type(math.inf))
         return float(cut if self.side == 'below' else -cut)
 
@@ -401,14 +401,14 @@ def of_exit(setting: Any, k: int) -> float:
 
 
 def closed(thresholds: Any, side: Side = 'below') -> Any:
-    """Thresholds with a number that no sample leaves by in place of every None."""
+    """Replaces every None by a threshold at which no sample leaves."""
     if isinstance(thresholds, Real):
         return thresholds
     nobody = -math.inf if side == 'below' else math.inf
     return [nobody if threshold is None else threshold for threshold in thresholds]
 
 
-def check_per_exit(name: str, value: Any, exits: int, upper: float = math.inf) -> None:
+def check_per_exit(name: str, value: Any, exits: int, share: bool = False) -> None:
     """Raises unless ``value`` is a setting for every exit but the last.
 
     Args:
@@ -416,7 +416,7 @@ def check_per_exit(name: str, value: Any, exits: int, upper: float = math.inf) -
         value: a number for all exits but the last, or a sequence of one for each. A threshold in a sequence may be
             None.
         exits: the number of exits, the last one not counted.
-        upper: 1 for a share, which cannot be negative either.
+        share: whether the values are shares, from 0 to 1.
 
     Raises:
         TypeError: it does not consist of numbers.
@@ -429,13 +429,13 @@ def check_per_exit(name: str, value: Any, exits: int, upper: float = math.inf) -
         raise ValueError(
             f'{name} is {value!r}: expected a number, or a sequence of {exits} (one for every exit but the last)'
         )
-    if upper != 1:
+    if not share:
         values = [v for v in values if v is not None]
     if not all(isinstance(v, Real) for v in values):
         raise TypeError(f'{name} is {value!r}: expected numbers')
     for v in values:
-        if math.isnan(v) or (upper == 1 and not 0 <= v <= 1):
-            expected = 'shares between 0 and 1' if upper == 1 else 'numbers that are not NaN'
+        if math.isnan(v) or (share and not 0 <= v <= 1):
+            expected = 'shares between 0 and 1' if share else 'numbers that are not NaN'
             raise ValueError(f'{name} is {value!r}: expected {expected}')
 
 

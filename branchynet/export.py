@@ -124,8 +124,8 @@ class OnnxBranchyNet:
 
     Raises:
         ImportError: onnxruntime is not installed.
-        OSError: the files are missing or damaged.
-        ValueError: they were not written by ``export``.
+        OSError: a file is missing or cannot be read.
+        ValueError: ``export`` did not write the files, or they are damaged.
     """
 
     def __init__(self, path: str | os.PathLike[str], threads: int = 1) -> None:
@@ -185,7 +185,7 @@ class OnnxBranchyNet:
         seconds = time.perf_counter() - start
         if t is not None:
             t = checked_labels(t, result.prob)
-            check_labels(result.prob, t)
+            check_labels(result.prob.shape[1], t)
         return (*tally(result.label, result.exit, t, self.numexits()), seconds)
 
     def _checked(self, x: Any) -> np.ndarray:
@@ -281,7 +281,7 @@ def _open(path: str, threads: int) -> Any:
             return _Cascade(content, threads)
         description = json.loads(content)
         return _Stages(description, list(_parts(os.path.dirname(path), description)), threads)
-    except (AttributeError, KeyError, TypeError, ValueError) as e:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
         raise ValueError(f'{path} is not a whole export of a BranchyNet ({e}): export it again') from e
 
 
@@ -456,8 +456,8 @@ def _add_from(
 def _add_next(graph: Graph, k: int, last: int, entropy: str, threshold: str) -> str:
     """Adds the number of the exit after exit k, (1,).
 
-    Nothing is below NaN, so that a sample would stay. Here it is taken from a list at a place outside of it, which
-    ends the call with an error that carries the name of this node.
+    A NaN entropy is below no threshold, so that the sample would stay. Then the number is read from outside the list,
+    and ONNX Runtime ends the call with an error that carries the name of this node.
     """
     place = graph.node(
         'Where', graph.node('GreaterOrEqual', entropy, threshold), graph.integers(k + 1), graph.integers(last + 1)

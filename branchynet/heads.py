@@ -1,4 +1,4 @@
-"""Links for exits whose features are not known link by link, such as those of BranchyNet.from_chain.
+"""Heads for exits on features of any shape, such as those of BranchyNet.from_chain.
 
 Every head begins with a ReLU, because the output of a Chain's layer often lacks the activation that forward applies to
 it; on features that went through a ReLU, another one changes nothing. Features with pixels, or steps in time, are

@@ -204,7 +204,7 @@ class BranchyNet(chainer.Chain):
 
         The first batch is also read: a small part of it goes through the chain in testing mode, which shows whether
         the exits can stand where they are. Each exit's layer must be called once, as a link, and its output be all
-        that the layers behind it use. An exit belongs to one layer of the chain; exits of branches are not supported.
+        that the layers behind it use. An exit belongs to one layer of the chain; its own links cannot have exits.
 
         A chainer.Sequential becomes an ordinary BranchyNet, which can be compiled and exported link by link.
 
@@ -315,8 +315,8 @@ class BranchyNet(chainer.Chain):
     def _is_plain_step(self, count: int) -> bool:
         """Whether a joint step on ``count`` samples needs nothing but the exits' losses.
 
-        So forwardMain is not set, nothing is frozen, no samples are dropped, no exit's Net has a hook, and stages and
-        exits are no subclass's.
+        So forwardMain is not set, nothing is frozen, no samples are dropped, no exit's Net has a hook, and no subclass
+        overrides stage, exit or one_pass.
         """
         own = type(self)
         return (
@@ -380,7 +380,7 @@ class BranchyNet(chainer.Chain):
             t: labels (B,).
 
         Returns:
-            Variable (), the sum of the exits' losses, each times its weight.
+            Variable (), the sum of the exits' losses, each times its weight; with forwardMain, main's loss is added.
         """
         losses, accuracies, total = self.joint_loss(*self.checked(x, t), Whole(len(x)))
         report = {'loss': total}
@@ -401,7 +401,7 @@ class BranchyNet(chainer.Chain):
             share: the samples' part in the batch.
 
         Returns:
-            (losses, accuracies, total): lists of a Variable () for every exit; the weighted sum of losses.
+            (losses, accuracies, total): lists of a Variable () for every exit; the loss of `forward`.
         """
         total: Any = 0
         self._hold_frozen()  # the user may have set up an optimiser since
@@ -672,7 +672,7 @@ class BranchyNet(chainer.Chain):
         self, x: Array, y: Array | None = None, percentTrainKeeps: Setting = 0.5, batchsize: int = 1024
     ) -> tuple[list[float], list[np.ndarray]]:
         """Thresholds and entropies from one pass: (find_thresholds, find_entropies), with their arguments."""
-        check_per_exit('percentTrainKeeps', percentTrainKeeps, self.numexits() - 1, upper=1)
+        check_per_exit('percentTrainKeeps', percentTrainKeeps, self.numexits() - 1, share=True)
         entropies = self.find_entropies(x, y, batchsize)
         thresholds = []
         for k, ent in enumerate(entropies):
@@ -892,8 +892,10 @@ class BranchyNet(chainer.Chain):
         if mode == 'copy':
             return copy.deepcopy(self)
         new = super().copy(mode)
-        for model in new.models:
-            model[: model.endi] = new.main[: model.endi]
+        copies: dict[int, chainer.Link] = {}  # by the link's identity, as a link may have several places in a net
+        for net, of_new in zip([self.main, *self.models], [new.main, *new.models]):
+            for i, link in enumerate(net):
+                of_new[i] = copies.setdefault(id(link), of_new[i])
         new._setup_optimizers()
         new.clearLearnedExitsThresholds()
         return new
@@ -904,9 +906,9 @@ class BranchyNet(chainer.Chain):
         count = self.numexits() - 1
         exits.check_settings({name: getattr(self, name) for name in exits.SETTINGS}, self.numexits())
         if self.percentTrainExits is not None:
-            check_per_exit('percentTrainExits', self.percentTrainExits, count, upper=1)
-        check_per_exit('percentTrainKeeps', self.percentTrainKeeps, count, upper=1)
-        check_per_exit('percentTestExits', self.percentTestExits, count, upper=1)
+            check_per_exit('percentTrainExits', self.percentTrainExits, count, share=True)
+        check_per_exit('percentTrainKeeps', self.percentTrainKeeps, count, share=True)
+        check_per_exit('percentTestExits', self.percentTestExits, count, share=True)
         for k, model in enumerate(self.models):
             check_number(f'weight of exit {k}', model.weight)
 
@@ -914,7 +916,7 @@ class BranchyNet(chainer.Chain):
         """Checks a batch and the net's settings.
 
         Args:
-            x: samples (B, ...), of the parameters' dtype.
+            x: samples (B, ...), of the parameters' dtype, or integers for a first link that takes them.
             t: labels (B,), signed integers from 0, or None.
 
         Returns:
@@ -945,7 +947,7 @@ class BranchyNet(chainer.Chain):
         t = checked_labels(t, self._checked_x(x))
         with inference_mode():
             sample, _ = self.checked(sample)
-            check_labels(self.exit(0, self.one_pass()(0, sample)), t)
+            check_labels(self.exit(0, self.one_pass()(0, sample)).shape[1], t)
 
     def _checked_x(self, x: Array) -> Array:
         x = checked_array('x', x)
@@ -1133,7 +1135,7 @@ def loss_and_accuracy(logits: chainer.Variable, t: Array) -> tuple[chainer.Varia
     """
     if logits.ndim != 2:
         raise ValueError(f'an exit gives logits of shape {logits.shape[1:]} for a sample: expected (classes,)')
-    check_labels(logits, t)
+    check_labels(logits.shape[1], t)
     return F.softmax_cross_entropy(logits, t), F.accuracy(logits, t)
 
 
@@ -1165,7 +1167,7 @@ def _test_net(net: Net, x: Array, t: Array | None) -> tuple[float, float]:
 
 def _count_correct(logits: Array, t: Array) -> int:
     if len(t):
-        check_labels(logits, t)
+        check_labels(logits.shape[1], t)
     return int((exits.labels(logits) == t).sum())
 
 

@@ -61,7 +61,8 @@ class Alone:
             Its result on this rank.
 
         Raises:
-            Refused: it raised OSError or ValueError on some rank; raised on all, with the message of the first.
+            Refused: it raised OSError or ValueError on one of several ranks; raised on all, with the message of the
+                first. A single process raises the error itself.
         """
         return make()
 
@@ -75,7 +76,8 @@ class Alone:
             On every rank its result, which must be picklable.
 
         Raises:
-            Refused: it raised OSError or ValueError; raised on all ranks.
+            Refused: it raised OSError or ValueError; raised on all of several ranks. A single process raises the error
+                itself.
         """
         return make()
 
@@ -105,7 +107,7 @@ class Alone:
         net.check_data(x, t, x[:1])
 
     def parallel(self, net: BranchyNet) -> Any:
-        """Returns what trains a net: `train`, `train_main` and `check_data` with the arguments of BranchyNet's."""
+        """Returns an object that trains a net: it has `train`, `train_main` and `check_data` of a BranchyNet."""
         return net
 
 
@@ -221,7 +223,7 @@ class Parallel:
         self._comm = comm
         self.check_data = net.check_data
         if net.gpu and comm.size > 1:
-            cuda.cupy.random.seed(comm.rank)
+            cuda.cupy.random.seed(np.random.RandomState(self._own_seed()).randint(2**31))
 
     def train(self, x: Array, t: Array) -> tuple[list[float], list[float]]:
         """Trains all exits jointly, by one step; for arguments and returns see BranchyNet.train."""
@@ -259,15 +261,20 @@ class Parallel:
         step(loss, optimizers, average)
         return [float(value) for value in values]
 
+    def _own_seed(self) -> list[int]:
+        """A seed that differs by the state of NumPy's generator, the step and the rank."""
+        state: Any = np.random.get_state()
+        _, keys, place, *_ = state
+        return [*keys[:8].tolist(), place, self._net.optimizer.t, self._comm.rank]
+
     @contextlib.contextmanager
     def _own_noise(self) -> Iterator[None]:
-        """A context in which NumPy's generator is this rank's own, seeded by its state before and by the step."""
+        """A context in which NumPy's generator is this rank's own."""
         if self._comm.size == 1:
             yield
             return
-        before: Any = np.random.get_state()
-        _, keys, place, *_ = before
-        np.random.seed([*keys[:8].tolist(), place, self._net.optimizer.t, self._comm.rank])
+        before = np.random.get_state()
+        np.random.seed(self._own_seed())
         try:
             yield
         finally:
@@ -382,7 +389,8 @@ def job(communicator: str, batch_normalization: str = 'local') -> Iterator[Ranks
         The Ranks.
 
     Raises:
-        OSError: mpi4py, an MPI or what the communicator needs is missing.
+        OSError: mpi4py or an MPI is missing.
+        SystemExit: a mistake that all ranks know of, such as a communicator that does not work here.
     """
     mpi = _world()
     try:

@@ -26,7 +26,7 @@ class Whole:
         self.batch = self.remaining = batch
 
     def weighted(self, mean: Any) -> Any:
-        """A mean over this process's samples, times a factor with which its mean over all ranks is the batch's."""
+        """Scales a mean over this process's samples so that its mean over all ranks is the batch's."""
         return mean
 
     def of_all(self, rows: Any) -> Any:
@@ -49,7 +49,8 @@ class Whole:
 class Share(Whole):
     """A rank's share of a batch: consecutive samples, as many as the others' or one less or more.
 
-    A rank none of whose samples remain goes on with one that does not count, so that all ranks run the same links.
+    A rank none of whose samples remain goes on with one of them, so that all ranks run the same links. It counts in
+    running statistics, not in losses and gradients.
 
     Args:
         batch: number of samples of the whole batch.

@@ -152,7 +152,7 @@ def _record_batch(
     looks, t, rows = net.look(x[part]), t[part], []
     count = len(t)
     for k, (look, score) in enumerate(zip(looks, _scores(looks, criterion))):
-        check_labels(look.prob, t)
+        check_labels(look.prob.shape[1], t)
         check_answer(k, look.entropy, part.start)
         rows.append(
             (
@@ -176,7 +176,7 @@ def _scores(looks: Sequence[Look], criterion: Criterion) -> list[Array]:
 
 
 def sweep(recorded: ExitRecord, thresholds: Any) -> Sweep:
-    """Evaluates settings exactly: each sample leaves at the first exit whose entropy is below its threshold.
+    """Evaluates settings exactly: each sample leaves at the first exit whose score its threshold lets go.
 
     A threshold matters only by its rank, the number of entropies below it. One pass over the samples serves all
     settings that differ only in the rank of their last threshold: it takes cumulative sums in the order of that
@@ -269,7 +269,7 @@ def _checked(recorded: ExitRecord, thresholds: Any) -> np.ndarray:
 
 
 def _cuts(recorded: ExitRecord, thresholds: np.ndarray) -> np.ndarray:
-    """The numbers (S, E - 1) that the record's keys lie below where samples leave."""
+    """The cuts (S, E - 1): a sample leaves where its key is below."""
     return recorded.criterion.cut(thresholds, recorded.score.dtype)
 
 
@@ -333,8 +333,13 @@ def pareto(accuracy: Any, seconds: Any) -> np.ndarray:
 
     Returns:
         Integer array, indices of the settings on the front by rising time.
+
+    Raises:
+        ValueError: an accuracy or a time is NaN.
     """
     accuracy, seconds = np.asarray(accuracy, float), np.asarray(seconds, float)
+    if np.isnan(accuracy).any() or np.isnan(seconds).any():
+        raise ValueError('an accuracy or a time is NaN: expected numbers')
     order = np.lexsort((-accuracy, seconds))
     best = np.maximum.accumulate(accuracy[order])
     return order[np.diff(best, prepend=-np.inf) > 0]

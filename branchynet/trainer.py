@@ -78,7 +78,7 @@ class Updater(updaters.StandardUpdater):
         chainer.report({'main/loss': total, **_by_exit(loss=losses, accuracy=accuracies)})
 
     def serialize(self, serializer: Any) -> None:
-        """Saves or loads iterators, net, optimisers, learned thresholds and the generators of Python and NumPy."""
+        """Saves or loads iterators, net, optimisers, learned thresholds, frozen parts and both generators."""
         for name, iterator in self._iterators.items():
             iterator.serialize(serializer['iterator:' + name])
         self._net.serialize(serializer['model:main'])
@@ -90,7 +90,21 @@ class Updater(updaters.StandardUpdater):
         self.iteration = serializer('iteration', self.iteration)
         for k, learned in enumerate(self._net._learned):
             learned[:] = serializer(f'learned{k}', np.array(learned) if _saves(serializer) else None).tolist()
+        self._serialize_frozen(serializer)
         _serialize_generators(serializer['generators'])
+
+    def _serialize_frozen(self, serializer: Any) -> None:
+        """Saves or loads which parts are frozen, as a flag for the trunk and one for every exit."""
+        parts: list[Any] = ['trunk', *range(self._net.numexits())]
+        if _saves(serializer):
+            serializer('frozen', np.array([part in self._net.frozen for part in parts]))
+            return
+        try:
+            flags = serializer('frozen', None)
+        except KeyError:  # a snapshot of an earlier version
+            return
+        self._net.thaw()
+        self._net.freeze(*(part for part, is_frozen in zip(parts, flags) if is_frozen))
 
 
 class Evaluator(extensions.Evaluator):
@@ -98,7 +112,7 @@ class Evaluator(extensions.Evaluator):
 
     Reports of every exit, under ``validation/main/``: ``exit<k>/loss`` and ``exit<k>/accuracy`` over all samples, and
     ``exit<k>/share``, the share of samples that leaves there by the net's thresholds (or percentTestExits); and of the
-    net: ``loss``, as the Updater's, and ``accuracy`` with early exit.
+    net: ``loss``, as BranchyNet.forward returns it, and ``accuracy`` with early exit.
 
     Args:
         iterator: yields batches of pairs (x, t), and ends after one pass (``repeat=False``).

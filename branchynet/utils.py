@@ -293,14 +293,15 @@ def screen_branchy(
 def get_inc_points(
     accs: Sequence, diffs: Sequence, ts: Sequence, exits: Sequence, inc_amt: float = -0.0005
 ) -> tuple[list, ...]:
-    """Goes through the settings by rising time and keeps those that are more accurate than the last one kept.
+    """Goes through the settings by rising time and keeps those whose accuracy exceeds that of the last one kept.
 
     Args:
         accs: accuracy of every setting.
         diffs: time of every setting.
         ts: thresholds of every setting.
         exits: samples per exit of every setting.
-        inc_amt: by how much the accuracy must exceed that of the last setting kept.
+        inc_amt: by how much. A negative number, such as the release's, also keeps settings that are less accurate by
+            less than that.
 
     Returns:
         (accuracies, times, thresholds, exits): lists.

@@ -753,6 +753,33 @@ def test_heads_that_do_not_fit_are_named(links, words):
         BranchyNet.from_chain(Residual(), {'block1': links}, x=X)
 
 
+def test_images_that_are_too_small_are_named():
+    def from_chain(x):
+        chain = function(lambda self, x: self.b(self.a(x)), L.Convolution2D(3, 4, 3), L.Linear(None, CLASSES))
+        return BranchyNet.from_chain(chain, {'a': heads.linear(CLASSES)}, x=x)
+
+    words = r'forward cannot take samples of shape \(3, 1, 1\) and dtype float32: .*output should be positive'
+    with pytest.raises(ValueError, match=words):
+        from_chain(X[:, :, :1, :1])
+    net = from_chain(X)
+    with pytest.raises(ValueError, match=words):
+        net.get_SM(X[:, :, :1, :1])
+
+
+def test_last_links_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match=r'link 0 \(Linear\) cannot take an array of shape \(3, 5\) .*5 != 7'):
+        BranchyNet.from_chain(Residual(), {'block1': heads.linear(3)}, final=[L.Linear(7, 3)], x=X)
+
+
+def test_a_pass_has_no_stage_after_its_last():
+    stage = residual().one_pass()
+    h = X
+    for k in range(3):
+        h = stage(k, h)
+    with pytest.raises(ValueError, match='stage 3 of a pass is called after its last stage, 2'):
+        stage(3, h)
+
+
 def test_a_forward_that_differs_in_training_mode_is_noticed():
     def forward(self, x):
         h = self.a(x) if twice else x

@@ -699,6 +699,17 @@ def test_files_without_thresholds_leave_the_nets_own(tmp_path):
     assert net.thresholdExits == 0.25
 
 
+@pytest.mark.parametrize('mode', ['share', 'init', 'copy'])
+def test_a_copy_shares_the_links_that_the_net_shares(mode):
+    shared, trunk = L.Linear(4, 4), L.Linear(4, 4)
+    net = branchynet.BranchyNet([trunk, trunk, branchynet.Branch([shared]), branchynet.Branch([trunk, shared])])
+    new = net.copy(mode)
+    assert [path for path, _ in new.namedparams()] == [path for path, _ in net.namedparams()]
+    for one, other in zip([new.optimizer, *new.optimizers], [net.optimizer, *net.optimizers]):
+        assert len(list(one.target.params())) == len(list(other.target.params()))
+    assert not {id(param) for param in new.params()} & {id(param) for param in net.params()}
+
+
 def test_a_step_moves_a_shared_link_once():
     shared, trunk = L.Linear(4, 3), L.Linear(4, 4)
     net = branchynet.BranchyNet(

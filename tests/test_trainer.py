@@ -189,16 +189,32 @@ def test_an_order_depends_on_the_order_before_alone():
     assert not np.array_equal(trainer.Order(2)(order, 0), first)
 
 
-def test_a_training_with_a_frozen_part_is_resumed_before_it_is_frozen(tmp_path):
+@pytest.mark.parametrize('parts', [[], [0], ['trunk', 1]])
+def test_a_training_resumes_with_the_parts_that_were_frozen(parts, tmp_path):
     net = small_net()
-    net.freeze(0)
+    net.freeze(*parts)
     loop = Trainer(trainer.Updater(serial(), net), (3, 'iteration'), out=str(tmp_path))
     loop.run()
     chainer.serializers.save_npz(str(tmp_path / 'snapshot.npz'), loop)
     resumed = small_net(seed=9)
+    resumed.freeze(0)
     again = Trainer(trainer.Updater(serial(), resumed), (6, 'iteration'), out=str(tmp_path))
     chainer.serializers.load_npz(str(tmp_path / 'snapshot.npz'), again)
+    assert resumed.frozen == net.frozen == set(parts)
     for one in net, resumed:
-        one.freeze(0)
         one.train(X, T)
     assert same(weights(net), weights(resumed))
+
+
+def test_a_snapshot_that_does_not_name_frozen_parts_leaves_them_as_they_are(tmp_path):
+    loop = Trainer(trainer.Updater(serial(), small_net()), (1, 'iteration'), out=str(tmp_path))
+    loop.run()
+    path = tmp_path / 'snapshot.npz'
+    chainer.serializers.save_npz(str(path), loop)
+    with np.load(path) as arrays:
+        np.savez(path, **{name: array for name, array in arrays.items() if not name.endswith('/frozen')})
+    net = small_net(seed=9)
+    net.freeze(0)
+    again = Trainer(trainer.Updater(serial(), net), (6, 'iteration'), out=str(tmp_path))
+    chainer.serializers.load_npz(str(path), again)
+    assert net.frozen == {0}

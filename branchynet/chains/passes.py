@@ -55,6 +55,8 @@ class Pass:
         """
         if k != self._next:
             raise ValueError(f'stage {k} of a pass is called where stage {self._next} is due: a pass is for one batch')
+        if self._greenlet.dead:
+            raise ValueError(f'stage {k} of a pass is called after its last stage, {k - 1}')
         self._next += 1
         with self._inside():
             y = self._greenlet.switch(x)
@@ -136,7 +138,7 @@ _numbers = itertools.count()
 
 
 def _twin(variable: chainer.Variable) -> chainer.Variable:
-    """Another Variable for the same array and node; the node's own Variable, if functions ask for it, is then the twin.
+    """Another Variable of the same array and node, to which the node refers from then on.
 
     A Variable's whole state is its __dict__, which Chainer's own Variable.__copy__ copies too; Chainer 7.8.1 is its
     last version.

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from branchynet.chains.passes import Pass
+from branchynet.links.links import REFUSALS, call, reason
 
 import chainer
-from chainer.utils.type_check import InvalidType
 
 
 class Trunk(chainer.Chain):
@@ -83,17 +83,16 @@ class Trunk(chainer.Chain):
         """
         try:
             return self.chain(x)
-        except InvalidType as e:
+        except REFUSALS as e:
             raise ValueError(
-                f'forward cannot take samples of shape {x.shape[1:]} and dtype {x.dtype}: expected {e.expect}, got '
-                f'{e.actual}'
+                f'forward cannot take samples of shape {x.shape[1:]} and dtype {x.dtype}: {reason(e)}'
             ) from e
 
     def end_of(self, y: Any) -> Any:
         """The logits, from the chain's output."""
         y = only(y)
-        for link in self.end:
-            y = link(y)
+        for i, link in enumerate(self.end):
+            y = call(link, i, y)
         return y
 
 

@@ -258,7 +258,7 @@ def alone(links: Iterable[chainer.Link], x: np.ndarray, t: np.ndarray) -> tuple[
 def _loss(logits: Value, t: np.ndarray) -> tuple[Value, np.ndarray]:
     """(softmax cross entropy, accuracy) for logits (B, C) and labels (B,)."""
     scores = logits.array
-    check_labels(scores, t)
+    check_labels(scores.shape[1], t)
     function = SoftmaxCrossEntropy()
     (loss,) = function.forward((scores, t))
     (accuracy,) = Accuracy().forward((scores, t))

@@ -86,7 +86,9 @@ def run(
         try:
             for _ in range(share - 1):
                 futures.append(pool.submit(_work, task, remaining, around))
-        except RuntimeError:  # it was closed meanwhile, by set_num_threads or by Python, which ends; or no thread starts
+        except (
+            RuntimeError
+        ):  # it was closed meanwhile, by set_num_threads or by Python, which ends; or no thread starts
             is_whole = False
         _work(task, remaining, around)
         for future in futures:

@@ -152,7 +152,7 @@ class Net(chainer.ChainList):
         """
         with chainer.using_config('train', chainer.config.train and not test):
             for i, link in enumerate(self[starti:endi], starti):
-                x = _call(link, i, x)
+                x = call(link, i, x)
         return x
 
     def train(
@@ -178,14 +178,36 @@ class Net(chainer.ChainList):
         return self(x, test=True, starti=starti, endi=endi)
 
 
-def _call(link: chainer.Link, i: int, x: Any) -> Any:
-    """The output of link i for x."""
+REFUSALS = InvalidType, AssertionError  # of Chainer's functions; the second where an output would have no pixels
+
+
+def reason(refusal: Exception) -> str:
+    """The reason for which a function of Chainer refuses an array, in one line.
+
+    Args:
+        refusal: one of REFUSALS.
+    """
+    if isinstance(refusal, InvalidType):
+        return f'expected {refusal.expect}, got {refusal.actual}'
+    return str(refusal)
+
+
+def call(link: chainer.Link, i: int, x: Any) -> Any:
+    """The output of a link for x.
+
+    Args:
+        link: the link.
+        i: its index, for the message.
+        x: samples or features (B, ...).
+
+    Raises:
+        ValueError: Chainer finds that the shape or dtype does not fit.
+    """
     try:
         return link(x)
-    except (InvalidType, AssertionError) as e:  # Chainer asserts that an output has pixels
-        why = f'expected {e.expect}, got {e.actual}' if isinstance(e, InvalidType) else e
+    except REFUSALS as e:
         raise ValueError(
-            f'link {i} ({type(link).__name__}) cannot take an array of shape {x.shape} and dtype {x.dtype}: {why}'
+            f'link {i} ({type(link).__name__}) cannot take an array of shape {x.shape} and dtype {x.dtype}: {reason(e)}'
         ) from e
 
 

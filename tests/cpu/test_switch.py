@@ -103,7 +103,10 @@ def test_enable_and_disable():
 def test_a_block_is_entered_once_at_a_time():
     block = cpu.fast()
     with block:
-        with pytest.raises(RuntimeError, match=r'^this fast\(\) is entered already: call fast\(\) for every block$'), block:
+        with (
+            pytest.raises(RuntimeError, match=r'^this fast\(\) is entered already: call fast\(\) for every block$'),
+            block,
+        ):
             pass
         assert is_on()
     assert not changed()
