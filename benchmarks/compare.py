@@ -42,8 +42,13 @@ EXPERIMENTS = {'lenet': lenet.EXPERIMENT, 'alexnet': alex.EXPERIMENT, 'resnet': 
 TASKS = ['joint', 'main', 'evaluate', 'inference', 'sweep', 'memory']
 BATCHES_OF = {'inference': [1, 256], 'sweep': [1]}
 INFERENCE_IMAGES, SWEEP_IMAGES = 256, 10000
-# cpu.fast(), stock, eager, its files of the stages, Compiled for one setting after the other
-CONTENDERS = ['branchynet', 'chainer', 'pytorch', 'onnxruntime', 'settings']
+CONTENDERS = [
+    'branchynet',  # cpu.fast(), and Compiled for inference
+    'chainer',  # stock
+    'pytorch',  # eager
+    'onnxruntime',  # on a file for every stage
+    'settings',  # Compiled, for one setting after the other
+]
 COMPILED = 'torch.compile'
 IN_PYTORCH = 'pytorch', COMPILED
 ONLY_FOR = {'onnxruntime': 'inference', 'settings': 'sweep'}

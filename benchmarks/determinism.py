@@ -19,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from branchynet import checkpoint, cpu, determinism, provenance, schema
-from branchynet.benchmarks import options
+from branchynet.benchmarks import measuring, options
 from branchynet.benchmarks.networks import BATCHES, NETWORKS, SHAPES
 from branchynet.experiments import pages
 from branchynet.experiments.runs import ResumableTraining
@@ -75,19 +75,10 @@ def checkpoint_cost(network: str) -> tuple[float, int]:
 
 def pool(profile: str) -> ProcessPoolExecutor:
     """A process in which a profile is in place."""
-    before = dict(os.environ)
-    wanted = determinism.variables(profile)
-    unset = {name for name in determinism.variables('portable') if wanted.get(name) is None}
-    os.environ.update({name: value for name, value in wanted.items() if value is not None})
-    for name in unset:
-        os.environ.pop(name, None)
-    try:
+    with measuring.variables(measuring.profile_variables(profile)):
         executor = ProcessPoolExecutor(1, multiprocessing.get_context('spawn'))
         executor.submit(os.getpid).result()
         return executor
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def time_network(network: str, rounds: int) -> dict[str, Any]:

@@ -123,7 +123,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 print(table(rows).splitlines()[-1], flush=True)
     print(table(rows))
     write_atomically(os.path.join(args.out, 'benchmark.md'), (table(rows) + '\n').encode())
-    return measuring.write(args.out, rows, provenance.environment())
+    environments = {threads: measuring.in_child(threads, provenance.environment) for threads in args.threads}
+    return measuring.write(args.out, rows, environments)
 
 
 def main(argv: Sequence[str]) -> int:

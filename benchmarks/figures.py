@@ -16,7 +16,7 @@ Groups = dict[tuple, dict[str, list[float]]]  # values of every contender
 
 LABELS = {
     'branchynet': 'BranchyNet, cpu.fast',
-    'chainer': 'Chainer 7.8.1',
+    'chainer': 'stock Chainer',
     'pytorch': 'PyTorch eager',
     'torch.compile': 'PyTorch, torch.compile',
     'onnxruntime': 'ONNX Runtime',

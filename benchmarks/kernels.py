@@ -126,7 +126,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     for (layer, task, _, threads), values in measuring.grouped(rows).items():
         medians = [1e3 * measuring.spread(values[name])[0] for name in CONTENDERS]
         print(f'{task:9} {threads:7} {layer:48} {" ".join(f"{ms:10.2f}" for ms in medians)}')
-    return measuring.write(args.out, rows, provenance.environment())
+    environments = {threads: measuring.in_child(threads, provenance.environment) for threads in args.threads}
+    return measuring.write(args.out, rows, environments)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -11,12 +11,12 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
-from branchynet import cpu, provenance, schema
+from branchynet import cpu, determinism, provenance, schema
 
 import numpy as np
 
@@ -54,14 +54,28 @@ def context(contender: str) -> AbstractContextManager:
 
 def in_child(threads: int, function: Callable, *args: Any) -> Any:
     """Returns function(*args), called in a new process in which every library has this number of threads."""
+    spawn = multiprocessing.get_context('spawn')
+    with variables(dict.fromkeys(_THREAD_VARIABLES, str(threads))), ProcessPoolExecutor(1, spawn) as pool:
+        return pool.submit(function, *args).result()
+
+
+@contextlib.contextmanager
+def variables(values: Mapping[str, str | None]) -> Iterator[None]:
+    """A context in which environment variables have these values for processes that start; None: it is not set."""
     before = dict(os.environ)
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
+    os.environ.update({name: value for name, value in values.items() if value is not None})
+    for name in [name for name, value in values.items() if value is None]:
+        os.environ.pop(name, None)
     try:
-        with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
-            return pool.submit(function, *args).result()
+        yield
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def profile_variables(profile: str) -> dict[str, str | None]:
+    """The environment variables of a bit profile, with None for those that only another profile sets."""
+    return {**dict.fromkeys(determinism.variables('portable')), **determinism.variables(profile)}
 
 
 def timed(
@@ -78,15 +92,15 @@ def timed(
 def interleaved(
     calls: dict[str, Callable[[], Any]],
     rounds: int,
-    turn: float = TURN,
+    seconds: float = TURN,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[tuple[str, int, float]]:
     """Times every call in turn in each round, so that the machine's noise affects all calls alike.
 
     Args:
         calls: a function for each contender's name.
-        rounds: number of rounds, after two calls to warm up. A short call is repeated until `turn` has passed.
-        turn: seconds.
+        rounds: number of rounds, after two calls to warm up. A short call is repeated.
+        seconds: that its repetitions take in a round.
         clock: returns seconds. `time.thread_time` counts neither other programs nor the call's other threads.
 
     Yields:
@@ -95,10 +109,10 @@ def interleaved(
     counts = {}
     for name, call in calls.items():
         timed(name, call)
-        counts[name] = max(1, int(turn / timed(name, call)))
-    for turn_of_all in range(rounds):
+        counts[name] = max(1, int(seconds / timed(name, call)))
+    for turn in range(rounds):
         for name, call in calls.items():
-            yield name, turn_of_all, timed(name, call, counts[name], clock)
+            yield name, turn, timed(name, call, counts[name], clock)
 
 
 def peak_memory(name: str, warm_up: Callable[[], Any], call: Callable[[], Any]) -> float:

@@ -68,7 +68,12 @@ def threads() -> dict[str, Any]:
     """The arguments of add_argument for --threads: 1 and 2 by default, where there are two cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     default = sorted({1, min(2, cores)})
-    return {'type': counts, 'default': default, 'metavar': 'N,...', 'help': 'threads of everything (default: 1 and 2)'}
+    return {
+        'type': counts,
+        'default': default,
+        'metavar': 'N,...',
+        'help': f'threads of everything (default: {",".join(map(str, default))})',
+    }
 
 
 def print_result(args: argparse.Namespace, measure: Callable[[argparse.Namespace], dict[str, Any]]) -> dict[str, Any]:

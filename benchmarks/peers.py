@@ -298,7 +298,7 @@ class _Session(nn.Module):
 
         model: Any = io.BytesIO()
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # that this exporter is the old one: it needs no more packages
+            warnings.simplefilter('ignore')  # this exporter is deprecated; the new one needs more packages
             torch.onnx.export(
                 module,
                 (x,),

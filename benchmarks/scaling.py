@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from branchynet import cpu, parallel, provenance, schema
-from branchynet.benchmarks import options
+from branchynet.benchmarks import measuring, options
 from branchynet.benchmarks.networks import BATCHES, NETWORKS, build, images
 
 import numpy as np
@@ -59,10 +59,8 @@ def time_point(network: str, scaling: str, steps: int, ranks: parallel.Ranks) ->
     alone = parallel.Parallel(net, ranks.comm.split(ranks.rank, 0))
     with cpu.fast():
         trained.train(x, t)  # warms up
-        step = _seconds(lambda: trained.train(x, t), steps, ranks)
-        started = time.process_time()
-        compute = _seconds(lambda: alone.train(x[share], t[share]), steps, ranks)
-        processor = (time.process_time() - started) / steps
+        step, _ = _seconds(lambda: trained.train(x, t), steps, ranks)
+        compute, processor = _seconds(lambda: alone.train(x[share], t[share]), steps, ranks)
     message = np.zeros(sum(array.size for array in parallel.message(net)), np.float32)
     return {
         'network': network,
@@ -73,17 +71,17 @@ def time_point(network: str, scaling: str, steps: int, ranks: parallel.Ranks) ->
         'step_seconds': step,
         'compute_seconds': compute,
         'cpu_seconds': processor,
-        'message_seconds': _seconds(lambda: parallel.average_in_one_pass([message], ranks.comm), 10 * steps, ranks),
+        'message_seconds': _seconds(lambda: parallel.average_in_one_pass([message], ranks.comm), 10 * steps, ranks)[0],
     }
 
 
-def _seconds(call: Callable[[], Any], count: int, ranks: parallel.Ranks) -> float:
-    """Mean seconds of a call that all ranks make together."""
+def _seconds(call: Callable[[], Any], count: int, ranks: parallel.Ranks) -> tuple[float, float]:
+    """Mean seconds of a call that all ranks make together: by the clock, and of the processor for this rank."""
     ranks.comm.mpi_comm.Barrier()
-    start = time.perf_counter()
+    start, of_processor = time.perf_counter(), time.process_time()
     for _ in range(count):
         call()
-    return (time.perf_counter() - start) / count
+    return (time.perf_counter() - start) / count, (time.process_time() - of_processor) / count
 
 
 def launch(ranks: int, networks: Sequence[str], steps: int) -> list[dict[str, Any]]:
@@ -113,7 +111,7 @@ def content(network: str, points: list[dict[str, Any]]) -> dict[str, Any]:
         'network': network,
         'gradient_bytes': next(iter(found.values()))[0]['gradient_bytes'],
         'points': [summarised(rounds) for _, rounds in sorted(found.items())],
-        'environment': provenance.environment(),
+        'environment': measuring.in_child(1, provenance.environment),
     }
 
 
@@ -139,6 +137,8 @@ def main(argv: Sequence[str]) -> int:
     parser = options.parser('scaling', __doc__, rounds=5)
     parser.add_argument('--networks', **{**options.some_of(list(NETWORKS)), 'default': ['lenet', 'resnet']})
     parser.add_argument('--ranks', type=options.counts, default=[1, 2], metavar='N,...', help='(default: 1,2)')
-    parser.add_argument('--steps', type=int, default=10, metavar='N', help='of a point (default: %(default)s)')
+    parser.add_argument(
+        '--steps', type=options.count_of('steps'), default=10, metavar='N', help='of a point (default: %(default)s)'
+    )
     options.print_result(parser.parse_args(argv), measure)
     return 0

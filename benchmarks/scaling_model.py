@@ -156,7 +156,7 @@ def assumptions_table() -> Table:
         [name, f'{link.bandwidth / 1e9:g} GB/s in each direction, latency {1e6 * link.latency:g} µs']
         for name, link in links.items()
     ]
-    return Table(['What', 'Assumed'], rows)
+    return Table(['Quantity', 'Assumed'], rows)
 
 
 def simulated_tables(loads: dict[str, Load]) -> list[Table]:
@@ -287,7 +287,7 @@ def read(folder: str) -> list[dict[str, Any]]:
         OSError: there is none, or one is damaged.
     """
     paths = [os.path.join(folder, f'{network}.json') for network in NETWORKS]
-    found = [schema.read_json(path, "what 'branchynet bench scaling' wrote") for path in paths if os.path.exists(path)]
+    found = [schema.read_json(path, "a file of 'branchynet bench scaling'") for path in paths if os.path.exists(path)]
     if not found:
         raise OSError(f"{folder} holds no measured points: 'branchynet bench scaling --out {folder}' writes them")
     return found

@@ -290,8 +290,11 @@ def ratios(rows: list[Row]) -> Iterator[tuple[str, str, float]]:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measures, prints and draws."""
-    if args.profile:
-        os.environ.update({name: value for name, value in determinism.variables(args.profile).items() if value})
+    with measuring.variables(measuring.profile_variables(args.profile) if args.profile else {}):
+        return _measure(args)
+
+
+def _measure(args: argparse.Namespace) -> dict[str, Any]:
     environment = measuring.in_child(args.threads[0], provenance.environment)
     rows: list[Row] = []
     for family in args.families:

@@ -120,9 +120,9 @@ class Memory:
     """Follows the resident memory of this process."""
 
     def __init__(self, seconds: float) -> None:
-        self._warm = time.monotonic() + seconds
+        self._warm_until = time.monotonic() + seconds
         self._next = 0.0
-        self.first, self.highest = 0.0, 0.0  # MB
+        self.warm, self.highest = 0.0, 0.0  # MB
         self.look()
 
     def look(self) -> None:
@@ -133,14 +133,14 @@ class Memory:
         self._next = now + 0.1
         with open('/proc/self/statm') as f:
             used = int(f.read().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 2**20
-        if now < self._warm or not self.first:
-            self.first = used
-        self.highest = max(used, self.highest) if now >= self._warm else used
+        if now < self._warm_until or not self.warm:
+            self.warm = used
+        self.highest = max(used, self.highest) if now >= self._warm_until else used
 
     def summary(self) -> dict[str, float]:
         """The entry of the file."""
-        growth = (self.highest / self.first - 1) * 100
-        return {'warm_rss_mb': self.first, 'highest_rss_mb': self.highest, 'growth_percent': growth}
+        growth = (self.highest / self.warm - 1) * 100
+        return {'warm_rss_mb': self.warm, 'highest_rss_mb': self.highest, 'growth_percent': growth}
 
 
 def _child(task: Task, seed: int, until: float, pipe: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from branchynet import cpu
 from branchynet.cpu import onednn
-from branchynet.cpu.engine import SHARED, DecideExit, NotFinite, Result
+from branchynet.cpu.engine import SAMPLES_OF_CALL, DecideExit, NotFinite, Result
 from branchynet.exits import Thresholds, labels
 from branchynet.functions import inference_mode
 from branchynet.net import BranchyNet
@@ -29,7 +29,7 @@ class Forward:
         classes: number of classes.
     """
 
-    most = SHARED
+    most = SAMPLES_OF_CALL
 
     def __init__(self, net: BranchyNet, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self._net = net

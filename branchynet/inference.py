@@ -18,7 +18,7 @@ from branchynet import (
 from branchynet.batching import batches, check_labels
 from branchynet.cpu import onednn
 from branchynet.cpu.chain import Chain
-from branchynet.cpu.engine import SHARED, Engine, NotFinite, Result, take_turns
+from branchynet.cpu.engine import SAMPLES_OF_CALL, Engine, NotFinite, Result, take_turns
 from branchynet.cpu.threads import run
 from branchynet.exits import (
     ENTROPY,
@@ -416,7 +416,7 @@ class Compiled:
         x, _ = self._given(x, None)
         if chainer._get_link_hooks():
             return self._net.look(x)
-        engine, parts, x = self._engine(x), batches(len(x), SHARED), np.ascontiguousarray(x)
+        engine, parts, x = self._engine(x), batches(len(x), SAMPLES_OF_CALL), np.ascontiguousarray(x)
         recorded: list[Any] = [None] * len(parts)
 
         def task(i: int) -> None:

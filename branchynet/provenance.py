@@ -174,7 +174,13 @@ def _git(*words: str) -> str | None:
     here = os.path.dirname(os.path.abspath(__file__))
     try:
         done = subprocess.run(
-            ['git', *words], cwd=here, capture_output=True, text=True, check=False, env={**os.environ, 'LC_ALL': 'C'}
+            ['git', *words],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            errors='surrogateescape',  # names of files may be any bytes
+            check=False,
+            env={**os.environ, 'LC_ALL': 'C'},
         )
     except OSError as e:
         raise _GitFailed(f'git cannot be run: {e.strerror}') from e

@@ -76,7 +76,7 @@ def measure(net: BranchyNet | Compiled, x: Array, t: Array, batchsize: int = 1, 
 
 @contextlib.contextmanager
 def no_collection() -> Iterator[None]:
-    """Keeps Python from collecting garbage meanwhile, as ``timeit`` does: it takes as long as many samples."""
+    """Keeps Python from collecting garbage meanwhile, as ``timeit`` does: it would take as long as many samples."""
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()

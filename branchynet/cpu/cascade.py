@@ -23,7 +23,7 @@ from branchynet.cpu.threads import taken, workers
 import numpy as np
 from llvmlite import ir
 
-_LEFT, _NOT_FINITE, _UNCERTAIN = 0, -1, -2  # a sample's status
+_DONE, _NOT_FINITE, _UNCERTAIN = 0, -1, -2  # a sample's status
 _LOWEST = float(np.finfo(np.float32).min)
 _CHUNK = 8  # samples that a thread takes at once
 
@@ -376,7 +376,7 @@ class _Writer:
 
             def body(i: ir.Value) -> None:
                 status = emit.builder.call(inner, [frame, i])
-                with emit.builder.if_then(emit.builder.icmp_signed('<', status, integer(_LEFT)), likely=False):
+                with emit.builder.if_then(emit.builder.icmp_signed('<', status, integer(_DONE)), likely=False):
                     emit.store(status, emit.add(frame, 8 * _STATUS))
                     emit.builder.ret(i)
 
@@ -477,7 +477,7 @@ class _Writer:
         emit.store(integer(k), emit.at(self._field(frame, _EXIT), i, 8))
         emit.store(label, emit.at(self._field(frame, _LABEL), i, 8))
         self._copy(score, emit.at(self._field(frame, _SCORE), i, 4 * classes), classes)
-        emit.builder.ret(integer(_LEFT))
+        emit.builder.ret(integer(_DONE))
 
     def _field(self, frame: ir.Value, place: int) -> ir.Value:
         return self.emit.load(self.emit.add(frame, 8 * place), INT)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from branchynet.cpu import onednn
-from branchynet.cpu.engine import SHARED, DecideExit, NotFinite, Result, label_of
+from branchynet.cpu.engine import SAMPLES_OF_CALL, DecideExit, NotFinite, Result, label_of
 from branchynet.cpu.program import Packed, Program, Workspace
 from branchynet.exits import answer, answer_on_cpu, below, labels
 
@@ -40,7 +40,7 @@ class Chain:
         dtype: of the samples.
     """
 
-    most = SHARED
+    most = SAMPLES_OF_CALL
 
     def __init__(self, models: Sequence[Any], main: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self._models, self._main_links = models, main
@@ -50,8 +50,8 @@ class Chain:
 
     @property
     def classes(self) -> int:
-        """Number of classes; the largest, if exits differ."""
-        return max(head.y.shape[1] for _, head in self._exits(1))
+        """Number of classes."""
+        return self._exits(1)[0].head.y.shape[1]
 
     def leave(self, x: np.ndarray, thresholds: Sequence[float], rule: DecideExit) -> Result:
         """Engine.leave. The entropies are those of the exit rule, so that ``rule`` is not called."""

@@ -57,7 +57,7 @@ except (ImportError, OSError):  # llvmlite is missing, or does not load
     _HAS_WINOGRAD = False
 
 _WORK_OF_BLOCK = 1 << 23  # multiplications and additions that are worth a thread's call
-_MOST_BYTES, _MOST_CHANNELS = 3 << 17, 96  # of weights of the published networks
+_MOST_BYTES, _MOST_CHANNELS = 3 << 17, 96  # of weights, in the layers of the published networks
 _FEWEST_PIXELS = 512  # of the outputs of a block of images whose gradient of larger weights is computed by itself
 
 
@@ -317,8 +317,8 @@ def _convolution_gw(geometry: Geometry, x_form: int, y_form: int) -> onednn.Prim
 # benchmarks/shapes.py measures them.
 
 _FEWEST_CHANNELS = 5  # oneDNN's gradients fill a vector with channels, and leave most of it empty below
-# Of kernels with several pixels, and with one: the fewest weights whose rearrangement counts, and how many there are
-# for each pixel of the outputs where it takes as long as the arithmetic.
+# Of kernels with several pixels, and with one: (the fewest weights whose rearrangement matters, the weights for each
+# pixel of the outputs with which it takes as long as the arithmetic).
 _MANY_WEIGHTS = (3 << 18, 1 << 15), (1 << 18, 1 << 14)
 _FEW_PIXELS = 64  # of the outputs: for more, the arithmetic takes longer, however many weights there are
 

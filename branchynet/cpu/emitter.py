@@ -292,7 +292,7 @@ class Constants:
 
 
 class Function(Protocol):
-    """A function in machine code, which takes an address. Other threads run while it works."""
+    """A function in machine code, which takes an address. The GIL is released during a call."""
 
     address: int
 

@@ -12,7 +12,7 @@ import numpy as np
 
 DecideExit = Callable[[np.ndarray], int]  # of the logits (E, C) of one sample
 
-SHARED = 32  # samples that are worth a thread's call
+SAMPLES_OF_CALL = 32  # that are worth a thread's
 
 
 class Result(NamedTuple):
@@ -33,7 +33,7 @@ class Result(NamedTuple):
 
 def label_of(score: np.ndarray) -> int:
     """`exits.labels` for the logits of one sample, with the least overhead."""
-    label = int(score.argmax())  # of NaN, where there is one
+    label = int(score.argmax())  # the index of a NaN, if there is one
     return label if math.isfinite(score.item(label)) else -1
 
 
@@ -51,13 +51,13 @@ class Engine(Protocol):
     def most(self) -> int:
         """Samples in one call, at most.
 
-        An engine that does not share them among threads takes SHARED: threads share the calls. Chunks are the same with
-        any number of threads, as a sample's bits may depend on how many there are.
+        An engine that does not share them among threads takes SAMPLES_OF_CALL: threads share the calls. Chunks are the
+        same with any number of threads, as a sample's bits may depend on how many there are.
         """
 
     @property
     def classes(self) -> int:
-        """Number of classes; the largest, if exits differ."""
+        """Number of classes."""
 
     def leave(self, x: np.ndarray, thresholds: Sequence[float], rule: DecideExit) -> Result:
         """Early exit.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from branchynet.cpu.emitter import Function
 
 _ROWS = 8  # that are read at once
-_SAMPLES = 4  # with which fewer rows are multiplied at once
+_SAMPLES = 4  # that are multiplied at once, with fewer rows
 # Products that are one sum where there are several samples, so that the numbers stay in the cache; longer rows are sums
 # of such sums.
 _ADDED_AT_ONCE = 1 << 10

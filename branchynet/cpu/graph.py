@@ -124,9 +124,9 @@ class Graph:
         self, node: Node, link: L.Convolution2D, norm: Optional[L.BatchNormalization], onto: Sequence[Node] = ()
     ) -> Node:
         w = link.W.array
-        if link.groups != 1 or _pair(link.dilate) != (1, 1) or w is None:
+        if link.groups != 1 or pair(link.dilate) != (1, 1) or w is None:
             raise NotCovered('Convolution2D with groups, dilation or without weights')
-        stride, pad = _pair(link.stride), _pair(link.pad)
+        stride, pad = pair(link.stride), pair(link.pad)
         shape = (
             w.shape[0],
             *(get_conv_outsize(size, k, s, p) for size, k, s, p in zip(node.shape[1:], w.shape[2:], stride, pad)),
@@ -181,10 +181,10 @@ class Graph:
         if return_indices:
             raise NotCovered('max_pooling_2d with indices')
         stride = ksize if stride is None else stride
-        return self._pooling(node, True, _pair(ksize), _pair(stride), _pair(pad), cover_all)
+        return self._pooling(node, True, pair(ksize), pair(stride), pair(pad), cover_all)
 
     def _average_pooling(self, node: Node, ksize: Any, stride: Any, pad: Any) -> Node:
-        return self._pooling(node, False, _pair(ksize), _pair(ksize if stride is None else stride), _pair(pad), False)
+        return self._pooling(node, False, pair(ksize), pair(ksize if stride is None else stride), pair(pad), False)
 
     def _pooling(
         self,
@@ -311,5 +311,6 @@ def _in_testing_mode(link: Any) -> list[Any]:
     return [link]
 
 
-def _pair(value: Any) -> tuple[int, int]:
+def pair(value: Any) -> tuple[int, int]:
+    """(vertical, horizontal), of two numbers or one for both."""
     return tuple(value) if isinstance(value, (tuple, list)) else (value, value)

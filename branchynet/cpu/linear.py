@@ -18,11 +18,11 @@ _LEAST_FEATURES = 10  # a product with fewer rows or columns is done sooner by N
 _ROWS, _COLUMNS = 64, 256  # of a block of a matrix product: the bits of sums depend on how many there are
 _MOST_BLOCKS = 128  # of columns
 _FEW_ROWS = 8  # samples, so few that weights take longer to read than to multiply
-_FEW_SUMS = 1 << 11  # numbers of an output that are few, where each is a sum over twice as many inputs as outputs
+_FEW_SUMS = 1 << 11  # most numbers of an output for few_samples, where inputs are at least twice as many as outputs
 _SHORT = 64  # inputs: the sums of few samples are too short for machine code
 _NARROW = 100  # outputs
 _LARGE = 1 << 22  # bytes of weights, which sgemm should not rearrange for every _ROWS samples
-_MOST_GRADIENTS = 16  # samples for whose gradients weights twice as large are read once, as they lie
+_MOST_GRADIENTS = 16  # most samples for whose gradients weights of more than 2 * _LARGE bytes are read in place
 _BLOCK_OF_LARGE = 1024  # rows or columns: for each block, sgemm rearranges the other factor
 # oneDNN sums these many rows, and their multiples, in one order; of others, its code for AVX2 sums the last three or so
 # in another one. Blocks of _ROWS have that order too, as long as there are no more than _COLUMNS columns.

@@ -1,6 +1,6 @@
 """Memory of large arrays, kept for the next ones.
 
-The system clears every page that it gives, which takes as long as many a kernel.
+The system zeroes every page that it hands out, which takes longer than many kernels.
 """
 
 from __future__ import annotations

@@ -282,7 +282,7 @@ def _measure(x: np.ndarray, moments: Moments, is_rough: bool) -> None:
     Args:
         x: images (B, C, H, W).
         moments: the moments.
-        is_rough: whether they have those of float32's precision now, of a batch that is one part.
+        is_rough: whether they hold mean and variance in float32's precision, which a batch of one part has.
     """
     parts, pixels = _batch_parts(x.shape), x[0, 0].size
     means, variances = (np.empty((len(parts), x.shape[1])) for _ in range(2))

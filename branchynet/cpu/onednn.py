@@ -51,8 +51,8 @@ class _Library:
     """The loaded library, its engine and the attribute that leaves scratch memory to the caller."""
 
     def __init__(self) -> None:
-        # Calls that work let other threads run meanwhile. Those that only set something keep Python's lock:
-        # to take it again would cost more than they do.
+        # Calls that compute let other threads run meanwhile. Those that only set something hold the GIL: releasing and
+        # retaking it would take longer than the call.
         working = ctypes.CDLL(_find())
         self.dnnl = ctypes.PyDLL(_find())
         self.gomp = ctypes.PyDLL('libgomp.so.1')

@@ -373,7 +373,7 @@ def _strided(emit: Emitter, address: ir.Value, stride: int, count: int, lanes: i
 def pooling(
     emit: Emitter, x: Plane, y: Plane, maximum: bool, ksize: Sequence[int], stride: Sequence[int], pad: Sequence[int]
 ) -> ir.Function:
-    """A function of (x, y)."""
+    """Maximum or average pooling, as a function of the addresses of x and y."""
 
     def window(pixels: ir.Value, count: int) -> ir.Value:
         total = None
@@ -412,7 +412,7 @@ def pooling(
 def _pointwise(
     emit: Emitter, key: object, x: Plane, y: Plane, function: Callable[..., ir.Value], parameters: int = 2
 ) -> ir.Function:
-    """A function of (x, y), perhaps constants: y = function(x, channel, address of x, constants) by vectors."""
+    """y = function(x, channel, address of x, constants) by vectors; a function of the addresses of x, y, constants."""
 
     def write(x_address: ir.Value, y_address: ir.Value, constants: ir.Value | None = None) -> None:
         def channel(c: ir.Value) -> None:
@@ -434,7 +434,7 @@ def _pointwise(
 
 
 def relu(emit: Emitter, x: Plane, y: Plane) -> ir.Function:
-    """A function of (x, y)."""
+    """ReLU, as a function of the addresses of x and y."""
     return _pointwise(emit, 'relu', x, y, lambda value, *_: emit.relu(value))
 
 
@@ -473,14 +473,14 @@ def copy_in(emit: Emitter, plane: Plane) -> ir.Function:
 
 
 def copy(emit: Emitter, x: Plane, y: Plane) -> ir.Function:
-    """A function of (x, y), to a plane of other padding."""
+    """A copy to a plane of other padding, as a function of the addresses of x and y."""
     return _pointwise(emit, 'copy', x, y, lambda value, *_: value)
 
 
 def scaling(
     emit: Emitter, x: Plane, y: Plane, scale: np.ndarray, shift: np.ndarray, relu: bool
 ) -> tuple[ir.Function, list[int]]:
-    """A function of (x, y, constants): y = x * scale + shift by channel."""
+    """y = x * scale + shift by channel, as a function of the addresses of x, y and constants."""
 
     def scaled(value: ir.Value, c: ir.Value, _: ir.Value, constants: ir.Value) -> ir.Value:
         address = emit.at(constants, c, 8)
@@ -495,7 +495,7 @@ def scaling(
 
 
 def normalization(emit: Emitter, x: Plane, y: Plane, n: int, k: float, alpha: float, beta: float) -> ir.Function:
-    """A function of (x, y): y = x / (k + alpha * sum of squares of n neighbouring channels) ** beta."""
+    """y = x / (k + alpha * sum of squares of n neighbouring channels) ** beta, as a function of their addresses."""
 
     def normalized(value: ir.Value, c: ir.Value, address: ir.Value, _: ir.Value) -> ir.Value:
         half = n // 2
@@ -518,7 +518,7 @@ def normalization(emit: Emitter, x: Plane, y: Plane, n: int, k: float, alpha: fl
 
 
 def shortcut(emit: Emitter, x: Plane, y: Plane) -> ir.Function:
-    """A function of (x, y): zero channels in front, then every second pixel where y is smaller."""
+    """Zero channels, then those of x, by every second pixel if y is smaller; a function of their addresses."""
     stride = 1 if (x.height, x.width) == (y.height, y.width) else 2
 
     def write(x_address: ir.Value, y_address: ir.Value) -> None:

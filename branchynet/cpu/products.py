@@ -50,7 +50,7 @@ class Product:
     Args:
         shape: of the product.
         parts: the rows of a, or the columns of b, of each block. The last may overlap the one before: it is computed
-            when all others are, as sgemm adds to rows what it has written there.
+            after all others, because sgemm keeps partial sums in the output, where only one thread may write.
         of_columns: whether the parts are columns.
     """
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Callable, Optional
 
 from branchynet.cpu import onednn
+from branchynet.cpu.graph import folded, pair
+from branchynet.cpu.layout import geometry_of
 from branchynet.cpu.onednn import ANY, BIAS, DST, MATRIX, NCHW, SRC, VECTOR, WEIGHTS, describe, integers
 from branchynet.cpu.pooling import Windows
 from branchynet.links.links import FL, SL, calls_one_of, shortcut
@@ -140,12 +142,8 @@ class Program:
     ) -> None:
         """A convolution and the normalisation behind it, if any, added to the value ``onto``, if any."""
         value = self._value
-        w, b = _folded(link, norm)
+        w, b = map(np.ascontiguousarray, folded(link, norm))
         y_shape = _output_shape(value.shape, w.shape, link.stride, link.pad)
-        behind = [
-            (n - 1) * s + k - size - p
-            for n, s, k, size, p in zip(y_shape[2:], link.stride, w.shape[2:], value.shape[2:], link.pad)
-        ]
         descriptor = onednn.create_descriptor(
             'convolution_forward',
             onednn.FORWARD_INFERENCE,
@@ -154,10 +152,7 @@ class Program:
             describe(w.shape, ANY),
             describe(b.shape, VECTOR),
             describe(y_shape, ANY),
-            integers(link.stride),
-            integers((0, 0)),
-            integers(link.pad),
-            integers(behind),
+            *geometry_of(value.shape, w.shape[2:], y_shape, link.stride, link.pad),
             attribute=onednn.attribute(add=onto is not None, relu=relu),
         )
         primitive = onednn.Primitive(
@@ -250,28 +245,25 @@ class Program:
     ) -> None:
         """A pooling; if a window lies in the padding alone, ``otherwise``, Chainer's own."""
         value = self._value
-        ksize, pad = _pair(ksize), _pair(pad)
-        stride = ksize if stride is None else _pair(stride)
-        y_shape = value.shape[:2] + tuple(
-            get_conv_outsize(size, k, s, p, cover_all) for size, k, s, p in zip(value.shape[2:], ksize, stride, pad)
-        )
-        if not Windows(ksize, stride, pad).have_pixels(value.shape, y_shape):
+        ksize, pad = pair(ksize), pair(pad)
+        stride = ksize if stride is None else pair(stride)
+        windows = Windows(ksize, stride, pad)
+        y_shape = windows.y_shape(value.shape, cover_all)
+        if not windows.have_pixels(value.shape, y_shape):
             self._apply(otherwise)
             return
-        behind = [
-            (n - 1) * s + k - size - p for n, s, k, size, p in zip(y_shape[2:], stride, ksize, value.shape[2:], pad)
-        ]
+        strides, dilation, before, behind = geometry_of(value.shape, ksize, y_shape, stride, pad)
         descriptor = onednn.create_descriptor(
             'pooling_forward',
             onednn.FORWARD_INFERENCE,
             algorithm,
             value.format,
             describe(y_shape, ANY),
-            integers(stride),
+            strides,
             integers(ksize),
-            integers((0, 0)),
-            integers(pad),
-            integers(behind),
+            dilation,
+            before,
+            behind,
         )
         primitive = onednn.Primitive(descriptor, {SRC: None, DST: None})
         y = self._new(y_shape, primitive.format(DST))
@@ -373,7 +365,7 @@ def _name(function: Any) -> str:
 
 
 def _is_plain_convolution(link: Any) -> bool:
-    return _is_exactly(link, L.Convolution2D) and link.groups == 1 and _pair(link.dilate) == (1, 1)
+    return _is_exactly(link, L.Convolution2D) and link.groups == 1 and pair(link.dilate) == (1, 1)
 
 
 def _is_plain_norm(link: Any, convolution: L.Convolution2D) -> bool:
@@ -393,28 +385,12 @@ def _is_plain_block(link: Any) -> bool:
     )
 
 
-def _folded(convolution: L.Convolution2D, norm: Optional[L.BatchNormalization]) -> tuple[np.ndarray, np.ndarray]:
-    """(w, b) of a convolution and the batch normalisation behind it."""
-    w = np.ascontiguousarray(convolution.W.array)
-    b: Any = np.zeros(len(w), np.float32) if convolution.b is None else convolution.b.array
-    if norm is None:
-        return w, b.copy()
-    gamma: Any = 1 if norm.gamma is None else norm.gamma.array
-    beta: Any = 0 if norm.beta is None else norm.beta.array
-    scale = (gamma / np.sqrt(norm.avg_var + norm.eps)).astype(np.float32)
-    return w * scale[:, None, None, None], ((b - norm.avg_mean) * scale + beta).astype(np.float32)
-
-
 def _output_shape(x_shape: tuple, w_shape: tuple, stride: tuple, pad: tuple) -> tuple:
     return (
         x_shape[0],
         w_shape[0],
         *tuple(get_conv_outsize(size, k, s, p) for size, k, s, p in zip(x_shape[2:], w_shape[2:], stride, pad)),
     )
-
-
-def _pair(value: Any) -> tuple:
-    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
 
 
 def _plain_tag(shape: tuple) -> int:

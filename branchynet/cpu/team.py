@@ -1,9 +1,9 @@
 """Calls of machine code that threads share, without Python between them.
 
 A task that one Python thread gives another begins a tenth of a millisecond later, which is as long as many kernels
-take. The threads of a team stay in machine code instead. A member without work looks for some for about a millisecond,
-then sleeps. The thread that gives the work does a share of it, and waits only for members that have begun: one whose
-core another program uses delays nobody.
+take. The threads of a team stay in machine code instead. A member without work polls for about a millisecond, then
+sleeps on a semaphore. The thread that gives the work does a share of it, and waits only for members that have begun:
+one whose core another program uses delays nobody.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 _IDLE, _BUSY, _ASLEEP = 0, 1, -1
 _SEMAPHORE = LINE  # bytes from the first number to the semaphore, which has a cache line of its own
 _BYTES_OF_MEMBER = 2 * LINE
-_LOOKS = 1 << 15  # at its first number, before a member sleeps: a millisecond or so, in which Python gives new work
-_YIELDS = 1 << 6  # of these looks, after which another thread may have the core, such as the caller's
-_WAITS = 1 << 10  # looks at who is still busy, after which another thread may have the core
+_POLLS = 1 << 15  # of its first number before a member sleeps: a millisecond or so, in which Python gives new work
+_YIELDS = 1 << 6  # of these polls, after which another thread may have the core, such as the caller's
+_WAITS = 1 << 10  # polls of who is still busy, after which another thread may have the core
 # Some of the numbers of an order.
 _TAKEN, _RESULTS, _FINISHED, _MEMBERS = range(4, 8)
 
@@ -316,7 +316,7 @@ def _codes() -> dict[str, Function]:
         with build.if_then(build.icmp_signed('==', build.and_(more, integer(_YIELDS - 1)), integer(0))):
             build.call(emit.external('sched_yield', INDEX, []), [])
         looks.add_incoming(more, build.block)
-        build.cbranch(build.icmp_signed('<', looks, integer(_LOOKS)), head, sleep)
+        build.cbranch(build.icmp_signed('<', looks, integer(_POLLS)), head, sleep)
 
         build.position_at_end(sleep)
         falls_asleep = change(member, integer(_IDLE), integer(_ASLEEP))
