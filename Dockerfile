@@ -26,7 +26,7 @@ RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
         "$DEBIAN" bookworm "$DEBIAN" bookworm-updates "$DEBIAN_SECURITY" bookworm-security >/etc/apt/sources.list \
     && apt-get -o Acquire::Retries=5 update \
     && DEBIAN_FRONTEND=noninteractive apt-get -o Acquire::Retries=5 install --yes --no-install-recommends \
-        ca-certificates git libgomp1 python3.11 python3.11-venv \
+        ca-certificates git libgomp1 python3.11 python3.11-venv valgrind \
     && rm -rf /var/log/apt /var/log/*.log /var/cache/ldconfig/aux-cache
 
 # Whoever runs the image with an id of their own (docker/shell.sh) writes caches into this home too.

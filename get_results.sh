@@ -9,7 +9,8 @@
 # The second trains nothing: it makes every table and figure again from the weights that results/ holds, and ends
 # with status 1 where accuracies or exits differ from those recorded.
 #
-# Exit status: 0 all claims that were checked hold, 1 a claim fell short, 2 bad usage, no data or no installation.
+# Exit status: 0 all claims that were checked hold, 1 a claim fell short, 2 bad usage, no data or no installation,
+# 3 an error that the command does not foresee.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import branchynet  # noqa: F401  (before chainer)
 from branchynet import checkpoint, cpu, experiments
-from branchynet.datasets import folder, mnist
+from branchynet.datasets import cifar10, folder, mnist
 from branchynet.exits import below
 from branchynet.net import BranchyNet
 from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
@@ -18,7 +18,7 @@ import numpy as np
 
 NETWORKS = {'lenet': lenet_mnist, 'alexnet': alex_cifar10, 'resnet': resnet_cifar10}
 PUBLISHED = {'lenet': 'B-LeNet', 'alexnet': 'B-AlexNet', 'resnet': 'B-ResNet'}
-SHAPES = {'lenet': (1, 28, 28), 'alexnet': (3, 32, 32), 'resnet': (3, 32, 32)}
+SHAPES = {'lenet': mnist.SHAPE, 'alexnet': cifar10.SHAPE, 'resnet': cifar10.SHAPE}
 BATCHES = {'lenet': 512, 'alexnet': 512, 'resnet': 64}
 
 

@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import textwrap
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Optional
@@ -94,7 +95,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             may need: it goes on without the profile and says so, or refuses where --profile names it.
 
     Returns:
-        The exit status: 2, with one line on standard error, for a user's mistake.
+        The exit status: 2, with one line on standard error, for a user's mistake; 3, with a traceback, for an error
+        that no command foresees. To a caller in Python the latter is raised.
     """
     args = _parser().parse_args(argv)
     args.from_python = argv is not None
@@ -113,6 +115,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except KeyboardInterrupt:
         print('branchynet: interrupted', file=sys.stderr)
         return 128 + signal.SIGINT
+    except Exception:  # Python would end with 1, the status of a claim that fell short
+        if args.from_python:
+            raise
+        traceback.print_exc()
+        return 3
 
 
 class Parser(argparse.ArgumentParser):
@@ -441,7 +448,8 @@ def _report(args: Namespace) -> int:
     if len(args.dirs) > 1:
         results.check_several(args.dirs)
     found = [results.read(folder) for folder in args.dirs]
-    for line in filter(None, map(reproduce.changed, args.dirs)):
+    edited = [line for line in map(reproduce.changed, args.dirs) if line]
+    for line in edited:
         if args.write or args.update is not None:
             raise ValueError(line)
         print(line, file=sys.stderr)
@@ -460,8 +468,9 @@ def _report(args: Namespace) -> int:
     if args.json:
         verdicts = {folder: claims.check(one) for folder, one in zip(args.dirs, found)}
         print_json({folder: list(map(claims.described, of_folder)) for folder, of_folder in verdicts.items()})
-        return int(any(v.status == claims.FAIL for of_folder in verdicts.values() for v in of_folder))
-    status = 0
+        fails = any(v.status == claims.FAIL for of_folder in verdicts.values() for v in of_folder)
+        return 2 if edited else int(fails)
+    status = 2 if edited else 0
     for folder, one in zip(args.dirs, found):
         if len(found) > 1:
             print(f'{folder}:\n')
@@ -741,12 +750,11 @@ def _export(args: Namespace) -> int:
     weights = _weights(args.weights, args.network)
     load_npz(weights, net)
     thresholds = args.thresholds or experiment.published_thresholds
-    shape = (1, 28, 28) if args.network == 'lenet_mnist' else (3, 32, 32)
     try:
         export.export(
             net,
             args.out,
-            shape,
+            experiment.shape,
             thresholds,
             opset=args.opset,
             properties={'network': args.network, 'variant': args.variant, 'weights_file_sha256': digest(weights)},

@@ -10,6 +10,8 @@ from branchynet.datasets import cifar, recipes
 import numpy as np
 
 NAME = 'cifar10'
+SHAPE = 3, 32, 32  # of an image
+CLASSES = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']  # by label
 # SHA-256 of the records (label, pixels) of every batch. The files of the binary version have the same bytes.
 BATCHES = {
     'data_batch_1': 'cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5',

@@ -12,6 +12,8 @@ from branchynet.datasets import folder
 
 import numpy as np
 
+SHAPE = 1, 28, 28  # of an image
+CLASSES = list('0123456789')  # by label
 # By file: the SHA-256 of the unpacked content, and the shape of the array.
 FILES: dict[str, tuple[str, tuple[int, ...]]] = {
     'train-images-idx3-ubyte.gz': (

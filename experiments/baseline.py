@@ -1,4 +1,4 @@
-"""Why a network falls short of the published accuracy: it is tested after every epoch of its trainings.
+"""Tests a network after every epoch of its training, to show why it falls short of the published accuracy.
 
     python -m branchynet.experiments.baseline --only lenet_mnist --seeds 3 --out results/baseline_lenet_mnist
     python -m branchynet.experiments.baseline --out results/baseline_lenet_mnist --table docs/reproducing.md

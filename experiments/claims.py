@@ -48,7 +48,7 @@ KEYS = {  # of an entry
     'cause',
 }
 CAUSE_KEYS = {'experiment', 'where', 'explains', 'text'}
-_ALL_LEAVE = 10  # nats: a threshold above every entropy of 10 classes
+_ALL_LEAVE = 2.5  # nats: a threshold above every entropy of 10 classes, at most ln 10 = 2.303
 
 
 class NotFound(Exception):
@@ -124,7 +124,8 @@ class Claim(NamedTuple):
         if 'measure' not in self.entry:
             return None
         device = '' if self.device == 'any' else ' --device ' + {'cpu': 'cpu', 'gpu': 'gpu:0'}[self.device]
-        return f'./get_results.sh --only {self.experiment} --preset {self.entry["preset"]}{device}'
+        names = ','.join([*_file()['needs'].get(self.experiment, []), self.experiment])
+        return f'./get_results.sh --only {names} --preset {self.entry["preset"]}{device}'
 
     def minutes(self) -> float:
         """Expected minutes of the command on 2 cores of a CPU."""
@@ -307,6 +308,8 @@ def _why_not(claim: Claim, results: Results) -> str | None:
     """The reason why these results cannot check a claim; None if they can."""
     if 'not_checked' in claim.entry:
         return claim.entry['not_checked']
+    if claim.row.get('exit') == 1 and float(claim.row['thresholds'].split()[0]) >= _ALL_LEAVE:
+        return f'with thresholds of {_ALL_LEAVE:g} nats or more all images leave at exit 1, whatever the network'
     runs = results.experiments.get(claim.experiment)
     if not runs:
         return f'{claim.experiment} was not run'

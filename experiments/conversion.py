@@ -16,8 +16,6 @@ from branchynet.experiments.network_experiment import gain_allowed
 
 import numpy as np
 
-SHAPES = {'lenet_mnist': (1, 28, 28), 'alex_cifar10': (3, 32, 32), 'resnet_cifar10': (3, 32, 32)}  # of an image
-
 
 def read(folder: str) -> results.Results:
     """Reads a folder's results of any format.
@@ -111,8 +109,8 @@ def _run(name: str, run: dict[str, Any], variant: str) -> dict[str, Any]:
 
 def _network(name: str, run: dict[str, Any], variant: str) -> dict[str, Any]:
     """The fields that only the measurement of a network has."""
-    net = get_experiment(name).get_network(variant=variant)
-    costs = cost(net, SHAPES[name])
+    experiment = get_experiment(name)
+    costs = cost(experiment.get_network(variant=variant), experiment.shape)
     macs = {'main': costs.main.macs, 'exits': [exit.leaving.macs for exit in costs.exits]}
     sweep = [_with_gain_allowed(row, macs) for row in run['sweep']]
     published, knee = run['measured']

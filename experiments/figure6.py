@@ -83,7 +83,8 @@ class Figure6(NamedTuple):
             The counts of each setting and of the baseline.
 
         Raises:
-            runs.CannotRun: no tool that counts is installed, or the folder holds no weights of this seed.
+            runs.CannotRun: no tool that counts is installed, the tool fails or its counts are too noisy, or the folder
+                holds no weights of this seed.
         """
         tool, weights = _tool(), runs.weights_path(setup.out, ALEXNET.name, '', seed)
         training = _training(seed, setup)
@@ -186,7 +187,7 @@ def _count(
     run = subprocess.run([*tool, *command], capture_output=True, text=True)
     if run.returncode:
         why = run.stderr.strip() or f'status {run.returncode}'
-        raise OSError(f'{tool[0]} failed: {why.splitlines()[-1]}')
+        raise runs.CannotRun(f'{tool[0]} failed: {why.splitlines()[-1]}')
     return _perf_counts(run.stderr) if tool is PERF else _callgrind_counts(run.stderr)
 
 
@@ -194,13 +195,17 @@ def _perf_counts(text: str) -> tuple[int, int]:
     counts = {fields[2]: fields[0] for fields in csv.reader(text.splitlines()) if len(fields) > 2}
     numbers = [counts.get(event, 'nothing') for event in EVENTS]
     if not all(map(str.isdecimal, numbers)):
-        raise OSError(f'perf counted {", ".join(numbers)} of {", ".join(EVENTS)}: use a machine with these counters')
+        raise runs.CannotRun(
+            f'perf counted {", ".join(numbers)} of {", ".join(EVENTS)}: use a machine with these counters'
+        )
     misses, loads, stores = map(int, numbers)
     return loads + stores, misses
 
 
 def _callgrind_counts(text: str) -> tuple[int, int]:
     found = dict(re.findall(r'(D   refs|LL misses):\s*([\d,]+)', text))
+    if len(found) < 2:
+        raise runs.CannotRun("valgrind's output names no data references and misses: use valgrind 3.19 or later")
     references, misses = (int(found[what].replace(',', '')) for what in ('D   refs', 'LL misses'))
     return references, misses
 
@@ -211,9 +216,9 @@ def _point(
     """The point of one setting (an empty one: the baseline); its time is measured without counting."""
     refs, misses = np.subtract(after, before)
     if refs <= 0 or misses < 0:
-        raise OSError(
-            f'{len(x)} images more counted {refs} more loads and stores and {misses} more misses: run figure6 again on '
-            'a quiet machine'
+        raise runs.CannotRun(
+            f'{len(x)} additional images added {refs} loads and stores and {misses} misses: the counts are too noisy; '
+            'run figure6 again on an idle machine'
         )
     net.thresholdExits = setting or None
     measurement = timing.measure(runs.for_inference(net), x, t, main=not setting)

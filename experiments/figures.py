@@ -18,10 +18,6 @@ import numpy as np
 if TYPE_CHECKING:
     from branchynet.experiments.network_experiment import NetworkExperiment
 
-DIGITS = list('0123456789')
-CIFAR10 = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']
-CLASSES = {'lenet_mnist': DIGITS, 'alex_cifar10': CIFAR10, 'resnet_cifar10': CIFAR10}
-
 
 class Drawn(NamedTuple):
     """Figures of one experiment.
@@ -59,7 +55,7 @@ def draw(experiment: NetworkExperiment, run: results.NetworkRun, out: str) -> Dr
         answers = [answer(logits) for logits in runs.logits_of(net, x)]
     probs, entropies = (np.stack(parts) for parts in zip(*answers))
     exits = leave_at(entropies, experiment.published_thresholds)
-    names = CLASSES[experiment.name]
+    names = experiment.classes
     stem = os.path.join(out, 'figures', runs.stem(experiment.name, run.part, run.seed))
     paths = [f'{stem}_{what}.png' for what in ('leaving', 'confusion', 'reliability')]
     visualize.plot_leaving(x, t, probs, exits, names, output_path=paths[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from branchynet.experiments import NETWORKS, claims, get_experiment, pages, table1, tables, wording
+from branchynet.experiments import NAMES, NETWORKS, claims, get_experiment, pages, table1, tables, wording
 from branchynet.experiments.claims import FAIL, NOT_RUN, PASS, Verdict
 from branchynet.experiments.results import NetworkRun, Results
 from branchynet.experiments.verdicts import counted, reasons
@@ -25,7 +25,7 @@ OVERVIEW = [
 
 
 def updated(text: str, found: Sequence[Results]) -> str:
-    """Replaces the generated parts of a Markdown page, between the markers `tables` and `reproduces`.
+    """Replaces the generated parts of a Markdown page, between the markers `tables`, `verdicts` and `reproduces`.
 
     Args:
         text: of the page.
@@ -35,15 +35,18 @@ def updated(text: str, found: Sequence[Results]) -> str:
         The new text.
 
     Raises:
-        ValueError: the page has neither pair of markers.
+        ValueError: the page has none of these pairs of markers.
     """
     parts = {
         'tables': lambda: overview(found),
+        'verdicts': lambda: by_experiment(found),
         'reproduces': lambda: reproduces(found),
     }
     names = [name for name in parts if pages.markers(name)[0] in text]
     if not names:
-        raise ValueError(f'expected the lines {" and ".join(pages.markers("tables"))}, or the same with reproduces')
+        raise ValueError(
+            f'expected the lines {" and ".join(pages.markers("tables"))}, or the same with verdicts or reproduces'
+        )
     for name in names:
         text = pages.between_markers(text, parts[name](), name)
     return text
@@ -79,6 +82,25 @@ def _holding(checked: Sequence[Verdict]) -> str:
         f'Of {len(checked)} claims that these runs can check, {counted(checked)[PASS]} hold; they are '
         f'{len(figures)} different figures, of which {counted(list(figures.values()))[PASS]} hold.'
     )
+
+
+def by_experiment(found: Sequence[Results]) -> str:
+    """Writes the table of README.md's status, as Markdown: how many claims hold, fail and were not run.
+
+    Args:
+        found: results of one folder each.
+    """
+    merged = _merged(map(claims.check, found))
+    trained: dict[str, str] = {}
+    for results in found:
+        for name, seeds in results.experiments.items():
+            count = len({run.seed for run in seeds})
+            trained[name] = f'{results.preset}, {count} seed{"s" if count > 1 else ""}'
+    rows = []
+    for name in NAMES:
+        counts = counted([v for v in merged if v.claim.experiment == name])
+        rows.append([get_experiment(name).title, trained.get(name, NOT_RUN), *map(str, counts.values())])
+    return pages.markdown([pages.Table(['Experiment', 'Trained', 'Claims: hold', 'fail', 'not run'], rows)])
 
 
 def _overview_rows(name: str, seeds: Sequence[NetworkRun], results: Results) -> list[list[str]]:

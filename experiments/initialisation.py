@@ -2,7 +2,7 @@
 
     ./get_results.sh --only initialisation --preset paper
 
-paper trains B-AlexNet both ways for as many joint epochs, 5 to 10 hours on 2 cores (on a GPU: not measured);
+paper trains B-AlexNet both ways for as many joint epochs, about 5 hours on 2 idle cores (on a GPU: not measured);
 the paper claims "several percent" for the trained start. quick trains for a few epochs on a fifth of the
 images, about 6 minutes; it claims nothing. reduced is paper with 12 main and 25
 joint epochs. smoke only shows that everything runs.

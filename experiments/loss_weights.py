@@ -2,7 +2,7 @@
 
     ./get_results.sh --only loss_weights --preset paper
 
-paper trains both as published, about 5 hours on 2 cores (on a GPU: not measured); the paper claims 1 point of
+paper trains both as published, about 5 hours on 2 idle cores (on a GPU: not measured); the paper claims 1 point of
 accuracy. quick trains them for a few epochs on a fifth of the images, about 6 minutes; it claims nothing.
 reduced is paper with 12 main and 25 joint epochs. smoke only shows that everything runs.
 """

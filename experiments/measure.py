@@ -75,7 +75,7 @@ def measure(folder: str, out: str | None, device: Any, data: dict[str, runs.Data
         different = list(_differences(recorded, measured))
         for line in different:
             print(f'{folder}: {line}', file=sys.stderr)
-        if different and out is None:
+        if different and not elsewhere:
             print(f'{folder} stays as it is: name another folder with --out to keep this measurement', file=sys.stderr)
             return 1
         if elsewhere:

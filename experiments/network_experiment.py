@@ -28,6 +28,8 @@ class NetworkExperiment(NamedTuple):
         network: its name in the paper; the early-exit version has the prefix B-.
         get_network: makes the net; it takes the argument `variant`.
         get_data: loads the arrays.
+        shape: of an image, (C, H, W).
+        classes: names of the classes, by label.
         base_thresholds: entropies (nats); the sweep takes every combination of them over all exits but the last.
         published_thresholds: (E - 1,), nats, of Table I.
         presets: amounts of training by preset; some presets may be absent.
@@ -37,6 +39,8 @@ class NetworkExperiment(NamedTuple):
     network: str
     get_network: Callable[..., BranchyNet]
     get_data: Callable[[], runs.Data]
+    shape: tuple[int, int, int]
+    classes: list[str]
     base_thresholds: list[float]
     published_thresholds: list[float]
     presets: dict[str, runs.Preset]

@@ -24,13 +24,13 @@ READING = (
     "exit shares; the **efficiency** is the whole clock's gain over it. It may exceed 1, as multiply-adds leave out "
     'normalisation and pooling. The **knee** is the fastest setting that is at least as accurate as the baseline, '
     "chosen on the test images, as in the paper. **McNemar's p** tests whether the B-net and the baseline before joint "
-    'training are right equally often; the B-net was trained for more epochs, so that a small p does not speak for '
+    'training have the same accuracy; the B-net was trained for more epochs, so that a small p does not speak for '
     "early exit alone. Intervals are of 95 %: for one seed Wilson's, over the test images; for several seeds Student's "
     't, over the seeds.'
 )
 TIMED = (
-    'Settings in this table were run by themselves over all test images. In the sweep and in figure 3 times are '
-    "composed from the stages' times, which were taken on the first 1000 test images only."
+    'Each setting in this table was measured in a run of its own over all test images. In the sweep and in figure 3 '
+    "times are composed from the stages' times, which were taken on the first 1000 test images only."
 )
 CAPTIONS = {
     '_figure3': "Figure 3: accuracy against time, in units of the baseline's",
@@ -43,6 +43,10 @@ CAPTIONS = {
     'each answer',
     '_reliability': 'Reliability of each exit over all test images: how often an answer is right against its '
     'probability (bins of equally many images; below the diagonal the exit is too sure)',
+    'figure5': 'Figure 5: accuracy of the final exit against the convolutions in the first branch',
+    'figure6': 'Figure 6: cache misses against the time of an image',
+    'initialisation': 'Section IV: accuracy of the final exit from the trained baseline and from random weights',
+    'loss_weights': 'Section V-A: accuracy of the final exit by the weights of the losses',
 }
 
 
@@ -98,8 +102,9 @@ def caption(path: str) -> str:
         path: of the file, whose name says what the figure shows.
     """
     stem = os.path.splitext(os.path.basename(path))[0]
-    found = next((text for what, text in CAPTIONS.items() if stem.endswith(what)), None)
     seed = re.search(r'_seed(\d+)', stem)
+    kind = stem.replace(seed.group(), '') if seed else stem
+    found = next((text for what, text in CAPTIONS.items() if kind.endswith(what)), None)
     return (f'{found}, seed {seed.group(1)}' if seed else found) if found else stem
 
 
@@ -129,7 +134,7 @@ def _speed(name: str, seeds: Sequence[NetworkRun]) -> str:
         f'On the whole clock, the time that a user waits, B-{network} is {clock("whole")}. On the released clock, '
         f"which leaves out the exits' own links, softmax and entropy, it is {clock('released')}. Its multiply-adds "
         f'allow a gain of {np.mean([s.gain_allowed for s in settings]):.2f}. It classifies '
-        f'{np.mean([s.accuracy_percent for s in settings]):.2f} % of the test images rightly, the baseline '
+        f'{np.mean([s.accuracy_percent for s in settings]):.2f} % of the test images correctly, the baseline '
         f'{np.mean([b.accuracy_percent for b in baselines]):.2f} % before joint training and '
         f'{np.mean([b.accuracy_as_released_percent for b in baselines]):.2f} % after it.'
     )

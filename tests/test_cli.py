@@ -9,6 +9,7 @@ from branchynet import cli, exits
 from branchynet.datasets import mnist
 
 import pytest
+import shtab
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -95,6 +96,19 @@ def test_verify_as_json_names_what_was_not_compared(tmp_path, capsys):
     printed = capsys.readouterr()
     assert len(json.loads(printed.out)) == 1
     assert printed.err.count('not compared') == len(manifest['runs']) - 1
+
+
+def test_an_error_that_no_command_foresees_is_no_verdict(monkeypatch, capsys):
+    def fails(*_):
+        raise KeyError('a defect')
+
+    monkeypatch.setattr(shtab, 'complete', fails)
+    with pytest.raises(KeyError, match='a defect'):
+        cli.main(['completion', 'bash'])
+    monkeypatch.setattr(sys, 'argv', ['branchynet', 'completion', 'bash'])
+    assert cli.main() == 3
+    error = capsys.readouterr().err
+    assert error.startswith('Traceback') and error.endswith("KeyError: 'a defect'\n")
 
 
 def test_the_version(capsys):

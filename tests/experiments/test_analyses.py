@@ -23,6 +23,7 @@ from branchynet.experiments import (
     results,
     runs,
 )
+from branchynet.experiments.runs import CannotRun
 
 import numpy as np
 import pytest
@@ -149,6 +150,11 @@ def test_figure6_counts_what_images_add(noise, tmp_path, monkeypatch, capsys):
     assert len(commands) == 8 and [point.cache_miss_percent for point in cache] == [0.1, 0.2, 0.2, 0.2]
     assert cache[-1].thresholds == []
     assert os.path.exists(str(tmp_path / 'figures' / 'figure6_seed0.pdf'))
+    monkeypatch.setattr(figure6, '_count', lambda *_: (10**6, 500))  # images that cost nothing
+    assert reproduce(tmp_path, '--only', 'alex_cifar10,figure6') == 2
+    assert 'figure6 is skipped: 8 additional images added 0 loads' in capsys.readouterr().out
+    assert 'alex_cifar10' in results_of(tmp_path) and (tmp_path / 'report.md').exists()
+    monkeypatch.setattr(figure6, '_count', counter(commands))
     weights = tmp_path / 'weights_alex_cifar10_seed0.npz'
     weights.write_bytes(weights.read_bytes() + b'more')
     assert reproduce(tmp_path, '--only', 'figure6') == 2
@@ -174,16 +180,18 @@ def test_counts_are_read_by_the_events_names():
     assert figure6._perf_counts(backwards) == (40000, 120)
     for lost in perf.replace('120', '<not counted>'), perf.replace('10000,', '<not supported>,'), '':
         with pytest.raises(
-            OSError, match='^perf counted .* of cache-misses:u, L1-dcache-loads:u, L1-dcache-stores:u: '
+            CannotRun, match='^perf counted .* of cache-misses:u, L1-dcache-loads:u, L1-dcache-stores:u: '
         ):
             figure6._perf_counts(lost)
     grind = '==1== D   refs:      751,412,577  (5 rd   + 2 wr)\n==1== LL misses:          743,467  (1 rd + 2 wr)\n'
     assert figure6._callgrind_counts(grind) == (751412577, 743467)
+    with pytest.raises(CannotRun, match="^valgrind's output names no data references and misses"):
+        figure6._callgrind_counts(grind.replace('LL misses', 'L3 misses'))
 
 
 @pytest.mark.parametrize('after', [(1000, 40), (1100, 39), (900, 41)])
 def test_counts_that_images_do_not_raise_are_refused(after):
-    with pytest.raises(OSError, match='run figure6 again on a quiet machine'):
+    with pytest.raises(CannotRun, match='the counts are too noisy; run figure6 again on an idle machine'):
         figure6._point(None, [], np.zeros((8, 3, 32, 32)), np.zeros(8), (1000, 40), after)
 
 

@@ -278,7 +278,7 @@ def test_the_rate_of_cache_misses_is_that_of_the_setting_at_which_all_leave():
     run = results.CacheRun(seed=0, measurement=cache_of(low=1.0, high=3.0, baseline=2.0))
     assert claims.cache_miss_ratio(claim, [run]) == 1.5
     run = results.CacheRun(seed=0, measurement=cache_of(low=1.0, baseline=2.0))
-    with pytest.raises(claims.NotFound, match='no setting was counted whose thresholds are 10 nats or more'):
+    with pytest.raises(claims.NotFound, match='no setting was counted whose thresholds are 2.5 nats or more'):
         claims.cache_miss_ratio(claim, [run])
 
 
@@ -295,7 +295,8 @@ def test_the_minutes_of_every_claim_are_known():
 
 def test_only_what_was_not_run_is_not_run(example):
     reasons = {v.reason for v in claims.check(example) if v.status == NOT_RUN}
-    known = {'needs preset paper', 'needs preset paper and a GPU', 'needs a GPU', 'needs --device cpu'} | {
+    no_test = 'with thresholds of 2.5 nats or more all images leave at exit 1, whatever the network'
+    known = {'needs preset paper', 'needs preset paper and a GPU', 'needs a GPU', 'needs --device cpu', no_test} | {
         f'{name} was not run'
         for name in ('alex_cifar10', 'resnet_cifar10', 'figure5', 'figure6', 'loss_weights', 'initialisation')
     }

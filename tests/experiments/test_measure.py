@@ -95,10 +95,11 @@ def test_the_origin_of_the_training_stays(folder, tmp_path):
 def test_other_accuracies_or_exits_are_status_1_and_replace_nothing(folder, tmp_path, capsys, change):
     rewrite(folder, change)
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    assert run('measure', folder) == 1
-    captured = capsys.readouterr()
-    assert 'was recorded' in captured.err and 'is measured' in captured.err and '--out' in captured.err
-    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    for itself in [], ['--out', folder], ['--out', folder / '..' / folder.name]:
+        assert run('measure', folder, *itself) == 1
+        captured = capsys.readouterr()
+        assert 'was recorded' in captured.err and 'is measured' in captured.err and '--out' in captured.err
+        assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
     assert run('measure', folder, '--out', tmp_path / 'out') == 1
     assert 'accuracies and exits differ' in capsys.readouterr().out
     assert len(run_of(tmp_path / 'out').measurement.sweep) == 17
@@ -431,7 +432,7 @@ def test_results_that_were_edited_are_told_and_not_made_official(folder, tmp_pat
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     page = tmp_path / 'page.md'
     page.write_text('<!-- tables: begin -->\n<!-- tables: end -->\n')
-    assert cli.main(['report', str(folder)]) == 0
+    assert cli.main(['report', str(folder)]) == 2
     assert f'results.json is not the file that {folder / "manifest.json"} lists: it was edited' in error_of(capsys)
     for options in ['--write'], ['--update', str(page)]:
         assert cli.main(['report', str(folder), *options]) == 2
