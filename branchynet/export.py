@@ -23,7 +23,7 @@ from branchynet.batching import check_labels, checked_labels
 from branchynet.chains.reading import Stage
 from branchynet.exits import below, check_answer, check_per_exit, closed, rounded
 from branchynet.files import write_atomically
-from branchynet.inference import Classification, fold_temperatures, main_head, tally
+from branchynet.inference import Classification, fold_temperatures, obstacle_of_parameters, tally
 from branchynet.links.links import FL, Net
 from branchynet.net import BranchyNet
 from branchynet.provenance import commit, sha256_of_net
@@ -88,7 +88,9 @@ def export(
     """
     _require('onnx', 'onnxruntime')
     thresholds = _default_thresholds(net, thresholds)
-    _check_net(net)
+    obstacle = obstacle_of_parameters(net)
+    if obstacle is not None:
+        raise ValueError(f'net cannot be exported: {obstacle}')
     described = _described(net, thresholds, properties or {})
     path, net = os.fspath(path), _without_temperatures(net)
     x = _samples(_TRACED, shape)
@@ -326,18 +328,6 @@ def _default_thresholds(net: BranchyNet, thresholds: Any) -> list[float]:
     if thresholds is None:
         raise ValueError('thresholds are missing: expected an entropy (nats) for every exit but the last')
     return _per_exit(thresholds, net.numexits())
-
-
-def _check_net(net: BranchyNet) -> None:
-    if net.gpu:
-        raise ValueError('the net is on a GPU: expected it on the CPU (net.to_cpu())')
-    head = {id(param) for param in main_head(net)}  # not exported
-    for path, param in net.namedparams():
-        if not param.is_initialized:
-            if id(param) not in head:
-                raise ValueError(f'parameter {path} has no shape yet: expected a net whose exits have seen a batch')
-        elif param.dtype != np.float32:
-            raise ValueError(f'parameter {path} has dtype {param.dtype}: expected float32')
 
 
 def _without_temperatures(net: BranchyNet) -> BranchyNet:

@@ -124,15 +124,9 @@ def is_compilable(net: BranchyNet) -> bool:
 
 def _obstacle(net: BranchyNet) -> Optional[str]:
     """The reason why a net cannot be compiled, and the remedy; None if it can be."""
-    if net.gpu:
-        return 'its parameters are on a GPU: call net.to_cpu() first'
-    head = {id(param) for param in main_head(net)}
-    for path, param in net.namedparams():
-        if not param.is_initialized:
-            if id(param) not in head:
-                return f'parameter {path} has no shape yet: run a batch first, for example net.get_SM(x)'
-        elif param.dtype != np.float32:
-            return f'parameter {path} has dtype {param.dtype}: expected float32'
+    found = obstacle_of_parameters(net)
+    if found is not None:
+        return found
     spoiled = _not_finite(net)
     if spoiled is not None:
         return f'{spoiled} holds NaN or infinity: expected finite numbers before the last layers'
@@ -140,6 +134,27 @@ def _obstacle(net: BranchyNet) -> Optional[str]:
         onednn.library()
     except (OSError, ImportError) as e:
         return f'oneDNN does not load ({e}): pip install onednn-cpu-gomp'
+    return None
+
+
+def obstacle_of_parameters(net: BranchyNet) -> Optional[str]:
+    """The reason, and the remedy, why a net's parameters are not all float32, on the CPU and with a shape.
+
+    Args:
+        net: a BranchyNet; main's own head needs no shape.
+
+    Returns:
+        One line; None if they are.
+    """
+    if net.gpu:
+        return 'its parameters are on a GPU: call net.to_cpu() first'
+    head = {id(param) for param in _main_head(net)}
+    for path, param in net.namedparams():
+        if not param.is_initialized:
+            if id(param) not in head:
+                return f'parameter {path} has no shape yet: run a batch first, for example net.get_SM(x)'
+        elif param.dtype != np.float32:
+            return f'parameter {path} has dtype {param.dtype}: expected float32'
     return None
 
 
@@ -165,7 +180,7 @@ def _numbers(links: Sequence[chainer.Link]) -> Iterator[np.ndarray]:
                 yield value
 
 
-def main_head(net: BranchyNet) -> list[chainer.Parameter]:
+def _main_head(net: BranchyNet) -> list[chainer.Parameter]:
     """Lists the parameters of main's own head, which have no shape while it was never run; a chain has none.
 
     Args:
@@ -277,7 +292,7 @@ class Compiled:
         self._lock = threading.Lock()
         self._engines: dict[tuple[tuple[int, ...], np.dtype], Engine] = {}  # by shape and dtype of a sample
         self._samples: set[tuple] = set()  # shapes of float32 samples that the net was found to take
-        self._has_main_head = all(param.is_initialized for param in main_head(self._net))
+        self._has_main_head = all(param.is_initialized for param in _main_head(self._net))
         self._checked: dict[Any, tuple] = {}  # thresholds that were checked, and their cuts
 
     def __getstate__(self) -> dict[str, Any]:
