@@ -22,6 +22,8 @@ from branchynet.experiments import NAMES, NETWORKS, PRESETS, REDUCED, VARIANTS
 import shtab
 
 DATASETS = {'mnist': 'mnist', 'cifar10': 'cifar10', 'cifar100': 'cifar100gcn', 'pcifar10': 'pcifar10'}  # name: module
+DATA_OF_10 = [name for name in DATASETS if name != 'cifar100']  # classes, as the networks have
+DOWNLOADED = ['cifar10', 'cifar100']
 MAX_SEEDS = 1000
 CRITERIA = ['entropy', 'top_prob', 'margin', 'patience']  # exits.CRITERIA, which --help need not import
 # What a shell completes an argument of this metavar with.
@@ -324,7 +326,7 @@ def _fix_profile(args: Namespace) -> None:
     'train a network, main alone and then all exits jointly: on this process, or on several by mpiexec',
     NETWORK,
     argument('--variant', choices=VARIANTS, default=VARIANTS[0], help='of the network (default: %(default)s)'),
-    argument('--data', choices=list(DATASETS), metavar='NAME', help=f"{', '.join(DATASETS)} (default: the network's)"),
+    argument('--data', choices=DATA_OF_10, metavar='NAME', help=f"{', '.join(DATA_OF_10)} (default: the network's)"),
     argument('--samples', type=count_of('samples'), metavar='N', help='the first N training images only'),
     argument('--epochs', type=_count, nargs=2, metavar=('MAIN', 'JOINT'), help='default: as published'),
     argument('--batchsize', type=count_of('samples'), metavar='N', help='of a step, on all ranks together'),
@@ -574,7 +576,10 @@ def _verify(args: Namespace) -> int:
     'say which data is there, download it, or build pcifar10',
     argument('action', nargs='?', choices=['info', 'download', 'build'], default='info'),
     argument(
-        'name', nargs='?', choices=list(DATASETS), help='default: all for info, mnist for download, pcifar10 for build'
+        'name',
+        nargs='?',
+        choices=list(DATASETS),
+        help='default: all for info, cifar10 for download, pcifar10 for build',
     ),
     argument('--recipe', choices=['gcn', 'gcn_centred', 'zca'], help='recipe that pcifar10 is built by (default: gcn)'),
     examples=['branchynet data', 'branchynet data download cifar10'],
@@ -585,11 +590,11 @@ def _data(args: Namespace) -> int:
     if args.recipe and args.action != 'build':
         raise ValueError("--recipe goes with 'branchynet data build' only")
     if args.action == 'download':
-        _download(args.name or 'mnist')
+        _download(args.name or 'cifar10')
     if args.action == 'build':
         _build(args.name or 'pcifar10', args.recipe)
     print(f'Data folder: {folder.root()}')
-    names = {'info': list(DATASETS), 'download': ['mnist'], 'build': ['pcifar10']}[args.action]
+    names = {'info': list(DATASETS), 'download': ['cifar10'], 'build': ['pcifar10']}[args.action]
     return _inspect([args.name] if args.name else names)
 
 
@@ -615,7 +620,7 @@ def _inspect(names: list[str]) -> int:
         for line, error in found:
             print(f'{name}: {error or line}')
         errors = [error for _, error in found if error]
-        if errors and name != 'pcifar10':
+        if errors and name in DOWNLOADED:
             print(f"'{folder.command()} data download {name}' replaces missing and damaged files")
         whole += not errors
         damaged += bool(errors) and not all(isinstance(error, FileNotFoundError) for _, error in found)
@@ -655,6 +660,7 @@ def _sweep(args: Namespace) -> int:
     from branchynet.experiments import weights
     from branchynet.files import write_atomically
 
+    _check_file(args.out, '--out')
     loaded = weights.load(_weights(args.weights, args.network), args.network, args.variant)
     found = weights.rows(*weights.sweep_test_set(loaded, args.criterion, args.thresholds))
     if args.json:
@@ -696,6 +702,10 @@ def _calibrate(args: Namespace) -> int:
     from branchynet.calibration import Target
     from branchynet.experiments import weights
 
+    _check_file(args.out, '--out')
+    _check_file(args.draw, '--draw')
+    if args.draw is not None and not os.path.splitext(args.draw)[1]:
+        raise ValueError(f'--draw {args.draw}: expected a name that ends in a format, as in .pdf or .png')
     target = Target(args.accuracy_loss, args.seconds, args.macs, args.leave, args.at - 1, args.clock)
     options = weights.Options(args.criterion, args.temperature, args.guarantee, args.holdout, args.seed)
     loaded = weights.load(_weights(args.weights, args.network), args.network, args.variant)
@@ -763,6 +773,12 @@ def _export(args: Namespace) -> int:
         raise OSError(e) from e
     print(f'{args.out}: {args.network} with thresholds {", ".join(map(str, thresholds))}')
     return 0
+
+
+def _check_file(path: Optional[str], option: str) -> None:
+    """Checks, before minutes of work, that a file's folder is there; None: no file is asked for."""
+    if path is not None and not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+        raise ValueError(f'{option} {path}: expected a file in a folder that exists')
 
 
 def _weights(path: str, network: str) -> str:

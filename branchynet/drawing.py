@@ -65,6 +65,8 @@ def new_figure(path: PathLike | None, rows: float = 1, columns: float = 1) -> It
     """
     import matplotlib
 
+    if path is not None and not Path(path).suffix:
+        raise ValueError(f'the path of a figure must end in its format, as in .pdf or .png, not {path}')
     if path is None:
         matplotlib.get_backend()  # chooses it now: a choice made within rc_context is lost in matplotlib 3.5
     with matplotlib.rc_context(STYLE):
@@ -95,8 +97,6 @@ def _pyplot_figure(size: tuple[float, float]) -> Iterator[Figure]:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    if not path.suffix:
-        raise ValueError(f'the path of a figure must end in its format, as in .pdf or .png, not {path}')
     dates = {'.pdf': {'CreationDate': None}, '.svg': {'Date': None}}  # the same figure has the same bytes
     image = io.BytesIO()
     figure.savefig(image, format=path.suffix[1:], metadata=dates.get(path.suffix))

@@ -400,6 +400,11 @@ def of_exit(setting: Any, k: int) -> float:
     return value
 
 
+def setting_text(setting: Setting) -> str:
+    """A setting for tables and figures: '0.5, off' for [0.5, None]."""
+    return ', '.join('off' if value is None else f'{value:g}' for value in np.atleast_1d(np.asarray(setting)))
+
+
 def closed(thresholds: Any, side: Side = 'below') -> Any:
     """Replaces every None by a threshold at which no sample leaves."""
     if isinstance(thresholds, Real):

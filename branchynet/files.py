@@ -184,6 +184,29 @@ def lock(folder: str) -> Iterator[None]:
                 os.rmdir(folder)
 
 
+@contextlib.contextmanager
+def waiting_for(path: str) -> Iterator[None]:
+    """Lets one process at a time do the with block for a file; the others wait. Not where the system has no flock.
+
+    Args:
+        path: path of the file, which the block makes; the lock is a file beside it.
+    """
+    if not fcntl:
+        yield
+        return
+    lock_path = f'{path}.lock'
+    while True:
+        with open(lock_path, 'a+b') as f:
+            fcntl.flock(f, fcntl.LOCK_EX)
+            if not _is_at(f, lock_path):
+                continue  # its holder removed it, before it was locked here
+            try:
+                yield
+                return
+            finally:
+                os.remove(lock_path)  # while it is locked: so no other process's lock is removed
+
+
 def _open_lock(path: str, folder: str) -> BinaryIO:
     """The file of a lock, locked."""
     while True:

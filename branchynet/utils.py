@@ -10,7 +10,7 @@ from typing import Any
 
 from branchynet import augment, sweep
 from branchynet.batching import batches, check_pairs
-from branchynet.exits import Array, check_per_exit, lowest
+from branchynet.exits import Array, check_per_exit, lowest, setting_text
 from branchynet.inference import Compiled
 from branchynet.net import BranchyNet
 from branchynet.progress import progress
@@ -53,7 +53,7 @@ def test(
 ) -> tuple[float, float, np.ndarray, np.ndarray]:
     """Classifies samples with early exit, or by main.
 
-    ``main=True`` gives a baseline only before joint training: that trains the trunk on; main's own head gets no
+    ``main=True`` gives a baseline only before joint training, which changes the trunk, while main's own head gets no
     gradients and moves by Adam's moments alone, so that its accuracy may rise or fall.
 
     Args:
@@ -340,7 +340,7 @@ def branchy_table_results(
             f'{accuracy * 100:.2f}',
             f'{time_ms:.2f}',
             f'{basediff / time_ms:.2f}',
-            ', '.join('off' if t is None else f'{t:g}' for t in np.atleast_1d(setting)),
+            setting_text(setting),
             ', '.join(f'{share:.2f}' for share in shares),
         )
 
@@ -354,8 +354,13 @@ def compute_network_times(exits: Any, branch_times: Any) -> float | list[float]:
 
     Returns:
         ms per sample: a float, or a list of one for every setting.
+
+    Raises:
+        ValueError: a setting has no samples.
     """
     exits = np.asarray(exits)
+    if not (exits.sum(axis=-1) > 0).all():
+        raise ValueError(f'exits holds a setting without samples: {exits.tolist()}')
     return (exits @ np.asarray(branch_times) / exits.sum(axis=-1) * 1e3).tolist()
 
 
@@ -368,14 +373,15 @@ def compute_branch_times(
 
 
 def get_SM(net: BranchyNet, x: Array, batchsize: int = 10000) -> list[np.ndarray]:
-    """Softmax of every exit for x (N, ...): a list of NumPy arrays (N, C)."""
-    check_pairs(x, x)
+    """Softmax of every exit for x (N, ...), one sample or more: a list of NumPy arrays (N, C)."""
+    if not len(x):
+        raise ValueError('x holds no samples: expected at least one')
     parts = [net.get_SM(x[part]) for part in progress(batches(len(x), batchsize), 'softmax')]
     return [np.concatenate([to_cpu(a) for a in arrays]) for arrays in zip(*parts)]
 
 
 def get_ent_setdiff(old: Any, new: Any, percentExit: float = 0.5) -> float | list[float]:
-    """Compares two nets by the samples that leave, where the share ``percentExit`` of those left leaves at each exit.
+    """Compares which samples leave in two nets, if at each exit the share ``percentExit`` of the remaining ones leaves.
 
     Args:
         old: entropies of one net: (N,) at one exit, or a list of such arrays for several, as find_entropies returns it.
@@ -385,8 +391,13 @@ def get_ent_setdiff(old: Any, new: Any, percentExit: float = 0.5) -> float | lis
     Returns:
         At one exit, the share of all samples that leave by only one of the two. At several, a list with the share of
         the samples leaving in ``old`` that do not leave there in ``new``; NaN where none leaves.
+
+    Raises:
+        ValueError: percentExit is not in [0, 1].
     """
     old, new = np.asarray(old), np.asarray(new)
+    if not 0 <= percentExit <= 1:
+        raise ValueError(f'percentExit is {percentExit}: expected a share between 0 and 1')
     if old.ndim == 1:
         count = int(percentExit * len(old))
         return float((lowest(old, count) != lowest(new, count)).mean())

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional, Union
+from typing import TYPE_CHECKING, Any
 
 from branchynet import (
     _chainer,  # noqa: F401
@@ -36,6 +36,7 @@ from branchynet.drawing import (
     new_figure,
     show_percent,
 )
+from branchynet.exits import Setting, setting_text
 
 import numpy as np
 from chainer.backends.cuda import to_cpu
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Setting = Union[float, Sequence[Optional[float]]]  # percentTestExits or thresholdExits
 Point = tuple  # (x, y)
 
 
@@ -155,7 +155,7 @@ def plot_roc(
         axes.plot(1, 0, 'D', color=VERMILION, markersize=7, label='Baseline')
         for k, place in ((best[0], {'xytext': (0, 7)}), (best[-1], {'xytext': (6, 0), 'va': 'center'})):
             axes.annotate(
-                f'T = {_setting(ps[k])}', (gains[k], changes[k]), textcoords='offset points', fontsize=8, **place
+                f'T = {setting_text(ps[k])}', (gains[k], changes[k]), textcoords='offset points', fontsize=8, **place
             )
         axes.xaxis.set_major_formatter('{x:g}x')
         axes.legend(loc='lower left')  # slow and inaccurate settings: the emptiest corner
@@ -235,7 +235,7 @@ def plot_line_tradeoff(
                 markersize=13,
                 markeredgecolor='black',
                 markeredgewidth=0.6,
-                label=f'Knee: T = {_setting(kept_ps[knee_idx])}',
+                label=f'Knee: T = {setting_text(kept_ps[knee_idx])}',
             )
         axes.plot(basediff, baseacc, 'D', color=VERMILION, markersize=7, label=orig_label)
         show_percent(axes.yaxis)
@@ -259,11 +259,12 @@ def plot_layer_entropy(net: Any, x: Any, output_path: PathLike | None = None) ->
         ends = 1e-5, 10  # a little more than the published thresholds span
         axes.set(xscale='log', xlim=ends, ylim=(0, 1.02))
         for k, prob in enumerate(net.get_SM(x)):
-            entropies = np.sort(to_cpu(functions.entropy(prob))).clip(*ends)
-            shares = np.arange(1, len(entropies) + 1) / len(entropies)
+            entropies = np.sort(to_cpu(functions.entropy(prob))).clip(*ends)  # NaN, which is below nothing, comes last
+            known = np.count_nonzero(~np.isnan(entropies))
+            shares = np.arange(1, known + 1) / len(entropies)
             axes.step(
-                [*entropies, ends[1]],
-                [*shares, 1],
+                [*entropies[:known], ends[1]],
+                [*shares, known / len(entropies)],
                 where='post',
                 label=f'Exit {k + 1}',
                 **line_style(k),
@@ -523,7 +524,7 @@ def plot_leaving(
     """
     probs = np.asarray(probs)
     entropies = np.stack([functions.entropy(prob) for prob in probs])[exits, np.arange(len(x))]
-    answers = probs.argmax(axis=2)[exits, np.arange(len(x))]
+    answers = np.stack(list(map(_answers, probs)))[exits, np.arange(len(x))]
     rows = [(k, right) for k in range(len(probs)) for right in (True, False)]
     with new_figure(output_path, columns=2, rows=0.75 + 0.72 * len(rows)) as figure:
         panels = figure.subplots(len(rows), 2, squeeze=False)
@@ -537,11 +538,18 @@ def plot_leaving(
                     f'{title}: {which} of {len(group)}' if len(group) else f'{title}: none', loc='left', fontsize=9
                 )
                 texts = [
-                    f'{names[answers[i]]}' + ('' if right else f'\nis {names[labels[i]]}') + f'\n{entropies[i] + 0:.2g}'
+                    ('NaN' if answers[i] < 0 else names[answers[i]])
+                    + ('' if right else f'\nis {names[labels[i]]}')
+                    + f'\n{entropies[i] + 0:.2g}'
                     for i in chosen
                 ]
                 _strip(axes, x[chosen], texts, count)
     return figure
+
+
+def _answers(prob: np.ndarray) -> np.ndarray:
+    """The class that an exit names for each row of prob (N, K); -1, which is no class, where it answers NaN."""
+    return np.where(np.isnan(prob).any(axis=1), -1, prob.argmax(axis=1))
 
 
 def _strip(axes: Axes, images: np.ndarray, texts: Sequence[str], count: int) -> None:
@@ -587,7 +595,7 @@ def plot_confusion(
 
     with new_figure(output_path, columns=0.85 * len(probs), rows=1.3) as figure:
         for k, (axes, prob) in enumerate(zip(figure.subplots(1, len(probs), squeeze=False)[0], probs)):
-            answers = np.where(np.isnan(prob).any(axis=1), -1, prob.argmax(axis=1))  # -1 is no class
+            answers = _answers(np.asarray(prob))
             matrix = 100 * confusion_matrix(labels, answers, labels=range(len(names)), normalize='true')
             axes.imshow(matrix, cmap='Blues', vmin=0, vmax=100)
             for (row, column), value in np.ndenumerate(matrix):
@@ -619,19 +627,25 @@ def plot_reliability(
     """Draws a reliability diagram per exit: how often the answer is right against its probability.
 
     Bins hold equally many samples, as most probabilities lie near 1. On the diagonal an exit is calibrated, below it
-    is too sure. Beside it stand the log loss of the true class (nats) and the Brier score of the answer, which is the
-    mean square of (probability of the answer - 1 where it is right, else 0).
+    the exit is overconfident. Beside it stand the log loss of the true class (nats) and the Brier score of the answer,
+    which is the mean square of (probability of the answer - 1 where it is right, else 0).
 
     Args:
         labels: int (N,), the true classes.
         probs: (E, N, K), softmax of every exit.
         bins: number of bins, at most.
         output_path: path of the file.
+
+    Raises:
+        ValueError: a probability is NaN.
     """
     from sklearn.calibration import calibration_curve
     from sklearn.metrics import brier_score_loss, log_loss
 
     probs = np.asarray(probs, float)
+    for k, prob in enumerate(probs):
+        if np.isnan(prob).any():
+            raise ValueError(f'exit {k} answers NaN: expected probabilities')
     with new_figure(output_path, columns=0.75 * len(probs)) as figure:
         for k, (axes, prob) in enumerate(zip(figure.subplots(1, len(probs), squeeze=False)[0], probs)):
             prob = prob / prob.sum(axis=1, keepdims=True)  # log_loss asks for sums of 1 in float64
@@ -670,16 +684,12 @@ def _epochs(axes: Axes, values: Sequence, labels: Sequence[str] | None = None) -
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
 
-def _setting(p: Setting) -> str:
-    return ', '.join('off' if value is None else f'{value:g}' for value in np.atleast_1d(np.asarray(p)))
-
-
 def _setting_ticks(axes: Axes, ps: Sequence[Setting]) -> None:
     """Names settings under an x axis of their indices, as many as there is room for."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(9, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda i, _: _setting(ps[int(i)]) if i in range(len(ps)) else ''))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda i, _: setting_text(ps[int(i)]) if i in range(len(ps)) else ''))
     axes.tick_params(axis='x', rotation=30)
 
 

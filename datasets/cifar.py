@@ -24,7 +24,7 @@ from branchynet.datasets import folder
 import numpy as np
 
 URL = 'https://www.cs.toronto.edu/~kriz/'
-PIXELS = 3 * 32 * 32  # numbers of an image
+VALUES = 3 * 32 * 32  # of an image: 3 channels of 32 x 32 pixels
 # What the pickles of the published files may name.
 PICKLED = 'numpy.core.multiarray _reconstruct', 'numpy ndarray', 'numpy dtype'
 
@@ -148,7 +148,7 @@ def decode_binary(content: bytes, label_bytes: int = 1) -> np.ndarray:
     Returns:
         Records, uint8 (N, 3073).
     """
-    records = np.frombuffer(content, np.uint8).reshape(-1, label_bytes + PIXELS)
+    records = np.frombuffer(content, np.uint8).reshape(-1, label_bytes + VALUES)
     return records[:, label_bytes - 1 :]
 
 

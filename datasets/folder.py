@@ -15,7 +15,7 @@ import urllib.request
 import zlib
 from collections.abc import Collection, Iterator
 
-from branchynet.files import digest
+from branchynet.files import digest, waiting_for
 from branchynet.progress import progress
 
 _TIMEOUT = 20  # seconds without an answer
@@ -100,7 +100,7 @@ def read(path: str, expected: str) -> bytes:
         with open(path, 'rb') as f:
             content = f.read()
     except FileNotFoundError:
-        raise OSError(f'{path} is missing: expected one of {_named(expected)}') from None
+        raise OSError(f'{path} is missing: expected a file with {_named(expected)}') from None
     _check(path, hashlib.new(_algorithm(expected), content).hexdigest(), expected)
     return content
 
@@ -155,7 +155,8 @@ def check_file(path: str, expected: str) -> None:
 def download(url: str, path: str, expected: str) -> None:
     """Downloads a file, and resumes a download that was interrupted.
 
-    The bytes go to ``path``.part first. ``path`` appears only when the file is complete and its digest is right.
+    The bytes go to ``path``.part first. ``path`` appears only when the file is complete and its digest is right. If
+    several processes download it at the same time, one does, and the others wait for it.
 
     Args:
         url: address of the file.
@@ -169,10 +170,20 @@ def download(url: str, path: str, expected: str) -> None:
     part = path + '.part'
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        _fetch_checked(url, part, expected)
+        with waiting_for(path):
+            if not _is_whole(path, expected):
+                _fetch_checked(url, part, expected)
+                os.replace(part, path)
     except (OSError, http.client.HTTPException) as e:
-        raise OSError(f'{path} cannot be downloaded ({url}: {e}): put one of {_named(expected)} there') from e
-    os.replace(part, path)
+        raise OSError(f'{path} cannot be downloaded ({url}: {e}): put a file with {_named(expected)} there') from e
+
+
+def _is_whole(path: str, expected: str) -> bool:
+    try:
+        check_file(path, expected)
+    except OSError:
+        return False
+    return True
 
 
 def _fetch_checked(url: str, part: str, expected: str) -> None:
@@ -215,8 +226,8 @@ def _fetch(url: str, path: str, start: int = 0) -> None:
             size = f.tell()
     if size < start + left:
         raise OSError(
-            f'it ended after {size} of {start + left} bytes; what is there is kept, and the next download goes on '
-            'from it'
+            f'the connection closed after {size} of {start + left} bytes; the partial file is kept, and the next '
+            'download resumes from it'
         )
 
 

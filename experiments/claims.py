@@ -49,6 +49,7 @@ KEYS = {  # of an entry
 }
 CAUSE_KEYS = {'experiment', 'where', 'explains', 'text'}
 _ALL_LEAVE = 2.5  # nats: a threshold above every entropy of 10 classes, at most ln 10 = 2.303
+CANNOT_FAIL = f'with thresholds of {_ALL_LEAVE:g} nats or more all images leave at exit 1, whatever the network'
 
 
 class NotFound(Exception):
@@ -309,7 +310,7 @@ def _why_not(claim: Claim, results: Results) -> str | None:
     if 'not_checked' in claim.entry:
         return claim.entry['not_checked']
     if claim.row.get('exit') == 1 and float(claim.row['thresholds'].split()[0]) >= _ALL_LEAVE:
-        return f'with thresholds of {_ALL_LEAVE:g} nats or more all images leave at exit 1, whatever the network'
+        return CANNOT_FAIL
     runs = results.experiments.get(claim.experiment)
     if not runs:
         return f'{claim.experiment} was not run'

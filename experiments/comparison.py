@@ -32,7 +32,7 @@ class Comparison(NamedTuple):
     Attributes:
         name: of the experiment.
         title: its heading in reports.
-        xlabel: the common noun of the parts' names, which labels the axis.
+        xlabel: label of the axis along which the parts stand.
         parts: the networks by name.
         get_data: loads the arrays.
         presets: amounts of training by preset.

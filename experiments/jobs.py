@@ -113,9 +113,10 @@ class _Trainer:
         """Gives a process its order and shows its output; returns the last line when the process has ended."""
         assert process.stdin is not None and process.stdout is not None  # they are pipes
         last = ''
-        with contextlib.suppress(BrokenPipeError), process:  # broken: it ended at once; its status says how
-            process.stdin.write(pickle.dumps({**self._order, 'job': job}))
-            process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError), process:  # broken: it ended at once; its output says why
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(pickle.dumps({**self._order, 'job': job}))
+                process.stdin.flush()
             last = _show_output(job.stem, process.stdout)
             process.wait()  # before its standard input is closed
         return last

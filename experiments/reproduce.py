@@ -89,7 +89,7 @@ def _reproduce(
         setup = setup._replace(resume=True)  # from where the jobs have ended
     for experiment, data in ready:
         mine = [run_id for run_id in todo if run_id[0] == experiment.name and runs.stem(*run_id) not in failed]
-        skipped += _run(experiment, mine, data, setup, results)
+        skipped += _run(experiment, mine, data, setup, results, failed)
     failures = [f'{stem} failed: {reason}' for stem, reason in failed.items()]
     if not results.experiments:
         print(*skipped, *failures, sep='\n', file=sys.stderr)
@@ -148,7 +148,7 @@ def _data_or_error(get_data: Any) -> Any:
 
 
 def _earlier(setup: runs.Setup) -> Results:
-    """The folder's results; empty ones if it has none, or has those of another preset that give way."""
+    """The folder's results; empty ones if it has none, or those of preset smoke, which this run replaces."""
     path = results_file.path_of(setup.out)
     new = Results(preset=setup.preset, variant=setup.variant)
     if not os.path.exists(path):
@@ -166,7 +166,7 @@ def _earlier(setup: runs.Setup) -> Results:
 
 
 def _remove_replaced(out: str) -> None:
-    """Removes results that give way, and the files that their manifest lists, but for those that have changed since."""
+    """Removes the results that this run replaces, and the files of their manifest but those that have changed since."""
     manifest, path_of_results = os.path.join(out, 'manifest.json'), results_file.path_of(out)
     if not os.path.exists(path_of_results):
         return
@@ -219,8 +219,24 @@ def _jobs(ready: list[tuple[Any, runs.Data]], todo: list[runs.RunId]) -> list[jo
     return [jobs.Job(experiments[name], part, seed) for name, part, seed in todo if name in experiments]
 
 
-def _run(experiment: Any, todo: list[runs.RunId], data: runs.Data, setup: runs.Setup, results: Results) -> list[str]:
+def _run(
+    experiment: Any,
+    todo: list[runs.RunId],
+    data: runs.Data,
+    setup: runs.Setup,
+    results: Results,
+    failed: dict[str, str],
+) -> list[str]:
     """Runs parts and seeds of an experiment and puts them into the results, also on disk.
+
+    Args:
+        experiment: the experiment.
+        todo: the runs.
+        data: cut to the preset.
+        setup: the user's choices.
+        results: take the runs.
+        failed: takes, by its stem, the reason for which a run failed, such as weights that became NaN. Its checkpoint
+            stays.
 
     Returns:
         A line with the reason if the experiment cannot run; else nothing.
@@ -232,6 +248,9 @@ def _run(experiment: Any, todo: list[runs.RunId], data: runs.Data, setup: runs.S
             run = experiment.run(part, seed, data, setup)
         except runs.CannotRun as e:
             return [f'{name} is skipped: {e}']
+        except (OSError, ValueError) as e:
+            failed[runs.stem(*run_id)] = str(e)
+            continue
         others = [one for one in results.experiments.get(name, []) if (one.part, one.seed) != (part, seed)]
         results.experiments[name] = in_order(experiment, [*others, run])
         results_file.write(setup.out, results)

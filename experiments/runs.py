@@ -298,7 +298,7 @@ def check_same_training(path: str, wanted: results.Training, saved: Any) -> resu
 
     Args:
         path: of the file, for messages.
-        wanted: a record of today.
+        wanted: the record of the training that would start now.
         saved: JSON-ready content of a record.
 
     Returns:

@@ -52,27 +52,46 @@ def train(
     data = ranks.together(lambda: runs.cut(get_data(), preset))
     with contextlib.ExitStack() as stack:
         ranks.from_first(lambda: stack.enter_context(files.lock(setup.out)))
-        if setup.resume and ranks.from_first(lambda: os.path.exists(path)):
+        if setup.resume and ranks.from_first(lambda: os.path.exists(path) and not checkpoint.has(saved)):
             wanted = ranks.together(lambda: runs.new_record(preset, data, setup))
-            return ranks.from_first(lambda: runs.check_same_training(path, wanted, schema.read_json(path, EXPECTED)))
-        ranks.from_first(lambda: _check_no_results(setup.out, experiment.name, seed))
+            return ranks.from_first(lambda: _finished(setup.out, experiment.name, seed, wanted))
+        ranks.from_first(lambda: _check_replaces(setup.out, experiment.name, seed))
         if not setup.resume:
             ranks.from_first(lambda: runs.check_not_begun(setup.out, experiment.name, '', seed))
-        ranks.from_first(lambda: _begin_anew(path))
         record = experiment.train('', seed, data, setup)
         ranks.from_first(lambda: schema.write(path, record))
         ranks.from_first(lambda: checkpoint.remove(saved))
     return record
 
 
-def _check_no_results(out: str, name: str, seed: int) -> None:
-    """Checks that a folder has no results of a run, whose weights a training would replace."""
+def _finished(out: str, name: str, seed: int, wanted: results.Training) -> results.Training:
+    """The record of a training that has ended, if it is the one that is asked for and its weights are there."""
+    path = path_of(out, name, seed)
+    found = runs.check_same_training(path, wanted, schema.read_json(path, EXPECTED))
+    for weights, sha256 in _weights(out, name, seed, found).items():
+        if not os.path.exists(weights) or files.digest(weights) != sha256:
+            raise OSError(f'{weights} is not what its training wrote: train again, without --resume')
+    return found
+
+
+def _check_replaces(out: str, name: str, seed: int) -> None:
+    """Checks that a training replaces no results and no weights but those of a training by this command."""
     there = results.read(out).experiments.get(name, []) if os.path.exists(results.path_of(out)) else []
     if any(run.seed == seed for run in there):
         raise ValueError(f'{out} holds results of {runs.stem(name, "", seed)}: name another folder with --out')
+    if checkpoint.has(runs.checkpoint_path(out, name, '', seed)):
+        return  # of a training that has written main's weights, perhaps
+    path, own = path_of(out, name, seed), {}
+    if os.path.exists(path):
+        own = _weights(out, name, seed, schema.read(path, results.Training, EXPECTED))
+    for weights in runs.main_weights_path(out, name, '', seed), runs.weights_path(out, name, '', seed):
+        if os.path.exists(weights) and files.digest(weights) != own.get(weights):
+            raise ValueError(f'{weights} is of another training: name another folder with --out, or remove it')
 
 
-def _begin_anew(path: str) -> None:
-    """Removes the record of an earlier training, so that no later one is taken for done."""
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(path)
+def _weights(out: str, name: str, seed: int, record: results.Training) -> dict[str, str | None]:
+    """The SHA-256, by path, of the weights that a training wrote."""
+    return {
+        runs.main_weights_path(out, name, '', seed): record.main_weights_sha256,
+        runs.weights_path(out, name, '', seed): record.weights_sha256,
+    }

@@ -10,6 +10,7 @@ SHA-256.
 from __future__ import annotations
 
 import csv
+import glob
 import io
 import itertools
 import os
@@ -22,7 +23,7 @@ from branchynet.batching import batches
 from branchynet.calibration import Judgement, Macs, Target
 from branchynet.cost import cost
 from branchynet.datasets import splits
-from branchynet.experiments import get_experiment, pages, results, runs
+from branchynet.experiments import get_experiment, pages, results, runs, train
 from branchynet.net import BranchyNet
 
 import numpy as np
@@ -129,7 +130,7 @@ def load(path: str, network: str, variant: str) -> Weights:
 
 
 def _trained(path: str, network: str) -> Trained | None:
-    """The record, in results.json or calibration.json beside a weights file, of its training."""
+    """The record of a weights file's training, in a JSON file beside it: of calibrations, results or one training."""
     folder, sha256 = os.path.dirname(path), files.digest(path)
     calibrations = os.path.join(folder, CALIBRATION)
     if os.path.exists(calibrations):
@@ -148,6 +149,10 @@ def _trained(path: str, network: str) -> Trained | None:
         for run in results.read(folder).experiments.get(network, []):
             if run.training.weights_sha256 == sha256:
                 return Trained(run.training.train_samples, main_sha256=run.training.main_weights_sha256)
+    for record in glob.glob(os.path.join(glob.escape(folder), f'training_{network}_seed*.json')):
+        training = schema.read(record, results.Training, train.EXPECTED)
+        if training.weights_sha256 == sha256:
+            return Trained(training.train_samples, main_sha256=training.main_weights_sha256)
     return None
 
 

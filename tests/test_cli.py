@@ -216,6 +216,27 @@ def test_data_says_what_is_there(capsys, tmp_path, monkeypatch):
     assert cli.main(['data', 'download', 'mnist']) == 2
     error = capsys.readouterr().err
     assert error.startswith('branchynet: ') and error.count('\n') == 1
+    assert cli.main(['data', 'info', 'mnist']) == 2
+    assert 'data download mnist' not in capsys.readouterr().out  # there is nothing to download
+
+
+@pytest.mark.parametrize(
+    'words',
+    [
+        ['sweep', '--out', '{}/missing/a.csv'],
+        ['calibrate', '--leave', '0.5', '--out', '{}/missing/a.json'],
+        ['calibrate', '--leave', '0.5', '--draw', '{}/missing/a.png'],
+        ['calibrate', '--leave', '0.5', '--draw', '{}/figure'],
+    ],
+)
+def test_names_of_files_are_checked_before_minutes_of_work(words, tmp_path, monkeypatch, capsys):
+    from branchynet.experiments import weights
+
+    monkeypatch.setattr(weights, 'load', lambda *_: pytest.fail('work began'))
+    name, *options = [word.format(tmp_path) for word in words]
+    assert cli.main([name, 'results/lenet_mnist_quick', '--network', 'lenet_mnist', *options]) == 2
+    error = capsys.readouterr().err
+    assert f'branchynet: {options[-2]} {options[-1]}: expected a' in error and error.count('\n') == 1
 
 
 def test_info_says_what_results_depend_on(capsys):

@@ -168,6 +168,15 @@ def test_compute_network_times_of_several_settings():
     assert times == pytest.approx([1.2, 3.0]) and isinstance(times, list)
 
 
+def test_what_cannot_be_computed_is_named():
+    with pytest.raises(ValueError, match=r'^exits holds a setting without samples: \[\[1, 2\], \[0, 0\]\]$'):
+        utils.compute_network_times([[1, 2], [0, 0]], [0.001, 0.003])
+    with pytest.raises(ValueError, match='^percentExit is 2: expected a share between 0 and 1$'):
+        utils.get_ent_setdiff([1.0, 2.0], [1.0, 2.0], percentExit=2)
+    with pytest.raises(ValueError, match='^x holds no samples: expected at least one$'):
+        utils.get_SM(small_net(), X[:0])
+
+
 def test_get_ent_setdiff_of_several_exits_by_hand():
     old = [np.array([1, 2, 3, 4]), np.array([9, 9, 1, 2])]
     new = [np.array([2, 1, 3, 4]), np.array([9, 9, 2, 1])]

@@ -197,8 +197,10 @@ def test_tradeoff():
 
 @pytest.mark.parametrize('ps', [[0.1, 0.5, 1.0, 2.0], [[0.1, 0.2], [0.1, 0.5], [0.5, 1], [1, 2]]])
 def test_settings_may_be_scalars_or_lists(ps):
-    visualize.plot_tradeoff(ps, ACCS, TIMES, 0.991, 3.0)
-    visualize.plot_roc(ps, ACCS, TIMES, 0.991, 3.0)
+    expected = ['0.1', '0.5', '1', '2'] if np.ndim(ps) == 1 else ['0.1, 0.2', '0.1, 0.5', '0.5, 1', '1, 2']
+    ticks = [t.get_text() for t in visualize.plot_tradeoff(ps, ACCS, TIMES, 0.991, 3.0).axes[1].get_xticklabels()]
+    assert [text for text in ticks if text] == expected
+    assert visualize.plot_roc(ps, ACCS, TIMES, 0.991, 3.0).axes[0].lines
 
 
 def test_roc():
@@ -337,6 +339,25 @@ def test_confusion_is_in_percent_of_the_true_class():
     first, second = CALLS['confusion'](None).axes
     np.testing.assert_allclose(first.images[0].get_array(), [[50, 50], [0, 100]])
     assert first.get_title() == 'Exit 1: 75.00 % right' == second.get_title().replace('2:', '1:')
+
+
+def test_answers_that_are_nan_are_never_right():
+    probs = np.array([[[0.9, 0.1], [np.nan, np.nan]], [[0.2, 0.8], [0.7, 0.3]]])
+    labels, names = np.zeros(2, int), ['cat', 'dog']
+    figure = visualize.plot_leaving(np.zeros((2, 1, 4, 4)), labels, probs, np.zeros(2, int), names)
+    titles = [axes.get_title(loc='left') for axes in figure.axes]
+    assert titles[0] == 'Exit 1, right: easiest of 1' and titles[2] == 'Exit 1, wrong: easiest of 1'
+    (text,) = [t.get_text() for t in figure.axes[2].get_xticklabels()]
+    assert text == 'NaN\nis cat\nnan'
+    with pytest.raises(ValueError, match='^exit 0 answers NaN: expected probabilities$'):
+        visualize.plot_reliability(labels, probs)
+
+    class Net:
+        def get_SM(self, x):
+            return [probs[0]]
+
+    (axes,) = visualize.plot_layer_entropy(Net(), None).axes
+    assert axes.lines[0].get_ydata().max() == 0.5
 
 
 def test_reliability_states_its_scores():

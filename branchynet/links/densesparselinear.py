@@ -18,8 +18,8 @@ class DenseSparseLinear(chainer.Link):
     decay changes them.
 
     Args:
-        in_size: numbers of a sample before.
-        out_size: numbers of a sample after.
+        in_size: number of input features.
+        out_size: number of output features.
         sparseness: share of the weights that are always zero, in [0, 1). At least one weight is kept; the kept ones
             are drawn from numpy.random.
         nobias: whether to leave out ``b``.

@@ -36,7 +36,7 @@ class FL(chainer.Link):
 
 
 def calls_one_of(link: Any, functions: Container[Any]) -> bool:
-    """Whether a link is an FL of one of these functions; a user's callable may be without a hash."""
+    """Whether a link is an FL of one of these functions; its type comes first, as a callable may have no hash."""
     return type(link) is FL and isinstance(link.fn, FunctionType) and link.fn in functions
 
 
@@ -178,7 +178,7 @@ class Net(chainer.ChainList):
         return self(x, test=True, starti=starti, endi=endi)
 
 
-REFUSALS = InvalidType, AssertionError  # of Chainer's functions; the second where an output would have no pixels
+REFUSALS = InvalidType, AssertionError  # errors of Chainer's functions; AssertionError: the output would have no pixels
 
 
 def reason(refusal: Exception) -> str:

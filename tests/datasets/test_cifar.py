@@ -207,7 +207,7 @@ def test_get_data_downloads_what_is_absent(data, batches):
     one_line(
         lambda: cifar.read('cifar100', cifar100gcn.VERSIONS),
         'cifar-100-python.tar.gz cannot be downloaded',
-        'put one of MD5 eb9058c3a382ffc7106e4002c42a8d85 there',
+        'put a file with MD5 eb9058c3a382ffc7106e4002c42a8d85 there',
         "data download cifar100'",
     )
 

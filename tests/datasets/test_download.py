@@ -1,6 +1,7 @@
 import http.server
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import branchynet  # noqa: F401
 from branchynet.datasets import folder
@@ -56,6 +57,17 @@ def path(tmp_path):
     return tmp_path / 'data' / 'f'
 
 
+def test_one_of_several_downloads_and_the_others_wait(server, path):
+    server.cut = HALF
+    with pytest.raises(OSError, match='the connection closed after'):
+        folder.download(server.url, str(path), MD5)
+    server.cut, server.asked[:] = None, []
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: folder.download(server.url, str(path), MD5), range(4)))
+    assert path.read_bytes() == CONTENT and [one.name for one in path.parent.iterdir()] == ['f']
+    assert len(server.asked) == 1
+
+
 @pytest.mark.parametrize('expected', [MD5, sha256(CONTENT)])
 def test_download(server, path, expected):
     folder.download(server.url, str(path), expected)
@@ -65,7 +77,7 @@ def test_download(server, path, expected):
 
 def test_a_download_that_was_cut_off_goes_on(server, path):
     server.cut = HALF
-    with pytest.raises(OSError, match='it ended after %d of %d bytes' % (HALF, len(CONTENT))) as info:
+    with pytest.raises(OSError, match='the connection closed after %d of %d bytes' % (HALF, len(CONTENT))) as info:
         folder.download(server.url, str(path), MD5)
     assert '\n' not in str(info.value) and MD5 in str(info.value)
     assert os.listdir(str(path.parent)) == ['f.part']

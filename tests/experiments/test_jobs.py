@@ -126,6 +126,14 @@ def test_jobs_that_fail_are_named_and_the_others_finish(tiny, tmp_path, monkeypa
 
 
 def test_a_folder_stays_away_where_all_jobs_fail(tiny, tmp_path, monkeypatch, capsys):
+    follow = jobs._Trainer._follow
+
+    def follow_late(self, process, job):  # once it has ended, before it has its order
+        while process.poll() is None:
+            time.sleep(0.01)
+        return follow(self, process, job)
+
+    monkeypatch.setattr(jobs._Trainer, '_follow', follow_late)
     monkeypatch.setattr(jobs, '_COMMAND', [sys.executable, '-c', 'raise MemoryError("all is used")'])
     assert cli.main(words(tmp_path / 'out', '--seeds', '2', '--jobs', '2')) == 2
     reason = 'failed: MemoryError: all is used'

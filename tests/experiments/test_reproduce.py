@@ -3,12 +3,13 @@
 import csv
 import json
 import os
+import re
 from unittest import mock
 
 import branchynet  # noqa: F401
 from branchynet import checkpoint, cli, files, provenance, utils
 from branchynet.datasets import mnist
-from branchynet.experiments import claims, lenet_mnist, results, runs, tables
+from branchynet.experiments import claims, lenet_mnist, network_experiment, results, runs, tables
 from branchynet.networks import lenet_mnist as network
 
 import chainer
@@ -262,6 +263,26 @@ def test_seeds_of_another_origin_are_not_mixed(tiny, folder, monkeypatch, capsys
     assert 'results.json has code_sha256' in error and 'expected another' in error and error.count('\n') == 1
     assert (folder / 'results.json').read_bytes() == before
     assert reproduce(folder) == 0  # from the start
+
+
+@pytest.mark.usefixtures('rendered_figures')
+def test_a_run_that_fails_is_named_and_the_others_finish(tiny, tmp_path, monkeypatch, capsys):
+    measure = network_experiment._measure
+
+    def diverged(experiment, baseline_net, net, *rest):
+        if not measured:
+            net.main[0].W.array[:] = np.nan
+        measured.append(net)
+        return measure(experiment, baseline_net, net, *rest)
+
+    measured: list = []
+    monkeypatch.setattr(network_experiment, '_measure', diverged)
+    assert reproduce(tmp_path, '--seeds', '2') == 2
+    printed = capsys.readouterr().out
+    assert re.search(r'\nlenet_mnist_seed0 failed: exit \d answers NaN', printed)
+    assert [run.seed for run in results.read(str(tmp_path)).experiments['lenet_mnist']] == [1]
+    assert (tmp_path / 'report.md').exists() and (tmp_path / 'checkpoint_lenet_mnist_seed0.npz').exists()
+    assert reproduce(tmp_path, '--seeds', '2', '--resume') == 0
 
 
 def test_without_data_nothing_runs(tmp_path, monkeypatch, capsys):

@@ -112,11 +112,50 @@ def test_trainings_of_both_commands_do_not_replace_each_other(tmp_path, monkeypa
         error = capsys.readouterr().err
         assert words in error and error.count('\n') == 1
     assert {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()} == before
-    # A training that was interrupted before its first checkpoint has no record, but the weights of the one before.
+    # Weights without the record of their training are nobody's to replace.
     (trained / 'training_lenet_mnist_seed0.json').unlink()
-    assert cli.main([*reproduce, str(trained)]) == 2
-    assert 'weights_lenet_mnist_seed0.npz is of another training' in capsys.readouterr().err
-    assert train(trained) == 0
+    for command in (lambda: cli.main([*reproduce, str(trained)])), (lambda: train(trained)):
+        assert command() == 2
+        error = capsys.readouterr().err
+        assert 'npz is of another training: name another folder with --out' in error and error.count('\n') == 1
+
+
+def test_a_finished_training_is_resumed_only_with_its_weights(tmp_path, capsys):
+    assert train(tmp_path) == 0
+    weights = tmp_path / 'weights_lenet_mnist_seed0_main.npz'
+    content = weights.read_bytes()
+    for damage in weights.unlink, lambda: weights.write_bytes(b'other'):
+        damage()
+        capsys.readouterr()
+        assert train(tmp_path, '--resume') == 2
+        error = capsys.readouterr().err
+        assert f'{weights} is not what its training wrote: train again' in error and error.count('\n') == 1
+        weights.write_bytes(content)
+    assert train(tmp_path, '--resume') == 0
+
+
+def test_a_training_that_was_killed_at_its_end_is_resumed(tmp_path, monkeypatch):
+    remove = checkpoint.remove
+    monkeypatch.setattr(checkpoint, 'remove', lambda path: None)
+    assert train(tmp_path) == 0
+    before = record(tmp_path)
+    monkeypatch.setattr(checkpoint, 'remove', remove)
+    assert train(tmp_path) == 2  # a checkpoint is there
+    assert train(tmp_path, '--resume') == 0
+    assert record(tmp_path)['weights_sha256'] == before['weights_sha256']
+    assert not [name for name in os.listdir(tmp_path) if name.startswith('checkpoint')]
+    assert train(tmp_path) == 0
+
+
+def test_calibrate_knows_the_images_of_a_training(tmp_path, capsys):
+    assert train(tmp_path) == 0
+    capsys.readouterr()
+    words = ['calibrate', str(tmp_path), '--network', 'lenet_mnist', '--leave', '0.5', '--holdout', '700']
+    assert cli.main(words) == 0
+    assert 'nothing beside the weights' not in capsys.readouterr().out
+    (tmp_path / 'weights_lenet_mnist_seed0_main.npz').write_bytes(b'other')
+    assert cli.main(words) == 2
+    assert 'weights_lenet_mnist_seed0_main.npz is not what its run wrote' in capsys.readouterr().err
 
 
 def test_an_unfinished_training_is_not_begun_again_in_silence(tmp_path, monkeypatch, capsys):

@@ -165,7 +165,7 @@ def test_weights_of_another_trainings_baseline_are_refused(capsys, tmp_path):
         shutil.copyfile(os.path.join(FOLDER, name), tmp_path / name)
     words = ['calibrate', str(tmp_path), *LENET, '--leave', '0.5', '--holdout', '700']
     assert run(capsys, *words)[0] == 0
-    other = os.path.join('results', 'lenet_mnist_paper', 'weights_lenet_mnist_seed0_main.npz')
+    other = os.path.join(FOLDER, '..', 'lenet_mnist_paper', 'weights_lenet_mnist_seed0_main.npz')
     shutil.copyfile(other, tmp_path / 'weights_lenet_mnist_seed0_main.npz')
     status, _, error = run(capsys, *words)
     assert status == 2 and error.count('\n') == 1

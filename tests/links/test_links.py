@@ -98,7 +98,6 @@ def _normalised(h):
 
 def test_a_copied_block_has_new_weights_but_a_copied_net_keeps_them():
     block = ResBlock(3, 3)
-    block.stride = 1
     assert not np.array_equal(copy.deepcopy(block).conv1.W.array, block.conv1.W.array)
     net = net_of(block)
     block.bn1.avg_mean[...] = 7
