@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 from branchynet import _chainer  # noqa: F401
@@ -61,6 +63,12 @@ def checked_labels(t: Any, x: Any) -> Any:
     if t.min() < 0:
         raise ValueError(f't holds the label {t.min()}: expected 0 or more')
     return t
+
+
+def check_shape(shape: Any) -> None:
+    """Raises TypeError unless ``shape`` is that of a sample: a sequence of whole numbers."""
+    if not isinstance(shape, Sequence) or not all(isinstance(size, Integral) for size in shape):
+        raise TypeError(f'shape is {shape!r}: expected that of a sample, such as (3, 32, 32)')
 
 
 def batches(count: int, batchsize: int) -> list[slice]:

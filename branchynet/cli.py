@@ -331,7 +331,12 @@ def _fix_profile(args: Namespace) -> None:
     argument('--epochs', type=_count, nargs=2, metavar=('MAIN', 'JOINT'), help='default: as published'),
     argument('--batchsize', type=count_of('samples'), metavar='N', help='of a step, on all ranks together'),
     argument('--seed', type=_count, default=0, metavar='K', help='default: 0'),
-    argument('--out', required=True, metavar='DIR', help='for weights, record and checkpoints'),
+    argument(
+        '--out',
+        required=True,
+        metavar='DIR',
+        help='for weights, record and checkpoints; a finished training of this command is replaced',
+    ),
     argument(
         '--resume',
         action='store_true',
@@ -360,6 +365,11 @@ def _fix_profile(args: Namespace) -> None:
 )
 def _train(args: Namespace) -> int:
     if args.communicator is None:
+        started = os.environ.get('OMPI_COMM_WORLD_SIZE', os.environ.get('PMI_SIZE', '1'))
+        if started != '1':
+            raise ValueError(
+                f'mpiexec started {started} ranks: give --communicator {" or ".join(parallel.COMMUNICATORS)}'
+            )
         return _train_on(parallel.ALONE, args)
     _fix_profile(args)  # may start Python again, which MPI does not survive
     with parallel.job(args.communicator, args.batch_normalization) as ranks:

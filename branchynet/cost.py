@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from branchynet import _chainer  # noqa: F401
+from branchynet.batching import check_shape
 from branchynet.functions import inference_mode
-from branchynet.net import BranchyNet
+from branchynet.net import BranchyNet, check_net
 
 import chainer
 import numpy as np
@@ -76,8 +77,11 @@ def cost(net: BranchyNet, shape: Sequence[int], dtype: Any = None) -> NetCost:
         A NetCost.
 
     Raises:
+        TypeError: net is no BranchyNet, or shape is none.
         ValueError: the net cannot take such a sample, or a parameter has no shape yet.
     """
+    check_net(net)
+    check_shape(shape)
     for path, param in net.namedparams():
         if not param.is_initialized:
             raise ValueError(

@@ -19,13 +19,13 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, Optional
 
 from branchynet import _chainer  # noqa: F401
-from branchynet.batching import check_labels, checked_labels
+from branchynet.batching import check_labels, check_shape, checked_labels
 from branchynet.chains.reading import Stage
 from branchynet.exits import below, check_answer, check_per_exit, closed, rounded
 from branchynet.files import write_atomically
 from branchynet.inference import Classification, fold_temperatures, obstacle_of_parameters, tally
 from branchynet.links.links import FL, Net
-from branchynet.net import BranchyNet
+from branchynet.net import BranchyNet, check_net
 from branchynet.provenance import commit, sha256_of_net
 
 import chainer
@@ -87,6 +87,8 @@ def export(
         [0]
     """
     _require('onnx', 'onnxruntime')
+    check_net(net)
+    check_shape(shape)
     thresholds = _default_thresholds(net, thresholds)
     obstacle = obstacle_of_parameters(net)
     if obstacle is not None:
@@ -320,7 +322,7 @@ def _require(*modules: str) -> None:
         try:
             importlib.import_module(name)
         except ImportError as e:
-            raise ImportError(f'{name} cannot be imported ({e}): pip install branchynet[onnx]') from e
+            raise ImportError(f'{name} cannot be imported ({e}): pip install "branchynet[onnx]"') from e
 
 
 def _default_thresholds(net: BranchyNet, thresholds: Any) -> list[float]:

@@ -36,7 +36,7 @@ from branchynet.exits import (
 from branchynet.forward import Forward
 from branchynet.functions import inference_mode
 from branchynet.links.links import FL, Net
-from branchynet.net import BranchyNet, Look, check_classes
+from branchynet.net import BranchyNet, Look, check_classes, check_net
 
 import chainer
 import chainer.links as L
@@ -99,6 +99,7 @@ def classify(
     """
     if isinstance(net, Compiled):
         return net.classify(x, thresholds, criterion)
+    check_net(net)
     check_per_exit('thresholds', thresholds, net.numexits() - 1)
     x, _ = net.checked(x)
     rule = exits.Thresholds(thresholds) if criterion is ENTROPY else exits.Scores(criterion, thresholds)
@@ -279,6 +280,7 @@ class Compiled:
     gpu = False
 
     def __init__(self, net: BranchyNet) -> None:
+        check_net(net)
         obstacle = _obstacle(net)
         if obstacle is not None:
             raise ValueError(f'net cannot be compiled: {obstacle}')
@@ -482,6 +484,8 @@ class Compiled:
         except (KeyError, TypeError):  # an array cannot be a key
             pass
         count = self.numexits() - 1
+        if thresholds is None:
+            raise TypeError(f'{name} is None: set it, as a Compiled has no percentTestExits')
         check_per_exit(name, thresholds, count)
         cuts = tuple(rounded(np.broadcast_to(closed(thresholds), count), np.float32).tolist())
         if isinstance(key, (Real, tuple)):

@@ -1055,6 +1055,12 @@ class ChainNet(BranchyNet):
 _reading = threading.RLock()  # a layer may be a net that reads a chain
 
 
+def check_net(net: Any) -> None:
+    """Raises TypeError unless ``net`` is a BranchyNet."""
+    if not isinstance(net, BranchyNet):
+        raise TypeError(f'net is a {type(net).__name__}: expected a BranchyNet, which has exits')
+
+
 def _check_network(network: list[chainer.Link]) -> None:
     check_links('network', network)
     if not network or not isinstance(network[-1], Branch):

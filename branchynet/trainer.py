@@ -21,7 +21,7 @@ from branchynet import _chainer  # noqa: F401
 from branchynet.checkpoint import load_optimizer
 from branchynet.exits import Array
 from branchynet.functions import inference_mode
-from branchynet.net import BranchyNet
+from branchynet.net import BranchyNet, check_net
 from branchynet.shares import Whole
 
 import chainer
@@ -56,7 +56,7 @@ class Updater(updaters.StandardUpdater):
         converter: Callable = chainer.dataset.concat_examples,
         device: Any = None,
     ) -> None:
-        _check_net(net)
+        check_net(net)
         if device is not None:
             net.to_device(device)
         optimizers = {'main': net.optimizer}
@@ -129,7 +129,7 @@ class Evaluator(extensions.Evaluator):
         net: BranchyNet,
         converter: Callable = chainer.dataset.concat_examples,
     ) -> None:
-        _check_net(net)
+        check_net(net)
         super().__init__(iterator, net, converter)
 
     def evaluate(self) -> dict[str, float]:
@@ -168,11 +168,6 @@ class Order(chainer.iterators.OrderSampler):
         """Returns the indices (N,) of the next epoch, from those of the present one."""
         before = np.asarray(current_order, np.int64)
         return np.random.RandomState([self._seed, zlib.crc32(before.tobytes())]).permutation(len(before))
-
-
-def _check_net(net: Any) -> None:
-    if not isinstance(net, BranchyNet):
-        raise TypeError(f'net is a {type(net).__name__}: expected a BranchyNet, which has exits')
 
 
 def _pair(converter: Callable, batch: Any) -> tuple[Array, Array]:

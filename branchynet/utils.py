@@ -12,7 +12,7 @@ from branchynet import augment, sweep
 from branchynet.batching import batches, check_pairs
 from branchynet.exits import Array, check_per_exit, lowest, setting_text
 from branchynet.inference import Compiled
-from branchynet.net import BranchyNet
+from branchynet.net import BranchyNet, check_net
 from branchynet.progress import progress
 from branchynet.training import check_epochs, epochs
 
@@ -37,6 +37,7 @@ def train(
         (losses, accuracies, seconds): the first two are lists with the mean over the steps of every epoch, an array
         (E,), or a scalar for main.
     """
+    check_net(net)
     start = time.perf_counter()
     history = list(epochs(net, x, y, batchsize, num_epoch, main))
     losses, accuracies = _columns(history, 2)
@@ -150,6 +151,7 @@ def train_augment(
     check_pairs(x, y)
     augment.check_images(x, y)
     net.check_data(x, y, augment.normalize(augment.crops(x[:1]))[:1])
+    check_net(net)
     start = time.perf_counter()
     history = list(epochs(net, x, y, batchsize, num_epoch, main, feed=augment.augmentation))
     losses, accuracies = _columns(history, 2)

@@ -766,6 +766,30 @@ def test_images_that_are_too_small_are_named():
         net.get_SM(X[:, :, :1, :1])
 
 
+class Loss(chainer.Chain):
+    """Called as in Chainer 1, with labels."""
+
+    def __call__(self, x, t):
+        return F.softmax_cross_entropy(x, t)
+
+
+@pytest.mark.parametrize(
+    'chain, words',
+    [
+        (
+            L.Classifier(L.Linear(4, 3)),
+            '^chain is a Classifier, which returns a loss: give its network, chain.predictor$',
+        ),
+        (Loss(), r'^Loss.__call__\(x, t\) does not take one array: expected x \(B, ...\) alone, and logits$'),
+        (L.Bilinear(2, 2, 2), r'^Bilinear.forward\(e1, e2\) does not take one array: expected x'),
+    ],
+    ids=['a Classifier', 'with labels', 'two inputs'],
+)
+def test_chains_that_do_not_take_one_array_are_named(chain, words):
+    with pytest.raises(TypeError, match=words):
+        BranchyNet.from_chain(chain, {'a': heads.linear(3)}, x=ROWS)
+
+
 def test_last_links_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match=r'link 0 \(Linear\) cannot take an array of shape \(3, 5\) .*5 != 7'):
         BranchyNet.from_chain(Residual(), {'block1': heads.linear(3)}, final=[L.Linear(7, 3)], x=X)

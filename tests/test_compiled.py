@@ -10,7 +10,7 @@ import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import branchynet
-from branchynet import cpu, inference, sweep, timing
+from branchynet import cost, cpu, export, inference, sweep, timing, utils
 from branchynet.cpu import onednn
 from branchynet.functions import entropy
 from branchynet.inference import Compiled, classify
@@ -420,6 +420,24 @@ def test_the_reason_why_a_net_cannot_be_compiled_is_named(damage, words):
     assert not inference.is_compilable(net)
     with pytest.raises(ValueError, match=f'^net cannot be compiled: {words}$'):
         Compiled(net)
+
+
+def test_what_is_no_net_is_named():
+    compiled, x = Compiled(small_net(thresholdExits=None)), small_data()[0]
+    for call in (
+        lambda: Compiled(compiled),
+        lambda: classify(L.Linear(4, 3), x, 0.5),
+        lambda: cost.cost(compiled, (4,)),
+        lambda: export.export(compiled, 'a.onnx', (4,), 0.5),
+        lambda: utils.train(compiled, *small_data()),
+    ):
+        with pytest.raises(TypeError, match='^net is a (Compiled|Linear): expected a BranchyNet, which has exits$'):
+            call()
+    for call in (lambda: cost.cost(small_net(), 4)), (lambda: export.export(small_net(), 'a.onnx', 4, 0.5)):
+        with pytest.raises(TypeError, match='^shape is 4: expected that of a sample, such as'):
+            call()
+    with pytest.raises(TypeError, match='^thresholdExits is None: set it, as a Compiled has no percentTestExits$'):
+        compiled.test(x)
 
 
 def test_a_missing_onednn_is_named(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from branchynet.links.links import FL, Branch
 
 import chainer
 import chainer.functions as F
+import chainer.links as L
 import numpy as np
 from chainer.functions.activation.softmax import Softmax
 
@@ -34,6 +36,7 @@ def parse(chain: chainer.Link, exits: Mapping[str, Any], final: Any) -> Argument
     """Checks the arguments of BranchyNet.from_chain; Raises as there."""
     if not isinstance(chain, chainer.Link):
         raise TypeError(f'chain is a {type(chain).__name__}: expected a chainer.Chain or another link')
+    _check_call(chain)
     if not isinstance(exits, Mapping) or not exits:
         raise TypeError(f'exits are {exits!r}: expected a dict of links by the path of a layer, at least one')
     branches: dict[str, Branch] = {}
@@ -47,6 +50,23 @@ def parse(chain: chainer.Link, exits: Mapping[str, Any], final: Any) -> Argument
     _check_own_links(chain, {**{f'the exit at {path}': branch for path, branch in branches.items()}, 'final': last})
     network = _as_list(chain, branches, logits, last) if type(chain) is chainer.Sequential else None
     return Arguments(branches, logits, last, network)
+
+
+def _check_call(chain: chainer.Link) -> None:
+    """Raises TypeError if a chain surely does not take one array."""
+    if isinstance(chain, L.Classifier):
+        raise TypeError('chain is a Classifier, which returns a loss: give its network, chain.predictor')
+    own = type(chain).__call__ is not chainer.Link.__call__
+    called: Any = chain if own else getattr(chain, 'forward', None)
+    try:
+        signature = inspect.signature(called)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(None)
+    except TypeError:
+        name = f'{type(chain).__name__}.{"__call__" if own else "forward"}'
+        raise TypeError(f'{name}{signature} does not take one array: expected x (B, ...) alone, and logits') from None
 
 
 def _path(chain: chainer.Link, name: Any) -> str:

@@ -9,7 +9,10 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-from branchynet import _chainer  # noqa: F401
+from branchynet import (
+    _chainer,  # noqa: F401
+    exits,
+)
 from branchynet.legacy.content import Path, about
 from branchynet.legacy.network import without_eps
 
@@ -36,6 +39,8 @@ def load_snapshot(path: Path, link: chainer.Link) -> None:
     """
     wanted: dict[str, Any] = {}
     chainer.serializers.DictionarySerializer(wanted).save(link)
+    for setting in exits.SETTINGS:  # of a BranchyNet, which no such file has
+        wanted.pop(setting, None)
     with about(path, 'a snapshot of Chainer 1'), open(path, 'rb') as f:
         start = f.read(8)
         f.seek(0)

@@ -147,6 +147,13 @@ def test_a_training_that_was_killed_at_its_end_is_resumed(tmp_path, monkeypatch)
     assert train(tmp_path) == 0
 
 
+def test_ranks_without_a_communicator_are_told_to_name_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('OMPI_COMM_WORLD_SIZE', '2')
+    assert train(tmp_path / 'out') == 2
+    assert capsys.readouterr().err.startswith('branchynet: mpiexec started 2 ranks: give --communicator naive')
+    assert not (tmp_path / 'out').exists()
+
+
 def test_calibrate_knows_the_images_of_a_training(tmp_path, capsys):
     assert train(tmp_path) == 0
     capsys.readouterr()

@@ -360,6 +360,15 @@ def test_each_kind_of_file_names_the_other():
         legacy.load_results(file('momentum'))
 
 
+def test_a_snapshot_leaves_the_settings_of_a_net_as_they_are(tmp_path):
+    net = legacy.load(file('momentum'))
+    net.thresholdExits = None
+    chainer.serializers.save_npz(tmp_path / 'net.npz', net)
+    net.thresholdExits, net.temperatures = [0.1] * (net.numexits() - 1), [2.0] * net.numexits()
+    legacy.load_snapshot(tmp_path / 'net.npz', net)
+    assert net.thresholdExits == [0.1] * (net.numexits() - 1) and net.temperatures == [2.0] * net.numexits()
+
+
 @pytest.mark.parametrize('name', ['main.npz', 'trainer.npz'])
 def test_snapshots(name):
     net = legacy.load(file('resnet')).main
