@@ -9,7 +9,7 @@ from unittest.mock import ANY
 import branchynet  # noqa: F401
 from branchynet import cpu, devices, schema, sweep, utils
 from branchynet.datasets import mnist
-from branchynet.experiments import baseline, lenet_mnist, results, runs
+from branchynet.experiments import baseline, claims, lenet_mnist, results, runs
 
 import attrs
 import numpy as np
@@ -113,6 +113,24 @@ def test_the_committed_trainings_are_those_of_the_committed_results(network, see
             assert len(curve.as_released_percent) == len(curve.exits_percent) == 100
         assert len(curve.accuracy_percent) == 50 and len(curve.with_smaller_steps_percent) == baseline.LAST
         assert np.isfinite(curve.with_smaller_steps_percent).all()
+
+
+def test_the_last_epoch_is_not_the_cause_of_lenets_accuracy_as_released():
+    curves = [curve.as_released_percent for curve in baseline.read(str(RESULTS / 'baseline_lenet_mnist')).curves]
+    last = [curve[-baseline.LAST :] for curve in curves]
+    assert max(map(np.ptp, last)) < np.ptp([curve[-1] for curve in curves])
+    assert max(map(max, last)) < float(claims.published('table1.csv')[0]['accuracy_percent'])
+
+
+def test_what_a_page_says_of_two_processors_is_so():
+    found = baseline.read(str(RESULTS / 'baseline_lenet_mnist')).curves
+    runs_of = {
+        run.seed: run.training for run in results.read(str(RESULTS / 'lenet_mnist_paper')).experiments['lenet_mnist']
+    }
+    for curve in found:
+        assert 'Intel' in curve.environment.cpu and 'AMD' in runs_of[curve.seed].environment.cpu
+        assert curve.environment.commit != runs_of[curve.seed].environment.commit
+        assert len(curve.joint_weights_sha256) == 100
 
 
 @pytest.mark.parametrize('network', COMMITTED)
