@@ -10,7 +10,7 @@
 # with status 1 where accuracies or exits differ from those recorded.
 #
 # Exit status: 0 all claims that were checked hold, 1 a claim fell short, 2 bad usage, no data or no installation,
-# 3 an error that the command does not foresee.
+# 3 an unexpected error.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 

@@ -9,6 +9,7 @@ from typing import Any
 from branchynet import _chainer  # noqa: F401
 
 import chainer
+import numpy as np
 
 
 def check_pairs(x: Any, y: Any) -> None:
@@ -67,7 +68,7 @@ def checked_labels(t: Any, x: Any) -> Any:
 
 def check_shape(shape: Any) -> None:
     """Raises TypeError unless ``shape`` is that of a sample: a sequence of whole numbers."""
-    if not isinstance(shape, Sequence) or not all(isinstance(size, Integral) for size in shape):
+    if not isinstance(shape, (Sequence, np.ndarray)) or not all(isinstance(size, Integral) for size in shape):
         raise TypeError(f'shape is {shape!r}: expected that of a sample, such as (3, 32, 32)')
 
 

@@ -98,7 +98,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
     Returns:
         The exit status: 2, with one line on standard error, for a user's mistake; 3, with a traceback, for an error
-        that no command foresees. To a caller in Python the latter is raised.
+        that no command foresees. A caller in Python gets the exception itself.
     """
     args = _parser().parse_args(argv)
     args.from_python = argv is not None
@@ -713,7 +713,6 @@ def _calibrate(args: Namespace) -> int:
     from branchynet.experiments import weights
 
     _check_file(args.out, '--out')
-    _check_file(args.draw, '--draw')
     if args.draw is not None and not os.path.splitext(args.draw)[1]:
         raise ValueError(f'--draw {args.draw}: expected a name that ends in a format, as in .pdf or .png')
     target = Target(args.accuracy_loss, args.seconds, args.macs, args.leave, args.at - 1, args.clock)

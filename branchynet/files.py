@@ -186,7 +186,7 @@ def lock(folder: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def waiting_for(path: str) -> Iterator[None]:
-    """Lets one process at a time do the with block for a file; the others wait. Not where the system has no flock.
+    """Lets one process at a time do the with block for a file; the others wait. Not where the system cannot lock files.
 
     Args:
         path: path of the file, which the block makes; the lock is a file beside it.
@@ -197,14 +197,16 @@ def waiting_for(path: str) -> Iterator[None]:
     lock_path = f'{path}.lock'
     while True:
         with open(lock_path, 'a+b') as f:
-            fcntl.flock(f, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(f, fcntl.LOCK_EX)
             if not _is_at(f, lock_path):
                 continue  # its holder removed it, before it was locked here
             try:
                 yield
                 return
             finally:
-                os.remove(lock_path)  # while it is locked: so no other process's lock is removed
+                with contextlib.suppress(OSError):
+                    os.remove(lock_path)  # while it is locked: so no other process's lock is removed
 
 
 def _open_lock(path: str, folder: str) -> BinaryIO:

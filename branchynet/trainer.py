@@ -103,6 +103,8 @@ class Updater(updaters.StandardUpdater):
             flags = serializer('frozen', None)
         except KeyError:  # a snapshot of an earlier version
             return
+        if flags is None:  # the same, where the loader is not strict
+            return
         self._net.thaw()
         self._net.freeze(*(part for part, is_frozen in zip(parts, flags) if is_frozen))
 

@@ -147,11 +147,11 @@ def train_augment(
     net: BranchyNet, x: np.ndarray, y: np.ndarray, batchsize: int = 10000, num_epoch: int = 20, main: bool = False
 ) -> tuple[list, list, float]:
     """`train` over augment.augmentation; a step takes all views of ``batchsize`` images."""
+    check_net(net)
     check_epochs(num_epoch)
     check_pairs(x, y)
     augment.check_images(x, y)
     net.check_data(x, y, augment.normalize(augment.crops(x[:1]))[:1])
-    check_net(net)
     start = time.perf_counter()
     history = list(epochs(net, x, y, batchsize, num_epoch, main, feed=augment.augmentation))
     losses, accuracies = _columns(history, 2)

@@ -95,7 +95,8 @@ def by_experiment(found: Sequence[Results]) -> str:
     for results in found:
         for name, seeds in results.experiments.items():
             count = len({run.seed for run in seeds})
-            trained[name] = f'{results.preset}, {count} seed{"s" if count > 1 else ""}'
+            amount = f'{results.preset}, {count} seed{"s" if count > 1 else ""}'
+            trained[name] = f'{trained[name]}; {amount}' if name in trained else amount
     rows = []
     for name in NAMES:
         counts = counted([v for v in merged if v.claim.experiment == name])

@@ -41,7 +41,7 @@ def reproduce(names: list[str], seeds: range, setup: runs.Setup, all_of_them: bo
         all_of_them: whether an experiment that cannot run is a failure.
 
     Returns:
-        The exit status: 0 all checked claims hold, 1 a claim fell short, 2 nothing can run, a job failed or, with
+        The exit status: 0 all checked claims hold, 1 a claim fell short, 2 nothing can run, a run failed or, with
         all_of_them, not everything can run.
 
     Raises:
@@ -250,6 +250,7 @@ def _run(
             return [f'{name} is skipped: {e}']
         except (OSError, ValueError) as e:
             failed[runs.stem(*run_id)] = str(e)
+            print(f'{runs.stem(*run_id)} failed: {e}', file=sys.stderr, flush=True)
             continue
         others = [one for one in results.experiments.get(name, []) if (one.part, one.seed) != (part, seed)]
         results.experiments[name] = in_order(experiment, [*others, run])

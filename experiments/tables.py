@@ -148,8 +148,8 @@ def _disagreements(seeds: Sequence[NetworkRun]) -> Iterator[pages.Text]:
     found = [(run.seed, setting, one) for run in seeds for setting, one in run.measurement.disagreements().items()]
     if found:
         times = '; '.join(
-            f'seed {seed}, {setting} setting, {one.clock} clock: composed {one.composed_ms:.3g} ms, measured '
-            f'{one.direct_ms:.3g} ms'
+            f'seed {seed}, {setting} setting, {one.clock} clock: composed {one.composed_ms:.4g} ms, measured '
+            f'{one.direct_ms:.4g} ms'
             for seed, setting, one in found
         )
         yield pages.Text(

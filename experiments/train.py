@@ -42,9 +42,10 @@ def train(
         The record.
 
     Raises:
-        OSError: data are missing, the folder cannot be written or is in use, or the checkpoint is damaged.
+        OSError: data are missing, the folder cannot be written or is in use, the checkpoint or the record is damaged,
+            or a training that is resumed has ended and its weights are missing.
         ValueError: the net does not take the data; the folder holds an unfinished training, and setup.resume is not
-            set; or as of runs.begin.
+            set, or results or weights of another training; or as of runs.begin.
     """
     experiment = experiment._replace(presets={PRESET: preset})
     ranks, path = setup.ranks, path_of(setup.out, experiment.name, seed)
@@ -70,7 +71,7 @@ def _finished(out: str, name: str, seed: int, wanted: results.Training) -> resul
     found = runs.check_same_training(path, wanted, schema.read_json(path, EXPECTED))
     for weights, sha256 in _weights(out, name, seed, found).items():
         if not os.path.exists(weights) or files.digest(weights) != sha256:
-            raise OSError(f'{weights} is not what its training wrote: train again, without --resume')
+            raise OSError(f'{weights} is not what its training wrote: {checkpoint.anew(path)}')
     return found
 
 
@@ -83,7 +84,10 @@ def _check_replaces(out: str, name: str, seed: int) -> None:
         return  # of a training that has written main's weights, perhaps
     path, own = path_of(out, name, seed), {}
     if os.path.exists(path):
-        own = _weights(out, name, seed, schema.read(path, results.Training, EXPECTED))
+        try:
+            own = _weights(out, name, seed, schema.read(path, results.Training, EXPECTED))
+        except OSError as e:
+            raise OSError(f'{e}; {checkpoint.anew(path)}') from e
     for weights in runs.main_weights_path(out, name, '', seed), runs.weights_path(out, name, '', seed):
         if os.path.exists(weights) and files.digest(weights) != own.get(weights):
             raise ValueError(f'{weights} is of another training: name another folder with --out, or remove it')

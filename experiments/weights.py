@@ -10,15 +10,15 @@ SHA-256.
 from __future__ import annotations
 
 import csv
-import glob
 import io
 import itertools
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Optional
 
-from branchynet import calibration, checkpoint, cpu, exits, files, schema, sweep, visualize
+from branchynet import calibration, checkpoint, cpu, exits, files, provenance, schema, sweep, visualize
 from branchynet.batching import batches
 from branchynet.calibration import Judgement, Macs, Target
 from branchynet.cost import cost
@@ -55,11 +55,13 @@ class Trained(NamedTuple):
         samples: number of training images: the first of those that are not held out.
         held_out: the images that were left out; None: none was.
         main_sha256: of the file with main's weights before joint training; None: it was not kept.
+        data_sha256: of the data as cut to these samples; None: those of the experiment.
     """
 
     samples: int
     held_out: HeldOut | None = None
     main_sha256: str | None = None
+    data_sha256: str | None = None
 
 
 class Weights(NamedTuple):
@@ -149,10 +151,12 @@ def _trained(path: str, network: str) -> Trained | None:
         for run in results.read(folder).experiments.get(network, []):
             if run.training.weights_sha256 == sha256:
                 return Trained(run.training.train_samples, main_sha256=run.training.main_weights_sha256)
-    for record in glob.glob(os.path.join(glob.escape(folder), f'training_{network}_seed*.json')):
+    named = re.fullmatch(f'weights_{network}_seed(\\d+).npz', os.path.basename(path))
+    record = train.path_of(folder, network, int(named.group(1))) if named else ''
+    if os.path.exists(record):
         training = schema.read(record, results.Training, train.EXPECTED)
         if training.weights_sha256 == sha256:
-            return Trained(training.train_samples, main_sha256=training.main_weights_sha256)
+            return Trained(training.train_samples, None, training.main_weights_sha256, training.data_sha256)
     return None
 
 
@@ -275,6 +279,10 @@ def calibrate(weights: Weights, variant: str, target: Target, options: Options) 
     """
     calibration.check_target(target, weights.net.numexits(), options.guarantee)
     x, y, x_test, t_test = weights.experiment.get_data()
+    if weights.trained is not None and weights.trained.data_sha256 is not None:
+        samples = weights.trained.samples
+        if provenance.sha256_of_arrays((x[:samples], y[:samples], x_test, t_test)) != weights.trained.data_sha256:
+            raise ValueError(f'{weights.path} was trained on other data than {weights.experiment.name} has here')
     index, seen_by_training = hold_out(weights.trained, y, options.samples, options.seed)
     x, t = x[index], y[index]
     criterion, macs = exits.CRITERIA[options.criterion], weights.macs(x)

@@ -225,7 +225,6 @@ def test_data_says_what_is_there(capsys, tmp_path, monkeypatch):
     [
         ['sweep', '--out', '{}/missing/a.csv'],
         ['calibrate', '--leave', '0.5', '--out', '{}/missing/a.json'],
-        ['calibrate', '--leave', '0.5', '--draw', '{}/missing/a.png'],
         ['calibrate', '--leave', '0.5', '--draw', '{}/figure'],
     ],
 )

@@ -430,6 +430,7 @@ def test_what_is_no_net_is_named():
         lambda: cost.cost(compiled, (4,)),
         lambda: export.export(compiled, 'a.onnx', (4,), 0.5),
         lambda: utils.train(compiled, *small_data()),
+        lambda: utils.train_augment(compiled, *small_data()),
     ):
         with pytest.raises(TypeError, match='^net is a (Compiled|Linear): expected a BranchyNet, which has exits$'):
             call()

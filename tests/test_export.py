@@ -627,10 +627,10 @@ def test_an_onnx_file_of_another_kind_is_refused(tmp_path):
 def test_the_extra_is_named_where_it_is_missing(monkeypatch, form):
     exported(small_net(), form)
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
-    with pytest.raises(ImportError, match=r'pip install branchynet\[onnx\]'):
+    with pytest.raises(ImportError, match=r'pip install "branchynet\[onnx\]"'):
         OnnxBranchyNet(form)
     monkeypatch.setitem(sys.modules, 'onnx', None)
-    with pytest.raises(ImportError, match=r'onnx cannot be imported .* pip install branchynet\[onnx\]'):
+    with pytest.raises(ImportError, match=r'onnx cannot be imported .* pip install "branchynet\[onnx\]"'):
         export.export(small_net(), form, (4,), THRESHOLDS)
 
 
@@ -679,7 +679,7 @@ def test_mistakes_on_the_command_line_are_one_line(form, arguments, message, cap
 def test_the_command_names_the_extra(form, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'onnx', None)
     assert main(['export', 'onnx', WEIGHTS, '--network', 'lenet_mnist', '--out', form]) == 2
-    assert 'pip install branchynet[onnx]' in capsys.readouterr().err
+    assert 'pip install "branchynet[onnx]"' in capsys.readouterr().err
 
 
 def test_a_net_with_a_frozen_trunk_is_exported(tmp_path):

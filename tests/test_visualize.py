@@ -200,7 +200,7 @@ def test_settings_may_be_scalars_or_lists(ps):
     expected = ['0.1', '0.5', '1', '2'] if np.ndim(ps) == 1 else ['0.1, 0.2', '0.1, 0.5', '0.5, 1', '1, 2']
     ticks = [t.get_text() for t in visualize.plot_tradeoff(ps, ACCS, TIMES, 0.991, 3.0).axes[1].get_xticklabels()]
     assert [text for text in ticks if text] == expected
-    assert visualize.plot_roc(ps, ACCS, TIMES, 0.991, 3.0).axes[0].lines
+    assert len(visualize.plot_roc(ps, ACCS, TIMES, 0.991, 3.0).axes[0].lines[0].get_xdata()) == 4
 
 
 def test_roc():

@@ -54,7 +54,7 @@ def parse(chain: chainer.Link, exits: Mapping[str, Any], final: Any) -> Argument
 
 def _check_call(chain: chainer.Link) -> None:
     """Raises TypeError if a chain surely does not take one array."""
-    if isinstance(chain, L.Classifier):
+    if type(chain) is L.Classifier:
         raise TypeError('chain is a Classifier, which returns a loss: give its network, chain.predictor')
     own = type(chain).__call__ is not chainer.Link.__call__
     called: Any = chain if own else getattr(chain, 'forward', None)

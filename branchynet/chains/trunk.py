@@ -84,6 +84,8 @@ class Trunk(chainer.Chain):
         try:
             return self.chain(x)
         except REFUSALS as e:
+            if not reason(e):
+                raise  # an assertion of the user's
             raise ValueError(
                 f'forward cannot take samples of shape {x.shape[1:]} and dtype {x.dtype}: {reason(e)}'
             ) from e

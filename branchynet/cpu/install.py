@@ -163,15 +163,25 @@ def _change(stacklevel: int = 0, enabled: Optional[bool] = None) -> None:
         _enabled = enabled  # only now: its warning may be an error
         if wanted != _in_place:
             _in_place = wanted
-            for key, kernel in _kernels.items():
-                owner, name = key
-                if wanted:
-                    _stock[key] = getattr(owner, name)
-                    _chainer.set_method(owner, name, kernel)
-                elif key in _INHERITED:
-                    delattr(owner, name)
-                else:
-                    _chainer.set_method(owner, name, _stock[key])
+            _switch(wanted)
+            while _in_place != wanted:  # a signal's handler came meanwhile and switched them back
+                wanted = _in_place
+                _switch(wanted)
+
+
+def _switch(on: bool) -> None:
+    """Puts kernels in place that are not there, or takes away those that are."""
+    for key, kernel in _kernels.items():
+        owner, name = key
+        if on == (vars(owner).get(name) is kernel):
+            continue
+        if on:
+            _stock[key] = getattr(owner, name)
+            _chainer.set_method(owner, name, kernel)
+        elif key in _INHERITED:
+            delattr(owner, name)
+        else:
+            _chainer.set_method(owner, name, _stock[key])
 
 
 def _make_kernels(stacklevel: int) -> dict[tuple[Any, str], Callable]:

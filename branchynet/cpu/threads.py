@@ -86,10 +86,10 @@ def run(
         try:
             for _ in range(share - 1):
                 futures.append(pool.submit(_work, task, remaining, around))
-        except (
-            RuntimeError
-        ):  # it was closed meanwhile, by set_num_threads or by Python, which ends; or no thread starts
-            is_whole = False
+        except RuntimeError:
+            is_whole = (
+                False  # it was closed meanwhile, by set_num_threads or by Python, which ends; or no thread starts
+            )
         _work(task, remaining, around)
         for future in futures:
             future.result()
@@ -102,7 +102,8 @@ def run(
         raise
     finally:
         if not is_whole:
-            _forget_pool()
+            if _pool is pool:
+                _forget_pool()
             pool.shutdown()  # a thread of it may have taken the task for which no other one started
 
 

@@ -555,6 +555,32 @@ def test_a_child_that_is_forked_while_another_thread_puts_kernels_in_place():
     """)
 
 
+@pytest.mark.parametrize('inner', ['with cpu.fast(): pass', 'cpu.disable()'])
+@pytest.mark.parametrize('outer', ['with cpu.fast(): pass', 'cpu.enable(); cpu.disable()'])
+def test_a_handler_that_comes_while_kernels_are_switched_leaves_them_whole(outer, inner):
+    run(f"""
+        from branchynet import _chainer, cpu
+        from branchynet.cpu import install
+        with cpu.fast():
+            pass
+        stock = {{(owner, name): getattr(owner, name) for owner, name in install._kernels}}
+        set_method = _chainer.set_method
+        for turn in range(2 * len(stock)):
+            calls = []
+            def interrupted(*args):
+                set_method(*args)
+                calls.append(args)
+                if len(calls) == turn:
+                    _chainer.set_method = set_method
+                    {inner}
+            _chainer.set_method = interrupted
+            {outer}
+            _chainer.set_method = set_method
+            assert not install.are_in_place()
+            assert all(getattr(owner, name) is method for (owner, name), method in stock.items()), turn
+    """)
+
+
 @pytest.mark.parametrize('use', ['with cpu.fast(): pass', 'cpu.enable()'])
 def test_where_the_warning_is_an_error_nothing_is_in_place(use):
     run(f"""

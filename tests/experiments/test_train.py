@@ -129,7 +129,7 @@ def test_a_finished_training_is_resumed_only_with_its_weights(tmp_path, capsys):
         capsys.readouterr()
         assert train(tmp_path, '--resume') == 2
         error = capsys.readouterr().err
-        assert f'{weights} is not what its training wrote: train again' in error and error.count('\n') == 1
+        assert f'{weights} is not what its training wrote: to start anew, name' in error and error.count('\n') == 1
         weights.write_bytes(content)
     assert train(tmp_path, '--resume') == 0
 
