@@ -250,7 +250,7 @@ def _run(
             return [f'{name} is skipped: {e}']
         except (OSError, ValueError) as e:
             failed[runs.stem(*run_id)] = str(e)
-            print(f'{runs.stem(*run_id)} failed: {e}', file=sys.stderr, flush=True)
+            print(f'{runs.stem(*run_id)} failed: {e}', flush=True)
             continue
         others = [one for one in results.experiments.get(name, []) if (one.part, one.seed) != (part, seed)]
         results.experiments[name] = in_order(experiment, [*others, run])
