@@ -63,9 +63,10 @@ def in_child(threads: int, function: Callable, *args: Any) -> Any:
 def variables(values: Mapping[str, str | None]) -> Iterator[None]:
     """A context in which environment variables have these values for processes that start; None: it is not set."""
     before = dict(os.environ)
-    os.environ.update({name: value for name, value in values.items() if value is not None})
-    for name in [name for name, value in values.items() if value is None]:
+    for name, value in values.items():
         os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
     try:
         yield
     finally:

@@ -101,9 +101,9 @@ class Updater(updaters.StandardUpdater):
             return
         try:
             flags = serializer('frozen', None)
-        except KeyError:  # a snapshot of an earlier version
-            return
-        if flags is None:  # the same, where the loader is not strict
+        except KeyError:
+            flags = None
+        if flags is None:  # a snapshot of an earlier version
             return
         self._net.thaw()
         self._net.freeze(*(part for part, is_frozen in zip(parts, flags) if is_frozen))

@@ -49,7 +49,6 @@ KEYS = {  # of an entry
 }
 CAUSE_KEYS = {'experiment', 'where', 'explains', 'text'}
 _ALL_LEAVE = 2.5  # nats: a threshold above every entropy of 10 classes, at most ln 10 = 2.303
-CANNOT_FAIL = f'with thresholds of {_ALL_LEAVE:g} nats or more all images leave at exit 1, whatever the network'
 
 
 class NotFound(Exception):
@@ -120,17 +119,27 @@ class Claim(NamedTuple):
             tolerance = tolerance[self.experiment]
         return tolerance[self.row['exit'] - 1] if isinstance(tolerance, list) else tolerance
 
+    @property
+    def not_checked(self) -> str | None:
+        """The reason why no run can check the claim; None if one can."""
+        if self.row.get('exit') == 1 and float(self.row['thresholds'].split()[0]) >= _ALL_LEAVE:
+            return f'with thresholds of {_ALL_LEAVE:g} nats or more all images leave at exit 1, whatever the network'
+        return self.entry.get('not_checked')
+
     def command(self) -> str | None:
         """The command that checks the claim; None if it is not checked."""
-        if 'measure' not in self.entry:
+        if self.not_checked is not None:
             return None
         device = '' if self.device == 'any' else ' --device ' + {'cpu': 'cpu', 'gpu': 'gpu:0'}[self.device]
-        names = ','.join([*_file()['needs'].get(self.experiment, []), self.experiment])
-        return f'./get_results.sh --only {names} --preset {self.entry["preset"]}{device}'
+        return f'./get_results.sh --only {",".join(self._experiments())} --preset {self.entry["preset"]}{device}'
 
     def minutes(self) -> float:
         """Expected minutes of the command on 2 cores of a CPU."""
-        return _file()['minutes'][self.experiment][self.entry['preset']]
+        return sum(_file()['minutes'][name][self.entry['preset']] for name in self._experiments())
+
+    def _experiments(self) -> list[str]:
+        """The experiment, behind those whose weights it needs."""
+        return [*_file()['needs'].get(self.experiment, []), self.experiment]
 
 
 class Verdict(NamedTuple):
@@ -307,10 +316,8 @@ def _verdict(claim: Claim, results: Results) -> Verdict:
 
 def _why_not(claim: Claim, results: Results) -> str | None:
     """The reason why these results cannot check a claim; None if they can."""
-    if 'not_checked' in claim.entry:
-        return claim.entry['not_checked']
-    if claim.row.get('exit') == 1 and float(claim.row['thresholds'].split()[0]) >= _ALL_LEAVE:
-        return CANNOT_FAIL
+    if claim.not_checked is not None:
+        return claim.not_checked
     runs = results.experiments.get(claim.experiment)
     if not runs:
         return f'{claim.experiment} was not run'

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from branchynet.experiments.claims import CANNOT_FAIL, FAIL, NOT_RUN, PASS, Claim, Verdict
+from branchynet.experiments.claims import FAIL, NOT_RUN, PASS, Claim, Verdict
 from branchynet.experiments.wording import mean
 
 import numpy as np
@@ -121,7 +121,7 @@ def reasons(verdicts: Sequence[Verdict]) -> list[str]:
     unchecked: Counter = Counter()
     for verdict in verdicts:
         if verdict.status == NOT_RUN:
-            if 'not_checked' in verdict.claim.entry or verdict.reason == CANNOT_FAIL:
+            if verdict.claim.not_checked is not None:
                 unchecked[verdict.reason] += 1
             elif verdict.reason == f'{verdict.claim.experiment} was not run':
                 absent[verdict.claim.experiment] += 1

@@ -87,9 +87,8 @@ def run(
             for _ in range(share - 1):
                 futures.append(pool.submit(_work, task, remaining, around))
         except RuntimeError:
-            is_whole = (
-                False  # it was closed meanwhile, by set_num_threads or by Python, which ends; or no thread starts
-            )
+            # It was closed meanwhile, by set_num_threads or by Python, which ends; or no thread starts.
+            is_whole = False
         _work(task, remaining, around)
         for future in futures:
             future.result()
