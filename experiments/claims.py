@@ -166,8 +166,7 @@ class Verdict(NamedTuple):
 def described(verdict: Verdict) -> dict[str, Any]:
     """A verdict, ready for JSON; ``least`` and ``most`` bound the values for which a claim holds."""
     claim = verdict.claim
-    checked = 'measure' in claim.entry
-    least, most = claim.bounds() if checked else (None, None)
+    least, most = claim.bounds() if claim.not_checked is None else (None, None)
     return {
         'id': claim.id,
         'text': claim.text,

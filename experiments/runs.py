@@ -183,11 +183,20 @@ def check_replaces(out: str, trainings: Mapping[RunId, results.Training | None])
             replaced |= {run.training.weights_sha256, run.training.main_weights_sha256}
     for run_id, training in trainings.items():
         if training is not None:
-            _check_no_other_training(out, run_id, replaced | {training.weights_sha256, training.main_weights_sha256})
+            check_no_other_training(out, run_id, replaced | {training.weights_sha256, training.main_weights_sha256})
 
 
-def _check_no_other_training(out: str, run_id: RunId, replaceable: Container[str | None]) -> None:
-    """Checks that a folder has no checkpoint of a run, and no weights but those of some SHA-256."""
+def check_no_other_training(out: str, run_id: RunId, replaceable: Container[str | None]) -> None:
+    """Checks that a folder has no checkpoint of a run, and no weights but those that may be replaced.
+
+    Args:
+        out: the folder.
+        run_id: of the run.
+        replaceable: SHA-256 of weights.
+
+    Raises:
+        ValueError: it has.
+    """
     if checkpoint.has(checkpoint_path(out, *run_id)):
         raise ValueError(f'{out} holds an unfinished training of {stem(*run_id)}: name another folder with --out')
     for path in weights_path(out, *run_id), main_weights_path(out, *run_id):

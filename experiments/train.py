@@ -69,7 +69,12 @@ def _finished(out: str, name: str, seed: int, wanted: results.Training) -> resul
     """The record of a training that has ended, if it is the one that is asked for and its weights are there."""
     path = path_of(out, name, seed)
     found = runs.check_same_training(path, wanted, schema.read_json(path, EXPECTED))
-    for weights, sha256 in _weights(out, name, seed, found).items():
+    where = out, name, '', seed
+    kept = {
+        runs.main_weights_path(*where): found.main_weights_sha256,
+        runs.weights_path(*where): found.weights_sha256,
+    }
+    for weights, sha256 in kept.items():
         if not os.path.exists(weights) or files.digest(weights) != sha256:
             raise OSError(f'{weights} is not what its training wrote: {checkpoint.anew(path)}')
     return found
@@ -82,20 +87,11 @@ def _check_replaces(out: str, name: str, seed: int) -> None:
         raise ValueError(f'{out} holds results of {runs.stem(name, "", seed)}: name another folder with --out')
     if checkpoint.has(runs.checkpoint_path(out, name, '', seed)):
         return  # of a training that has written main's weights, perhaps
-    path, own = path_of(out, name, seed), {}
+    path, own = path_of(out, name, seed), []
     if os.path.exists(path):
         try:
-            own = _weights(out, name, seed, schema.read(path, results.Training, EXPECTED))
+            record = schema.read(path, results.Training, EXPECTED)
         except OSError as e:
             raise OSError(f'{e}; {checkpoint.anew(path)}') from e
-    for weights in runs.main_weights_path(out, name, '', seed), runs.weights_path(out, name, '', seed):
-        if os.path.exists(weights) and files.digest(weights) != own.get(weights):
-            raise ValueError(f'{weights} is of another training: name another folder with --out, or remove it')
-
-
-def _weights(out: str, name: str, seed: int, record: results.Training) -> dict[str, str | None]:
-    """The SHA-256, by path, of the weights that a training wrote."""
-    return {
-        runs.main_weights_path(out, name, '', seed): record.main_weights_sha256,
-        runs.weights_path(out, name, '', seed): record.weights_sha256,
-    }
+        own = [record.main_weights_sha256, record.weights_sha256]
+    runs.check_no_other_training(out, (name, '', seed), own)
