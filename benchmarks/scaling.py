@@ -101,7 +101,7 @@ def summarised(points: list[dict[str, Any]]) -> dict[str, Any]:
     return point
 
 
-def content(network: str, points: list[dict[str, Any]]) -> dict[str, Any]:
+def content(network: str, points: list[dict[str, Any]], environment: dict[str, Any]) -> dict[str, Any]:
     """The file of a network, from the points of all rounds."""
     found: dict[tuple, list[dict[str, Any]]] = {}
     for point in points:
@@ -111,13 +111,14 @@ def content(network: str, points: list[dict[str, Any]]) -> dict[str, Any]:
         'network': network,
         'gradient_bytes': next(iter(found.values()))[0]['gradient_bytes'],
         'points': [summarised(rounds) for _, rounds in sorted(found.items())],
-        'environment': measuring.in_child(1, provenance.environment),
+        'environment': environment,
     }
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measures round by round, and writes the files after every round."""
     points: list[dict[str, Any]] = []
+    environment = measuring.in_child(1, provenance.environment)  # of a rank
     for turn in range(args.rounds):
         for ranks in args.ranks:
             points += launch(ranks, args.networks, args.steps)
@@ -126,7 +127,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                     f'round {turn + 1}: {point["network"]}, {ranks} ranks, {point["scaling"]}: '
                     f'{1e3 * point["step_seconds"]:.1f} ms a step'
                 )
-        measured = {network: content(network, points) for network in args.networks}
+        measured = {network: content(network, points, environment) for network in args.networks}
         for network in args.networks:
             schema.write(os.path.join(args.out, f'{network}.json'), measured[network])
     return measured

@@ -226,13 +226,27 @@ def data_of(experiment: Any, training: results.Training, test_samples: int | Non
     """
     amount = training.main_epochs, training.joint_epochs, training.batchsize, training.train_samples
     data = cut(experiment.get_data(), Preset(*amount, test_samples))
-    found = provenance.sha256_of_arrays(data)
-    if found != training.data_sha256:
-        raise ValueError(
-            f'{experiment.name} was trained on {named(training.data_sha256)}, and the data here is {named(found)}: '
-            'build the data by the same recipe'
-        )
+    check_data(experiment.name, data, training.data_sha256)
     return data
+
+
+def check_data(name: str, data: Data, data_sha256: str) -> None:
+    """Checks that data is that of a training.
+
+    Args:
+        name: of the experiment, for the message.
+        data: cut as the training's was.
+        data_sha256: as the training recorded it.
+
+    Raises:
+        ValueError: it is other data.
+    """
+    found = provenance.sha256_of_arrays(data)
+    if found != data_sha256:
+        raise ValueError(
+            f'{name} was trained on {named(data_sha256)}, and the data here is {named(found)}: build the data by the '
+            'same recipe'
+        )
 
 
 def named(data_sha256: str) -> str:

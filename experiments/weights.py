@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Optional
 
-from branchynet import calibration, checkpoint, cpu, exits, files, provenance, schema, sweep, visualize
+from branchynet import calibration, checkpoint, cpu, exits, files, schema, sweep, visualize
 from branchynet.batching import batches
 from branchynet.calibration import Judgement, Macs, Target
 from branchynet.cost import cost
@@ -281,8 +281,8 @@ def calibrate(weights: Weights, variant: str, target: Target, options: Options) 
     x, y, x_test, t_test = weights.experiment.get_data()
     if weights.trained is not None and weights.trained.data_sha256 is not None:
         samples = weights.trained.samples
-        if provenance.sha256_of_arrays((x[:samples], y[:samples], x_test, t_test)) != weights.trained.data_sha256:
-            raise ValueError(f'{weights.path} was trained on other data than {weights.experiment.name} has here')
+        cut = x[:samples], y[:samples], x_test, t_test
+        runs.check_data(weights.experiment.name, cut, weights.trained.data_sha256)
     index, seen_by_training = hold_out(weights.trained, y, options.samples, options.seed)
     x, t = x[index], y[index]
     criterion, macs = exits.CRITERIA[options.criterion], weights.macs(x)

@@ -155,12 +155,12 @@ def _change(stacklevel: int = 0, enabled: Optional[bool] = None) -> None:
     """
     global _enabled, _in_place
     with _lock:
-        enabled = _enabled if enabled is None else enabled
-        wanted = enabled or bool(_blocks)
+        wanted = (_enabled if enabled is None else enabled) or bool(_blocks)
         if wanted and not _kernels:
             _kernels.update(_make_kernels(stacklevel))
             _chainer.set_method(MaxPoolingND, '__getattr__', pooling.indexes_on_demand)
-        _enabled = enabled  # only now: its warning may be an error
+        if enabled is not None:  # only now: the warning of _make_kernels may be an error
+            _enabled = enabled
         if wanted != _in_place:
             _in_place = wanted
             _switch(wanted)
