@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Callable
 
-from branchynet.cli import Parser, count_of
+from branchynet.cli import Parser, whole_number
 
 
 def parser(name: str, description: str, rounds: int | None = None) -> argparse.ArgumentParser:
@@ -27,7 +27,11 @@ def parser(name: str, description: str, rounds: int | None = None) -> argparse.A
     )
     if rounds is not None:
         result.add_argument(
-            '--rounds', type=count_of('turns'), default=rounds, metavar='N', help='of each (default: %(default)s)'
+            '--rounds',
+            type=whole_number('number of turns'),
+            default=rounds,
+            metavar='N',
+            help='of each (default: %(default)s)',
         )
     result.add_argument(
         '--out',

@@ -139,7 +139,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument('--networks', **{**options.some_of(list(NETWORKS)), 'default': ['lenet', 'resnet']})
     parser.add_argument('--ranks', type=options.counts, default=[1, 2], metavar='N,...', help='(default: 1,2)')
     parser.add_argument(
-        '--steps', type=options.count_of('steps'), default=10, metavar='N', help='of a point (default: %(default)s)'
+        '--steps',
+        type=options.whole_number('number of steps'),
+        default=10,
+        metavar='N',
+        help='of a point (default: %(default)s)',
     )
     options.print_result(parser.parse_args(argv), measure)
     return 0

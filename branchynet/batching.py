@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
-from branchynet import _chainer  # noqa: F401
-
 import chainer
 import numpy as np
 
@@ -87,7 +85,7 @@ def batches(count: int, batchsize: int) -> list[slice]:
     return [slice(i, i + batchsize) for i in range(0, count, batchsize)]
 
 
-def check_labels(classes: int, t: Any) -> None:
+def check_within(t: Any, classes: int) -> None:
     """Checks that no label in t (B,) is beyond the classes.
 
     Raises:

@@ -18,12 +18,12 @@ the baseline on the same samples.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from numbers import Real
 from typing import Any, NamedTuple, Optional
 
-from branchynet import _chainer  # noqa: F401
 from branchynet.batching import batches
 from branchynet.exits import Setting, check_per_exit, leave_at, of_exit
 from branchynet.sweep import ExitRecord, pareto
@@ -244,7 +244,9 @@ def choose(
     """
     baseline = _checked_baseline(recorded, baseline)
     check_target(target, len(recorded.score), guarantee)
-    _check_macs(target, len(recorded.score), macs)
+    _check_macs(macs, len(recorded.score))
+    if target.macs is not None and macs is None:
+        raise ValueError('macs is a target, and the multiply-adds of the network are missing: give them as macs=')
     if guarantee is not None:
         return _guaranteed(recorded, target, baseline, macs, guarantee, seed)
     space, bounds = _Space(recorded, target, macs), _bounds(recorded, target, baseline, macs)
@@ -274,12 +276,13 @@ class _Totals(NamedTuple):
     staying: Any
 
 
+# The field of _Totals that each field of Target limits.
 _KINDS = {
     'accuracy_loss': 'wrong',
     'seconds': 'seconds',
     'macs': 'macs',
     'leave': 'staying',
-}  # fields of Target, _Totals
+}
 
 
 def _objective(target: Target) -> list[str]:
@@ -619,7 +622,7 @@ def judge(recorded: ExitRecord, thresholds: Setting, baseline: Any = None, macs:
         ValueError: the record is empty, or does not fit the other arguments.
     """
     baseline = _checked_baseline(recorded, baseline)
-    _check_exits_of(macs, len(recorded.score))
+    _check_macs(macs, len(recorded.score))
     exits, each = _exits(recorded, thresholds), np.arange(len(baseline))
     lost, gained = _lost_and_gained(recorded, thresholds, baseline)
     ends = [-loss_bound(gained, lost, len(each), (1 - LEVEL) / 2), loss_bound(lost, gained, len(each), (1 - LEVEL) / 2)]
@@ -715,7 +718,7 @@ def check_target(target: Target, exits: int, guarantee: float | None = None) -> 
         raise ValueError(f'guarantee is {guarantee}: expected a number between 0 and {1 - OUTSIDE}')
 
 
-def _check_exits_of(macs: Macs | None, exits: int) -> None:
+def _check_macs(macs: Macs | None, exits: int) -> None:
     if macs is not None and not all(isinstance(count, Real) for count in [macs.main, *macs.exits]):
         raise TypeError(
             'macs does not hold numbers alone: expected Macs(costs.main.macs, [e.leaving.macs for e in costs.exits])'
@@ -724,13 +727,7 @@ def _check_exits_of(macs: Macs | None, exits: int) -> None:
         raise ValueError(f'macs has {len(macs.exits)} exits: expected {exits}')
 
 
-def _check_macs(target: Target, exits: int, macs: Macs | None) -> None:
-    _check_exits_of(macs, exits)
-    if target.macs is not None and macs is None:
-        raise ValueError('macs is a target, and the multiply-adds of the network are missing: give them as macs=')
-
-
-_POSITIVE = 5e-324, 1.7e308, 'a number above 0'
+_POSITIVE = math.ulp(0.0), sys.float_info.max, 'a finite number above 0'
 _RANGES = {
     'accuracy_loss': (-100, 100, 'points from -100 to 100'),
     'seconds': _POSITIVE,

@@ -18,9 +18,8 @@ import zipfile
 import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from branchynet import _chainer  # noqa: F401
 from branchynet.exits import SETTINGS, check_settings
-from branchynet.files import remove_parts, write_atomically
+from branchynet.files import copy, remove_parts, write_atomically
 from branchynet.training import Position
 
 import chainer
@@ -113,8 +112,7 @@ def keep_epoch(path: str) -> None:
     Args:
         path: path of the checkpoint; the copy's ends in EPOCH.
     """
-    with open(path, 'rb') as f:
-        write_atomically(path + EPOCH, f.read())
+    copy(path, path + EPOCH)
 
 
 class State(NamedTuple):
@@ -203,8 +201,8 @@ def restore(path: str, state: State, net: BranchyNet) -> tuple[Any, Position | N
         net.freeze(*meta['frozen'])
     name, *rest = meta['numpy']
     np.random.set_state((name, arrays['generator'], *rest))
-    version, state, gauss = meta['python']
-    random.setstate((version, tuple(state), gauss))
+    version, numbers, gauss = meta['python']
+    random.setstate((version, tuple(numbers), gauss))
     net._learned = meta['learned']
     position = Position(arrays['order'], meta['results']) if 'results' in meta else None
     return meta['notes'], position

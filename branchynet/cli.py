@@ -16,7 +16,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Optional
 
-from branchynet import parallel
+from branchynet import __version__, parallel
+from branchynet.exits import CRITERIA, ENTROPY
 from branchynet.experiments import NAMES, NETWORKS, PRESETS, REDUCED, VARIANTS
 
 import shtab
@@ -25,7 +26,6 @@ DATASETS = {'mnist': 'mnist', 'cifar10': 'cifar10', 'cifar100': 'cifar100gcn', '
 DATA_OF_10 = [name for name in DATASETS if name != 'cifar100']  # classes, as the networks have
 DOWNLOADED = ['cifar10', 'cifar100']
 MAX_SEEDS = 1000
-CRITERIA = ['entropy', 'top_prob', 'margin', 'patience']  # exits.CRITERIA, which --help need not import
 # What a shell completes an argument of this metavar with.
 PATHS = {
     **dict.fromkeys(['DIR', 'OUT'], shtab.DIRECTORY),
@@ -72,7 +72,14 @@ def command(
     return register
 
 
+WEIGHTS = argument('weights', metavar='DIR|WEIGHTS', help='a weights file, or a results folder with one of the network')
 NETWORK = argument('--network', choices=NETWORKS, required=True, metavar='NAME', help=', '.join(NETWORKS))
+VARIANT = argument('--variant', choices=VARIANTS, default=VARIANTS[0], help='of the network (default: %(default)s)')
+CRITERION = argument(
+    '--criterion', choices=list(CRITERIA), default=ENTROPY.name, help='by which samples leave (%(default)s)'
+)
+DEVICE = argument('--device', default='auto', help='auto (default), cpu or gpu:N')
+PROFILE = argument('--profile', choices=['portable', 'fast'], help='bit profile, as of reproduce')
 JSON = argument('--json', action='store_true', help='print the result as JSON, for programs')
 
 
@@ -141,15 +148,13 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 def _parser() -> argparse.ArgumentParser:
-    import branchynet
-
     parser = Parser(
         prog='branchynet',
         description='BranchyNet: early-exit networks, and the experiments of their paper.',
         epilog='BRANCHYNET_DATA names the data folder.\nBRANCHYNET_DEBUG=1 shows the traceback of an error.',
         formatter_class=_Formatter,
     )
-    parser.add_argument('--version', action='version', version=f'branchynet {branchynet.__version__}')
+    parser.add_argument('--version', action='version', version=f'branchynet {__version__}')
     subparsers = parser.add_subparsers(metavar='COMMAND', required=True)
     for name, summary, arguments, examples, run in COMMANDS:
         subparser = subparsers.add_parser(
@@ -177,29 +182,24 @@ def _experiments(text: str) -> list[str]:
 
 def _seeds(text: str) -> range:
     match = re.fullmatch(r'(?:(\d{1,4})-)?(\d{1,4})', text, re.ASCII)
-    first, last = (0, 0) if match is None else (int(match[1] or 0), int(match[2]) - (match[1] is None))
-    if match is None or not first <= last < MAX_SEEDS:
-        raise argparse.ArgumentTypeError(
-            f'{text!r} is no number of seeds: give 1 to {MAX_SEEDS}, or the first and the last seed, as in 3-4'
-        )
-    return range(first, last + 1)
+    if match is not None:
+        first, end = int(match[1] or 0), int(match[2]) + (match[1] is not None)
+        if first < end <= MAX_SEEDS:
+            return range(first, end)
+    raise argparse.ArgumentTypeError(
+        f'{text!r} is no number of seeds: give 1 to {MAX_SEEDS}, or the first and the last seed, as in 3-4'
+    )
 
 
-def count_of(what: str) -> Callable[[str], int]:
-    """A type of argument: a number of things."""
+def whole_number(what: str, least: int = 1) -> Callable[[str], int]:
+    """A type of argument: a whole number; ``what`` names it in the message."""
 
-    def count(text: str) -> int:
-        if not text.isdecimal() or len(text) > 9 or int(text) == 0:
-            raise argparse.ArgumentTypeError(f'{text!r} is no number of {what}: give 1 or more')
+    def number(text: str) -> int:
+        if not text.isdecimal() or len(text) > 9 or int(text) < least:
+            raise argparse.ArgumentTypeError(f'{text!r} is no {what}: give {least} or more')
         return int(text)
 
-    return count
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or len(text) > 9:
-        raise argparse.ArgumentTypeError(f'{text!r}: give a whole number, 0 or more')
-    return int(text)
+    return number
 
 
 def _tolerance(text: str) -> float:
@@ -238,12 +238,12 @@ def _tolerance(text: str) -> float:
     ),
     argument(
         '--jobs',
-        type=count_of('jobs'),
+        type=whole_number('number of jobs'),
         default=1,
         metavar='N',
         help='trainings at a time, each with its share of the threads (default: 1); measured one by one',
     ),
-    argument('--device', default='auto', help='auto (default), cpu or gpu:N'),
+    DEVICE,
     argument(
         '--profile',
         choices=['portable', 'fast'],
@@ -325,12 +325,20 @@ def _fix_profile(args: Namespace) -> None:
     'train',
     'train a network, main alone and then all exits jointly: on this process, or on several by mpiexec',
     NETWORK,
-    argument('--variant', choices=VARIANTS, default=VARIANTS[0], help='of the network (default: %(default)s)'),
+    VARIANT,
     argument('--data', choices=DATA_OF_10, metavar='NAME', help=f"{', '.join(DATA_OF_10)} (default: the network's)"),
-    argument('--samples', type=count_of('samples'), metavar='N', help='the first N training images only'),
-    argument('--epochs', type=_count, nargs=2, metavar=('MAIN', 'JOINT'), help='default: as published'),
-    argument('--batchsize', type=count_of('samples'), metavar='N', help='of a step, on all ranks together'),
-    argument('--seed', type=_count, default=0, metavar='K', help='default: 0'),
+    argument('--samples', type=whole_number('number of samples'), metavar='N', help='the first N training images only'),
+    argument(
+        '--epochs',
+        type=whole_number('number of epochs', least=0),
+        nargs=2,
+        metavar=('MAIN', 'JOINT'),
+        help='default: as published',
+    ),
+    argument(
+        '--batchsize', type=whole_number('number of samples'), metavar='N', help='of a step, on all ranks together'
+    ),
+    argument('--seed', type=whole_number('seed', least=0), default=0, metavar='K', help='default: 0'),
     argument(
         '--out',
         required=True,
@@ -343,7 +351,7 @@ def _fix_profile(args: Namespace) -> None:
         help='go on with a training that was interrupted; without it, one in --out ends the command',
     ),
     argument('--device', default='auto', help='auto (default: every rank its own GPU), cpu or gpu:N'),
-    argument('--profile', choices=['portable', 'fast'], help='bit profile, as of reproduce'),
+    PROFILE,
     argument(
         '--communicator',
         choices=parallel.COMMUNICATORS,
@@ -415,8 +423,8 @@ def _check_data(args: Namespace) -> None:
     'measure a results folder again, from its weights (status 1: accuracies or exits differ)',
     argument('dir', metavar='DIR', help='a results folder, or one in which a training has not ended'),
     argument('--out', metavar='OUT', help='results folder to write (default: DIR itself)'),
-    argument('--device', default='auto', help='auto (default), cpu or gpu:N'),
-    argument('--profile', choices=['portable', 'fast'], help='bit profile, as of reproduce'),
+    DEVICE,
+    PROFILE,
 )
 def _measure(args: Namespace) -> int:
     from branchynet.experiments import measure
@@ -428,9 +436,9 @@ def _measure(args: Namespace) -> int:
     'retrain',
     "train a run's first epochs again and compare the weights (status 1: they differ)",
     argument('dir', metavar='DIR', help='a results folder'),
-    argument('--epochs', type=count_of('epochs'), default=1, metavar='N', help='default: 1'),
+    argument('--epochs', type=whole_number('number of epochs'), default=1, metavar='N', help='default: 1'),
     argument('--seed', type=int, default=0, metavar='K', help='seed of the run (default: 0)'),
-    argument('--device', default='auto', help='auto (default), cpu or gpu:N'),
+    DEVICE,
     argument('--profile', choices=['portable', 'fast'], help='bit profile (default: that of the recorded run)'),
 )
 def _retrain(args: Namespace) -> int:
@@ -452,8 +460,8 @@ def _retrain(args: Namespace) -> int:
     examples=['branchynet report results/lenet_mnist_paper', 'branchynet report results/local --all --write'],
 )
 def _report(args: Namespace) -> int:
-    from branchynet.experiments import claims, generated, reproduce, results, tables
-    from branchynet.files import lock, write_atomically
+    from branchynet.experiments import claims, generated, pages, reproduce, results, tables
+    from branchynet.files import lock
 
     if args.update is not None and (args.write or args.all or args.json):
         raise ValueError('--update goes without --write, --all and --json: it checks nothing')
@@ -466,23 +474,18 @@ def _report(args: Namespace) -> int:
             raise ValueError(line)
         print(line, file=sys.stderr)
     if args.update is not None:
-        try:
-            with open(args.update, encoding='utf-8') as f:
-                page = f.read()
-            write_atomically(args.update, generated.updated(page, found).encode())
-        except ValueError as e:  # a page that is no UTF-8 too
-            raise ValueError(f'{args.update}: {e}') from e
+        pages.update(args.update, lambda page: generated.updated(page, found))
         return 0
-    for folder, one in zip(args.dirs, found):
-        if args.write:
+    if args.write:
+        for folder, one in zip(args.dirs, found):
             with lock(folder):
                 reproduce.write(one, folder)
+    status = 2 if edited else 0
     if args.json:
         verdicts = {folder: claims.check(one) for folder, one in zip(args.dirs, found)}
         print_json({folder: list(map(claims.described, of_folder)) for folder, of_folder in verdicts.items()})
         fails = any(v.status == claims.FAIL for of_folder in verdicts.values() for v in of_folder)
-        return 2 if edited else int(fails)
-    status = 2 if edited else 0
+        return max(status, int(fails))
     for folder, one in zip(args.dirs, found):
         if len(found) > 1:
             print(f'{folder}:\n')
@@ -519,10 +522,7 @@ def _compare(folders: list[str], page: Optional[str]) -> int:
     if page is None:
         print(tables, end='')
         return 0
-    try:
-        pages.put_between_markers(page, tables + '\n', side_by_side.MARKERS)
-    except ValueError as e:
-        raise ValueError(f'{page}: {e}') from e
+    pages.update(page, lambda text: pages.between_markers(text, tables + '\n', side_by_side.MARKERS))
     return 0
 
 
@@ -643,14 +643,10 @@ def _dataset(name: str) -> Any:
     return import_module('branchynet.datasets.' + DATASETS[name])
 
 
-VARIANT = argument('--variant', choices=VARIANTS, default=VARIANTS[0], help='of the network (default: %(default)s)')
-CRITERION = argument('--criterion', choices=CRITERIA, default=CRITERIA[0], help='by which samples leave (%(default)s)')
-
-
 @command(
     'sweep',
     'accuracy, exits and times of many settings of thresholds, on the test set',
-    argument('weights', metavar='DIR|WEIGHTS', help='a weights file, or a folder with one of the network'),
+    WEIGHTS,
     NETWORK,
     VARIANT,
     CRITERION,
@@ -685,7 +681,7 @@ def _sweep(args: Namespace) -> int:
 @command(
     'calibrate',
     'choose thresholds for a target on held-out images',
-    argument('weights', metavar='DIR|WEIGHTS', help='a weights file, or a folder with one of the network'),
+    WEIGHTS,
     NETWORK,
     VARIANT,
     CRITERION,
@@ -737,7 +733,7 @@ def _calibrate(args: Namespace) -> int:
     'export',
     'write a network for other runtimes',
     argument('form', choices=['onnx'], help='the form to write'),
-    argument('weights', metavar='DIR|WEIGHTS', help='a weights file, or a results folder with one of the network'),
+    WEIGHTS,
     NETWORK,
     VARIANT,
     argument(
@@ -830,13 +826,12 @@ def _convert_network(args: Namespace) -> int:
     JSON,
 )
 def _info(args: Namespace) -> int:
-    import branchynet
     from branchynet import devices, provenance
     from branchynet.datasets import folder
 
     whole = [name for name in DATASETS if not any(error for _, error in _dataset(name).inspect())]
     info = {
-        'branchynet': branchynet.__version__,
+        'branchynet': __version__,
         **provenance.environment(),
         'data_folder': folder.root(),
         'data': whole,

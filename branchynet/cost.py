@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from branchynet import _chainer  # noqa: F401
 from branchynet.batching import check_shape
 from branchynet.functions import inference_mode
 from branchynet.net import BranchyNet, check_net

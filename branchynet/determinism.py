@@ -21,7 +21,6 @@ import subprocess
 import sys
 from typing import Any
 
-from branchynet import _chainer  # noqa: F401
 from branchynet.devices import count_gpus
 
 import chainer

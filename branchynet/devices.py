@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from branchynet import _chainer  # noqa: F401
-
 import chainer
 import numpy as np
 from chainer.backends import cuda

@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any, Literal, NamedTuple, Optional, Protocol, Union, get_args
 
-from branchynet import _chainer  # noqa: F401
 from branchynet.functions import entropy, smallest
 
 import chainer
@@ -105,17 +104,17 @@ def check_answer(exit: Any, entropy: Array, first: int = 0) -> None:
         )
 
 
-def below(entropy: Array, threshold: float) -> Array:
+def below(key: Array, cut: float) -> Array:
     """The exit rule: a sample leaves where its entropy lies strictly below the threshold.
 
     Args:
-        entropy: (B,), nats; NaN is never below.
-        threshold: nats; rounded to the dtype of ``entropy``.
+        key: (B,), entropies (nats), or the keys of another criterion; NaN is never below.
+        cut: the threshold, or that criterion's cut; rounded to the dtype of ``key``.
 
     Returns:
-        Boolean array (B,) on the device of ``entropy``.
+        Boolean array (B,) on the device of ``key``.
     """
-    return entropy < rounded(threshold, entropy.dtype)
+    return key < rounded(cut, key.dtype)
 
 
 def rounded(thresholds: Any, dtype: Any) -> Any:
@@ -124,18 +123,18 @@ def rounded(thresholds: Any, dtype: Any) -> Any:
         return np.asarray(thresholds, float).astype(dtype)[()]
 
 
-def count_below(entropy: np.ndarray, thresholds: np.ndarray, order: np.ndarray) -> np.ndarray:
+def count_below(key: np.ndarray, cuts: np.ndarray, order: np.ndarray) -> np.ndarray:
     """How many entropies lie below each threshold, as ``below`` compares them.
 
     Args:
-        entropy: (N,), nats.
-        thresholds: (S,), nats.
-        order: (N,), ``entropy.argsort()``.
+        key: (N,), as of ``below``.
+        cuts: (S,), as of ``below``.
+        order: (N,), ``key.argsort()``.
 
     Returns:
         Integers (S,).
     """
-    return np.searchsorted(entropy, rounded(thresholds, entropy.dtype), sorter=order)
+    return np.searchsorted(key, rounded(cuts, key.dtype), sorter=order)
 
 
 def lowest(entropy: Array, count: int) -> Array:
@@ -185,7 +184,7 @@ class Criterion(NamedTuple):
             threshold: a number or an array, on the scale of the scores; None: no sample leaves.
             dtype: of the scores.
         """
-        cut = rounded(threshold, dtype)
+        cut = rounded(threshold, dtype)  # of None: NaN, which no key is below
         if self.side != 'below':
             cut = -cut
         return np.nextafter(cut, dtype.type(math.inf)) if self.side == 'at least' else cut
@@ -294,19 +293,19 @@ class Agreement:
         self._label, self._count = self._label[stays], self._count[stays]
 
 
-def leave_at(entropy: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
+def leave_at(key: np.ndarray, cuts: Sequence[float]) -> np.ndarray:
     """The exit at which every sample leaves under one setting of thresholds.
 
     Args:
-        entropy: (E, N), nats, of every exit and sample.
-        thresholds: (E - 1,), nats.
+        key: (E, N), as of ``below``, of every exit and sample.
+        cuts: (E - 1,), as of ``below``.
 
     Returns:
         Integers (N,), 0 to E - 1.
     """
-    left = np.full(entropy.shape[1], len(entropy) - 1)
-    for k in reversed(range(len(entropy) - 1)):
-        left[below(entropy[k], thresholds[k])] = k
+    left = np.full(key.shape[1], len(key) - 1)
+    for k in reversed(range(len(key) - 1)):
+        left[below(key[k], cuts[k])] = k
     return left
 
 

@@ -18,8 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Optional
 
-from branchynet import _chainer  # noqa: F401
-from branchynet.batching import check_labels, check_shape, checked_labels
+from branchynet.batching import check_shape, check_within, checked_labels
 from branchynet.chains.reading import Stage
 from branchynet.exits import below, check_answer, check_per_exit, closed, rounded
 from branchynet.files import write_atomically
@@ -189,7 +188,7 @@ class OnnxBranchyNet:
         seconds = time.perf_counter() - start
         if t is not None:
             t = checked_labels(t, result.prob)
-            check_labels(result.prob.shape[1], t)
+            check_within(t, result.prob.shape[1])
         return (*tally(result.label, result.exit, t, self.numexits()), seconds)
 
     def _checked(self, x: Any) -> np.ndarray:

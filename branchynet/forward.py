@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from branchynet import cpu
 from branchynet.cpu import onednn
-from branchynet.cpu.engine import SAMPLES_OF_CALL, DecideExit, NotFinite, Result
+from branchynet.cpu.engine import SAMPLES_OF_CALL, DecideExit, Result, check_finite
 from branchynet.exits import Thresholds, labels
 from branchynet.functions import inference_mode
 from branchynet.net import BranchyNet
@@ -53,8 +53,8 @@ class Forward:
         """Engine.record; samples of a batch have equal shares of its seconds."""
         with _fast(x):
             looks = self._net.look(x)
-        seconds = np.array([[(look.released, look.whole)] * len(x) for look in looks]) / len(x)
-        released, whole = seconds.transpose(2, 0, 1)
+        released = np.repeat([[look.released / len(x)] for look in looks], len(x), axis=1)
+        whole = np.repeat([[look.whole / len(x)] for look in looks], len(x), axis=1)
         return [look.logits for look in looks], released, whole
 
     def main(self, x: np.ndarray) -> tuple[np.ndarray, float]:
@@ -72,7 +72,6 @@ class Forward:
 @contextlib.contextmanager
 def _fast(x: np.ndarray) -> Iterator[None]:
     """A context for inference on x with the fast kernels, and one thread for OpenMP; x must be finite."""
-    if not np.isfinite(x).all():
-        raise NotFinite('x has a NaN or an infinity')
+    check_finite(x)
     with cpu.fast(), onednn.single_threaded(), inference_mode():
         yield

@@ -7,8 +7,6 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from branchynet import _chainer  # noqa: F401
-
 import chainer
 import numpy as np
 from chainer.backend import get_array_module

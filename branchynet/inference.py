@@ -12,10 +12,9 @@ from numbers import Real
 from typing import Any, Callable, NamedTuple, Optional
 
 from branchynet import (
-    _chainer,  # noqa: F401
     exits,
 )
-from branchynet.batching import batches, check_labels
+from branchynet.batching import batches, check_within
 from branchynet.cpu import onednn
 from branchynet.cpu.chain import Chain
 from branchynet.cpu.engine import SAMPLES_OF_CALL, Engine, NotFinite, Result, take_turns
@@ -36,7 +35,7 @@ from branchynet.exits import (
 from branchynet.forward import Forward
 from branchynet.functions import inference_mode
 from branchynet.links.links import FL, Net
-from branchynet.net import BranchyNet, Look, check_classes, check_net
+from branchynet.net import BranchyNet, Look, check_net, check_same_classes
 
 import chainer
 import chainer.links as L
@@ -105,7 +104,7 @@ def classify(
     rule = exits.Thresholds(thresholds) if criterion is ENTROPY else exits.Scores(criterion, thresholds)
     with inference_mode():
         parts = [tuple(map(to_cpu, left[:4])) for left in net.leave(x, rule)]
-    check_classes([part[1] for part in parts])
+    check_same_classes([part[1] for part in parts])
     index, logits, prob, entropy = map(np.concatenate, zip(*parts))
     exit = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
     order = index.argsort()
@@ -119,7 +118,10 @@ def _without_nan(result: Classification) -> Classification:
 
 
 def is_compilable(net: BranchyNet) -> bool:
-    """Whether Compiled takes a net: its parameters are float32, on the CPU, all with a shape, and oneDNN loads."""
+    """Whether Compiled takes a net.
+
+    Its parameters are float32, on the CPU and have a shape; those before the last layers are finite; and oneDNN loads.
+    """
     return _obstacle(net) is None
 
 
@@ -139,7 +141,9 @@ def _obstacle(net: BranchyNet) -> Optional[str]:
 
 
 def obstacle_of_parameters(net: BranchyNet) -> Optional[str]:
-    """The reason, and the remedy, why a net's parameters are not all float32, on the CPU and with a shape.
+    """Why a net cannot be compiled or exported because of its parameters, and the remedy.
+
+    They must be float32, on the CPU, and have a shape.
 
     Args:
         net: a BranchyNet; main's own head needs no shape.
@@ -368,7 +372,8 @@ class Compiled:
             return self._net.test_at(cuts, x, t)
         if len(x) == 1:
             engine = self._engine(x)
-            _check_label(t, engine)
+            if t is not None:
+                check_within(t, engine.classes)
             label, k, seconds = self._call(engine.leave_one, x, cuts, _rule(cuts))
             accuracy = math.nan if t is None else float(label == t[0])
             counts, accuracies = [0] * self.numexits(), [0.0] * self.numexits()
@@ -376,7 +381,7 @@ class Compiled:
             return accuracy, accuracies, counts, seconds
         result = self._leave(x, cuts)
         if t is not None:
-            check_labels(result.score.shape[1], t)
+            check_within(t, result.score.shape[1])
         return (*tally(result.label, result.exit, t, self.numexits()), result.seconds)
 
     def test_main(self, x: Array, t: Optional[Array] = None) -> tuple[float, float]:
@@ -398,7 +403,8 @@ class Compiled:
         self._check_main_head()
         engine = self._engine(x)
         if len(x) == 1:
-            _check_label(t, engine)
+            if t is not None:
+                check_within(t, engine.classes)
             start = time.perf_counter()
             label = self._call(engine.main_one, x)
             return math.nan if t is None else float(label == t[0]), time.perf_counter() - start
@@ -408,7 +414,7 @@ class Compiled:
         def task(i: int) -> None:
             logits, seconds[i] = engine.main(x[parts[i]])
             if t is not None:
-                check_labels(logits.shape[1], t)
+                check_within(t, logits.shape[1])
             label[parts[i]] = labels(logits)
 
         run(task, len(parts))
@@ -574,12 +580,6 @@ def tally(
     right = np.full(len(label), math.nan) if t is None else label == t
     correct = np.bincount(exit, right, exits).tolist()
     return sum(correct) / len(label), [c / n if n else 0.0 for c, n in zip(correct, counts)], counts
-
-
-def _check_label(t: Optional[np.ndarray], engine: Engine) -> None:
-    """check_labels for one sample, before it is classified."""
-    if t is not None:
-        check_labels(engine.classes, t)
 
 
 def _machine_code(net: BranchyNet, shape: tuple[int, int, int], with_main: bool) -> Optional[Cascade]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Union
 
 from branchynet import exits
-from branchynet.batching import batches, check_labels, check_pairs, checked_array, checked_labels
+from branchynet.batching import batches, check_pairs, check_within, checked_array, checked_labels
 from branchynet.chains.arguments import parse
 from branchynet.chains.reading import Stage, read
 from branchynet.chains.trunk import Trunk
@@ -79,7 +79,8 @@ class BranchyNet(chainer.Chain):
 
     Methods take NumPy or CuPy arrays or Variables: x (B, ...) of the parameters' dtype, and t (B,), signed integer
     labels from 0. Before any parameter changes, a method raises TypeError where a type or dtype is wrong, and
-    ValueError where a shape or a value is. ``train*`` and ``find_*`` run in training mode, all others in testing mode.
+    ValueError where a shape or a value is. ``train*`` and ``find_*`` run in training mode; ``test*``, ``run*``,
+    ``look`` and ``get_SM`` in testing mode; ``forward``, ``stage`` and ``exit`` in Chainer's present mode.
 
     Args:
         network: list of links, which become the net's own. A Branch in it marks an exit; the last element is a Branch.
@@ -308,7 +309,8 @@ class BranchyNet(chainer.Chain):
                 losses, accuracies, total = tape.joint(self.models, x, t, reach)
             else:
                 losses, accuracies, total = self.joint_loss(x, t, Whole(len(x)))
-                self._tapes.add(links, x, [part[0] for model in self.models for part in _parts(model) if part])
+                spans = [span for m in self.models for span in (m[m.starti : m.endi], m[m.endi :]) if span]
+                self._tapes.add(links, x, [span[0] for span in spans])
         step(total, [self.optimizer, *self.optimizers])
         return [float(loss.item()) for loss in losses], [float(accuracy.item()) for accuracy in accuracies]
 
@@ -534,7 +536,7 @@ class BranchyNet(chainer.Chain):
         x, _ = self.checked(x)
         with inference_mode():
             parts = list(self.leave(x, self._testing_rule()))
-        check_classes([part.logits for part in parts])
+        check_same_classes([part.logits for part in parts])
         first = parts[0].logits
         result = self.xp.empty((len(x), first.shape[1]), first.dtype)
         for part in parts:
@@ -619,7 +621,7 @@ class BranchyNet(chainer.Chain):
                 logits = self._scaled(k, self.exit(k, x).array)
                 prob, entropy = exits.answer(logits)
                 result.append(Look(prob, entropy, trunk - start, now(self) - start, logits))
-        check_classes([look.logits for look in result])
+        check_same_classes([look.logits for look in result])
         return result
 
     # Thresholds
@@ -773,7 +775,7 @@ class BranchyNet(chainer.Chain):
         Raises:
             ValueError: there is no such part.
         """
-        self.frozen = self.frozen | self._parts(parts)
+        self.frozen = self.frozen | self._named_parts(parts)
         self._hold_frozen()
 
     def thaw(self, *parts: Part) -> None:
@@ -785,14 +787,14 @@ class BranchyNet(chainer.Chain):
         Raises:
             ValueError: there is no such part.
         """
-        thawed = self.frozen & self._parts(parts) if parts else self.frozen
+        thawed = self.frozen & self._named_parts(parts) if parts else self.frozen
         self.frozen = self.frozen - thawed
         for part in thawed:
             for link in self._links_of(part):
                 link.enable_update()
         self._hold_frozen()  # another frozen part may share some of these links
 
-    def _parts(self, names: tuple[Part, ...]) -> frozenset[Part]:
+    def _named_parts(self, names: tuple[Part, ...]) -> frozenset[Part]:
         """The parts that freeze and thaw are given."""
         parts: set[Part] = set()
         for name in names:
@@ -894,7 +896,7 @@ class BranchyNet(chainer.Chain):
         new = super().copy(mode)
         copies: dict[int, chainer.Link] = {}  # by the link's identity, as a link may have several places in a net
         for net, of_new in zip([self.main, *self.models], [new.main, *new.models]):
-            for i, link in enumerate(net):
+            for i, link in enumerate(net if isinstance(net, Net) else []):  # a chain's own copy is whole
                 of_new[i] = copies.setdefault(id(link), of_new[i])
         new._setup_optimizers()
         new.clearLearnedExitsThresholds()
@@ -947,7 +949,7 @@ class BranchyNet(chainer.Chain):
         t = checked_labels(t, self._checked_x(x))
         with inference_mode():
             sample, _ = self.checked(sample)
-            check_labels(self.exit(0, self.one_pass()(0, sample)).shape[1], t)
+            check_within(t, self.exit(0, self.one_pass()(0, sample)).shape[1])
 
     def _checked_x(self, x: Array) -> Array:
         x = checked_array('x', x)
@@ -1028,15 +1030,6 @@ class ChainNet(BranchyNet):
             raise ValueError(f'exit {i} is the end of the chain and has no links of its own: call train_main')
         return super().train_branch(i, x, t)
 
-    def copy(self, mode: str = 'share') -> BranchyNet:
-        """As of BranchyNet."""
-        if mode == 'copy':
-            return super().copy(mode)
-        new = chainer.Chain.copy(self, mode)
-        new._setup_optimizers()
-        new.clearLearnedExitsThresholds()
-        return new
-
     def freeze(self, *parts: Part) -> None:
         """As of BranchyNet.
 
@@ -1110,12 +1103,7 @@ def _unowned(k: int, links: Sequence[chainer.Link], owned: set[int]) -> list[cha
     return result
 
 
-def _parts(net: Net) -> list[list[chainer.Link]]:
-    """The links of an exit's stage, and its own."""
-    return [net[net.starti : net.endi], net[net.endi :]]
-
-
-def check_classes(logits: Sequence[Array]) -> None:
+def check_same_classes(logits: Sequence[Array]) -> None:
     """Raises ValueError unless the exits' logits (B, C) have the same classes."""
     shapes = [of_exit.shape[1:] for of_exit in logits]
     for k, shape in enumerate(shapes):
@@ -1141,7 +1129,7 @@ def loss_and_accuracy(logits: chainer.Variable, t: Array) -> tuple[chainer.Varia
     """
     if logits.ndim != 2:
         raise ValueError(f'an exit gives logits of shape {logits.shape[1:]} for a sample: expected (classes,)')
-    check_labels(logits.shape[1], t)
+    check_within(t, logits.shape[1])
     return F.softmax_cross_entropy(logits, t), F.accuracy(logits, t)
 
 
@@ -1173,7 +1161,7 @@ def _test_net(net: Net, x: Array, t: Array | None) -> tuple[float, float]:
 
 def _count_correct(logits: Array, t: Array) -> int:
     if len(t):
-        check_labels(logits.shape[1], t)
+        check_within(t, logits.shape[1])
     return int((exits.labels(logits) == t).sum())
 
 

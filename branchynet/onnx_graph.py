@@ -12,7 +12,6 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
-from branchynet import _chainer  # noqa: F401
 from branchynet.links.links import FL
 
 import chainer

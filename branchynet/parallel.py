@@ -21,7 +21,6 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from branchynet import _chainer  # noqa: F401
 from branchynet.batching import check_pairs
 from branchynet.chains.trunk import Trunk
 from branchynet.exits import Array

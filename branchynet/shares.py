@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from branchynet import _chainer  # noqa: F401
-
 import numpy as np
 from chainer.backend import get_array_module
 from chainer.backends.cuda import to_cpu

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from branchynet import (
-    _chainer,  # noqa: F401
     timing,
 )
-from branchynet.batching import batches, check_labels, check_pairs, checked_array, checked_labels
+from branchynet.batching import batches, check_pairs, check_within, checked_array, checked_labels
 from branchynet.devices import now
 from branchynet.exits import (
     ENTROPY,
@@ -26,13 +25,11 @@ from branchynet.exits import (
     leave_at,
 )
 from branchynet.inference import Compiled
+from branchynet.net import BranchyNet, Look
 from branchynet.progress import progress
 
 import numpy as np
 from chainer.backends.cuda import to_cpu
-
-if TYPE_CHECKING:
-    from branchynet.net import BranchyNet, Look
 
 
 class ExitRecord(NamedTuple):
@@ -118,41 +115,33 @@ def record(
     timed = parts[:_TIMED] if isinstance(net, Compiled) else parts
     with timing.no_collection():
         recorded = [_record_batch(net, x, t, part, criterion) for part in progress(timed, 'sweeping')]
-        for values, seconds in zip(recorded, _seconds_of_first_exit(net, [x[part] for part in timed])):
-            values[_WHOLE][0] = seconds
-    released, whole = (np.concatenate([r[i] for r in recorded], axis=1) for i in (2, 3))
+        for of_part, part in zip(recorded, timed):
+            of_part.whole[0] = _seconds_of_first_exit(net, x[part])
+    released, whole = (np.concatenate([getattr(r, name) for r in recorded], axis=1) for name in ('released', 'whole'))
     rest = [slice(first, first + _TOGETHER) for first in range(timed[-1].stop, len(x), _TOGETHER)]
     recorded += [_record_batch(net, x, t, part, criterion) for part in rest]
-    score, correct = (np.concatenate([r[i] for r in recorded], axis=1) for i in (0, 1))
+    score, correct = (np.concatenate([getattr(r, name) for r in recorded], axis=1) for name in ('score', 'correct'))
     turns = np.arange(len(x)) % released.shape[1]
     return ExitRecord(score, correct, released[:, turns], whole[:, turns], criterion)
 
 
-_WHOLE = 3  # the place of ``whole`` in an ExitRecord
-
-
-def _seconds_of_first_exit(net: BranchyNet | Compiled, batches: Sequence[Array]) -> list[float]:
-    """Seconds per sample of the calls in which all samples leave at the first exit, one call for each batch."""
-    seconds = []
-    for x in batches:
-        start = now(net)
-        net.test_at(math.inf, x)
-        seconds.append((now(net) - start) / len(x))
-    return seconds
+def _seconds_of_first_exit(net: BranchyNet | Compiled, x: Array) -> float:
+    """Seconds per sample of a call in which all samples leave at the first exit."""
+    start = now(net)
+    net.test_at(math.inf, x)
+    return (now(net) - start) / len(x)
 
 
 _TIMED = 1000  # batches of a Compiled that are timed
 _TOGETHER = 1024  # samples of a batch that is not timed; they share threads
 
 
-def _record_batch(
-    net: BranchyNet | Compiled, x: Array, t: Array, part: slice, criterion: Criterion
-) -> list[np.ndarray]:
-    """The four arrays (E, B) of an ExitRecord for a part of the samples."""
+def _record_batch(net: BranchyNet | Compiled, x: Array, t: Array, part: slice, criterion: Criterion) -> ExitRecord:
+    """The record of a part of the samples."""
     looks, t, rows = net.look(x[part]), t[part], []
     count = len(t)
     for k, (look, score) in enumerate(zip(looks, _scores(looks, criterion))):
-        check_labels(look.prob.shape[1], t)
+        check_within(t, look.prob.shape[1])
         check_answer(k, look.entropy, part.start)
         rows.append(
             (
@@ -162,7 +151,8 @@ def _record_batch(
                 np.full(count, look.whole / count),
             )
         )
-    return [np.stack(values) for values in zip(*rows)]
+    score, correct, released, whole = map(np.stack, zip(*rows))
+    return ExitRecord(score, correct, released, whole, criterion)
 
 
 def _scores(looks: Sequence[Look], criterion: Criterion) -> list[Array]:
@@ -178,9 +168,9 @@ def _scores(looks: Sequence[Look], criterion: Criterion) -> list[Array]:
 def sweep(recorded: ExitRecord, thresholds: Any) -> Sweep:
     """Evaluates settings exactly: each sample leaves at the first exit whose score its threshold lets go.
 
-    A threshold matters only by its rank, the number of entropies below it. One pass over the samples serves all
-    settings that differ only in the rank of their last threshold: it takes cumulative sums in the order of that
-    exit's entropy, and a setting's total is the entry at its rank. Sorting S settings takes O(S log S). The passes
+    A threshold matters only by its rank, the number of samples that it lets leave. One pass over the samples serves
+    all settings that differ only in the rank of their last threshold: it takes cumulative sums in the order of that
+    exit's scores, and a setting's total is the entry at its rank. Sorting S settings takes O(S log S). The passes
     of O(N) are one for 2 exits, one per rank that occurs at the first exit (at most N + 1) for 3 exits, and one per
     combination of ranks before the last threshold for more exits.
 

@@ -12,7 +12,6 @@ import gc
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from branchynet import _chainer  # noqa: F401
 from branchynet.batching import batches, check_pairs
 from branchynet.devices import now
 from branchynet.progress import progress

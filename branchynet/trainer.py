@@ -17,7 +17,6 @@ import random
 import zlib
 from typing import Any, Callable
 
-from branchynet import _chainer  # noqa: F401
 from branchynet.checkpoint import load_optimizer
 from branchynet.exits import Array
 from branchynet.functions import inference_mode

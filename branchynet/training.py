@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from branchynet import _chainer  # noqa: F401
 from branchynet.batching import batches, check_pairs
 from branchynet.progress import progress
 

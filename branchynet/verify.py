@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from numbers import Real
 from typing import Any, NamedTuple, Optional
 
-from branchynet import _chainer, files, schema  # noqa: F401
+from branchynet import files, schema
 
 import attrs
 import numpy as np

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from branchynet import (
-    _chainer,  # noqa: F401
     functions,
     sweep,
     utils,

@@ -193,7 +193,8 @@ def main() -> int:
     try:
         if args.table is not None:
             found = read(args.out)
-            pages.put_between_markers(args.table, tables(found), f'baseline of {found.experiment}')
+            table, markers = tables(found), f'baseline of {found.experiment}'
+            pages.update(args.table, lambda page: pages.between_markers(page, table, markers))
         else:
             determinism.fix('portable')
             _train(args.only, args.seeds, args.out)

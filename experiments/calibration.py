@@ -312,7 +312,8 @@ def main() -> int:
     args = parser.parse_args()
     try:
         if args.table is not None:
-            pages.put_between_markers(args.table, table(read(args.out)), 'calibration')
+            found = table(read(args.out))
+            pages.update(args.table, lambda page: pages.between_markers(page, found, 'calibration'))
             return 0
         determinism.fix('portable')
         with files.lock(args.out):

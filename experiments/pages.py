@@ -10,7 +10,7 @@ import functools
 import os
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Union
 
 from branchynet.experiments.claims import FAIL, NOT_RUN, PASS
@@ -221,21 +221,23 @@ def cell(value: str | float | Sequence[float], digits: int) -> str:
     return ' '.join(f'{number:.{digits}g}' for number in (value if isinstance(value, Sequence) else [value]))
 
 
-def put_between_markers(path: str, part: str, name: str) -> None:
-    """Replaces the text between two markers of a Markdown file.
+def update(path: str, change: Callable[[str], str]) -> None:
+    """Changes the text of a Markdown file.
 
     Args:
         path: of the file.
-        part: as of `between_markers`.
-        name: as of `between_markers`.
+        change: takes the text; returns the new one, or raises ValueError.
 
     Raises:
         OSError: the file cannot be read or written.
-        ValueError: as of `between_markers`.
+        ValueError: the file is no UTF-8, or that of ``change``; the message names the file.
     """
-    with open(path, encoding='utf-8') as f:
-        text = f.read()
-    write_atomically(path, between_markers(text, part, name).encode())
+    try:
+        with open(path, encoding='utf-8') as f:
+            text = change(f.read())
+    except ValueError as e:
+        raise ValueError(f'{path}: {e}') from e
+    write_atomically(path, text.encode())
 
 
 def between_markers(text: str, part: str, name: str = 'results') -> str:

@@ -381,6 +381,14 @@ def test_a_net_is_saved_loaded_copied_and_pickled(tmp_path):
     assert not same(weights(net), weights(copies[1]))
 
 
+@pytest.mark.parametrize('mode', ['share', 'init', 'copy'])
+def test_a_copy_keeps_a_link_that_an_exit_calls_twice(mode):
+    twice = L.Linear(CLASSES, CLASSES)
+    net = BranchyNet.from_chain(Residual(), {'block1': [*heads.linear(CLASSES), twice, F.relu, twice]}, x=X)
+    own = net.copy(mode).models[0]
+    assert own[-3] is own[-1] is not twice
+
+
 def test_paths_of_parameters_are_those_of_the_chain(capsys):
     net = residual(verbose=True)
     assert 'main: Residual ChainList' in capsys.readouterr().out

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import branchynet
-from branchynet import cli, exits
+from branchynet import cli
 from branchynet.datasets import mnist
 
 import pytest
@@ -275,10 +275,6 @@ def test_importing_branchynet_imports_nothing_heavy():
 def test_a_data_set_that_cannot_be_built(capsys):
     assert cli.main(['data', 'build', 'cifar10']) == 2
     assert capsys.readouterr().err == ("branchynet: cifar10 cannot be built; run 'branchynet data download cifar10'\n")
-
-
-def test_the_criteria_are_those_of_exits():
-    assert list(exits.CRITERIA) == cli.CRITERIA
 
 
 def test_from_results_takes_no_options_of_a_training(capsys, tmp_path, monkeypatch):

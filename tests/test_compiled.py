@@ -2,6 +2,7 @@
 
 import copy
 import multiprocessing
+import operator
 import os
 import pickle
 import subprocess
@@ -452,11 +453,21 @@ def test_a_missing_onednn_is_named(monkeypatch):
         Compiled(small_net())
 
 
-def test_links_that_pass_on_no_array_are_named():
-    net = branchynet.BranchyNet([FL(F.separate, axis=1), FL(F.stack, axis=1), Branch([L.Linear(4, 3)])])
-    message = '^separate returns a tuple: expected an array, or the net cannot be compiled$'
+@pytest.mark.parametrize(
+    'link, rest',
+    [
+        (FL(F.separate, axis=1), FL(F.stack, axis=1)),
+        (FL(F.max_pooling_2d, 1, return_indices=True), FL(operator.itemgetter(0))),
+        (FL(F.dropout, 0.5, return_mask=True), FL(operator.itemgetter(0))),
+    ],
+    ids=lambda link: getattr(link.fn, '__name__', ''),
+)
+def test_links_that_pass_on_no_array_are_named(link, rest):
+    net = branchynet.BranchyNet([link, rest, Branch([L.Linear(48, 3)])])
+    x = np.random.RandomState(0).rand(2, 3, 4, 4).astype(np.float32)
+    message = f'^{link.fn.__name__} returns a tuple: expected an array, or the net cannot be compiled$'
     with pytest.raises(ValueError, match=message):
-        classify(Compiled(net), small_data()[0], [])
+        classify(Compiled(net), x, [])
 
 
 def test_joint_training_alone_is_enough_for_layers_sized_by_their_first_input():

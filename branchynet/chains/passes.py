@@ -15,8 +15,6 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from branchynet import _chainer  # noqa: F401
-
 import chainer
 import greenlet
 

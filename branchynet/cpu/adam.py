@@ -6,7 +6,6 @@ import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
 
-from branchynet import _chainer  # noqa: F401
 from branchynet.cpu.layout import plain, takes
 from branchynet.cpu.memory import address
 from branchynet.cpu.team import call_frames, run_frames
@@ -34,6 +33,9 @@ class Optimizer:
         if args or kwargs or _machine_code() is None or not _is_plain(self, params):
             stock(self, *args, **kwargs)
             return
+        for param in params:  # missing gradients become zeros, as Chainer makes them
+            if type(param.array) is np.ndarray and param.grad is None:
+                param.grad = np.zeros_like(param.array)
         parameters = [_arrays_of(param) for param in params]
         places = [_places(arrays) for arrays in parameters] if all(_fit(*arrays) for arrays in parameters) else []
         if not places or not _are_apart(places):
@@ -46,18 +48,12 @@ class Optimizer:
 
 
 def _is_plain(optimizer: Any, params: Sequence[Any]) -> bool:
-    """Whether Chainer would do with all parameters, at once, as the machine code does, if it takes their arrays.
-
-    Gradients that are missing become zeros, as Chainer makes them.
-    """
+    """Whether Chainer would do with all parameters, at once, as the machine code does, if it takes their arrays."""
     hp = optimizer.hyperparam
     if not params or _is_special(hp) or optimizer._loss_scale is not None or _has_hooks(optimizer):
         return False
     if not all(type(param) is chainer.Parameter and param.layout is None for param in params):
         return False
-    for param in params:
-        if type(param.array) is np.ndarray and param.grad is None:
-            param.grad = np.zeros_like(param.array)
     rules = [param.update_rule for param in params]
     return all(_is_ordinary(rule, rules[0], hp) for rule in rules) and all(p._loss_scale is None for p in params)
 

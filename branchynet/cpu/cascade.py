@@ -148,7 +148,7 @@ class Cascade:
     def _ruled(self, workspace: _Workspace, x: np.ndarray, rule: DecideExit) -> tuple[int, int, np.ndarray, float]:
         """(exit, label, score, seconds) of a sample that the machine code returned to the rule."""
         if workspace.status == _NOT_FINITE:
-            raise NotFinite('x has a NaN or an infinity')
+            raise NotFinite
         scores, released, _ = self.record(x)
         k = rule(scores[:, 0])
         return k, label_of(scores[k, 0]), scores[k, 0], float(released[: k + 1].sum())
@@ -170,7 +170,7 @@ class Cascade:
         done = self._calls['record'](workspace.address)
         self._workspaces.append(workspace)
         if done < count:
-            raise NotFinite('x has a NaN or an infinity')
+            raise NotFinite
         return score, released, whole
 
     def main(self, x: np.ndarray) -> tuple[np.ndarray, float]:
@@ -182,7 +182,7 @@ class Cascade:
         score, none = np.empty((len(x), self.classes), np.float32), np.empty(0, np.int64)
         stopped, seconds = self._call_in_chunks('main', x, [none, none, score])
         if stopped:
-            raise NotFinite('x has a NaN or an infinity')
+            raise NotFinite
         return score, seconds
 
     def main_one(self, x: np.ndarray) -> int:
@@ -193,7 +193,7 @@ class Cascade:
         done, label = self._calls['main'](workspace.address), label_of(workspace.score)
         self._workspaces.append(workspace)
         if not done:
-            raise NotFinite('x has a NaN or an infinity')
+            raise NotFinite
         return label
 
     def _new_workspace(self) -> _Workspace:
@@ -345,7 +345,7 @@ class _Writer:
                 start, trunk_seconds, waiting = self._until_head(body, section, waiting)
                 body.run(section.head)
                 score, classes = body.address(heads[k]), self._classes
-                self._label_and_entropy(score)
+                self._label_and_entropy(score)  # for its time
                 whole = emit.builder.fsub(body.now(), start)
                 index = emit.builder.add(i, emit.builder.mul(count, integer(k)))
                 self._copy(score, emit.at(self._field(frame, _SCORE), index, 4 * classes), classes)
@@ -556,8 +556,8 @@ class _Body(NamedTuple):
             return planar.scaling(emit, x, y, scale, shift, node.relu)
         if node.kind == 'pooling':
             return planar.pooling(emit, x, y, given['maximum'], given['ksize'], given['stride'], given['pad']), []
-        if node.kind == 'normalization':
-            return planar.normalization(emit, x, y, **given), []
+        if node.kind == 'local_response':
+            return planar.local_response(emit, x, y, **given), []
         return {'relu': planar.relu, 'copy': planar.copy, 'shortcut': planar.shortcut}[node.kind](emit, x, y), []
 
     def now(self) -> ir.Value:

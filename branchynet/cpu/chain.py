@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from branchynet.cpu import onednn
-from branchynet.cpu.engine import SAMPLES_OF_CALL, DecideExit, NotFinite, Result, label_of
+from branchynet.cpu.engine import SAMPLES_OF_CALL, DecideExit, Result, check_finite, label_of
 from branchynet.cpu.program import Packed, Program, Workspace
 from branchynet.exits import answer, answer_on_cpu, below, labels
 
@@ -25,6 +25,15 @@ class _Exit(NamedTuple):
 
     stage: Program
     head: Program
+
+
+class _Thread(threading.local):
+    """What every thread has of its own: the memory of its Programs, and the Programs by their number of samples."""
+
+    def __init__(self) -> None:
+        self.workspace = Workspace()
+        self.exits: dict[int, list[_Exit]] = {}
+        self.mains: dict[int, Program] = {}
 
 
 class Chain:
@@ -46,7 +55,7 @@ class Chain:
         self._models, self._main_links = models, main
         self._shape, self._dtype = shape, dtype
         self._packed = Packed()
-        self._local = threading.local()
+        self._thread = _Thread()
 
     @property
     def classes(self) -> int:
@@ -55,7 +64,7 @@ class Chain:
 
     def leave(self, x: np.ndarray, thresholds: Sequence[float], rule: DecideExit) -> Result:
         """Engine.leave. The entropies are those of the exit rule, so that ``rule`` is not called."""
-        _check_finite(x)
+        check_finite(x)
         with onednn.single_threaded():
             return self._leave(x, thresholds)
 
@@ -87,7 +96,7 @@ class Chain:
 
     def leave_one(self, x: np.ndarray, thresholds: Sequence[float], rule: DecideExit) -> tuple[int, int, float]:
         """Engine.leave_one."""
-        _check_finite(x)
+        check_finite(x)
         seconds = 0.0
         with onednn.single_threaded():
             for k, (stage, head) in enumerate(self._started(x)):
@@ -102,7 +111,7 @@ class Chain:
 
     def record(self, x: np.ndarray) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
         """Engine.record; samples of a batch have equal shares of its seconds."""
-        _check_finite(x)
+        check_finite(x)
         scores = []
         released, whole = np.empty((len(self._models), len(x))), np.empty((len(self._models), len(x)))
         with onednn.single_threaded():
@@ -120,14 +129,14 @@ class Chain:
 
     def main(self, x: np.ndarray) -> tuple[np.ndarray, float]:
         """Engine.main."""
-        _check_finite(x)
+        check_finite(x)
         start = time.perf_counter()
         score = self._main(x).copy()
         return score, time.perf_counter() - start
 
     def main_one(self, x: np.ndarray) -> int:
         """Engine.main_one."""
-        _check_finite(x)
+        check_finite(x)
         return label_of(self._main(x))
 
     def _main(self, x: np.ndarray) -> np.ndarray:
@@ -153,32 +162,25 @@ class Chain:
 
     def _exits(self, count: int) -> list[_Exit]:
         """This thread's stages and exits for ``count`` samples."""
-        cache: dict[Any, Any] = self._local.__dict__
-        key = 'exits', count
-        if key not in cache:
+        cache = self._thread.exits
+        if count not in cache:
             x, exits = np.zeros((count, *self._shape), self._dtype), []
             for model in self._models:
                 stage = self._program(model[model.starti : model.endi], x)
                 exits.append(_Exit(stage, self._program(model[model.endi :], stage.y)))
                 x = stage.y
-            cache[key] = exits
-        return cache[key]
+            cache[count] = exits
+        return cache[count]
 
     def _main_program(self, count: int) -> Program:
         """This thread's main for ``count`` samples."""
-        cache: dict[Any, Any] = self._local.__dict__
-        key = 'main', count
-        if key not in cache:
-            cache[key] = self._program(self._main_links, np.zeros((count, *self._shape), self._dtype))
-        return cache[key]
+        cache = self._thread.mains
+        if count not in cache:
+            cache[count] = self._program(self._main_links, np.zeros((count, *self._shape), self._dtype))
+        return cache[count]
 
     def _program(self, links: Sequence[chainer.Link], x: np.ndarray) -> Program:
-        return Program(links, x, self._packed, self._local.__dict__.setdefault('workspace', Workspace()))
-
-
-def _check_finite(x: np.ndarray) -> None:
-    if not np.isfinite(x).all():
-        raise NotFinite('x has a NaN or an infinity')
+        return Program(links, x, self._packed, self._thread.workspace)
 
 
 def _padded(count: int) -> int:

@@ -10,7 +10,6 @@ import math
 from ctypes import c_void_p
 from typing import Any, Callable, NamedTuple, Optional
 
-from branchynet import _chainer  # noqa: F401
 from branchynet.cpu import memory, onednn, pointwise
 from branchynet.cpu.layout import (
     BYTES_OF_BLOCK,
@@ -20,11 +19,11 @@ from branchynet.cpu.layout import (
     dense,
     empty_like,
     form_of,
-    geometry_of,
     is_channels_last,
     like,
     plain,
     takes,
+    window_arguments,
 )
 from branchynet.cpu.loops import Blocks, Loop, Loops, Place, grouped
 from branchynet.cpu.onednn import (
@@ -116,13 +115,14 @@ class Convolution:
         if is_seen or not (takes(x, w, gy) and _is_simple_convolution(self)):
             return stock(self, indexes, grad_outputs)
         geometry = _geometry_of(self, x, w, gy.shape)
-        slow = {i for i in indexes if (_is_gw_slow if i else _is_gx_slow)(geometry.lying())}
-        gradients = dict(zip(sorted(slow), stock(self, tuple(sorted(slow)), grad_outputs))) if slow else {}
-        if len(slow) < len(indexes):
-            of_x, of_w = (any(i in indexes and i not in slow for i in inputs) for inputs in ((0,), (1, 2)))
+        lying = geometry.lying()
+        slow = tuple(i for i in sorted(indexes) if (_is_gw_slow if i else _is_gx_slow)(lying))
+        gradients = dict(zip(slow, stock(self, slow, grad_outputs))) if slow else {}
+        own = [i for i in indexes if i not in slow]
+        if own:
             (w,), (x, gy) = plain(w), dense(x, gy)
-            ours = convolution_gradients(x, w, gy, geometry, of_x, of_w)
-            gradients.update((i, chainer.Variable(ours[i])) for i in indexes if i not in slow)
+            ours = convolution_gradients(x, w, gy, geometry, of_x=0 in own, of_w=max(own) > 0)
+            gradients.update((i, chainer.Variable(ours[i])) for i in own)
         return tuple(gradients[i] for i in indexes)
 
 
@@ -189,7 +189,7 @@ def _parts_of_work(geometry: Geometry) -> int:
 def _parts_of_gw(geometry: Geometry) -> tuple[slice, ...]:
     """Blocks of images whose gradients of w are added up: fewer where that would take long beside computing them.
 
-    The published networks' layers are smaller than that, so that their training keeps its bits.
+    The published networks' layers are below both limits, so that their training keeps its bits.
     """
     most = _parts_of_work(geometry)
     if 4 * math.prod(geometry.w) > _MOST_BYTES or max(geometry.w[:2]) > _MOST_CHANNELS:
@@ -207,7 +207,7 @@ def _descriptor_of_y(geometry: Geometry) -> c_void_p:
         describe(w, ANY),
         describe(w[:1], VECTOR),
         describe(y, NHWC),
-        *geometry_of(x, w[2:], y, stride, pad),
+        *window_arguments(x, w[2:], y, stride, pad),
     )
 
 
@@ -219,7 +219,7 @@ def _descriptor_of_gx(geometry: Geometry) -> c_void_p:
         describe(x, NHWC),
         describe(w, ANY),
         describe(y, NHWC),
-        *geometry_of(x, w[2:], y, stride, pad),
+        *window_arguments(x, w[2:], y, stride, pad),
         _descriptor_of_y(geometry),
     )
 
@@ -233,7 +233,7 @@ def _descriptor_of_gw(geometry: Geometry) -> c_void_p:
         describe(w, ANY),
         describe(w[:1], VECTOR),
         describe(y, NHWC),
-        *geometry_of(x, w[2:], y, stride, pad),
+        *window_arguments(x, w[2:], y, stride, pad),
         _descriptor_of_y(geometry),
     )
 

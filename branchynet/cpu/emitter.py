@@ -50,7 +50,7 @@ class Emitter:
         """The function of a key; ``write(*arguments)`` emits it where it does not exist yet.
 
         Args:
-            key: distinguishes functions; equal keys share one. By a text, ``compiled`` finds it.
+            key: distinguishes functions; equal keys share one. ``compiled`` finds functions whose key is a string.
             parameters: number of 64-bit integer parameters.
             write: emits the body and returns the result, None for 0.
             result: type of the result.

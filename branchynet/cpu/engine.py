@@ -1,4 +1,7 @@
-"""The base of ``inference.Compiled``'s engines, Cascade (machine code) and Chain (stage by stage)."""
+"""The protocol of ``inference.Compiled``'s engines, and the parts that they share.
+
+The engines are Cascade (machine code), Chain (stage by stage) and branchynet.forward.Forward (a chain's own forward).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import numpy as np
 
 DecideExit = Callable[[np.ndarray], int]  # of the logits (E, C) of one sample
 
-SAMPLES_OF_CALL = 32  # that are worth a thread's
+SAMPLES_OF_CALL = 32  # samples that are worth a thread's call
 
 
 class Result(NamedTuple):
@@ -40,6 +43,15 @@ def label_of(score: np.ndarray) -> int:
 class NotFinite(ValueError):
     """A sample has a NaN or an infinity."""
 
+    def __init__(self) -> None:
+        super().__init__('x has a NaN or an infinity')
+
+
+def check_finite(x: np.ndarray) -> None:
+    """Raises NotFinite where a number of x is NaN or infinite."""
+    if not np.isfinite(x).all():
+        raise NotFinite
+
 
 class Engine(Protocol):
     """A net's exits and main for samples of one shape, with the weights that the net had when it was made.
@@ -51,8 +63,9 @@ class Engine(Protocol):
     def most(self) -> int:
         """Samples in one call, at most.
 
-        An engine that does not share them among threads takes SAMPLES_OF_CALL: threads share the calls. Chunks are the
-        same with any number of threads, as a sample's bits may depend on how many there are.
+        An engine that computes a call on one thread takes SAMPLES_OF_CALL, and the caller's threads share the calls.
+        The samples of a call are the same with any number of threads, as a sample's bits may depend on how many run
+        together.
         """
 
     @property

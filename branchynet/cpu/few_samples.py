@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
-from branchynet.cpu.team import Block, run_blocks
+from branchynet.cpu.memory import address
+from branchynet.cpu.team import run_frames
 from branchynet.cpu.threads import equal_blocks, workers
 
 import numpy as np
@@ -29,6 +31,18 @@ _ADDED_AT_ONCE = 1 << 10
 _BYTES = 4  # of a number
 _BYTES_OF_PART = 1 << 18  # of weights, that are worth a thread's call
 _COLUMNS = 1024  # of a part where there are several samples: _ROWS rows of it stay in the cache
+
+
+class _Block(NamedTuple):
+    """A block of a result, as the frame of a function in machine code describes it.
+
+    Attributes:
+        numbers: the first ones of the frame.
+        offsets: bytes to where the block's part of each array begins; the addresses follow the numbers.
+    """
+
+    numbers: tuple[int, ...]
+    offsets: tuple[int, ...]
 
 
 def is_available() -> bool:
@@ -60,19 +74,19 @@ def _threads(w: np.ndarray, times: int = 1) -> int:
 
 
 @functools.lru_cache(maxsize=1024)
-def _blocks_of_y(samples: int, inputs: int, outputs: int, threads: int) -> tuple[Block, ...]:
+def _blocks_of_y(samples: int, inputs: int, outputs: int, threads: int) -> tuple[_Block, ...]:
     row, out_row = _BYTES * inputs, _BYTES * outputs
     at_once = inputs if samples == 1 else _ADDED_AT_ONCE
     if samples > outputs:
         return tuple(
-            Block(
+            _Block(
                 numbers=(outputs, part.stop - part.start, inputs, at_once, out_row),
                 offsets=(part.start * row, 0, part.start * out_row),
             )
             for part in equal_blocks(samples, threads)
         )
     return tuple(
-        Block(
+        _Block(
             numbers=(part.stop - part.start, samples, inputs, at_once, out_row),
             offsets=(0, part.start * row, part.start * _BYTES),
         )
@@ -81,10 +95,10 @@ def _blocks_of_y(samples: int, inputs: int, outputs: int, threads: int) -> tuple
 
 
 @functools.lru_cache(maxsize=1024)
-def _blocks_of_gx(samples: int, inputs: int, outputs: int, threads: int) -> tuple[Block, ...]:
+def _blocks_of_gx(samples: int, inputs: int, outputs: int, threads: int) -> tuple[_Block, ...]:
     least = 1 if samples == 1 else -(-inputs // _COLUMNS)
     return tuple(
-        Block(
+        _Block(
             numbers=(part.stop - part.start, outputs, samples, _BYTES * inputs),
             offsets=(0, part.start * _BYTES, part.start * _BYTES),
         )
@@ -93,9 +107,9 @@ def _blocks_of_gx(samples: int, inputs: int, outputs: int, threads: int) -> tupl
 
 
 @functools.lru_cache(maxsize=1024)
-def _blocks_of_gw(inputs: int, outputs: int, threads: int) -> tuple[Block, ...]:
+def _blocks_of_gw(inputs: int, outputs: int, threads: int) -> tuple[_Block, ...]:
     return tuple(
-        Block(
+        _Block(
             numbers=(part.stop - part.start, inputs),
             offsets=(part.start * _BYTES, 0, part.start * inputs * _BYTES),
         )
@@ -103,10 +117,11 @@ def _blocks_of_gw(inputs: int, outputs: int, threads: int) -> tuple[Block, ...]:
     )
 
 
-def _run(name: str, blocks: Sequence[Block], *arrays: np.ndarray) -> None:
+def _run(name: str, blocks: Sequence[_Block], *arrays: np.ndarray) -> None:
     codes = _machine_code()
     assert codes is not None
-    run_blocks(codes[name], blocks, arrays)
+    starts = [address(array) for array in arrays]
+    run_frames(codes[name], [(*block.numbers, *map(operator.add, starts, block.offsets)) for block in blocks])
 
 
 @functools.cache
@@ -155,7 +170,7 @@ def _machine_code() -> Optional[dict[str, Function]]:
     def products_with_rows(frame: Any) -> None:
         build = emit.builder
         count, samples, length, at_once, out_row, x, rows, out = emit.words(frame, 8)
-        row = emit.at(integer(0), length, _BYTES)
+        row = emit.builder.mul(length, integer(_BYTES))
         parts = build.sdiv(build.sub(build.add(length, at_once), integer(1)), at_once)
 
         def part(number_of_part: Any) -> None:
@@ -215,7 +230,7 @@ def _machine_code() -> Optional[dict[str, Function]]:
 
     def multiples_of_row(frame: Any) -> None:
         count, length, factors, start, out = emit.words(frame, 5)
-        row = emit.at(integer(0), length, _BYTES)
+        row = emit.builder.mul(length, integer(_BYTES))
 
         def multiple(m: Any) -> None:
             real = emit.load(emit.at(factors, m, _BYTES), REAL)

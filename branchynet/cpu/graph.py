@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any, Callable, Optional, Union
 
-from branchynet.links.links import SL, calls_one_of
+from branchynet.cpu.pooling import Windows
+from branchynet.links.links import SL, arguments_of, calls_one_of, is_unchanged
 from branchynet.links.resnet import ResBlock
 
 import chainer
@@ -24,7 +24,7 @@ class Node:
     """The result of an operation.
 
     Attributes:
-        kind: 'input', 'convolution', 'linear', 'pooling', 'relu', 'normalization', 'scaling', 'copy' or 'shortcut'.
+        kind: 'input', 'convolution', 'linear', 'pooling', 'relu', 'local_response', 'scaling', 'copy' or 'shortcut'.
         inputs: nodes. shape: (C, H, W); (C, 1, 1) of vectors.
         relu: whether negative values are replaced by 0 at the end.
         arguments: further numbers that the kind needs.
@@ -58,7 +58,7 @@ class Node:
         return (
             self.relu
             or self.kind == 'relu'
-            or (self.kind in ('pooling', 'normalization', 'shortcut') and self.inputs[0].is_nonnegative)
+            or (self.kind in ('pooling', 'local_response', 'shortcut') and self.inputs[0].is_nonnegative)
         )
 
 
@@ -92,13 +92,11 @@ class Graph:
                 node = self._linear(node, link, norm)
             elif type(link) is L.BatchNormalization:
                 _check_norm(link, node.shape[0], (0, 2, 3))
-                node = self._node('scaling', [node], node.shape, key=(id(link),), link=link, w=_scaled(link, 0))
+                node = self._node('scaling', [node], node.shape, key=(id(link),), w=_scaled(link, 0))
             elif type(link) is ResBlock:
                 node = self._block(node, link)
             elif calls_one_of(link, _FUNCTIONS):
-                bound = inspect.signature(link.fn).bind(None, *link.args, **link.kwargs)
-                bound.apply_defaults()
-                node = _FUNCTIONS[link.fn](self, node, *list(bound.arguments.values())[1:])
+                node = _FUNCTIONS[link.fn](self, node, *arguments_of(link.fn, link.args, link.kwargs))
             else:
                 raise NotCovered(getattr(getattr(link, 'fn', None), '__name__', type(link).__name__))
             if node.shape[1] < 1 or node.shape[2] < 1:
@@ -140,7 +138,6 @@ class Graph:
             [node, *onto],
             shape,
             key=(id(link), id(norm)),
-            link=link,
             w=folded(link, norm),
             stride=stride,
             pad=pad,
@@ -156,7 +153,6 @@ class Graph:
             [node],
             (len(link.W.array), 1, 1),
             key=(id(link), id(norm)),
-            link=link,
             w=folded(link, norm),
         )
 
@@ -172,7 +168,11 @@ class Graph:
     def _relu(self, node: Node) -> Node:
         if node.kind == 'pooling' and node.arguments['maximum']:  # they commute
             (source,) = node.inputs
-            return self._pooling(self._relu(source.inputs[0] if source.kind == 'copy' else source), **node.arguments)
+            source = self._relu(source.inputs[0] if source.kind == 'copy' else source)
+            given = node.arguments
+            return self._pooling(
+                source, True, Windows(given['ksize'], given['stride'], given['pad']), given['cover_all']
+            )
         return node if node.is_nonnegative else self._node('relu', [node], node.shape)
 
     def _max_pooling(
@@ -180,37 +180,35 @@ class Graph:
     ) -> Node:
         if return_indices:
             raise NotCovered('max_pooling_2d with indices')
-        stride = ksize if stride is None else stride
-        return self._pooling(node, True, pair(ksize), pair(stride), pair(pad), cover_all)
+        return self._pooling(node, True, windows_of(ksize, stride, pad), cover_all)
 
     def _average_pooling(self, node: Node, ksize: Any, stride: Any, pad: Any) -> Node:
-        return self._pooling(node, False, pair(ksize), pair(ksize if stride is None else stride), pair(pad), False)
+        return self._pooling(node, False, windows_of(ksize, stride, pad), False)
 
-    def _pooling(
-        self,
-        node: Node,
-        maximum: bool,
-        ksize: tuple[int, int],
-        stride: tuple[int, int],
-        pad: tuple[int, int],
-        cover_all: bool,
-    ) -> Node:
-        shape = node.shape[:1] + tuple(
-            get_conv_outsize(size, k, s, p, cover_all) for size, k, s, p in zip(node.shape[1:], ksize, stride, pad)
-        )
-        if any(
-            p >= k or (n - 1) * s - p >= size for n, s, p, k, size in zip(shape[1:], stride, pad, ksize, node.shape[1:])
-        ):
+    def _pooling(self, node: Node, maximum: bool, windows: Windows, cover_all: bool) -> Node:
+        x_shape = 1, *node.shape
+        y_shape = windows.y_shape(x_shape, cover_all)
+        if not windows.have_pixels(x_shape, y_shape):
             raise NotCovered('a pooling whose windows lie in the padding')
-        arguments = {'maximum': maximum, 'ksize': ksize, 'stride': stride, 'pad': pad, 'cover_all': cover_all}
+        _, channels, height, width = y_shape
+        shape = channels, height, width
+        arguments = {
+            'maximum': maximum,
+            'ksize': windows.kernel,
+            'stride': windows.stride,
+            'pad': windows.pad,
+            'cover_all': cover_all,
+        }
         if maximum and not node.is_nonnegative and Node('pooling', [node], shape, **arguments).padding() != (0, 0):
             node = self._node('copy', [node], node.shape)  # whose padding is lower than any number
         return self._node('pooling', [node], shape, **arguments)
 
-    def _normalization(self, node: Node, n: int, k: float, alpha: float, beta: float) -> Node:
-        return self._node('normalization', [node], node.shape, n=n, k=k, alpha=alpha, beta=beta)
+    def _local_response(self, node: Node, n: int, k: float, alpha: float, beta: float) -> Node:
+        return self._node('local_response', [node], node.shape, n=n, k=k, alpha=alpha, beta=beta)
 
-    def _dropout(self, node: Node, *arguments: Any) -> Node:
+    def _dropout(self, node: Node, ratio: float, more: dict[str, Any]) -> Node:
+        if more.get('return_mask'):
+            raise NotCovered('dropout with its mask')
         return node
 
 
@@ -218,7 +216,7 @@ _FUNCTIONS: dict[Callable[..., Any], Callable[..., Node]] = {
     F.relu: Graph._relu,
     F.max_pooling_2d: Graph._max_pooling,
     F.average_pooling_2d: Graph._average_pooling,
-    F.local_response_normalization: Graph._normalization,
+    F.local_response_normalization: Graph._local_response,
     F.dropout: Graph._dropout,
 }
 
@@ -226,10 +224,8 @@ _FUNCTIONS: dict[Callable[..., Any], Callable[..., Node]] = {
 def ancestors(nodes: Iterable[Node]) -> list[Node]:
     """The nodes and all that they are computed from, inputs first."""
     found: dict[Node, None] = {}
-
-    def visit(node: Node) -> None:
-        # Deep networks: without recursion.
-        stack = [(node, False)]
+    for root in nodes:
+        stack = [(root, False)]  # no recursion, which a deep network would exhaust
         while stack:
             node, done = stack.pop()
             if done:
@@ -237,9 +233,6 @@ def ancestors(nodes: Iterable[Node]) -> list[Node]:
             elif node not in found:
                 stack.append((node, True))
                 stack += [(inner, False) for inner in reversed(node.inputs) if inner not in found]
-
-    for node in nodes:
-        visit(node)
     return list(found)
 
 
@@ -298,10 +291,8 @@ def _scaled(norm: L.BatchNormalization, b: Any) -> tuple[np.ndarray, np.ndarray]
 def _check_plain(link: chainer.Link) -> None:
     """Raises NotCovered where a link, or one inside it, computes something else than its class does."""
     for inner in link.links():
-        if inner.local_link_hooks:
-            raise NotCovered(f'{type(inner).__name__} with a hook')
-        if 'forward' in vars(inner):
-            raise NotCovered(f'{type(inner).__name__} with a forward of its own')
+        if not is_unchanged(inner):
+            raise NotCovered(f'{type(inner).__name__} with a hook or a forward of its own')
 
 
 def _in_testing_mode(link: Any) -> list[Any]:
@@ -309,6 +300,11 @@ def _in_testing_mode(link: Any) -> list[Any]:
     if type(link) is SL:
         return [] if link.fnTest is None else _in_testing_mode(link.fnTest)
     return [link]
+
+
+def windows_of(ksize: Any, stride: Any, pad: Any) -> Windows:
+    """The windows of a pooling, from arguments as of Chainer's functions."""
+    return Windows(pair(ksize), pair(ksize if stride is None else stride), pair(pad))
 
 
 def pair(value: Any) -> tuple[int, int]:

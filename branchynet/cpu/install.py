@@ -141,9 +141,9 @@ def are_in_place() -> bool:
     return _in_place
 
 
-def has_onednn() -> bool:
-    """Whether those of oneDNN are among the kernels."""
-    return (Convolution2DFunction, 'forward_cpu') in _kernels
+def are_onednns_in_place() -> bool:
+    """Whether the kernels are in place now, and those of oneDNN among them."""
+    return _in_place and (Convolution2DFunction, 'forward_cpu') in _kernels
 
 
 def _change(stacklevel: int = 0, enabled: Optional[bool] = None) -> None:

@@ -65,7 +65,7 @@ def scratch_like(slot: Hashable, x: np.ndarray) -> np.ndarray:
 
 def image_blocks(*arrays: np.ndarray) -> tuple[slice, ...]:
     """Blocks of images whose part of all arrays fits the cache."""
-    return blocks(len(arrays[0]), sum(array[:1].nbytes for array in arrays))
+    return blocks(len(arrays[0]), sum(array[:1].nbytes for array in arrays), BYTES_OF_BLOCK)
 
 
 def addresses_of(array: np.ndarray, parts: Sequence[slice]) -> list[int]:
@@ -88,7 +88,7 @@ def cached(create: Callable[..., _Made]) -> Callable[..., _Made]:
     return cached
 
 
-def geometry_of(
+def window_arguments(
     x_shape: Sequence[int], kernel: Sequence[int], y_shape: Sequence[int], stride: Sequence[int], pad: Sequence[int]
 ) -> tuple[Array, Array, Array, Array]:
     """Strides, dilation, padding before and behind, as oneDNN takes them.
@@ -125,5 +125,5 @@ def dense(*arrays: np.ndarray) -> list[np.ndarray]:
 
 def plain(*arrays: Any) -> list:
     """The arrays, C-contiguous; None stays None."""
-    # ascontiguousarray has no 0 dimensions
+    # np.ascontiguousarray gives a 0-dimensional array an axis
     return [a if a is None or a.flags.c_contiguous else np.asarray(a, order='C') for a in arrays]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from typing import Any, Callable, Optional
 
-from branchynet import _chainer  # noqa: F401
 from branchynet.cpu import few_samples, memory, onednn
 from branchynet.cpu.layout import BYTES_OF_BLOCK, plain, takes
 from branchynet.cpu.products import WORK_OF_BLOCK, Product, Shape
@@ -14,7 +13,6 @@ from branchynet.cpu.threads import blocks, equal_blocks
 import chainer
 import numpy as np
 
-_LEAST_FEATURES = 10  # a product with fewer rows or columns is done sooner by NumPy than by oneDNN
 _ROWS, _COLUMNS = 64, 256  # of a block of a matrix product: the bits of sums depend on how many there are
 _MOST_BLOCKS = 128  # of columns
 _FEW_ROWS = 8  # samples, so few that weights take longer to read than to multiply
@@ -33,9 +31,9 @@ _PUBLISHED = {
     *((1024, 256), (256, 128), (128, 10), (512, 10), (1024, 10), (2048, 10)),  # AlexNet
     *((28800, 10), (14400, 10), (576, 10)),  # ResNet
 }
-# Multiplications of one sample, of few samples' output, and of other products. NumPy does so few sooner than a call of
-# machine code takes; OpenBLAS gives them one thread, so that the number of its threads changes no bits.
-_LITTLE_OF_ONE, _LITTLE_OF_FEW, _LITTLE = 1 << 13, 1 << 15, 1 << 18
+# Multiplications of a vector and a matrix, of few samples' output, and of other products. NumPy does so few sooner than
+# a call of machine code takes; OpenBLAS gives them one thread, so that the number of its threads changes no bits.
+_LITTLE_OF_VECTOR, _LITTLE_OF_FEW, _LITTLE = 1 << 13, 1 << 15, 1 << 18
 _LARGEST_BATCH = 512  # that keeps blocks of fewer than _ROWS: training's bits were made with them
 _MOST_NUMBERS = 1 << 16  # of x in such a block: processors with smaller caches sum larger ones in another order
 
@@ -94,9 +92,9 @@ def _is_numpys(samples: int, inputs: int, outputs: int, are_few: bool = False) -
         outputs: of the layer.
         are_few: whether few_samples would compute it.
     """
-    little = _LITTLE_OF_ONE if samples == 1 else _LITTLE_OF_FEW if are_few else _LITTLE
-    is_little = samples * inputs * outputs <= little and (inputs, outputs) not in _PUBLISHED
-    return is_little or min(inputs, outputs) < _LEAST_FEATURES
+    is_vector = 1 in (samples, inputs, outputs)
+    little = _LITTLE_OF_VECTOR if is_vector else _LITTLE_OF_FEW if are_few else _LITTLE
+    return samples * inputs * outputs <= little and (inputs, outputs) not in _PUBLISHED
 
 
 def linear(x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray]) -> np.ndarray:
@@ -126,7 +124,9 @@ def linear_gx(w: np.ndarray, gy: np.ndarray) -> np.ndarray:
     """Gradient of x, (B, I), from w (O, I) and the gradient of y, (B, O)."""
     gx = memory.empty((len(gy), w.shape[1]))
     is_read_once = len(gy) == 1 or (len(gy) <= _MOST_GRADIENTS and w.nbytes > 2 * _LARGE)
-    if is_read_once and few_samples.is_available():
+    if len(w) == 1 and few_samples.is_available():
+        few_samples.linear_gw(w, gy.reshape(1, -1), gx)  # multiples of a row, as there
+    elif is_read_once and few_samples.is_available():
         few_samples.linear_gx(w, gy, gx)
     else:
         product, _ = _product(len(gy), *w.shape)
@@ -139,6 +139,8 @@ def linear_gw(x: np.ndarray, gy: np.ndarray) -> np.ndarray:
     gw = np.empty((gy.shape[1], x.shape[1]), np.float32)
     if len(x) == 1 and few_samples.is_available():
         few_samples.linear_gw(x, gy, gw)
+    elif len(gw) == 1 and few_samples.is_available():
+        few_samples.linear_gx(x, gy.reshape(1, -1), gw)  # a sum of rows times factors, as there
     else:
         _product_of_gw(len(x), *gw.shape).write(gy, x, gw)
     return gw

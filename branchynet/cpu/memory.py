@@ -84,7 +84,7 @@ class _Lease:
 
 
 class Kept:
-    """Memory by its size: as many bytes, as arrays asked for them, as have been in use at once since it was released.
+    """Freed memory by its size; all memory together is never more than arrays used at once since the last release.
 
     Lists are changed by their atomic methods, so that only new memory needs the lock.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from ctypes import c_void_p
+from ctypes import c_float, c_uint, c_void_p
 from typing import Any, Callable, Optional
 
 from branchynet.cpu import onednn
@@ -122,22 +122,10 @@ def fits(x: Any, gamma: Any, beta: Any) -> bool:
 
 
 @cached
-def _batch_normalization(
-    shape: tuple[int, ...], form: int, eps: float, relu: bool = False
+def _primitives(
+    shape: tuple[int, ...], form: int, relu: bool, eps: float, flags: int
 ) -> tuple[onednn.Primitive, onednn.Primitive]:
-    """(forward, backward) primitives of a whole batch."""
-    return _forward_and_backward(shape, form, eps, relu, 0)
-
-
-@cached
-def _normalization(shape: tuple[int, ...], form: int, relu: bool = False) -> tuple[onednn.Primitive, onednn.Primitive]:
-    """(forward, backward) primitives of a block, with statistics that are given."""
-    return _forward_and_backward(shape, form, 0, relu, onednn.GIVEN_STATISTICS)
-
-
-def _forward_and_backward(
-    shape: tuple[int, ...], form: int, eps: float, relu: bool, flags: int
-) -> tuple[onednn.Primitive, onednn.Primitive]:
+    """(forward, backward) primitives: of a whole batch, or with GIVEN_STATISTICS of a block."""
     x, vector = describe(shape, form), describe(shape[1:2], VECTOR)
     hint, descriptor = _descriptors(x, eps, flags, relu)
     statistics = {MEAN: vector, VARIANCE: vector}
@@ -157,7 +145,7 @@ def _forward_and_backward(
 
 def _descriptors(x: c_void_p, eps: float, flags: int, relu: bool) -> tuple[c_void_p, c_void_p]:
     """(forward, backward), scaled and shifted."""
-    numbers = onednn.real(eps), onednn.flags(flags | onednn.SCALED | onednn.SHIFTED | (onednn.WITH_RELU if relu else 0))
+    numbers = c_float(eps), c_uint(flags | onednn.SCALED | onednn.SHIFTED | (onednn.WITH_RELU if relu else 0))
     hint = create_descriptor('batch_normalization_forward', onednn.FORWARD_TRAINING, x, x, *numbers)
     return hint, create_descriptor('batch_normalization_backward', onednn.BACKWARD, x, x, x, *numbers, hint)
 
@@ -176,7 +164,7 @@ def _fuses_exactly(shape: tuple[int, ...], form: int) -> bool:
 
 def _masks_are_ours(shape: tuple[int, ...], form: int) -> bool:
     """Whether oneDNN's masks are those that empty_masks describes, on an example."""
-    forward, _ = _normalization(shape, form, True)
+    forward, _ = _primitives(shape, form, True, 0.0, onednn.GIVEN_STATISTICS)
     x = np.random.RandomState(0).rand(math.prod(shape)).astype(np.float32) - np.float32(0.5)
     y, bits = np.empty_like(x), np.empty(forward.sizes[WORKSPACE], np.uint8)
     vectors = np.repeat(np.array([[0], [1], [1], [0]], np.float32), shape[1], axis=1)
@@ -190,7 +178,7 @@ def _whitening(shape: tuple[int, ...], form: int, flags: int) -> onednn.Primitiv
     """The primitive of (x - mean) / sqrt(variance) of a block, and of its mean and variance unless those are given."""
     x, vector = describe(shape, form), describe(shape[1:2], VECTOR)
     descriptor = create_descriptor(
-        'batch_normalization_forward', onednn.FORWARD_TRAINING, x, x, onednn.real(0), onednn.flags(flags)
+        'batch_normalization_forward', onednn.FORWARD_TRAINING, x, x, c_float(0), c_uint(flags)
     )
     return onednn.Primitive(descriptor, {SRC: x, DST: x, MEAN: vector, VARIANCE: vector})
 
@@ -262,7 +250,7 @@ def _loops_at_once(shape: tuple[int, ...], form: int, eps: float, relu: bool) ->
 
     They fill mean and variance; a mean is the less exact the farther it is from zero.
     """
-    forward, _ = _batch_normalization(shape, form, eps, relu)
+    forward, _ = _primitives(shape, form, relu, eps, 0)
     places = {
         **{SRC: Place(0), DST: Place(1)},
         **_rows((SCALE, SHIFT, MEAN, VARIANCE), 2, shape),
@@ -340,7 +328,7 @@ def _loops_of_scaling(shape: tuple[int, ...], form: int, relu: bool) -> Loops:
     parts = _batch_parts(shape) if relu else equal_blocks(shape[0], min(PARTS, 4 * math.prod(shape) // BYTES_OF_BLOCK))
     size, loops = math.prod(shape[1:]), []
     for blocks in grouped(parts):
-        forward, _ = _normalization((blocks.size, *shape[1:]), form, relu)
+        forward, _ = _primitives((blocks.size, *shape[1:]), form, relu, 0.0, onednn.GIVEN_STATISTICS)
         mask = {WORKSPACE: blocks.of(3, size // 8)} if relu else {}
         images = {SRC: blocks.of(0, 4 * size), DST: blocks.of(1, 4 * size)}
         loops.append(
@@ -395,10 +383,8 @@ def _loops_of_gradients(shape: tuple[int, ...], form: int, relu: bool) -> Loops:
     parts = _batch_parts(shape)
     size, loops, done = math.prod(shape[1:]), [], 0
     for blocks in grouped(parts):
-        part = (blocks.size, *shape[1:])
-        _, backward = (
-            _batch_normalization(part, form, 0.0, relu) if len(parts) == 1 else _normalization(part, form, relu)
-        )
+        flags = 0 if len(parts) == 1 else onednn.GIVEN_STATISTICS
+        _, backward = _primitives((blocks.size, *shape[1:]), form, relu, 0.0, flags)
         sums = Blocks(done, 1, blocks.number).of(4, 8 * shape[1])
         places = {
             **{SRC: blocks.of(0, 4 * size), DIFF_DST: blocks.of(1, 4 * size), DIFF_SRC: blocks.of(2, 4 * size)},

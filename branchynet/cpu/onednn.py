@@ -9,7 +9,7 @@ import importlib.metadata
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from ctypes import Array, byref, c_char, c_char_p, c_float, c_int, c_int64, c_size_t, c_uint, c_void_p
+from ctypes import Array, byref, c_char, c_char_p, c_float, c_int, c_int64, c_size_t, c_void_p
 from typing import Any, Optional
 
 from branchynet.cpu.signals import undisturbed
@@ -286,9 +286,6 @@ def size(form: c_void_p) -> int:
 def equal(form: c_void_p, other: c_void_p) -> bool:
     """Whether two layouts are the same."""
     return bool(library().dnnl.dnnl_memory_desc_equal(form, other))
-
-
-real, flags = c_float, c_uint
 
 
 class Calls:

@@ -7,6 +7,7 @@ order, that of the stock kernels (channels, rows, columns), on every processor.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -72,7 +73,13 @@ def _shares(count: int, most: int) -> list[int]:
 
 
 class _Groups(NamedTuple):
-    """Output channels that are computed together."""
+    """Groups of output channels of one size.
+
+    Attributes:
+        first: the first channel of the first group.
+        each: channels of a group, which are computed together.
+        number: how many groups.
+    """
 
     first: int
     each: int
@@ -80,10 +87,11 @@ class _Groups(NamedTuple):
 
 
 def _groups(channels: int, most: int) -> list[_Groups]:
-    groups: list[_Groups] = []
-    for size in sorted(set(_shares(channels, most)), reverse=True):
-        first = sum(g.each * g.number for g in groups)
-        groups.append(_Groups(first, size, _shares(channels, most).count(size)))
+    groups, first = [], 0
+    for size, equal in itertools.groupby(_shares(channels, most)):
+        number = len(list(equal))
+        groups.append(_Groups(first, size, number))
+        first += size * number
     return groups
 
 
@@ -494,7 +502,7 @@ def scaling(
     ]
 
 
-def normalization(emit: Emitter, x: Plane, y: Plane, n: int, k: float, alpha: float, beta: float) -> ir.Function:
+def local_response(emit: Emitter, x: Plane, y: Plane, n: int, k: float, alpha: float, beta: float) -> ir.Function:
     """y = x / (k + alpha * sum of squares of n neighbouring channels) ** beta, as a function of their addresses."""
 
     def normalized(value: ir.Value, c: ir.Value, address: ir.Value, _: ir.Value) -> ir.Value:
@@ -514,7 +522,7 @@ def normalization(emit: Emitter, x: Plane, y: Plane, n: int, k: float, alpha: fl
             return emit.builder.fdiv(value, emit.builder.fmul(root, emit.square_root(root)))
         return emit.builder.fmul(value, emit.power(scale, vector(-beta)))
 
-    return _pointwise(emit, ('normalization', n, k, alpha, beta), x, y, normalized)
+    return _pointwise(emit, ('local_response', n, k, alpha, beta), x, y, normalized)
 
 
 def shortcut(emit: Emitter, x: Plane, y: Plane) -> ir.Function:

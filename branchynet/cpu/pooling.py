@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
-from ctypes import c_void_p
+from ctypes import Array, c_void_p
 from typing import Any, Callable, NamedTuple, Optional
 
 from branchynet.cpu import memory, onednn, threads
 from branchynet.cpu.elementwise import are_ordinary
-from branchynet.cpu.layout import cached, channels_last, dense, form_of, geometry_of, is_channels_last, takes
+from branchynet.cpu.layout import (
+    BYTES_OF_BLOCK,
+    cached,
+    channels_last,
+    dense,
+    form_of,
+    is_channels_last,
+    takes,
+    window_arguments,
+)
 from branchynet.cpu.loops import Loop, Loops, grouped
 from branchynet.cpu.onednn import DIFF_DST, DIFF_SRC, DST, SRC, WORKSPACE, create_descriptor, describe, integers
 
@@ -43,6 +52,11 @@ class Windows(NamedTuple):
         return min(y_shape) > 0 and all(
             0 <= p < k and (n - 1) * s - p < size for size, n, k, s, p in zip(x_shape[2:], y_shape[2:], *self)
         )
+
+    def arguments(self, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> tuple[Array, ...]:
+        """Strides, kernel, dilation, padding before and behind, as a pooling of oneDNN takes them."""
+        strides, *others = window_arguments(x_shape, self.kernel, y_shape, self.stride, self.pad)
+        return strides, integers(self.kernel), *others
 
 
 class MaxPooling:
@@ -129,18 +143,13 @@ def _windows_of(function: Any) -> Windows:
 def _descriptor_of_y(
     algorithm: int, x_shape: tuple[int, ...], form: int, y_shape: tuple[int, ...], windows: Windows
 ) -> c_void_p:
-    strides, dilation, before, behind = geometry_of(x_shape, windows.kernel, y_shape, windows.stride, windows.pad)
     return create_descriptor(
         'pooling_forward',
         onednn.FORWARD_TRAINING,
         algorithm,
         describe(x_shape, form),
         describe(y_shape, form),
-        strides,
-        integers(windows.kernel),
-        dilation,
-        before,
-        behind,
+        *windows.arguments(x_shape, y_shape),
     )
 
 
@@ -149,14 +158,11 @@ def _pooling(
     algorithm: int, x_shape: tuple[int, ...], form: int, y_shape: tuple[int, ...], y_form: int, windows: Windows
 ) -> tuple[onednn.Primitive, onednn.Primitive]:
     """(forward, backward) primitives; y_form: of y's gradient, all else is in ``form``."""
-    strides, dilation, before, behind = geometry_of(x_shape, windows.kernel, y_shape, windows.stride, windows.pad)
     x, y = describe(x_shape, form), describe(y_shape, form)
     hint = _descriptor_of_y(algorithm, x_shape, form, y_shape, windows)
     workspace = {WORKSPACE: None} if algorithm == onednn.POOLING_MAX else {}
     forward = onednn.Primitive(hint, {SRC: x, DST: y, **workspace})
-    descriptor = create_descriptor(
-        'pooling_backward', algorithm, x, y, strides, integers(windows.kernel), dilation, before, behind, hint
-    )
+    descriptor = create_descriptor('pooling_backward', algorithm, x, y, *windows.arguments(x_shape, y_shape), hint)
     return forward, onednn.Primitive(descriptor, {DIFF_SRC: x, DIFF_DST: describe(y_shape, y_form), **workspace})
 
 
@@ -173,7 +179,7 @@ def _loops(
     """Loops that run on x, y, and the indexes of maxima, or on the gradients of x and y, and the indexes."""
     x, y = (4 * math.prod(shape[1:]) for shape in (x_shape, y_shape))
     kinds, loops = (DIFF_SRC, DIFF_DST) if of_gradient else (SRC, DST), []
-    for blocks in grouped(threads.blocks(x_shape[0], x + y)):
+    for blocks in grouped(threads.blocks(x_shape[0], x + y, BYTES_OF_BLOCK)):
         shapes = (blocks.size, *x_shape[1:]), (blocks.size, *y_shape[1:])
         primitive = _pooling(algorithm, shapes[0], form, shapes[1], y_form, windows)[of_gradient]
         places = {kinds[0]: blocks.of(0, x), kinds[1]: blocks.of(1, y)}

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Iterable, Sequence
+from ctypes import c_float
 from typing import Any, Callable, Optional
 
 from branchynet.cpu import onednn
-from branchynet.cpu.graph import folded, pair
-from branchynet.cpu.layout import geometry_of
-from branchynet.cpu.onednn import ANY, BIAS, DST, MATRIX, NCHW, SRC, VECTOR, WEIGHTS, describe, integers
+from branchynet.cpu.graph import folded, pair, windows_of
+from branchynet.cpu.layout import window_arguments
+from branchynet.cpu.onednn import ANY, BIAS, DST, MATRIX, NCHW, SRC, VECTOR, WEIGHTS, describe
 from branchynet.cpu.pooling import Windows
-from branchynet.links.links import FL, SL, calls_one_of, shortcut
+from branchynet.links.links import FL, SL, arguments_of, calls_one_of, is_unchanged, shortcut
 from branchynet.links.resnet import ResBlock
 
 import chainer
@@ -107,10 +107,11 @@ class Program:
         self._links = list(others)
         try:
             self._compile(link)
-        except RuntimeError:  # oneDNN has no kernel for these shapes
+            return
+        except RuntimeError:  # _LeftToChainer, or oneDNN has no kernel for these shapes
             self._links, self._value = others, value
             del self._steps[steps:]
-            self._apply(link)
+        self._apply(link)
 
     def _compile(self, link: chainer.Link) -> None:
         dimensions = len(self._value.shape) if self._value.is_float32 else 0
@@ -122,9 +123,7 @@ class Program:
         elif dimensions == 4 and _is_plain_block(link):
             self._residual(link)
         elif calls_one_of(link, _DIMENSIONS) and _is_exactly(link, FL) and dimensions in _DIMENSIONS[link.fn]:
-            arguments = inspect.signature(link.fn).bind(None, *link.args, **link.kwargs)
-            arguments.apply_defaults()
-            _FUNCTIONS[link.fn](self, *list(arguments.arguments.values())[1:])
+            _FUNCTIONS[link.fn](self, *arguments_of(link.fn, link.args, link.kwargs))
         else:
             self._apply(link)
 
@@ -152,7 +151,7 @@ class Program:
             describe(w.shape, ANY),
             describe(b.shape, VECTOR),
             describe(y_shape, ANY),
-            *geometry_of(value.shape, w.shape[2:], y_shape, link.stride, link.pad),
+            *window_arguments(value.shape, w.shape[2:], y_shape, link.stride, link.pad),
             attribute=onednn.attribute(add=onto is not None, relu=relu),
         )
         primitive = onednn.Primitive(
@@ -171,9 +170,7 @@ class Program:
             x = self._plain()
             self._value = _Value((len(x), x[0].size), x.reshape(len(x), -1))
         value = self._value
-        w = np.ascontiguousarray(link.W.array)
-        b: Any = np.zeros(len(w), np.float32) if link.b is None else link.b.array
-        b = b.copy()
+        w, b = map(np.ascontiguousarray, folded(link, None))
         w = w.reshape((len(w), *value.shape[1:]))
         y_shape = (value.shape[0], len(w))
         descriptor = onednn.create_descriptor(
@@ -213,57 +210,33 @@ class Program:
             onednn.RELU,
             value.format,
             value.format,
-            onednn.real(0),
-            onednn.real(0),
+            c_float(0),
+            c_float(0),
         )
         y = self._new(value.shape, value.format)
         self._execute(onednn.Primitive(descriptor, {SRC: None, DST: None}), {SRC: value.array, DST: y.array})
         self._value = y
 
     def _max_pooling(self, ksize: Any, stride: Any, pad: Any, cover_all: bool, return_indices: bool) -> None:
-        self._pooling(
-            onednn.POOLING_MAX,
-            ksize,
-            stride,
-            pad,
-            cover_all,
-            lambda x: F.max_pooling_2d(x, ksize, stride, pad, cover_all),
-        )
+        if return_indices:
+            raise _LeftToChainer
+        self._pooling(onednn.POOLING_MAX, windows_of(ksize, stride, pad), cover_all)
 
     def _average_pooling(self, ksize: Any, stride: Any, pad: Any) -> None:
-        self._pooling(
-            onednn.POOLING_AVERAGE_INCLUDE_PADDING,
-            ksize,
-            stride,
-            pad,
-            False,
-            lambda x: F.average_pooling_2d(x, ksize, stride, pad),
-        )
+        self._pooling(onednn.POOLING_AVERAGE_INCLUDE_PADDING, windows_of(ksize, stride, pad), False)
 
-    def _pooling(
-        self, algorithm: int, ksize: Any, stride: Any, pad: Any, cover_all: bool, otherwise: Callable[[np.ndarray], Any]
-    ) -> None:
-        """A pooling; if a window lies in the padding alone, ``otherwise``, Chainer's own."""
+    def _pooling(self, algorithm: int, windows: Windows, cover_all: bool) -> None:
         value = self._value
-        ksize, pad = pair(ksize), pair(pad)
-        stride = ksize if stride is None else pair(stride)
-        windows = Windows(ksize, stride, pad)
         y_shape = windows.y_shape(value.shape, cover_all)
         if not windows.have_pixels(value.shape, y_shape):
-            self._apply(otherwise)
-            return
-        strides, dilation, before, behind = geometry_of(value.shape, ksize, y_shape, stride, pad)
+            raise _LeftToChainer
         descriptor = onednn.create_descriptor(
             'pooling_forward',
             onednn.FORWARD_INFERENCE,
             algorithm,
             value.format,
             describe(y_shape, ANY),
-            strides,
-            integers(ksize),
-            dilation,
-            before,
-            behind,
+            *windows.arguments(value.shape, y_shape),
         )
         primitive = onednn.Primitive(descriptor, {SRC: None, DST: None})
         y = self._new(y_shape, primitive.format(DST))
@@ -320,6 +293,10 @@ class Program:
         self._steps.append(primitive.bound(arrays))
 
 
+class _LeftToChainer(RuntimeError):
+    """A link is called as it is."""
+
+
 class _Value:
     """An array of a shape, plain or in one of oneDNN's layouts."""
 
@@ -348,7 +325,7 @@ _DIMENSIONS = {F.relu: (2, 4), F.max_pooling_2d: (4,), F.average_pooling_2d: (4,
 
 def _unwrapped(link: Any) -> Sequence[chainer.Link]:
     """The links that run in testing mode."""
-    if _is_exactly(link, FL) and link.fn is F.dropout:
+    if _is_exactly(link, FL) and link.fn is F.dropout and not link.kwargs.get('return_mask'):
         return []
     if not _is_exactly(link, SL):
         return [link]
@@ -356,8 +333,8 @@ def _unwrapped(link: Any) -> Sequence[chainer.Link]:
 
 
 def _is_exactly(link: Any, kind: type[chainer.Link]) -> bool:
-    """Whether a link is of this very class, with the class's own forward and no hooks."""
-    return type(link) is kind and not link.local_link_hooks and 'forward' not in vars(link)
+    """Whether a link is of this very class, and does what the class does."""
+    return type(link) is kind and is_unchanged(link)
 
 
 def _name(function: Any) -> str:
@@ -389,7 +366,7 @@ def _output_shape(x_shape: tuple, w_shape: tuple, stride: tuple, pad: tuple) -> 
     return (
         x_shape[0],
         w_shape[0],
-        *tuple(get_conv_outsize(size, k, s, p) for size, k, s, p in zip(x_shape[2:], w_shape[2:], stride, pad)),
+        *(get_conv_outsize(size, k, s, p) for size, k, s, p in zip(x_shape[2:], w_shape[2:], stride, pad)),
     )
 
 

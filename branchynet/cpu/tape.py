@@ -12,15 +12,13 @@ import collections
 import contextlib
 import functools
 import heapq
-import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any, Callable, Optional
 
-from branchynet import _chainer  # noqa: F401
-from branchynet.batching import check_labels
+from branchynet.batching import check_within
 from branchynet.cpu import convolution, elementwise, install, normalization, onednn
 from branchynet.cpu.layout import channels_last, dense, empty_like, like, plain, takes
-from branchynet.links.links import FL, Net, calls_one_of
+from branchynet.links.links import FL, Net, arguments_of, calls_one_of, is_unchanged
 from branchynet.links.resnet import ResBlock, shortcut
 
 import chainer
@@ -48,16 +46,12 @@ from chainer.functions.pooling.max_pooling_nd import MaxPoolingND, MaxPoolingNDG
 Back = Callable[[Any], Sequence[Any]]
 
 
-def _has_onednn() -> bool:
-    return install.are_in_place() and install.has_onednn()
-
-
 def _of_one_thread(function: Callable) -> Callable:
     """The function in a context in which oneDNN uses one thread, so that none of its calls must see to that."""
 
     @functools.wraps(function)
     def called(*arguments: Any) -> Any:
-        with onednn.single_threaded() if _has_onednn() else contextlib.nullcontext():
+        with onednn.single_threaded() if install.are_onednns_in_place() else contextlib.nullcontext():
             return function(*arguments)
 
     return called
@@ -258,7 +252,7 @@ def alone(links: Iterable[chainer.Link], x: np.ndarray, t: np.ndarray) -> tuple[
 def _loss(logits: Value, t: np.ndarray) -> tuple[Value, np.ndarray]:
     """(softmax cross entropy, accuracy) for logits (B, C) and labels (B,)."""
     scores = logits.array
-    check_labels(scores.shape[1], t)
+    check_within(t, scores.shape[1])
     function = SoftmaxCrossEntropy()
     (loss,) = function.forward((scores, t))
     (accuracy,) = Accuracy().forward((scores, t))
@@ -296,7 +290,7 @@ def forward(links: Iterable[chainer.Link], x: Value) -> Value:
 
 def _is_plain(link: Any) -> bool:
     """Whether a link is known, and does what its class does."""
-    return type(link) in _LINKS and not link._n_local_link_hooks and 'forward' not in vars(link)
+    return type(link) in _LINKS and is_unchanged(link)
 
 
 def _is_relu(link: Any) -> bool:
@@ -334,7 +328,7 @@ def _convolution(link: L.Convolution2D, x: Value) -> Value:
     w: Any = link.W.array
     b: Any = None if link.b is None else link.b.array
     geometry, is_simple = None, (link.groups, tuple(link.dilate), link.cudnn_fast) == (1, (1, 1), False)
-    if _has_onednn() and is_simple and takes(x.array, w, b) and _are_of_images(x.array, w, b):
+    if install.are_onednns_in_place() and is_simple and takes(x.array, w, b) and _are_of_images(x.array, w, b):
         geometry = convolution.fast_geometry(x.array.shape, w.shape, tuple(link.stride), tuple(link.pad), of_x=x.wanted)
     if geometry is None:
         return _call_in_chainer(link, x)
@@ -412,7 +406,7 @@ def _normalization(link: L.BatchNormalization, x: Value, with_relu: bool) -> Opt
     """
     parameters: Any = link.gamma, link.beta
     is_whole = link.avg_mean is not None and all(parameter is not None for parameter in parameters)
-    if not (_has_onednn() and is_whole and link.axis in (None, (0, 2, 3))):
+    if not (install.are_onednns_in_place() and is_whole and link.axis in (None, (0, 2, 3))):
         return None
     gamma, beta = (parameter.array for parameter in parameters)
     if not (normalization.fits(x.array, gamma, beta) and x.array.size > gamma.size):
@@ -453,7 +447,7 @@ def _shortcut(x: Value, shape: tuple[int, ...]) -> Value:
     """links.shortcut, in the memory order of convolutions where it takes every second pixel."""
     pixels, front = x.array[:, :, ::2, ::2], shape[1] - x.array.shape[1]
     is_half = x.array.shape[2:] != shape[2:] == pixels.shape[2:]
-    if not (is_half and front >= 0 and _has_onednn() and takes(x.array)):
+    if not (is_half and front >= 0 and install.are_onednns_in_place() and takes(x.array)):
         return _call_in_chainer(FL(shortcut, shape), x)
     y = channels_last(shape)
     y[:, :front] = 0
@@ -501,11 +495,9 @@ def _function(link: FL, x: Value) -> Value:
 
 
 @functools.lru_cache(1000)
-def _arguments(function: Callable, args: tuple, kwargs: tuple) -> tuple:
-    """All arguments but the first, in the function's order, with its defaults; without keyword arguments of its own."""
-    bound = inspect.signature(function).bind(None, *args, **dict(kwargs))
-    bound.apply_defaults()
-    return tuple(value for name, value in list(bound.arguments.items())[1:] if name != 'kwargs')
+def _arguments(function: Callable, args: tuple, kwargs: tuple) -> list[Any]:
+    """arguments_of, kept by arguments that can be hashed."""
+    return arguments_of(function, args, dict(kwargs))
 
 
 def _relu(x: Value) -> Value:
@@ -536,7 +528,7 @@ def _local_response(x: Value, n: int, k: float, alpha: float, beta: float) -> Va
     return _derived(y, x, back)
 
 
-def _dropout(x: Value, ratio: float) -> Value:
+def _dropout(x: Value, ratio: float, more: dict[str, Any]) -> Value:
     function = Dropout(ratio)
     (y,) = function.forward((x.array,))
     return _derived(y, x, lambda gy: DropoutGrad(function.mask).forward((gy,)))

@@ -13,15 +13,14 @@ import contextlib
 import ctypes
 import functools
 import itertools
-import operator
 import os
 import platform
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from branchynet.cpu import onednn
-from branchynet.cpu.memory import LINE, address
+from branchynet.cpu.memory import LINE
 from branchynet.cpu.signals import libc
 from branchynet.cpu.threads import run, workers
 
@@ -39,30 +38,6 @@ _YIELDS = 1 << 6  # of these polls, after which another thread may have the core
 _WAITS = 1 << 10  # polls of who is still busy, after which another thread may have the core
 # Some of the numbers of an order.
 _TAKEN, _RESULTS, _FINISHED, _MEMBERS = range(4, 8)
-
-
-class Block(NamedTuple):
-    """A block of a result, as the frame of a function in machine code describes it.
-
-    Attributes:
-        numbers: the first ones of the frame.
-        offsets: bytes to where the block's part of each array begins; the addresses follow the numbers.
-    """
-
-    numbers: tuple[int, ...]
-    offsets: tuple[int, ...]
-
-
-def run_blocks(function: Function, blocks: Sequence[Block], arrays: Sequence[np.ndarray]) -> None:
-    """Calls a function for every block, shared among the threads.
-
-    Args:
-        function: called with the address of a frame.
-        blocks: one or more.
-        arrays: C-contiguous.
-    """
-    starts = [address(array) for array in arrays]
-    run_frames(function, [(*numbers, *map(operator.add, starts, offsets)) for numbers, offsets in blocks])
 
 
 def run_frames(function: Function, frames: Sequence[Sequence[int]]) -> int:

@@ -196,7 +196,7 @@ def release_scratch() -> None:
     _local.__dict__.pop('scratch', None)
 
 
-def blocks(count: int, weight: int, most: int = 1 << 20) -> tuple[slice, ...]:
+def blocks(count: int, weight: int, most: int) -> tuple[slice, ...]:
     """Divides items into blocks of about equal size.
 
     Args:
@@ -205,7 +205,7 @@ def blocks(count: int, weight: int, most: int = 1 << 20) -> tuple[slice, ...]:
         most: the greatest weight of a block; an item that is heavier is a block by itself.
 
     Returns:
-        Slices of ``range(count)``, in order; an even number of them where there is more than one.
+        Slices of ``range(count)``, in order; an even number of them where that divides the items well.
     """
     parts = -(-count * weight // most)
     return equal_blocks(count, parts)
@@ -213,7 +213,7 @@ def blocks(count: int, weight: int, most: int = 1 << 20) -> tuple[slice, ...]:
 
 @functools.lru_cache(maxsize=1024)
 def equal_blocks(count: int, parts: int) -> tuple[slice, ...]:
-    """Divides ``count`` items into about ``parts`` slices, made an even number where it is more than one."""
+    """Divides ``count`` items into about ``parts`` slices; into one more, where ``parts`` is odd and above one."""
     parts += parts % 2 if parts > 1 else 0
     step = max(1, -(-count // max(1, parts)))
     return tuple(slice(i, min(i + step, count)) for i in range(0, count, step))

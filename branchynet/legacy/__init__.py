@@ -15,7 +15,6 @@ import json
 import os
 from typing import Any
 
-from branchynet import _chainer  # noqa: F401
 from branchynet.files import digest, written_whole
 from branchynet.legacy import pickles
 from branchynet.legacy.content import Path, about, content_of

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Callable
 
-from branchynet import _chainer  # noqa: F401
 from branchynet.legacy import values
 from branchynet.legacy.pickles import Name, Record
 from branchynet.legacy.values import Values, kind

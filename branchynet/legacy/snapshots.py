@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from branchynet import (
-    _chainer,  # noqa: F401
     exits,
 )
 from branchynet.legacy.content import Path, about

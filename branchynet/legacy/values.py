@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from branchynet import _chainer  # noqa: F401
 from branchynet.legacy.pickles import Name, Record
 
 import numpy as np

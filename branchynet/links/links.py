@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from numbers import Real
 from types import FunctionType
 from typing import Any
-
-from branchynet import _chainer  # noqa: F401
 
 import chainer
 import chainer.functions as F
@@ -38,6 +37,27 @@ class FL(chainer.Link):
 def calls_one_of(link: Any, functions: Container[Any]) -> bool:
     """Whether a link is an FL of one of these functions; its type comes first, as a callable may have no hash."""
     return type(link) is FL and isinstance(link.fn, FunctionType) and link.fn in functions
+
+
+def arguments_of(function: Callable, args: Iterable[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """The arguments behind x in ``function(x, *args, **kwargs)``, in the function's order, with its defaults.
+
+    Args:
+        function: one of Chainer's.
+        args: as of FL.
+        kwargs: as of FL.
+
+    Raises:
+        TypeError: the function does not take these arguments.
+    """
+    bound = inspect.signature(function).bind(None, *args, **kwargs)
+    bound.apply_defaults()
+    return list(bound.arguments.values())[1:]
+
+
+def is_unchanged(link: chainer.Link) -> bool:
+    """Whether a link does what its class does: it has no hooks, and no forward of its own."""
+    return not link._n_local_link_hooks and 'forward' not in vars(link)
 
 
 class SL(chainer.Chain):

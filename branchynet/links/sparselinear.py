@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from branchynet import _chainer  # noqa: F401
-
 import chainer
 import chainer.functions as F
 import numpy

@@ -4,7 +4,7 @@ import sys
 import threading
 from unittest import mock
 
-from branchynet import _chainer  # noqa: F401
+import branchynet  # noqa: F401
 from branchynet.cpu import cascade as cascades
 from branchynet.cpu import emitter, planar, threads
 from branchynet.cpu.cascade import Cascade, NotCovered, NotFinite

@@ -2,6 +2,7 @@
 
 import collections
 import threading
+from ctypes import c_float
 
 from branchynet import cpu
 from branchynet.cpu import (
@@ -154,7 +155,7 @@ def test_threads_compute_every_block_once(count, has_code, monkeypatch):
     y = np.zeros((count, 1, 2, 3), np.float32)
     form = onednn.describe((1, 1, 2, 3), onednn.NCHW)
     descriptor = onednn.create_descriptor(
-        'eltwise_forward', onednn.FORWARD_INFERENCE, onednn.RELU, form, form, onednn.real(0), onednn.real(0)
+        'eltwise_forward', onednn.FORWARD_INFERENCE, onednn.RELU, form, form, c_float(0), c_float(0)
     )
     primitive = onednn.Primitive(descriptor, {onednn.SRC: None, onednn.DST: None})
     blocks = loops.Blocks(0, 1, count)

@@ -146,6 +146,28 @@ def test_bits_do_not_depend_on_the_environment(variables):
     assert dict(line.split() for line in found.splitlines()) == expected
 
 
+@pytest.mark.onednn
+def test_narrow_linear_layers_do_not_depend_on_the_threads_of_openblas():
+    code = """
+        from branchynet import cpu
+        import chainer
+        import chainer.functions as F
+        import numpy as np
+        from cpu.test_threads import digest
+
+        for sizes in (51, 3456, 4), (402, 6, 373), (285, 625, 7), (128, 9, 3456), (128, 3456, 1):
+            b, i, o = sizes
+            x, w = (chainer.Variable(np.random.RandomState(0).randn(n, i).astype(np.float32)) for n in (b, o))
+            with cpu.fast():
+                y = F.linear(x, w)
+                y.grad = np.random.RandomState(1).randn(b, o).astype(np.float32)
+                y.backward()
+            print(sizes, digest({'y': y.array, 'gx': x.grad, 'gw': w.grad}))
+    """
+    found = {run(code, OPENBLAS_CORETYPE='Haswell', OPENBLAS_NUM_THREADS=count) for count in ('1', '2', '3')}
+    assert len(found) == 1
+
+
 def run(code, timeout=100, **variables):
     """What the code prints, in a Python of its own."""
     tests = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -1,7 +1,7 @@
 import copy
 import io
 
-from branchynet import _chainer  # noqa: F401
+import branchynet  # noqa: F401
 from branchynet.links.densesparselinear import DenseSparseLinear
 
 import chainer
