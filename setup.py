@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import sysconfig
 from importlib import metadata
 
@@ -33,7 +34,9 @@ def chainer_would_fail() -> bool:
     }
     if 'chainer' in installed:
         return False
-    pip = tuple(int(part) for part in installed.get('pip', '99.0').split('.')[:2])
+    version = re.match(r'(\d+)\.(\d+)', installed.get('pip', ''))
+    pip = tuple(map(int, version.groups())) if version else (99, 0)
+    # pip below 23.1 runs setup.py with the environment's setuptools; below 25.3 it does so where wheel is installed.
     builds_in_place = 'setuptools' in installed and (pip < (23, 1) or ('wheel' in installed and pip < (25, 3)))
     return not builds_in_place
 

@@ -22,23 +22,18 @@ from branchynet import inference, sweep, utils
 from branchynet.benchmarks import measuring, options
 from branchynet.benchmarks.measuring import Row
 from branchynet.benchmarks.networks import (
-    BATCHES,
-    NETWORKS,
-    SHAPES,
+    EXPERIMENTS,
+    batchsize,
     build,
     images,
     leaving_thresholds,
     published_shares,
 )
 from branchynet.cost import cost
-from branchynet.experiments import alex_cifar10 as alex
-from branchynet.experiments import lenet_mnist as lenet
-from branchynet.experiments import resnet_cifar10 as resnet
 from branchynet.net import BranchyNet
 
 import numpy as np
 
-EXPERIMENTS = {'lenet': lenet.EXPERIMENT, 'alexnet': alex.EXPERIMENT, 'resnet': resnet.EXPERIMENT}
 TASKS = ['joint', 'main', 'evaluate', 'inference', 'sweep', 'memory']
 BATCHES_OF = {'inference': [1, 256], 'sweep': [1]}
 INFERENCE_IMAGES, SWEEP_IMAGES = 256, 10000
@@ -180,9 +175,9 @@ def step_memory(network: str, batch: int, contender: str) -> float:
     """MB that a joint step adds to the process's peak."""
     # Noise: reading MNIST would raise the peak before the step.
     rng = np.random.RandomState(0)
-    x, t = rng.randn(batch, *SHAPES[network]).astype(np.float32), rng.randint(0, 10, batch).astype(np.int32)
+    x, t = rng.randn(batch, *EXPERIMENTS[network].shape).astype(np.float32), rng.randint(0, 10, batch).astype(np.int32)
     np.random.seed(0)
-    model: Any = NETWORKS[network].get_network()
+    model: Any = EXPERIMENTS[network].get_network()
     if contender in IN_PYTORCH:
         model = in_pytorch(contender, model)
 
@@ -203,7 +198,7 @@ def measure_all(args: argparse.Namespace, threads: int, peak: float) -> Iterator
     """Yields the Rows of one network's task and batch after the other; ``peak`` is of sgemm, FLOP per second."""
     for network in args.networks:
         for task in args.only:
-            for batch in BATCHES_OF.get(task) or args.batches or [BATCHES[network]]:
+            for batch in BATCHES_OF.get(task) or args.batches or [batchsize(network)]:
                 try:
                     yield measure_one(args, network, task, batch, threads, peak)
                 except BrokenProcessPool:
@@ -268,7 +263,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status."""
     parser = options.parser('compare', __doc__, rounds=5)
     parser.add_argument('--only', **options.some_of(TASKS))
-    parser.add_argument('--networks', **options.some_of(list(NETWORKS)))
+    parser.add_argument('--networks', **options.some_of(list(EXPERIMENTS)))
     parser.add_argument('--contenders', **options.some_of([*CONTENDERS, COMPILED], CONTENDERS))
     parser.add_argument('--threads', **options.threads())
     parser.add_argument('--batches', type=options.counts, help='of steps, evaluation and memory, as 1,16,256,2048')

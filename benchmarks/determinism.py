@@ -20,7 +20,7 @@ from typing import Any
 
 from branchynet import checkpoint, cpu, determinism, provenance, schema
 from branchynet.benchmarks import measuring, options
-from branchynet.benchmarks.networks import BATCHES, NETWORKS, SHAPES
+from branchynet.benchmarks.networks import EXPERIMENTS, batchsize
 from branchynet.experiments import pages
 from branchynet.experiments.runs import ResumableTraining
 from branchynet.files import write_atomically
@@ -39,10 +39,10 @@ _t: Any = None
 def prepare(network: str) -> str | None:
     """Makes a network and its batch; one step warms up. Returns the profile that is in place."""
     global _net, _x, _t
-    count = BATCHES[network]
+    count = batchsize(network)
     determinism.seed_generators(0)
-    _net = NETWORKS[network].get_network()
-    _x = np.random.rand(count, *SHAPES[network]).astype(np.float32)
+    _net = EXPERIMENTS[network].get_network()
+    _x = np.random.rand(count, *EXPERIMENTS[network].shape).astype(np.float32)
     _t = np.random.randint(0, 10, count).astype(np.int32)
     cpu.enable()
     _net.train(_x, _t)
@@ -93,7 +93,7 @@ def time_network(network: str, rounds: int) -> dict[str, Any]:
     saving, size = pools['portable'].submit(checkpoint_cost, network).result()
     for executor in pools.values():
         executor.shutdown()
-    return {'batchsize': BATCHES[network], 'step_s': seconds, 'checkpoint_s': saving, 'checkpoint_bytes': size}
+    return {'batchsize': batchsize(network), 'step_s': seconds, 'checkpoint_s': saving, 'checkpoint_bytes': size}
 
 
 def table(measured: dict[str, Any]) -> str:
@@ -140,7 +140,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status."""
     parser = options.parser('determinism', __doc__, rounds=7)
-    parser.add_argument('--networks', **options.some_of(list(NETWORKS)))
+    parser.add_argument('--networks', **options.some_of(list(EXPERIMENTS)))
     parser.add_argument('--update', metavar='PAGE', help='measure nothing, but put the table of --out into a page')
     args = parser.parse_args(argv)
     if args.update:

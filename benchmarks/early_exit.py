@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Optional
 
 from branchynet import provenance
 from branchynet.benchmarks import measuring, options
-from branchynet.benchmarks.networks import NETWORKS, SHAPES, build, images, leaving_thresholds, published_shares
+from branchynet.benchmarks.networks import EXPERIMENTS, build, images, leaving_thresholds, published_shares
 from branchynet.cost import cost
 from branchynet.export import export
 from branchynet.files import write_atomically
@@ -51,11 +51,11 @@ def time_network(network: str, batch: int, threads: int, rounds: int, weights: O
     compiled = Compiled(net)
     parts = [x[i : i + batch] for i in range(0, len(x), batch)]
     shares = np.bincount(classify(compiled, x, net.thresholdExits).exit, minlength=net.numexits()) / len(x)
-    costs = cost(net, SHAPES[network])
+    costs = cost(net, EXPERIMENTS[network].shape)
     allowed = costs.main.macs / sum(share * exit.leaving.macs for share, exit in zip(shares, costs.exits))
     calls: dict[str, Callable] = {'main': compiled.test_main, 'exits': compiled.test}
     if batch == 1:
-        calls['onnxruntime'] = _onnx_runtime(net, SHAPES[network], threads)
+        calls['onnxruntime'] = _onnx_runtime(net, EXPERIMENTS[network].shape, threads)
     rows = []
     for turn in range(rounds + 1):  # the first one warms up
         for contender, call in calls.items():
@@ -130,7 +130,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status."""
     parser = options.parser('early_exit', __doc__, rounds=15)
-    parser.add_argument('--networks', **options.some_of(list(NETWORKS)))
+    parser.add_argument('--networks', **options.some_of(list(EXPERIMENTS)))
     parser.add_argument('--threads', **options.threads())
     parser.add_argument('--weights', metavar='DIR', help="a run's results, for trained weights")
     options.print_result(parser.parse_args(argv), measure)

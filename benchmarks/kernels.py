@@ -15,7 +15,7 @@ import branchynet
 from branchynet import provenance
 from branchynet.benchmarks import measuring, options
 from branchynet.benchmarks.measuring import Row
-from branchynet.benchmarks.networks import BATCHES, NETWORKS, SHAPES
+from branchynet.benchmarks.networks import EXPERIMENTS, batchsize
 
 import chainer
 import numpy as np
@@ -53,9 +53,9 @@ def describe(link: Any, shape: Shape) -> str:
 def layers(network: str) -> dict[str, tuple[Any, Shape]]:
     """{name: (link, shape of a sample)} of a network."""
     np.random.seed(0)
-    net, hook = NETWORKS[network].get_network(), _Layers()
+    net, hook = EXPERIMENTS[network].get_network(), _Layers()
     with hook, chainer.no_backprop_mode():
-        x = np.random.randn(2, *SHAPES[network]).astype(np.float32)
+        x: Any = np.random.randn(2, *EXPERIMENTS[network].shape).astype(np.float32)
         for k in range(net.numexits()):
             x = net.stage(k, x)
             net.exit(k, x)
@@ -116,7 +116,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Times every layer, prints the medians and writes the files."""
     rows = []
     for network in args.networks:
-        batch = BATCHES[network]
+        batch = batchsize(network)
         for threads in args.threads:
             for layer, name, turn, *seconds in measuring.in_child(threads, time_layers, network, batch, args.rounds):
                 rows += [
@@ -133,7 +133,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status."""
     parser = options.parser('kernels', __doc__, rounds=5)
-    parser.add_argument('--networks', **options.some_of(list(NETWORKS)))
+    parser.add_argument('--networks', **options.some_of(list(EXPERIMENTS)))
     parser.add_argument('--threads', **options.threads())
     options.print_result(parser.parse_args(argv), measure)
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import math
 import multiprocessing
 import os
@@ -16,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
-from branchynet import cpu, determinism, provenance, schema
+from branchynet import cpu, determinism, files, provenance, schema
 
 import numpy as np
 
@@ -183,8 +184,9 @@ def write(out: str, rows: Sequence[Any], environment: dict[Any, Any]) -> dict[st
     Returns:
         Both, JSON-ready.
     """
-    with open(os.path.join(out, 'benchmark.csv'), 'w', newline='') as f:
-        csv.writer(f).writerows([rows[0]._fields, *rows])
+    text = io.StringIO()
+    csv.writer(text).writerows([rows[0]._fields, *rows])
+    files.write_atomically(os.path.join(out, 'benchmark.csv'), text.getvalue().encode())
     schema.write(os.path.join(out, 'environment.json'), environment)
     return {'environment': environment, 'rows': [row._asdict() for row in rows]}
 

@@ -2,41 +2,51 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from typing import Any
 
 import branchynet  # noqa: F401  (before chainer)
-from branchynet import checkpoint, cpu, experiments
-from branchynet.datasets import cifar10, folder, mnist
+from branchynet import checkpoint, cpu
+from branchynet.datasets import folder, mnist
 from branchynet.exits import below
+from branchynet.experiments import alex_cifar10, lenet_mnist, resnet_cifar10, runs, table1
 from branchynet.net import BranchyNet
-from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
 
 import chainer
 import numpy as np
 
-NETWORKS = {'lenet': lenet_mnist, 'alexnet': alex_cifar10, 'resnet': resnet_cifar10}
-PUBLISHED = {'lenet': 'B-LeNet', 'alexnet': 'B-AlexNet', 'resnet': 'B-ResNet'}
-SHAPES = {'lenet': mnist.SHAPE, 'alexnet': cifar10.SHAPE, 'resnet': cifar10.SHAPE}
-BATCHES = {'lenet': 512, 'alexnet': 512, 'resnet': 64}
+EXPERIMENTS = {
+    'lenet': lenet_mnist.EXPERIMENT,
+    'alexnet': alex_cifar10.EXPERIMENT,
+    'resnet': resnet_cifar10.EXPERIMENT,
+}
+
+
+def batchsize(network: str) -> int:
+    """Images of a step of the published training."""
+    return EXPERIMENTS[network].presets['paper'].batchsize
+
+
+def published_name(network: str) -> str:
+    """The paper's name of the network with exits."""
+    return f'B-{EXPERIMENTS[network].network}'
 
 
 def build(network: str, weights: str | None = None) -> BranchyNet:
     """The same net at every call.
 
     Args:
-        network: a name in NETWORKS.
+        network: a name in EXPERIMENTS.
         weights: a folder of results that has the network's weights; None: untrained, with running statistics of one
             batch.
     """
     np.random.seed(0)
-    net = NETWORKS[network].get_network()
-    path = os.path.join(weights or '', f'weights_{NETWORKS[network].__name__.split(".")[-1]}_seed0.npz')
+    experiment = EXPERIMENTS[network]
+    net = experiment.get_network()
     if weights:
-        checkpoint.load_npz(path, net)
+        checkpoint.load_npz(runs.weights_path(weights, experiment.name, '', 0), net)
     else:
-        settle(net, images(network, BATCHES[network])[0])
+        settle(net, images(network, batchsize(network))[0])
     return net
 
 
@@ -68,15 +78,13 @@ def images(network: str, count: int) -> tuple[np.ndarray, np.ndarray]:
         with np.load(cifar, allow_pickle=False) as data:
             x, t = data['test_x'], data['test_y']
     else:
-        x, t = rng.randn(count, *SHAPES[network]), rng.randint(0, 10, count)
+        x, t = rng.randn(count, *EXPERIMENTS[network].shape), rng.randint(0, 10, count)
     return np.ascontiguousarray(x[:count], np.float32), t[:count].astype(np.int32)
 
 
 def published_shares(network: str) -> np.ndarray:
     """Shares of images that leave at every exit, at the knee of the paper's Table I."""
-    with open(os.path.join(os.path.dirname(experiments.__file__), 'published', 'table1.csv')) as f:
-        row = next(row for row in csv.DictReader(f) if row['network'] == PUBLISHED[network])
-    shares = np.array(row['exit_percent'].split(), float)
+    shares = np.array(table1.published(published_name(network), 'CPU')['exit_percent'].split(), float)
     return shares / shares.sum()
 
 

@@ -28,7 +28,7 @@ from typing import Any
 
 from branchynet import cpu, parallel, provenance, schema
 from branchynet.benchmarks import measuring, options
-from branchynet.benchmarks.networks import BATCHES, NETWORKS, build, images
+from branchynet.benchmarks.networks import EXPERIMENTS, batchsize, build, images
 
 import numpy as np
 
@@ -42,7 +42,7 @@ def job(networks: Sequence[str], steps: int) -> None:
     """Measures one round's points and prints them as JSON; the program of every rank.
 
     Args:
-        networks: names in NETWORKS.
+        networks: names in EXPERIMENTS.
         steps: steps of a point.
     """
     with parallel.job('naive') as ranks:
@@ -53,7 +53,7 @@ def job(networks: Sequence[str], steps: int) -> None:
 
 def time_point(network: str, scaling: str, steps: int, ranks: parallel.Ranks) -> dict[str, Any]:
     """One point of one round, on every rank of a job."""
-    batch = BATCHES[network] * (ranks.size if scaling == 'weak' else 1)
+    batch = batchsize(network) * (ranks.size if scaling == 'weak' else 1)
     net, (x, t) = build(network), images(network, batch)
     trained, share = ranks.parallel(net), slice(batch // ranks.size)
     alone = parallel.Parallel(net, ranks.comm.split(ranks.rank, 0))
@@ -136,7 +136,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status."""
     parser = options.parser('scaling', __doc__, rounds=5)
-    parser.add_argument('--networks', **{**options.some_of(list(NETWORKS)), 'default': ['lenet', 'resnet']})
+    parser.add_argument('--networks', **options.some_of(list(EXPERIMENTS), ['lenet', 'resnet']))
     parser.add_argument('--ranks', type=options.counts, default=[1, 2], metavar='N,...', help='(default: 1,2)')
     parser.add_argument(
         '--steps',

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import branchynet  # noqa: F401  (before chainer)
 from branchynet import parallel, schema
-from branchynet.benchmarks.networks import BATCHES, NETWORKS, PUBLISHED, SHAPES
+from branchynet.benchmarks.networks import EXPERIMENTS, batchsize, published_name
 from branchynet.cli import Parser
 from branchynet.cost import cost
 from branchynet.experiments import pages
@@ -83,11 +83,11 @@ def load(network: str) -> Load:
     """Counts a network's work per step.
 
     Args:
-        network: a name in NETWORKS.
+        network: a name in EXPERIMENTS.
     """
-    net = NETWORKS[network].get_network()
-    macs = cost(net, SHAPES[network]).exits[-1].leaving.macs
-    return Load(macs, sum(array.nbytes for array in parallel.message(net)), BATCHES[network])
+    net = EXPERIMENTS[network].get_network()
+    macs = cost(net, EXPERIMENTS[network].shape).exits[-1].leaving.macs
+    return Load(macs, sum(array.nbytes for array in parallel.message(net)), batchsize(network))
 
 
 def compute_seconds(macs: int, images: float, flops: float) -> float:
@@ -142,7 +142,7 @@ def loads_table(loads: dict[str, Load]) -> Table:
         times = [compute_seconds(one.macs, one.batch, gpu.flops * UTILISATION) for gpu in GPUS.values()]
         times += [message_seconds(one.message, 8, link) for link in ETHERNET.values()]
         counts = [f'{one.batch}', f'{one.macs:,}', f'{one.message:,}']
-        rows.append([PUBLISHED[network], *counts, *(f'{1e3 * seconds:.3g}' for seconds in times)])
+        rows.append([published_name(network), *counts, *(f'{1e3 * seconds:.3g}' for seconds in times)])
     return Table(head, rows)
 
 
@@ -169,7 +169,7 @@ def simulated_tables(loads: dict[str, Load]) -> list[Table]:
 
 
 def _simulated(network: str, load: Load, which: int) -> Iterator[list[str]]:
-    yield [PUBLISHED[network]]
+    yield [published_name(network)]
     for name, gpu in GPUS.items():
         for link_name, link in _links(gpu).items():
             row = [f'{name}, {link_name}']
@@ -237,7 +237,7 @@ def measured_table(measured: Sequence[dict[str, Any]]) -> Table:
             gain = alone[check.scaling] / check.step
             rows.append(
                 [
-                    PUBLISHED[check.network],
+                    published_name(check.network),
                     check.scaling,
                     str(check.ranks),
                     f'{1e3 * check.step:.1f}',
@@ -254,7 +254,7 @@ def measured_table(measured: Sequence[dict[str, Any]]) -> Table:
 
 def tables() -> dict[str, str]:
     """The page's tables of the model alone, as Markdown by the names of their markers."""
-    loads = {network: load(network) for network in NETWORKS}
+    loads = {network: load(network) for network in EXPERIMENTS}
     return {
         'loads': loads_table(loads).markdown(),
         'assumptions': assumptions_table().markdown(),
@@ -286,7 +286,7 @@ def read(folder: str) -> list[dict[str, Any]]:
     Raises:
         OSError: there is none, or one is damaged.
     """
-    paths = [os.path.join(folder, f'{network}.json') for network in NETWORKS]
+    paths = [os.path.join(folder, f'{network}.json') for network in EXPERIMENTS]
     found = [schema.read_json(path, "a file of 'branchynet bench scaling'") for path in paths if os.path.exists(path)]
     if not found:
         raise OSError(f"{folder} holds no measured points: 'branchynet bench scaling --out {folder}' writes them")

@@ -323,7 +323,7 @@ def draw(folders: Sequence[str]) -> None:
     runs = {}
     for folder in folders:
         with open(os.path.join(folder, 'environment.json')) as f:
-            isa = json.load(f)['onednn']['isa']
+            isa = (json.load(f)['onednn'] or {'isa': 'no oneDNN'})['isa']
         rows = _read(os.path.join(folder, 'benchmark.csv'))
         for threads in sorted({row.threads for row in rows}):
             found = ratios([row for row in rows if row.threads == threads])

@@ -19,6 +19,7 @@ import argparse
 import math
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -261,5 +262,6 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument('--seconds', type=float, default=SECONDS, metavar='S', help='(default: %(default)s)')
     wrong = verdict(options.print_result(parser.parse_args(argv), measure))
-    print('\n'.join(wrong), end='\n' * bool(wrong))
+    for line in wrong:
+        print(line, file=sys.stderr)
     return int(bool(wrong))

@@ -295,7 +295,7 @@ def _reproduce(args: Namespace) -> int:
         return measure.committed('results', os.path.join(args.out, 'from_results'), device)
     preset = args.preset or ('paper' if args.device != 'cpu' and devices.count_gpus() else 'quick')
     only = args.only or {'paper': NAMES, 'reduced': REDUCED}.get(preset, NETWORKS)
-    setup = Setup(preset, args.variant, device, args.out, args.resume, args.jobs)
+    setup = Setup(args.variant, device, args.out, preset, args.resume, args.jobs)
     return reproduce.reproduce(only, args.seeds, setup, all_of_them=bool(args.only))
 
 
@@ -398,7 +398,7 @@ def _train_on(ranks: Any, args: Namespace) -> int:
     preset = runs.Preset(main_epochs, joint_epochs, args.batchsize or published.batchsize, args.samples)
     get_data = _dataset(args.data).get_data if args.data else experiment.get_data
     device = ranks.together(lambda: _device(args))
-    setup = runs.Setup(train.PRESET, args.variant, device, args.out, args.resume, ranks=ranks)
+    setup = runs.Setup(args.variant, device, args.out, resume=args.resume, ranks=ranks)
     record = train.train(experiment, preset, args.seed, get_data, setup)
     if ranks.rank:
         return 0
@@ -460,7 +460,7 @@ def _retrain(args: Namespace) -> int:
     examples=['branchynet report results/lenet_mnist_paper', 'branchynet report results/local --all --write'],
 )
 def _report(args: Namespace) -> int:
-    from branchynet.experiments import claims, generated, pages, reproduce, results, tables
+    from branchynet.experiments import claims, generated, outputs, pages, results, tables, verdicts
     from branchynet.files import lock
 
     if args.update is not None and (args.write or args.all or args.json):
@@ -468,7 +468,7 @@ def _report(args: Namespace) -> int:
     if len(args.dirs) > 1:
         results.check_several(args.dirs)
     found = [results.read(folder) for folder in args.dirs]
-    edited = [line for line in map(reproduce.changed, args.dirs) if line]
+    edited = [line for line in map(outputs.changed, args.dirs) if line]
     for line in edited:
         if args.write or args.update is not None:
             raise ValueError(line)
@@ -479,18 +479,18 @@ def _report(args: Namespace) -> int:
     if args.write:
         for folder, one in zip(args.dirs, found):
             with lock(folder):
-                reproduce.write(one, folder)
+                outputs.write(one, folder)
     status = 2 if edited else 0
     if args.json:
-        verdicts = {folder: claims.check(one) for folder, one in zip(args.dirs, found)}
-        print_json({folder: list(map(claims.described, of_folder)) for folder, of_folder in verdicts.items()})
-        fails = any(v.status == claims.FAIL for of_folder in verdicts.values() for v in of_folder)
+        checks = {folder: claims.check(one) for folder, one in zip(args.dirs, found)}
+        print_json({folder: list(map(claims.described, of_folder)) for folder, of_folder in checks.items()})
+        fails = any(v.status == claims.FAIL for of_folder in checks.values() for v in of_folder)
         return max(status, int(fails))
     for folder, one in zip(args.dirs, found):
         if len(found) > 1:
             print(f'{folder}:\n')
         print(tables.markdown(one))
-        status = max(status, reproduce.verdict(one, args.all))
+        status = max(status, verdicts.verdict(one, args.all))
     return status
 
 
@@ -527,11 +527,11 @@ def _compare(folders: list[str], page: Optional[str]) -> int:
 
 
 def _merge(folders: list[str], out: str) -> int:
-    from branchynet.experiments import merging, reproduce, tables
+    from branchynet.experiments import merging, outputs, tables
 
     joined = merging.merge(folders, out)
     print(f'{tables.markdown(joined)}\nWritten to {out}')
-    paths = [path for name, run in joined.named_runs() for path in reproduce.weights_of(name, run, out)]
+    paths = [path for name, run in joined.named_runs() for path in outputs.weights_of(name, run, out)]
     missing = [os.path.basename(path) for path in paths if not os.path.exists(path)]
     if missing:
         print(f'Without weights that the folders do not hold: {", ".join(missing)}')
@@ -668,7 +668,7 @@ def _sweep(args: Namespace) -> int:
 
     _check_file(args.out, '--out')
     loaded = weights.load(_weights(args.weights, args.network), args.network, args.variant)
-    found = weights.rows(*weights.sweep_test_set(loaded, args.criterion, args.thresholds))
+    found = weights.sweep_test_set(loaded, args.criterion, args.thresholds)
     if args.json:
         print_json(found)
     else:
@@ -717,7 +717,7 @@ def _calibrate(args: Namespace) -> int:
     early = loaded.net.numexits() - 1
     if not 1 <= args.at <= early:
         raise ValueError(f'--at is {args.at}: expected 1 to {early}, as exits are counted from 1')
-    found = weights.calibrate(loaded, args.variant, target, options)
+    found = weights.calibrate(loaded, target, options)
     if args.json:
         print_json(schema.unstructure(found))
     else:

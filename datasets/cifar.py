@@ -58,14 +58,11 @@ def read(name: str, versions: Sequence[Version]) -> list[np.ndarray]:
         OSError: a file is damaged, or is missing and cannot be downloaded; one line that says how to repair it.
     """
     with folder.mended_by_download(name):
-        version, path = find(name, versions)
-        if version is None or path is None:
-            version = versions[0]
-            path = _download(name, version)
+        version, path = find(name, versions) or (versions[0], _download(name, versions[0]))
         return [version['decode'](content) for content in _contents(version, path)]
 
 
-def find(name: str, versions: Sequence[Version]) -> tuple[Version, str] | tuple[None, None]:
+def find(name: str, versions: Sequence[Version]) -> tuple[Version, str] | None:
     """Finds the first archive or folder of a data set that exists.
 
     Args:
@@ -73,7 +70,7 @@ def find(name: str, versions: Sequence[Version]) -> tuple[Version, str] | tuple[
         versions: the versions, in the order of preference; archives come before folders.
 
     Returns:
-        (version, path), or (None, None) if no version exists.
+        (version, path), or None if no version exists.
     """
     there = [(version, archive_path(name, version)) for version in versions]
     # An unpacked file is read only if its digest is known.
@@ -85,7 +82,7 @@ def find(name: str, versions: Sequence[Version]) -> tuple[Version, str] | tuple[
     for version, path in there:
         if os.path.exists(path):
             return version, path
-    return None, None
+    return None
 
 
 def download(name: str, versions: Sequence[Version]) -> None:
@@ -99,7 +96,7 @@ def download(name: str, versions: Sequence[Version]) -> None:
         OSError: the archive cannot be downloaded.
     """
     try:
-        if find(name, versions)[1] is not None:
+        if find(name, versions) is not None:
             read(name, versions)
             return
     except OSError:
@@ -117,10 +114,11 @@ def inspect(name: str, versions: Sequence[Version]) -> Iterator[tuple[str, OSErr
     Yields:
         (a line for the user, None) if the data set is complete, else ('', the error).
     """
-    version, path = find(name, versions)
+    found = find(name, versions)
     try:
-        if version is None or path is None:
+        if found is None:
             raise FileNotFoundError('there is no {}'.format(' or '.join(archive_path(name, v) for v in versions)))
+        version, path = found
         list(_contents(version, path))
         yield f'{path} holds all of it', None
     except OSError as e:

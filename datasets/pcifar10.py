@@ -143,7 +143,7 @@ def inspect() -> Iterator[tuple[str, OSError | None]]:
         if os.path.exists(path()):
             data, recipe = _read()
             yield f'{path()}, {f"recipe {recipe}" if recipe else _looks_like(data[0])}', None
-        elif cifar.find(cifar10.NAME, cifar10.VERSIONS)[1] is None:
+        elif cifar.find(cifar10.NAME, cifar10.VERSIONS) is None:
             download = f"'{folder.command()} data download cifar10' gets that"
             raise FileNotFoundError(f'{path()} is missing, and so is cifar10, of which it is made: {download}')
         else:

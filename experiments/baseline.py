@@ -104,7 +104,7 @@ def measure(experiment: NetworkExperiment, seed: int, data: runs.Data, preset: r
         return utils.test(net, x_test, t_test, batchsize=1000, main=True)[0] * 100
 
     with cpu.fast(), tempfile.TemporaryDirectory() as folder:
-        setup = runs.Setup(PRESET, 'code', devices.find_device('cpu'), folder, False)
+        setup = runs.Setup('code', devices.find_device('cpu'), folder)
         get_network = partial(experiment.get_network, variant=setup.variant)
         training = runs.begin((experiment.name, '', seed), get_network, preset, data, setup)
         alone: list[float] = []

@@ -18,17 +18,24 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Optional
+from typing import Any
 
 from branchynet import calibration, checkpoint, determinism, devices, exits, files, schema, sweep, utils
 from branchynet.calibration import Judgement, Target
 from branchynet.datasets import splits
-from branchynet.experiments import get_experiment, pages, results, runs, weights
+from branchynet.experiments import get_experiment, pages, runs, weights
+from branchynet.experiments.calibrations import (
+    CALIBRATION,
+    Calibrations,
+    Choice,
+    HeldOut,
+    Measurement,
+    Run,
+    read,
+)
 from branchynet.experiments.runs import Preset
-from branchynet.experiments.weights import CALIBRATION, HeldOut
 
 import numpy as np
-from attrs import define, field
 
 HELD_OUT = 10000  # images
 SEEDS = 3
@@ -36,91 +43,8 @@ TRAININGS = {
     'lenet_mnist': Preset(main_epochs=5, joint_epochs=10, batchsize=128),
     'alex_cifar10': Preset(main_epochs=4, joint_epochs=4, batchsize=64, train_samples=16000),
 }
-PRESET = 'calibration'
 LOSSES = 0.1, 0.5  # points
 GUARANTEE = 0.95
-
-
-@define(kw_only=True)
-class Choice:
-    """Thresholds and what they do; of a target that cannot be fulfilled, the reason.
-
-    Attributes:
-        accuracy_loss: the target in points; None: thresholds that were not chosen for a target.
-        baseline: 'main', before joint training, or 'the final exit'.
-        guarantee: the probability that was asked for; None: none was.
-        thresholds: of every exit but the last, nats; None: no sample leaves there.
-        held_out: on the images that they were chosen on.
-        test: on the test set.
-        refused: the message of calibration.Infeasible; '' where there are thresholds.
-    """
-
-    accuracy_loss: Optional[float] = None
-    baseline: str = 'main'
-    guarantee: Optional[float] = None
-    thresholds: Optional[list[Optional[float]]] = None
-    held_out: Optional[Judgement] = None
-    test: Optional[Judgement] = None
-    refused: str = ''
-
-
-@define(kw_only=True)
-class Measurement:
-    """The choices for one training.
-
-    Attributes:
-        environment: where the times were measured.
-        choices: for either baseline and every target, without and with a guarantee.
-        published: the paper's thresholds, judged on the test set.
-        knee: the fastest setting of the experiment's sweep that is as accurate as the baseline, chosen on the test set
-            and judged on it, as in the paper.
-        temperatures: of each exit, fitted on the held-out images.
-        calibration_error_before: expected calibration error of each exit on the test set, without temperatures.
-        calibration_error: the same with the temperatures.
-    """
-
-    environment: results.Environment
-    choices: list[Choice]
-    published: Choice
-    knee: Choice
-    temperatures: list[float]
-    calibration_error_before: list[float]
-    calibration_error: list[float]
-
-
-@define(kw_only=True)
-class Run:
-    """A network that was trained without the held-out images.
-
-    Attributes:
-        network: the experiment that defines it.
-        seed: of the training.
-        held_out: the images that it never saw.
-        training: its history.
-        measurement: None until the weights are measured.
-    """
-
-    network: str
-    seed: int
-    held_out: HeldOut
-    training: results.Training
-    measurement: Optional[Measurement] = None
-
-
-@define(kw_only=True)
-class Calibrations:
-    """The content of calibration.json."""
-
-    runs: list[Run] = field(factory=list)
-
-
-def read(folder: str) -> Calibrations:
-    """Reads a folder's calibration.json.
-
-    Raises:
-        OSError: it is missing or damaged.
-    """
-    return schema.read(os.path.join(folder, CALIBRATION), Calibrations, 'calibrations')
 
 
 def complete(out: str, networks: Sequence[str], seeds: Sequence[int], device: Any) -> None:
@@ -153,8 +77,8 @@ def _trained(network: str, held_out: HeldOut, out: str, device: Any) -> Run:
     x, y, *test = experiment.get_data()
     kept, _ = splits.stratified(y, held_out.samples, held_out.seed)
     data = runs.cut((x[kept], y[kept], *test), TRAININGS[network])
-    setup = runs.Setup(PRESET, 'code', device, out, True)
-    trained = experiment._replace(presets={PRESET: TRAININGS[network]}).train('', seed, data, setup)
+    setup = runs.Setup('code', device, out, resume=True)
+    trained = experiment.train('', seed, TRAININGS[network], data, setup)
     return Run(network=network, seed=seed, held_out=held_out, training=trained)
 
 
@@ -162,7 +86,8 @@ def _measured(run: Run, out: str) -> Measurement:
     """Chooses thresholds for a run's weights on its held-out images, and judges them on the test set."""
     print(f'{runs.stem(run.network, "", run.seed)} ...', flush=True)
     loaded = weights.load(runs.weights_path(out, run.network, '', run.seed), run.network, 'code')
-    x, y, *test = loaded.experiment.get_data()
+    x, y, x_test, y_test = loaded.data()
+    test = x_test, y_test
     _, held = splits.stratified(y, run.held_out.samples, run.held_out.seed)
     held_out = x[held], y[held]
     macs = loaded.macs(x)
@@ -170,7 +95,7 @@ def _measured(run: Run, out: str) -> Measurement:
     # Whether each baseline is right, on the held-out images and on the test set.
     baselines = {
         'main': (loaded.baseline_correct(*held_out), loaded.baseline_correct(*test)),
-        'the final exit': (recorded.correct[-1], tested.correct[-1]),
+        weights.FINAL_EXIT: (recorded.correct[-1], tested.correct[-1]),
     }
     of_main = baselines['main'][1]
 

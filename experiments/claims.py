@@ -162,6 +162,15 @@ class Verdict(NamedTuple):
         """The known cause of a FAIL; '' if it is not known."""
         return self.claim.cause(float(np.mean(self.measured))) if self.status == FAIL and self.measured else ''
 
+    @property
+    def is_absent(self) -> bool:
+        """Whether the claim was not run because its whole experiment was not."""
+        return self.status == NOT_RUN and self.reason == _absent(self.claim.experiment)
+
+
+def _absent(experiment: str) -> str:
+    return f'{experiment} was not run'
+
 
 def described(verdict: Verdict) -> dict[str, Any]:
     """A verdict, ready for JSON; ``least`` and ``most`` bound the values for which a claim holds."""
@@ -319,7 +328,7 @@ def _why_not(claim: Claim, results: Results) -> str | None:
         return claim.not_checked
     runs = results.experiments.get(claim.experiment)
     if not runs:
-        return f'{claim.experiment} was not run'
+        return _absent(claim.experiment)
     order, preset, needed = list(PRESETS), claim.entry['preset'], []
     short = unfinished(claim.experiment, runs, preset)
     if order.index(results.preset) < order.index(preset):

@@ -13,6 +13,13 @@ from branchynet.net import BranchyNet
 
 import numpy as np
 
+AMOUNTS = {  # of training, by preset
+    'smoke': runs.Preset(main_epochs=1, joint_epochs=1, batchsize=64, train_samples=256, test_samples=100),
+    'quick': runs.Preset(main_epochs=4, joint_epochs=8, batchsize=128, train_samples=10000),
+    'reduced': runs.Preset(main_epochs=12, joint_epochs=25, batchsize=512),
+    'paper': runs.Preset(main_epochs=50, joint_epochs=100, batchsize=512),
+}
+
 
 class Part(NamedTuple):
     """A network of a comparison.
@@ -74,19 +81,24 @@ class Comparison(NamedTuple):
         Returns:
             The record of the training and its measurement.
         """
-        record = self.train(part, seed, data, setup)
+        record = self.train(part, seed, self.presets[setup.preset], data, setup)
         measurement = self.measure(part, seed, record, data, setup, setup.out)
         return results.ComparisonRun(seed=seed, part=part, training=record, measurement=measurement)
 
-    def train(self, part: str, seed: int, data: runs.Data, setup: runs.Setup) -> results.Training:
+    def train(self, part: str, seed: int, preset: runs.Preset, data: runs.Data, setup: runs.Setup) -> results.Training:
         """Trains one part with one seed, and writes the weights to the results folder. The checkpoint stays.
 
-        For the arguments see `run`.
+        Args:
+            part: its name.
+            seed: of the random generators.
+            preset: the amount of training.
+            data: cut to the preset.
+            setup: the user's choices.
 
         Returns:
             The record of the training.
         """
-        run_id, preset = (self.name, part, seed), self._preset(part, self.presets[setup.preset])
+        run_id, preset = (self.name, part, seed), self._preset(part, preset)
         get_network = partial(self.parts[part].get_network, variant=setup.variant)
         training = runs.begin(run_id, get_network, preset, data, setup)
         with cpu.fast():

@@ -11,7 +11,7 @@ from typing import Any
 
 from branchynet import schema
 from branchynet.cost import cost
-from branchynet.experiments import NETWORKS, get_experiment, reproduce, results
+from branchynet.experiments import NETWORKS, get_experiment, outputs, results
 from branchynet.experiments.network_experiment import gain_allowed
 
 import numpy as np
@@ -58,9 +58,9 @@ def convert(folder: str) -> results.Results | None:
     if schema.read_json(path, 'the results of a run')['format'] == results.FORMAT:
         return None
     for name, run in found.named_runs():
-        reproduce.kept_weights(name, run, folder)
+        outputs.kept_weights(name, run, folder)
     results.write(folder, found)
-    reproduce.write(found, folder)
+    outputs.write(found, folder)
     return found
 
 

@@ -12,16 +12,8 @@ from functools import partial
 
 from branchynet.datasets import pcifar10
 from branchynet.experiments.claims import published
-from branchynet.experiments.comparison import Comparison, Part
-from branchynet.experiments.runs import Preset
+from branchynet.experiments.comparison import AMOUNTS, Comparison, Part
 from branchynet.networks import alex_cifar10
-
-PRESETS = {
-    'smoke': Preset(main_epochs=1, joint_epochs=1, batchsize=64, train_samples=256, test_samples=100),
-    'quick': Preset(main_epochs=4, joint_epochs=8, batchsize=128, train_samples=10000),
-    'reduced': Preset(main_epochs=12, joint_epochs=25, batchsize=512),
-    'paper': Preset(main_epochs=50, joint_epochs=100, batchsize=512),
-}
 
 EXPERIMENT = Comparison(
     name='figure5',
@@ -29,6 +21,6 @@ EXPERIMENT = Comparison(
     xlabel='Convolutions in the branch',
     parts={str(k): Part(partial(alex_cifar10.get_one_branch_network, conv_layers=k)) for k in range(5)},
     get_data=pcifar10.get_data,
-    presets=PRESETS,
+    presets=AMOUNTS,
     published={row['x']: float(row['y']) / 100 for row in published('figures.csv') if row['figure'] == '5'},
 )

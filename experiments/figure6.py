@@ -22,7 +22,7 @@ import sys
 import tempfile
 from typing import Any, Callable, NamedTuple
 
-from branchynet import cpu, files, provenance, timing, visualize
+from branchynet import checkpoint, cpu, provenance, timing, visualize
 from branchynet.datasets import pcifar10
 from branchynet.experiments import claims, results, runs
 from branchynet.experiments.alex_cifar10 import EXPERIMENT as ALEXNET
@@ -242,7 +242,7 @@ def classify(variant: str, weights: str, images: str, count: str, *setting: str)
         setting: (E - 1,) thresholds (nats), as text; none for the baseline.
     """
     net = ALEXNET.get_network(variant=variant)
-    runs.load_weights(net, weights, files.digest(weights))
+    checkpoint.load_npz(weights, net)
     net.thresholdExits = [float(t) for t in setting] or None
     compiled = runs.for_inference(net)
     x = np.load(images, allow_pickle=False)

@@ -171,4 +171,4 @@ def _merged(checks: Iterable[Sequence[Verdict]]) -> list[Verdict]:
 def _best(verdicts: Sequence[Verdict]) -> Verdict:
     """The verdict of several folders on one claim: a failure, else a pass, else the most informative reason."""
     order = {FAIL: 0, PASS: 1, NOT_RUN: 2}
-    return min(verdicts, key=lambda v: (order[v.status], v.reason == f'{v.claim.experiment} was not run'))
+    return min(verdicts, key=lambda v: (order[v.status], v.is_absent))

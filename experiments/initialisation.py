@@ -9,8 +9,7 @@ joint epochs. smoke only shows that everything runs.
 """
 
 from branchynet.datasets import pcifar10
-from branchynet.experiments.comparison import Comparison, Part
-from branchynet.experiments.figure5 import PRESETS
+from branchynet.experiments.comparison import AMOUNTS, Comparison, Part
 from branchynet.networks import alex_cifar10
 
 EXPERIMENT = Comparison(
@@ -19,6 +18,6 @@ EXPERIMENT = Comparison(
     xlabel='Start',
     parts={'random': Part(alex_cifar10.get_network, trained=False), 'trained': Part(alex_cifar10.get_network)},
     get_data=pcifar10.get_data,
-    presets=PRESETS,
+    presets=AMOUNTS,
     published={},
 )

@@ -172,8 +172,9 @@ def work() -> None:
 def _train(job: Job, setup: runs.Setup) -> None:
     device = chainer.get_device(setup.device)
     device.use()
-    data = runs.cut(job.experiment.get_data(), job.experiment.presets[setup.preset])
-    job.experiment.train(job.part, job.seed, data, setup._replace(device=device))
+    preset = job.experiment.presets[setup.preset]
+    data = runs.cut(job.experiment.get_data(), preset)
+    job.experiment.train(job.part, job.seed, preset, data, setup._replace(device=device))
 
 
 def _end_with_parent() -> None:

@@ -10,8 +10,7 @@ reduced is paper with 12 main and 25 joint epochs. smoke only shows that everyth
 from functools import partial
 
 from branchynet.datasets import pcifar10
-from branchynet.experiments.comparison import Comparison, Part
-from branchynet.experiments.figure5 import PRESETS
+from branchynet.experiments.comparison import AMOUNTS, Comparison, Part
 from branchynet.networks import alex_cifar10
 
 EXPERIMENT = Comparison(
@@ -23,6 +22,6 @@ EXPERIMENT = Comparison(
         'first': Part(partial(alex_cifar10.get_one_branch_network, weights=(1.0, 0.3))),
     },
     get_data=pcifar10.get_data,
-    presets=PRESETS,
+    presets=AMOUNTS,
     published={},
 )

@@ -23,7 +23,7 @@ from branchynet.experiments import (
     claims,
     conversion,
     get_experiment,
-    reproduce,
+    outputs,
     results,
     runs,
     tables,
@@ -81,7 +81,7 @@ def measure(folder: str, out: str | None, device: Any, data: dict[str, runs.Data
         if elsewhere:
             _copy_weights(recorded, folder, target)
         results.write(target, measured)
-        reproduce.write(measured, target)
+        outputs.write(measured, target)
     print(
         f'{tables.markdown(measured)}\n{folder}: accuracies and exits '
         f'{"differ" if different else "are identical"}; written to {target}'
@@ -145,7 +145,7 @@ def _write_again(folder: str, target: str) -> results.Results:
     with files.lock(target):
         runs.check_replaces(target, _trainings(recorded))
         results.write(target, recorded)
-        reproduce.write(recorded, target)
+        outputs.write(recorded, target)
     return recorded
 
 
@@ -197,7 +197,7 @@ def _weights_to_measure(name: str, run: Any, folder: str) -> list[str]:
 
 def _copy_weights(recorded: results.Results, folder: str, target: str) -> None:
     for name, run in recorded.named_runs():
-        for path in reproduce.kept_weights(name, run, folder):
+        for path in outputs.kept_weights(name, run, folder):
             files.copy(path, os.path.join(target, os.path.basename(path)))
 
 
@@ -230,7 +230,7 @@ def _measured_again(
     recorded: results.Results, data: dict[str, runs.Data], folder: str, target: str, device: Any
 ) -> results.Results:
     """The results with new measurements of all trained runs; the others stay."""
-    setup = runs.Setup(recorded.preset, recorded.variant, device, target, False)
+    setup = runs.Setup(recorded.variant, device, target)
 
     def again(name: str, run: Any) -> Any:
         if run.training is None:
@@ -251,7 +251,7 @@ def _check_weights(trained: list[tuple[str, Any]], folder: str) -> None:
         OSError: weights are missing or are not those of their run.
     """
     for name, run in trained:
-        reproduce.kept_weights(name, run, folder)
+        outputs.kept_weights(name, run, folder)
         for path in _weights_to_measure(name, run, folder):
             if not os.path.exists(path):
                 raise FileNotFoundError(
@@ -343,7 +343,7 @@ def _retrained(name: str, run: Any, epochs: int, device: Any) -> tuple[verify.Ru
     preset = runs.Preset(training.main_epochs, training.joint_epochs, training.batchsize)
     main = min(epochs, training.main_epochs)
     with tempfile.TemporaryDirectory() as out, cpu.fast():
-        setup = runs.Setup('paper', training.variant, device, out, False)
+        setup = runs.Setup(training.variant, device, out)
         again = runs.begin(
             (name, run.part, run.seed),
             lambda: get_network(variant=training.variant),
@@ -353,12 +353,10 @@ def _retrained(name: str, run: Any, epochs: int, device: Any) -> tuple[verify.Ru
         )
         again.train('main', main)
         again.train('joint', epochs - main)
-    recorded = attrs.evolve(
-        reproduce.run_of_manifest(name, run), steps=reproduce.training_steps(training)[: epochs + 1]
-    )
+    recorded = attrs.evolve(outputs.run_of_manifest(name, run), steps=outputs.training_steps(training)[: epochs + 1])
     return recorded, attrs.evolve(
         recorded,
         device=again.record.device,
         environment=schema.unstructure(again.record.environment),
-        steps=reproduce.training_steps(again.record),
+        steps=outputs.training_steps(again.record),
     )

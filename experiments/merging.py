@@ -12,7 +12,7 @@ import os
 from typing import Any
 
 from branchynet import files
-from branchynet.experiments import get_experiment, reproduce, results, runs
+from branchynet.experiments import get_experiment, outputs, reproduce, results, runs
 from branchynet.experiments.results import Results
 
 
@@ -41,7 +41,7 @@ def merge(folders: list[str], out: str) -> Results:
         path
         for folder, one in found.items()
         for name, run in one.named_runs()
-        for path in reproduce.kept_weights(name, run, folder)
+        for path in outputs.kept_weights(name, run, folder)
     ]
     with files.lock(out):
         if os.path.exists(results.path_of(out)):
@@ -50,7 +50,7 @@ def merge(folders: list[str], out: str) -> Results:
         for path in weights:
             files.copy(path, os.path.join(out, os.path.basename(path)))
         results.write(out, joined)
-        reproduce.write(joined, out)
+        outputs.write(joined, out)
     return joined
 
 
@@ -72,7 +72,7 @@ def _joined(found: dict[str, Results]) -> Results:
                 origins[stem] = folder
                 mine.append(run)
     for name, seeds in joined.experiments.items():
-        joined.experiments[name] = reproduce.in_order(get_experiment(name), seeds)
+        joined.experiments[name] = outputs.in_order(get_experiment(name), seeds)
     return joined
 
 
@@ -89,7 +89,7 @@ def _check_settings(name: str, run: Any, folder: str, others: list[Any], origins
 
 def _settings(name: str, run: Any) -> dict[str, Any]:
     """The settings that all seeds of a part share."""
-    described = reproduce.run_of_manifest(name, run)
+    described = outputs.run_of_manifest(name, run)
     settings = {**described.settings, 'data_sha256': described.steps[0].sha256, 'device': described.device}
     del settings['seed']
     return settings

@@ -82,20 +82,25 @@ class NetworkExperiment(NamedTuple):
         Returns:
             The record of the training and its measurement.
         """
-        record = self.train(part, seed, data, setup)
+        record = self.train(part, seed, self.presets[setup.preset], data, setup)
         return results.NetworkRun(
             seed=seed, training=record, measurement=self.measure(part, seed, record, data, setup, setup.out)
         )
 
-    def train(self, part: str, seed: int, data: runs.Data, setup: runs.Setup) -> results.Training:
+    def train(self, part: str, seed: int, preset: runs.Preset, data: runs.Data, setup: runs.Setup) -> results.Training:
         """Trains one seed and writes its weights: main alone, then all exits jointly. The checkpoint stays.
 
-        For the arguments see `run`.
+        Args:
+            part: ''.
+            seed: of the random generators.
+            preset: the amount of training.
+            data: cut to the preset.
+            setup: the user's choices.
 
         Returns:
             The record of the training.
         """
-        run_id, preset = (self.name, part, seed), self.presets[setup.preset]
+        run_id = self.name, part, seed
         training = runs.begin(run_id, partial(self.get_network, variant=setup.variant), preset, data, setup)
         record = training.record
         with cpu.fast():

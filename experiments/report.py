@@ -237,7 +237,7 @@ def _claims(verdicts: Sequence[Verdict]) -> list[pages.Block]:
 
 def _minutes(claim: Claim) -> str:
     """Expected minutes of a claim's command on 2 cores of a CPU; those of a GPU were not measured."""
-    if 'measure' not in claim.entry:
+    if claim.not_checked is not None:
         return ''
     return 'not measured' if claim.device == 'gpu' else f'{claim.minutes():g}'
 

@@ -8,24 +8,10 @@ import sys
 import tempfile
 from typing import Any
 
-from branchynet import checkpoint, devices, files, schema, verify
-from branchynet.experiments import (
-    NETWORKS,
-    PRESETS,
-    claims,
-    figures,
-    get_experiment,
-    jobs,
-    pages,
-    report,
-    runs,
-    tables,
-    train,
-)
+from branchynet import checkpoint, devices, files, verify
+from branchynet.experiments import PRESETS, get_experiment, jobs, outputs, runs, tables, train, verdicts
 from branchynet.experiments import results as results_file
 from branchynet.experiments.results import Results
-from branchynet.experiments.verdicts import lines, summary
-from branchynet.files import write_atomically
 
 
 def reproduce(names: list[str], seeds: range, setup: runs.Setup, all_of_them: bool = False) -> int:
@@ -66,14 +52,15 @@ def _reproduce(
     results = _earlier(setup)
     todo = [run_id for experiment, _ in ready for run_id in _todo(experiment, seeds, setup, results)]
     if not os.path.exists(results_file.path_of(setup.out)):
-        for experiment, _ in ready:
-            _check_no_weights(experiment, seeds, setup.out)
+        for run_id in todo:
+            if not checkpoint.has(runs.checkpoint_path(setup.out, *run_id)):
+                runs.check_no_other_training(setup.out, run_id, ())
     for name in {experiment.name for experiment, _ in ready} & results.experiments.keys():
         stay = [run for run in results.experiments[name] if (name, run.part, run.seed) not in todo]
         runs.check_origin(results_file.path_of(setup.out), stay, setup)
     for name, run in results.named_runs():
         if (name, run.part, run.seed) not in todo:
-            kept_weights(name, run, setup.out)  # damaged ones would spoil the manifest, after hours of training
+            outputs.kept_weights(name, run, setup.out)  # damaged ones would spoil the manifest, after hours of training
     if not results.experiments:
         _remove_replaced(setup.out)
     minutes = sum(experiment.minutes(experiment.presets[setup.preset], data, setup) for experiment, data in ready)
@@ -94,10 +81,10 @@ def _reproduce(
     if not results.experiments:
         print(*skipped, *failures, sep='\n', file=sys.stderr)
         return 2
-    write(results, setup.out)
+    outputs.write(results, setup.out)
     print(f'\n{tables.markdown(results)}\nWritten to {setup.out}', *skipped, *failures, sep='\n')
     print(f'Preset {setup.preset} {PRESETS[setup.preset]}.')
-    status = verdict(results)
+    status = verdicts.verdict(results)
     return 2 if failures or (skipped and all_of_them) else status
 
 
@@ -205,14 +192,6 @@ def _todo(experiment: Any, seeds: range, setup: runs.Setup, results: Results) ->
     ]
 
 
-def _check_no_weights(experiment: Any, seeds: range, out: str) -> None:
-    """Checks that a folder without results has no weights but those of trainings that have a checkpoint."""
-    for seed, part in itertools.product(seeds, experiment.parts):
-        path = runs.weights_path(out, experiment.name, part, seed)
-        if os.path.exists(path) and not checkpoint.has(runs.checkpoint_path(out, experiment.name, part, seed)):
-            raise ValueError(f'{path} is of another training: name another folder with --out, or remove it')
-
-
 def _jobs(ready: list[tuple[Any, runs.Data]], todo: list[runs.RunId]) -> list[jobs.Job]:
     """The trainings of runs; an experiment that trains nothing has none."""
     experiments = {experiment.name: experiment for experiment, _ in ready if hasattr(experiment, 'train')}
@@ -253,188 +232,7 @@ def _run(
             print(f'{runs.stem(*run_id)} failed: {e}', flush=True)
             continue
         others = [one for one in results.experiments.get(name, []) if (one.part, one.seed) != (part, seed)]
-        results.experiments[name] = in_order(experiment, [*others, run])
+        results.experiments[name] = outputs.in_order(experiment, [*others, run])
         results_file.write(setup.out, results)
         checkpoint.remove(runs.checkpoint_path(setup.out, *run_id))
     return []
-
-
-def in_order(experiment: Any, done: list[Any]) -> list[Any]:
-    """Sorts runs by seed, and those of one seed in the order of the experiment's parts.
-
-    Args:
-        experiment: the experiment.
-        done: runs of it.
-    """
-    parts = list(experiment.parts)
-    return sorted(done, key=lambda run: (run.seed, parts.index(run.part)))
-
-
-def write(results: Results, out: str) -> None:
-    """Writes everything that follows from results.json: tables, figures, both reports, the manifest.
-
-    Args:
-        results: the content of results.json.
-        out: the results folder.
-
-    Raises:
-        OSError: weights in the folder are not those of a run.
-    """
-    weights = [path for name, run in results.named_runs() for path in kept_weights(name, run, out)]
-    written, shown = [results_file.path_of(out), *weights], {}
-    for name, seeds in results.experiments.items():
-        experiment = get_experiment(name)
-        paths = experiment.write(seeds, out)
-        drawn = figures.draw(experiment, seeds[0], out) if name in NETWORKS else figures.Drawn([])
-        shown[name] = drawn._replace(paths=[path for path in paths if path.endswith('.png')] + drawn.paths)
-        written += [*paths, *drawn.paths]
-    blocks = report.blocks(results, shown)
-    for name, text in ('report.md', pages.markdown(blocks)), ('report.html', pages.html('BranchyNet', blocks)):
-        written.append(os.path.join(out, name))
-        write_atomically(written[-1], text.encode())
-    verify.write(os.path.join(out, 'manifest.json'), _manifest(results, written, out))
-
-
-def changed(out: str) -> str:
-    """Says that results.json is not the file that the manifest beside it lists; '' if it is, or if none lists it.
-
-    Args:
-        out: a results folder.
-
-    Raises:
-        OSError: the manifest is damaged or of another format.
-    """
-    results, manifest = results_file.path_of(out), os.path.join(out, 'manifest.json')
-    if not os.path.exists(manifest):
-        return ''
-    listed = verify.read(manifest).sha256.get('results.json')
-    if listed in (None, files.digest(results)):
-        return ''
-    return (
-        f'{results} is not the file that {manifest} lists: it was edited, or a run was interrupted; '
-        "'branchynet measure' measures a folder's weights again, --resume ends a run"
-    )
-
-
-def weights_of(name: str, run: Any, out: str) -> dict[str, str]:
-    """The SHA-256 of each file of weights that a run wrote.
-
-    Args:
-        name: of the experiment.
-        run: a run of it.
-        out: the results folder.
-
-    Returns:
-        The hashes by path; the files need not exist.
-    """
-    if run.training is None:
-        return {}
-    where = out, name, run.part, run.seed
-    found = {runs.weights_path(*where): run.training.weights_sha256}
-    if run.training.main_weights_sha256 is not None:
-        found[runs.main_weights_path(*where)] = run.training.main_weights_sha256
-    return found
-
-
-def kept_weights(name: str, run: Any, out: str) -> list[str]:
-    """Finds the files of a run's weights that exist in a folder.
-
-    Args:
-        name: of the experiment.
-        run: a run of it.
-        out: the results folder.
-
-    Returns:
-        Their paths; none while the run is trained again, whose files take their places.
-
-    Raises:
-        OSError: a file is not the file that the run wrote.
-    """
-    if checkpoint.has(runs.checkpoint_path(out, name, run.part, run.seed)):
-        return []
-    kept = {path: sha256 for path, sha256 in weights_of(name, run, out).items() if os.path.exists(path)}
-    for path, sha256 in kept.items():
-        if files.digest(path) != sha256:
-            raise OSError(f'{path} is not what its run wrote: expected SHA-256 {sha256}')
-    return list(kept)
-
-
-def verdict(results: Results, every: bool = False) -> int:
-    """Checks the claims, and prints failures and counts.
-
-    Args:
-        results: of a folder.
-        every: whether to print a line for every claim.
-
-    Returns:
-        The exit status: 1 if a claim fell short, else 0.
-    """
-    verdicts = claims.check(results)
-    print('\n'.join((lines if every else summary)(verdicts)))
-    return int(any(v.status == claims.FAIL for v in verdicts))
-
-
-def _manifest(results: Results, written: list[str], out: str) -> verify.Manifest:
-    """The origin and the steps of every run, and the hashes of all files that were written."""
-    return verify.Manifest(
-        preset=results.preset,
-        runs=[run_of_manifest(name, run) for name, run in results.named_runs()],
-        sha256={os.path.relpath(path, out): files.digest(path) for path in sorted(written)},
-    )
-
-
-def run_of_manifest(name: str, run: Any) -> verify.Run:
-    """Describes a run for `branchynet verify`: settings that must agree, and steps in the order of the run.
-
-    Args:
-        name: of the experiment.
-        run: a run of it.
-    """
-    training, measurement = run.training, run.measurement
-    settings = {'seed': run.seed, 'test_samples': measurement.test_samples}
-    if training is not None:
-        names = ('variant', 'main_epochs', 'joint_epochs', 'batchsize', 'train_samples')
-        settings.update({name: getattr(training, name) for name in names})
-        steps = training_steps(training)
-    else:
-        steps = [verify.Step(what='data', sha256=measurement.data_sha256)]
-    steps += [
-        verify.Step(what=f'output {what}', sha256=digest.sha256, mean=_mean(what, digest, measurement))
-        for what, digest in getattr(measurement, 'outputs', {}).items()
-    ]
-    origin = training or measurement
-    return verify.Run(
-        name=runs.stem(name, run.part, run.seed),
-        settings=settings,
-        device=origin.device,
-        environment=schema.unstructure(origin.environment),
-        measured_in=schema.unstructure(measurement.environment),
-        weights_sha256=weights_of(name, run, out=''),
-        steps=steps,
-    )
-
-
-def _mean(what: str, digest: results_file.Digest, measurement: Any) -> float | list[float]:
-    """The mean of an output; of the sweep's shares one for each exit, as those of all exits together say nothing."""
-    if what == 'sweep_exits' and isinstance(measurement, results_file.NetworkMeasurement):
-        return [sum(shares) / len(shares) / 100 for shares in zip(*(row.exit_percent for row in measurement.sweep))]
-    return digest.mean
-
-
-def training_steps(training: results_file.Training) -> list[verify.Step]:
-    """Lists the steps of a training: the data, then the weights after each epoch.
-
-    Args:
-        training: a record, also of a training that has not ended.
-    """
-    steps = [verify.Step(what='data', sha256=training.data_sha256)]
-    for phase in 'main', 'joint':
-        history = getattr(training, phase)
-        epochs = zip(history.weights_sha256, history.loss, history.accuracy)
-        steps += [
-            verify.Step(
-                what=f'weights after epoch {epoch} of {phase} training', sha256=sha256, loss=loss, accuracy=accuracy
-            )
-            for epoch, (sha256, loss, accuracy) in enumerate(epochs, 1)
-        ]
-    return steps

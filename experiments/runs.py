@@ -10,8 +10,7 @@ from collections.abc import Container, Mapping
 from importlib.util import find_spec
 from typing import Any, Callable, NamedTuple
 
-from branchynet import checkpoint, cpu, determinism, files, parallel, provenance, schema
-from branchynet.batching import batches
+from branchynet import calibration, checkpoint, cpu, determinism, files, parallel, provenance, schema
 from branchynet.datasets import pcifar10
 from branchynet.devices import now
 from branchynet.experiments import results
@@ -23,7 +22,6 @@ from branchynet.training import Position, epochs
 import attrs
 import chainer
 import numpy as np
-from chainer.backends.cuda import to_cpu
 
 BATCHSIZE = 500  # of a test in which nothing is timed
 
@@ -57,20 +55,20 @@ class Setup(NamedTuple):
     """The choices that a user makes for all experiments.
 
     Attributes:
-        preset: one of PRESETS.
         variant: one of VARIANTS.
         device: a Chainer device.
         out: the results folder.
+        preset: one of PRESETS; '' where a preset is of no matter.
         resume: whether to continue from the checkpoints in the folder.
         jobs: number of runs that train at a time.
         ranks: those that train together; by default this process alone.
     """
 
-    preset: str
     variant: str
     device: Any
     out: str
-    resume: bool
+    preset: str = ''
+    resume: bool = False
     jobs: int = 1
     ranks: parallel.Alone = parallel.ALONE
 
@@ -201,7 +199,7 @@ def check_no_other_training(out: str, run_id: RunId, replaceable: Container[str 
         raise ValueError(f'{out} holds an unfinished training of {stem(*run_id)}: name another folder with --out')
     for path in weights_path(out, *run_id), main_weights_path(out, *run_id):
         if os.path.exists(path) and files.digest(path) not in replaceable:
-            raise ValueError(f'{path} is of another training: name another folder with --out')
+            raise ValueError(f'{path} is of another training: name another folder with --out, or remove it')
 
 
 def _goes_on(old: results.Training | None, new: results.Training | None) -> bool:
@@ -526,9 +524,7 @@ def for_inference(net: BranchyNet) -> Any:
 
 def logits_of(net: BranchyNet, x: np.ndarray) -> np.ndarray:
     """The logits (E, N, C) of every exit for images x (N, ...), without early exit."""
-    fast = for_inference(net)
-    looks = [fast.look(x[part]) for part in batches(len(x), BATCHSIZE)]
-    return np.stack([np.concatenate([to_cpu(look.logits) for look in of_exit]) for of_exit in zip(*looks)])
+    return calibration.logits_of(for_inference(net), x, BATCHSIZE)
 
 
 def digest(array: np.ndarray) -> results.Digest:
@@ -565,6 +561,11 @@ def load_weights(net: chainer.Link, path: str, sha256: str | None) -> None:
     """
     if not os.path.exists(path):
         raise FileNotFoundError(f'{path} is missing: expected the weights of the run')
+    check_written(path, sha256)
+    checkpoint.load_npz(path, net)
+
+
+def check_written(path: str, sha256: str | None) -> None:
+    """Raises OSError unless a file of weights has the SHA-256 that its run recorded."""
     if files.digest(path) != sha256:
         raise OSError(f'{path} is not what its run wrote: expected SHA-256 {sha256}')
-    checkpoint.load_npz(path, net)

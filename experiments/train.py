@@ -13,7 +13,6 @@ from branchynet import checkpoint, files, schema
 from branchynet.experiments import results, runs
 from branchynet.experiments.network_experiment import NetworkExperiment
 
-PRESET = 'train'
 EXPECTED = 'the record of a training'
 
 
@@ -36,7 +35,7 @@ def train(
         preset: the amount of training.
         seed: of the random generators.
         get_data: loads the arrays.
-        setup: the user's choices; setup.preset is PRESET.
+        setup: the user's choices.
 
     Returns:
         The record.
@@ -47,7 +46,6 @@ def train(
         ValueError: the net does not take the data; the folder holds an unfinished training, and setup.resume is not
             set, or results or weights of another training; or as of runs.begin.
     """
-    experiment = experiment._replace(presets={PRESET: preset})
     ranks, path = setup.ranks, path_of(setup.out, experiment.name, seed)
     saved = runs.checkpoint_path(setup.out, experiment.name, '', seed)
     data = ranks.together(lambda: runs.cut(get_data(), preset))
@@ -59,7 +57,7 @@ def train(
         ranks.from_first(lambda: _check_replaces(setup.out, experiment.name, seed))
         if not setup.resume:
             ranks.from_first(lambda: runs.check_not_begun(setup.out, experiment.name, '', seed))
-        record = experiment.train('', seed, data, setup)
+        record = experiment.train('', seed, preset, data, setup)
         ranks.from_first(lambda: schema.write(path, record))
         ranks.from_first(lambda: checkpoint.remove(saved))
     return record

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from branchynet import checkpoint, files, schema
-from branchynet.experiments import NETWORKS, get_experiment, reproduce, results, runs, tables
+from branchynet.experiments import NETWORKS, get_experiment, outputs, results, runs, tables
 
 import attrs
 
@@ -68,7 +68,7 @@ def measure(folder: str, out: str, device: Any) -> None:
         for name in sorted(os.listdir(weights)):
             files.copy(os.path.join(weights, name), os.path.join(out, name))
         results.write(out, found)
-        reproduce.write(found, out)
+        outputs.write(found, out)
     early = [f'{one.path}: no joint epoch has ended yet' for one in begun if not one.record.joint.loss]
     print(f'{tables.markdown(found)}\n{folder}: unfinished; written to {out}', *early, sep='\n')
 
@@ -78,7 +78,7 @@ def _measured(begun: _Begun, weights: str, out: str, device: Any) -> results.Net
     experiment, record = begun.experiment, begun.record
     data = runs.data_of(experiment, record, experiment.presets[begun.preset].test_samples)
     print(f'{runs.stem(experiment.name, "", begun.seed)} ...', flush=True)
-    setup = runs.Setup(begun.preset, record.variant, device, out, False)
+    setup = runs.Setup(record.variant, device, out)
     measurement = experiment.measure('', begun.seed, record, data, setup, weights)
     return results.NetworkRun(seed=begun.seed, training=record, measurement=measurement)
 

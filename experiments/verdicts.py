@@ -5,10 +5,27 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from branchynet.experiments import claims
 from branchynet.experiments.claims import FAIL, NOT_RUN, PASS, Claim, Verdict
+from branchynet.experiments.results import Results
 from branchynet.experiments.wording import mean
 
 import numpy as np
+
+
+def verdict(results: Results, every: bool = False) -> int:
+    """Checks the claims, and prints failures and counts.
+
+    Args:
+        results: of a folder.
+        every: whether to print a line for every claim.
+
+    Returns:
+        The exit status: 1 if a claim fell short, else 0.
+    """
+    verdicts = claims.check(results)
+    print('\n'.join((lines if every else summary)(verdicts)))
+    return int(any(v.status == FAIL for v in verdicts))
 
 
 def lines(verdicts: Sequence[Verdict]) -> list[str]:
@@ -123,7 +140,7 @@ def reasons(verdicts: Sequence[Verdict]) -> list[str]:
         if verdict.status == NOT_RUN:
             if verdict.claim.not_checked is not None:
                 unchecked[verdict.reason] += 1
-            elif verdict.reason == f'{verdict.claim.experiment} was not run':
+            elif verdict.is_absent:
                 absent[verdict.claim.experiment] += 1
             else:
                 needed[verdict.reason] += 1

@@ -3,8 +3,8 @@
     branchynet sweep results/lenet_mnist_quick --network lenet_mnist
     branchynet calibrate results/calibration/weights_lenet_mnist_seed0.npz --network lenet_mnist --accuracy-loss 0.1
 
-A weights file says nothing of its training. results.json or calibration.json beside it does, if it lists the file's
-SHA-256.
+A weights file says nothing of its training. results.json, calibration.json or the record of `branchynet train` beside
+it does, if it lists the file's SHA-256.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import io
 import itertools
 import os
 import re
-import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Optional
 
@@ -23,28 +22,14 @@ from branchynet.batching import batches
 from branchynet.calibration import Judgement, Macs, Target
 from branchynet.cost import cost
 from branchynet.datasets import splits
-from branchynet.experiments import get_experiment, pages, results, runs, train
+from branchynet.experiments import calibrations, get_experiment, pages, results, runs, train
+from branchynet.experiments.calibrations import CALIBRATION, HeldOut
 from branchynet.net import BranchyNet
 
 import numpy as np
 from attrs import define
 
-CALIBRATION = 'calibration.json'  # beside weights that experiments.calibration trained
-
-
-@define(kw_only=True)
-class HeldOut:
-    """Images that a training did not see: those of ``splits.stratified(labels, samples, seed)``.
-
-    Attributes:
-        samples: their number.
-        seed: of the choice.
-    """
-
-    samples: int
-    seed: int
-
-
+FINAL_EXIT = 'the final exit'  # as a baseline
 Samples = tuple[np.ndarray, np.ndarray]  # x (N, ...), t (N,)
 
 
@@ -52,16 +37,14 @@ class Trained(NamedTuple):
     """The record, beside some weights, of their training.
 
     Attributes:
-        samples: number of training images: the first of those that are not held out.
+        training: the record; its images are the first ones of those that are not held out.
         held_out: the images that were left out; None: none was.
-        main_sha256: of the file with main's weights before joint training; None: it was not kept.
-        data_sha256: of the data as cut to these samples; None: those of the experiment.
+        test_samples: number of test images that belong to the training's data; None: all.
     """
 
-    samples: int
+    training: results.Training
     held_out: HeldOut | None = None
-    main_sha256: str | None = None
-    data_sha256: str | None = None
+    test_samples: int | None = None
 
 
 class Weights(NamedTuple):
@@ -70,6 +53,7 @@ class Weights(NamedTuple):
     Attributes:
         path: of the file.
         experiment: that defines the network.
+        variant: of the network.
         net: with the weights.
         baseline: a net whose main is the network before joint training; None if its file is missing.
         trained: the record of the training; None if there is none.
@@ -77,9 +61,28 @@ class Weights(NamedTuple):
 
     path: str
     experiment: Any
+    variant: str
     net: BranchyNet
     baseline: BranchyNet | None
     trained: Trained | None
+
+    def data(self) -> runs.Data:
+        """The experiment's data.
+
+        Raises:
+            OSError: it is missing or damaged.
+            ValueError: the weights were trained on other data.
+        """
+        data = x, y, x_test, t_test = self.experiment.get_data()
+        trained = self.trained
+        if trained is not None:
+            if trained.held_out is not None:
+                index = np.flatnonzero(seen(trained, y))
+                x, y = x[index], y[index]
+            amount = runs.Preset(0, 0, 1, trained.training.train_samples, trained.test_samples)
+            its_data = runs.cut((x, y, x_test, t_test), amount)
+            runs.check_data(self.experiment.name, its_data, trained.training.data_sha256)
+        return data
 
     def macs(self, x: np.ndarray) -> Macs:
         """Multiply-adds for one of the samples x (N, ...)."""
@@ -96,11 +99,8 @@ class Weights(NamedTuple):
         if self.baseline is None:
             return None
         with cpu.fast():
-            parts = [self.baseline.run_main(x[part]).argmax(axis=1) for part in batches(len(x), _TOGETHER)]
+            parts = [self.baseline.run_main(x[part]).argmax(axis=1) for part in batches(len(x), runs.BATCHSIZE)]
         return np.concatenate(parts) == t
-
-
-_TOGETHER = 500  # samples
 
 
 def load(path: str, network: str, variant: str) -> Weights:
@@ -124,39 +124,30 @@ def load(path: str, network: str, variant: str) -> Weights:
     trained, baseline = _trained(path, network), None
     main = path[: -len('.npz')] + '_main.npz'
     if path.endswith('.npz') and os.path.exists(main):
-        if trained is not None and trained.main_sha256 not in (None, files.digest(main)):
-            raise OSError(f'{main} is not what its run wrote: expected SHA-256 {trained.main_sha256}')
+        if trained is not None and trained.training.main_weights_sha256 is not None:
+            runs.check_written(main, trained.training.main_weights_sha256)
         baseline = experiment.get_network(variant=variant)
         checkpoint.load_npz(main, baseline.main)
-    return Weights(path, experiment, net, baseline, trained)
+    return Weights(path, experiment, variant, net, baseline, trained)
 
 
 def _trained(path: str, network: str) -> Trained | None:
     """The record of a weights file's training, in a JSON file beside it: of calibrations, results or one training."""
     folder, sha256 = os.path.dirname(path), files.digest(path)
-    calibrations = os.path.join(folder, CALIBRATION)
-    if os.path.exists(calibrations):
-        content = schema.read_json(calibrations, 'calibrations')
-        try:
-            for run in content['runs']:
-                training = run['training']
-                if training['weights_sha256'] == sha256:
-                    if training['train_samples'] not in range(1, sys.maxsize):
-                        raise ValueError(f'train_samples is {training["train_samples"]}: expected a whole number')
-                    held_out = schema.structure(run['held_out'], HeldOut)
-                    return Trained(training['train_samples'], held_out, training['main_weights_sha256'])
-        except (KeyError, TypeError, ValueError) as e:
-            raise OSError(f'{calibrations} is damaged ({type(e).__name__}: {e}): expected calibrations') from e
+    if os.path.exists(os.path.join(folder, CALIBRATION)):
+        for calibrated in calibrations.read(folder).runs:
+            if calibrated.training.weights_sha256 == sha256:
+                return Trained(calibrated.training, calibrated.held_out)
     if os.path.exists(results.path_of(folder)):
         for run in results.read(folder).experiments.get(network, []):
             if run.training.weights_sha256 == sha256:
-                return Trained(run.training.train_samples, main_sha256=run.training.main_weights_sha256)
+                return Trained(run.training, test_samples=run.measurement.test_samples)
     named = re.fullmatch(f'weights_{network}_seed(\\d+).npz', os.path.basename(path))
     record = train.path_of(folder, network, int(named.group(1))) if named else ''
     if os.path.exists(record):
         training = schema.read(record, results.Training, train.EXPECTED)
         if training.weights_sha256 == sha256:
-            return Trained(training.train_samples, None, training.main_weights_sha256, training.data_sha256)
+            return Trained(training)
     return None
 
 
@@ -166,7 +157,7 @@ def seen(trained: Trained, y: np.ndarray) -> np.ndarray:
     if trained.held_out is not None:
         kept, _ = splits.stratified(y, trained.held_out.samples, trained.held_out.seed)
     mask = np.zeros(len(y), bool)
-    mask[kept[: trained.samples]] = True
+    mask[kept[: trained.training.train_samples]] = True
     return mask
 
 
@@ -215,7 +206,7 @@ class Calibrated:
         temperatures: for net.temperatures, to which the thresholds belong; None: the logits are taken as they are.
         target: the fields of the target that are set.
         guarantee: the probability with which the loss of accuracy is below the target; None: nothing is guaranteed.
-        baseline: 'main', before joint training, or 'final exit', where its weights are missing.
+        baseline: 'main', before joint training, or FINAL_EXIT, where its weights are missing.
         held_out_seen: how many of the held-out images the training saw; None: unknown.
         held_out: the effect of the thresholds on the images that they were chosen on.
         test: their effect on the test set.
@@ -257,7 +248,7 @@ class Options(NamedTuple):
     seed: int = 0
 
 
-def calibrate(weights: Weights, variant: str, target: Target, options: Options) -> Calibrated:
+def calibrate(weights: Weights, target: Target, options: Options) -> Calibrated:
     """Chooses thresholds on held-out training images and judges them on the test set.
 
     A guarantee holds for thresholds and not for temperatures: these are then fitted on the third of the held-out images
@@ -265,7 +256,6 @@ def calibrate(weights: Weights, variant: str, target: Target, options: Options) 
 
     Args:
         weights: of a network; with options.temperature, its net gets the temperatures.
-        variant: of the network.
         target: as in calibration.choose.
         options: the other choices.
 
@@ -275,14 +265,10 @@ def calibrate(weights: Weights, variant: str, target: Target, options: Options) 
     Raises:
         calibration.Infeasible: no setting fulfils the target.
         OSError: the data is missing or damaged.
-        ValueError: the target is impossible, or too few images can be held out.
+        ValueError: the target is impossible, too few images can be held out, or the weights were trained on other data.
     """
     calibration.check_target(target, weights.net.numexits(), options.guarantee)
-    x, y, x_test, t_test = weights.experiment.get_data()
-    if weights.trained is not None and weights.trained.data_sha256 is not None:
-        samples = weights.trained.samples
-        cut = x[:samples], y[:samples], x_test, t_test
-        runs.check_data(weights.experiment.name, cut, weights.trained.data_sha256)
+    x, y, x_test, t_test = weights.data()
     index, seen_by_training = hold_out(weights.trained, y, options.samples, options.seed)
     x, t = x[index], y[index]
     criterion, macs = exits.CRITERIA[options.criterion], weights.macs(x)
@@ -296,14 +282,14 @@ def calibrate(weights: Weights, variant: str, target: Target, options: Options) 
     tested = weights.record(x_test, t_test, criterion)
     return Calibrated(
         network=weights.experiment.name,
-        variant=variant,
+        variant=weights.variant,
         weights_sha256=files.digest(weights.path),
         criterion=criterion.name,
         thresholds=thresholds,
         temperatures=weights.net.temperatures,
         target={name: value for name, value in target._asdict().items() if value is not None},
         guarantee=options.guarantee,
-        baseline='final exit' if baseline is None else 'main',
+        baseline=FINAL_EXIT if baseline is None else 'main',
         held_out_seen=seen_by_training,
         held_out=calibration.judge(recorded, thresholds, baseline, macs),
         test=calibration.judge(tested, thresholds, weights.baseline_correct(x_test, t_test), macs),
@@ -356,7 +342,7 @@ def draw_reliability(weights: Weights, path: str) -> None:
         weights: of a network.
         path: of the figure.
     """
-    _, _, x, t = weights.experiment.get_data()
+    _, _, x, t = weights.data()
     with cpu.fast():
         logits = calibration.logits_of(runs.for_inference(weights.net), x)
     visualize.plot_reliability(t, np.stack([exits.answer(one).prob for one in logits]), output_path=path)
@@ -395,7 +381,7 @@ def notes(found: Calibrated) -> list[str]:
             f'the training saw {found.held_out_seen} of the {found.held_out.samples} held-out images: the network is '
             'better on them than on others, so this accuracy tells little; train without them (docs/calibration.md)'
         )
-    if found.baseline == 'final exit':
+    if found.baseline == FINAL_EXIT:
         lines.append('the weights of the baseline are missing: the final exit is taken for it')
     if found.guarantee is not None and found.held_out_seen == 0:
         lines.append(f'with probability {found.guarantee:g} the loss is below {found.target["accuracy_loss"]:g} points')
@@ -405,9 +391,10 @@ def notes(found: Calibrated) -> list[str]:
 # Sweep
 
 
-def sweep_test_set(
-    weights: Weights, criterion: str, base_thresholds: list[float] | None
-) -> tuple[sweep.Sweep, list[str]]:
+COLUMNS = 'thresholds', 'accuracy_percent', 'exit_percent', 'released_ms', 'whole_ms', 'mark'
+
+
+def sweep_test_set(weights: Weights, criterion: str, base_thresholds: list[float] | None) -> list[dict[str, Any]]:
     """Sweeps thresholds over the test set.
 
     Args:
@@ -417,9 +404,14 @@ def sweep_test_set(
             another criterion than entropy the deciles of the scores of each exit.
 
     Returns:
-        (the Sweep, a mark for each setting: 'front' on the Pareto front of accuracy and time, else '').
+        A JSON-ready dictionary for every setting, with the keys COLUMNS. Its mark is 'front' on the Pareto front of
+        accuracy and time, else ''.
+
+    Raises:
+        OSError: the data is missing or damaged.
+        ValueError: the weights were trained on other data.
     """
-    _, _, x, t = weights.experiment.get_data()
+    _, _, x, t = weights.data()
     recorded = weights.record(x, t, exits.CRITERIA[criterion])
     if base_thresholds is None and criterion == exits.ENTROPY.name:
         base_thresholds = weights.experiment.base_thresholds
@@ -428,16 +420,7 @@ def sweep_test_set(
         for score in recorded.score[:-1]
     ]
     swept = sweep.sweep(recorded, [list(setting) for setting in itertools.product(*choices)])
-    marks = np.full(len(swept.accuracy), '', object)
-    marks[sweep.pareto(swept.accuracy, swept.whole)] = 'front'
-    return swept, marks.tolist()
-
-
-COLUMNS = 'thresholds', 'accuracy_percent', 'exit_percent', 'released_ms', 'whole_ms', 'mark'
-
-
-def rows(swept: sweep.Sweep, marks: list[str]) -> list[dict[str, Any]]:
-    """The settings of a sweep as JSON-ready dictionaries with the keys COLUMNS."""
+    front = sweep.pareto(swept.accuracy, swept.whole)
     return [
         {
             'thresholds': thresholds.tolist(),
@@ -445,9 +428,9 @@ def rows(swept: sweep.Sweep, marks: list[str]) -> list[dict[str, Any]]:
             'exit_percent': (100 * left / left.sum()).tolist(),
             'released_ms': 1000 * float(released),
             'whole_ms': 1000 * float(whole),
-            'mark': mark,
+            'mark': 'front' if i in front else '',
         }
-        for thresholds, accuracy, left, released, whole, mark in zip(*swept, marks)
+        for i, (thresholds, accuracy, left, released, whole) in enumerate(zip(*swept))
     ]
 
 

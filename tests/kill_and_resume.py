@@ -64,7 +64,7 @@ def train(network, out):
     builder, get_data, *amounts = NETWORKS[network]
     preset = runs.Preset(*amounts, test_samples=1)
     data = runs.cut(get_data(), preset)
-    setup = runs.Setup('smoke', 'code', chainer.get_device('@numpy'), out, resume=True)
+    setup = runs.Setup('code', chainer.get_device('@numpy'), out, 'smoke', resume=True)
     run = runs.begin(('killed', '', 0), builder, preset, data, setup)
     print('begins', flush=True)
     with cpu.fast():

@@ -39,7 +39,7 @@ def test_the_last_epochs_are_trained_twice(curve):
 def test_joint_training_follows_main_and_is_tested_too(curve, tmp_path):
     assert len(curve.as_released_percent) == len(curve.exits_percent) == len(curve.joint_weights_sha256) == 3
     assert all(len(exits) == 2 for exits in curve.exits_percent)
-    setup = runs.Setup('paper', 'code', devices.find_device('cpu'), str(tmp_path), False)
+    setup = runs.Setup('code', devices.find_device('cpu'), str(tmp_path))
     with cpu.fast():
         training = runs.begin(
             ('lenet_mnist', '', 0),

@@ -16,12 +16,13 @@ from branchynet.experiments import (
     generated,
     get_experiment,
     intervals,
+    outputs,
     pages,
     report,
-    reproduce,
     results,
     runs,
     tables,
+    verdicts,
 )
 from branchynet.experiments.verdicts import failures
 
@@ -180,10 +181,10 @@ def test_a_claim_holds_or_falls_short(example, capsys, accuracy, status):
     for row in run_of(example).measurement.sweep:
         row.accuracy_percent = min(accuracy, row.accuracy_percent)
     assert verdict_of(example, 'quick/lenet_mnist').status == status
-    assert reproduce.verdict(example) == (status == 'FAIL')
+    assert verdicts.verdict(example) == (status == 'FAIL')
     short = capsys.readouterr().out
     assert (f'{status}: quick/lenet_mnist: ' in short) == (status == 'FAIL')
-    assert reproduce.verdict(example, every=True) == (status == 'FAIL')
+    assert verdicts.verdict(example, every=True) == (status == 'FAIL')
     assert f'\n{status}: quick/lenet_mnist: ' in capsys.readouterr().out
 
 
@@ -274,7 +275,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 
 def test_the_page_renders_whole_in_a_browser(example, tmp_path):
     (tmp_path / 'figures').mkdir()
     results.write(str(tmp_path), example)
-    reproduce.write(example, str(tmp_path))
+    outputs.write(example, str(tmp_path))
     page = (tmp_path / 'report.html').read_text()
     figures = [name for name in os.listdir(str(tmp_path / 'figures')) if name.endswith('.png')]
     assert page.count('<img ') == len(figures) == 4
@@ -332,12 +333,12 @@ def test_the_first_screen_has_published_and_measured_side_by_side(example):
 
 
 def test_reasons_are_grouped_and_count_every_claim_once(example, capsys):
-    verdicts = claims.check(example)
-    assert reproduce.verdict(example) == 0
+    found = claims.check(example)
+    assert verdicts.verdict(example) == 0
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) <= 6
     numbers = [int(line.split(': ')[1]) for line in printed if line.startswith('NOT RUN: ')]
-    assert sum(numbers) == sum(v.status == 'NOT RUN' for v in verdicts)
+    assert sum(numbers) == sum(v.status == 'NOT RUN' for v in found)
 
 
 def test_a_failure_shows_its_cause(example, monkeypatch):

@@ -219,7 +219,7 @@ def test_counts_on_the_cpu_do_not_hinder_a_gpu():
     environment = runs.environment('.')
     counted = mock.Mock(training=None, measurement=mock.Mock(device='@numpy', environment=environment))
     trained = mock.Mock(training=mock.Mock(device='@numpy', environment=environment))
-    setup = runs.Setup('smoke', 'code', '@cupy:0', '.', True)
+    setup = runs.Setup('code', '@cupy:0', '.', 'smoke', True)
     runs.check_origin('results.json', [counted], setup)
     with pytest.raises(ValueError, match='^results.json has device @numpy: expected @cupy:0; name another folder'):
         runs.check_origin('results.json', [trained], setup)
