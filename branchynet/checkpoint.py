@@ -18,7 +18,7 @@ import zipfile
 import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from branchynet.exits import SETTINGS, check_settings
+from branchynet.exits import SAVED_SETTINGS, check_settings
 from branchynet.files import copy, remove_parts, write_atomically
 from branchynet.training import Position
 
@@ -283,9 +283,11 @@ def load_npz(path: str, link: chainer.Link) -> None:
     try:
         with np.load(path, allow_pickle=False) as content:
             arrays = {
-                name: _array(content, name, expected.target[name]) for name in expected.target if name not in SETTINGS
+                name: _array(content, name, expected.target[name])
+                for name in expected.target
+                if name not in SAVED_SETTINGS
             }
-            settings = {name: content[name] for name in SETTINGS if name in content and hasattr(link, name)}
+            settings = {name: content[name] for name in SAVED_SETTINGS if name in content and hasattr(link, name)}
     except KeyError as e:
         raise OSError(f'{path} holds the weights of another network: {e.args[0]}') from e
     except _DAMAGED as e:

@@ -30,7 +30,7 @@ Array = Any  # a NumPy or CuPy array
 # One number for all exits but the last, or one for each of them. As a threshold, None: no sample leaves there.
 Setting = Union[float, Sequence[Optional[float]]]
 Side = Literal['below', 'above', 'at least']
-SETTINGS = 'thresholdExits', 'temperatures'  # of a BranchyNet, which its file holds where they are set
+SAVED_SETTINGS = 'thresholdExits', 'temperatures'  # of a BranchyNet, which its file holds where they are set
 
 
 class Answer(NamedTuple):
@@ -443,8 +443,14 @@ def check_per_exit(name: str, value: Any, exits: int, share: bool = False) -> No
             raise ValueError(f'{name} is {value!r}: expected {expected}')
 
 
+def per_exit(name: str, thresholds: Setting, exits: int) -> list[float]:
+    """A threshold for each of ``exits`` exits, -inf for None; for the errors see check_per_exit."""
+    check_per_exit(name, thresholds, exits)
+    return np.broadcast_to(np.asarray(closed(thresholds), float), exits).tolist()
+
+
 def check_settings(settings: Mapping[str, Any], exits: int) -> None:
-    """Raises TypeError or ValueError unless the SETTINGS among these, by name, are of a net of as many exits."""
+    """Raises TypeError or ValueError unless the SAVED_SETTINGS among these are of a net of as many exits."""
     if settings.get('thresholdExits') is not None:
         check_per_exit('thresholdExits', settings['thresholdExits'], exits - 1)
     if settings.get('temperatures') is not None:

@@ -15,15 +15,14 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from numbers import Real
 from typing import TYPE_CHECKING, Any, Optional
 
 from branchynet.batching import check_shape, check_within, checked_labels
 from branchynet.chains.reading import Stage
-from branchynet.exits import below, check_answer, check_per_exit, closed, rounded
+from branchynet.exits import below, check_answer, per_exit, rounded
 from branchynet.files import write_atomically
 from branchynet.inference import Classification, fold_temperatures, obstacle_of_parameters, tally
-from branchynet.links.links import FL, Net
+from branchynet.links.links import Net, calls_one_of
 from branchynet.net import BranchyNet, check_net
 from branchynet.provenance import commit, sha256_of_net
 
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 
     from onnx import GraphProto, ModelProto
 
-DESCRIPTION = 'network.json'  # of a folder of stages
+NETWORK_JSON = 'network.json'  # of a folder of stages
 OLDEST_OPSET = 18  # the first whose reductions take their axes as an input
 _RULE = (
     'A sample leaves at the first exit whose entropy (float32, nats, of its softmax) is strictly below the '
@@ -92,23 +91,23 @@ def export(
     obstacle = obstacle_of_parameters(net)
     if obstacle is not None:
         raise ValueError(f'net cannot be exported: {obstacle}')
-    described = _described(net, thresholds, properties or {})
+    metadata = _properties(net, thresholds, properties or {})
     path, net = os.fspath(path), _without_temperatures(net)
     x = _samples(_TRACED, shape)
     if path.endswith('.onnx'):
-        (model,) = _models([_cascade(net, x, thresholds)], described, opset)
+        (model,) = _models([_cascade(net, x, thresholds)], metadata, opset)
         content = model.SerializeToString()
         _compare(_Cascade(content, 1), net, x)
         write_atomically(path, content)
         return
-    models = _models(_stages(net, x), described, opset)
+    models = _models(_stages(net, x), metadata, opset)
     contents = [model.SerializeToString() for model in models]
-    description = _description(described, models, contents)
+    description = _network_json(metadata, models, contents)
     _compare(_Stages(description, contents, 1), net, x)
     os.makedirs(path, exist_ok=True)
     for stage, content in zip(description['stages'], contents):
         write_atomically(os.path.join(path, stage['file']), content)
-    write_atomically(os.path.join(path, DESCRIPTION), json.dumps(description, indent=1).encode())
+    write_atomically(os.path.join(path, NETWORK_JSON), json.dumps(description, indent=1).encode())
 
 
 class OnnxBranchyNet:
@@ -164,7 +163,9 @@ class OnnxBranchyNet:
     def _classified(self, x: Any, thresholds: Any) -> Classification:
         """`classify`; the label is -1, which is none, where an answer is NaN."""
         x = self._checked(x)
-        thresholds = _per_exit(self.thresholdExits if thresholds is None else thresholds, self.numexits())
+        thresholds = per_exit(
+            'thresholds', self.thresholdExits if thresholds is None else thresholds, self.numexits() - 1
+        )
         parts = [self._runner.run(x[i : i + _CHUNK], thresholds) for i in range(0, len(x), _CHUNK)]
         label, exit, entropy, prob = map(np.concatenate, zip(*parts))
         return Classification(np.where(np.isnan(entropy), -1, label), exit, entropy, prob)
@@ -208,12 +209,6 @@ class OnnxBranchyNet:
 
 _CHUNK = 256  # samples that are in memory together
 _TRACED = 13  # samples of the recorded call: a size that a network's other axes seldom have
-
-
-def _per_exit(thresholds: Any, exits: int) -> list[float]:
-    """A threshold for every exit but the last."""
-    check_per_exit('thresholds', thresholds, exits - 1)
-    return [float(t) for t in ([thresholds] * (exits - 1) if isinstance(thresholds, Real) else closed(thresholds))]
 
 
 # Running
@@ -276,7 +271,7 @@ class _Stages:
 def _open(path: str, threads: int) -> Any:
     """A _Cascade or _Stages of what ``export`` wrote."""
     if os.path.isdir(path):
-        path = os.path.join(path, DESCRIPTION)
+        path = os.path.join(path, NETWORK_JSON)
     with open(path, 'rb') as f:
         content = f.read()
     try:
@@ -328,7 +323,7 @@ def _default_thresholds(net: BranchyNet, thresholds: Any) -> list[float]:
     thresholds = net.thresholdExits if thresholds is None else thresholds
     if thresholds is None:
         raise ValueError('thresholds are missing: expected an entropy (nats) for every exit but the last')
-    return _per_exit(thresholds, net.numexits())
+    return per_exit('thresholds', thresholds, net.numexits() - 1)
 
 
 def _without_temperatures(net: BranchyNet) -> BranchyNet:
@@ -344,21 +339,11 @@ def _samples(count: int, shape: Sequence[int]) -> np.ndarray:
     return np.random.RandomState(0).standard_normal((count, *shape)).astype(np.float32)
 
 
-def _described(net: BranchyNet, thresholds: list[float], more: Mapping[str, str]) -> dict[str, str]:
-    """The metadata of the files: `_properties`, and more."""
-    own = _properties(net, thresholds)
-    for name, value in more.items():
-        if name in own:
-            raise ValueError(f'properties holds {name}, which export writes itself: give it another name')
-        if not isinstance(value, str):
-            raise TypeError(f'the property {name} is {value!r}: expected a str')
-    return {**own, **more}
-
-
-def _properties(net: BranchyNet, thresholds: list[float]) -> dict[str, str]:
+def _properties(net: BranchyNet, thresholds: list[float], more: Mapping[str, str]) -> dict[str, str]:
+    """The metadata of the files."""
     from importlib import metadata
 
-    return {
+    own = {
         'version': metadata.version('branchynet'),
         'commit': commit() or '',
         'weights_sha256': sha256_of_net(net),
@@ -366,6 +351,12 @@ def _properties(net: BranchyNet, thresholds: list[float]) -> dict[str, str]:
         'thresholds': json.dumps(thresholds),
         'rule': _RULE,
     }
+    for name, value in more.items():
+        if name in own:
+            raise ValueError(f'properties holds {name}, which export writes itself: give it another name')
+        if not isinstance(value, str):
+            raise TypeError(f'the property {name} is {value!r}: expected a str')
+    return {**own, **more}
 
 
 def _weight_names(net: BranchyNet) -> dict[int, str]:
@@ -548,13 +539,9 @@ def _in_order(model: Any, indices: list[int]) -> list[int]:
     The two commute, and ONNX Runtime computes a ReLU within the convolution that it follows.
     """
     for place, (i, j) in enumerate(zip(indices, indices[1:])):
-        if _calls(model[i], F.max_pooling_2d) and _calls(model[j], F.relu):
-            indices[place : place + 2] = j, i
+        if calls_one_of(model[i], [F.max_pooling_2d]) and calls_one_of(model[j], [F.relu]):
+            indices[place : place + 2] = j, i  # the next turn finds the pooling at its new place
     return indices
-
-
-def _calls(link: Any, function: Any) -> bool:
-    return type(link) is FL and link.fn is function
 
 
 def _models(graphs: list[GraphProto], properties: dict[str, str], opset: Optional[int]) -> list[ModelProto]:
@@ -592,7 +579,7 @@ def _model(graph: GraphProto, properties: dict[str, str], opset: int) -> ModelPr
     return model
 
 
-def _description(properties: dict[str, str], models: list[ModelProto], contents: list[bytes]) -> dict:
+def _network_json(properties: dict[str, str], models: list[ModelProto], contents: list[bytes]) -> dict:
     """The content of network.json."""
     stages = []
     for k, (model, content) in enumerate(zip(models, contents)):

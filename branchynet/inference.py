@@ -27,9 +27,9 @@ from branchynet.exits import (
     answer,
     check_answer,
     check_per_exit,
-    closed,
     labels,
     leave_at,
+    per_exit,
     rounded,
 )
 from branchynet.forward import Forward
@@ -492,8 +492,7 @@ class Compiled:
         count = self.numexits() - 1
         if thresholds is None:
             raise TypeError(f'{name} is None: set it, as a Compiled has no percentTestExits')
-        check_per_exit(name, thresholds, count)
-        cuts = tuple(rounded(np.broadcast_to(closed(thresholds), count), np.float32).tolist())
+        cuts = tuple(rounded(per_exit(name, thresholds, count), np.float32).tolist())
         if isinstance(key, (Real, tuple)):
             if len(self._checked) >= _REMEMBERED:
                 self._checked.clear()

@@ -872,7 +872,7 @@ class BranchyNet(chainer.Chain):
         for k, model in enumerate(self.models):
             for i in range(model.endi, len(model)):
                 model[i].serialize(serializer['models'][str(k)][str(i)])
-        for name in exits.SETTINGS:
+        for name in exits.SAVED_SETTINGS:
             self._serialize_setting(serializer, name)
 
     def _serialize_setting(self, serializer: Any, name: str) -> None:
@@ -906,7 +906,7 @@ class BranchyNet(chainer.Chain):
 
     def _check_settings(self) -> None:
         count = self.numexits() - 1
-        exits.check_settings({name: getattr(self, name) for name in exits.SETTINGS}, self.numexits())
+        exits.check_settings({name: getattr(self, name) for name in exits.SAVED_SETTINGS}, self.numexits())
         if self.percentTrainExits is not None:
             check_per_exit('percentTrainExits', self.percentTrainExits, count, share=True)
         check_per_exit('percentTrainKeeps', self.percentTrainKeeps, count, share=True)

@@ -2,6 +2,8 @@
 
 Example:
     from branchynet import trainer
+    import chainer
+    from chainer.training import extensions
 
     updater = trainer.Updater(chainer.iterators.SerialIterator(pairs, 128), net)
     loop = chainer.training.Trainer(updater, (10, 'epoch'))
@@ -66,7 +68,11 @@ class Updater(updaters.StandardUpdater):
         self._main = main
 
     def update_core(self) -> None:
-        """Trains by one step, on the iterator's next batch."""
+        """Trains by one step, on the iterator's next batch.
+
+        Raises:
+            TypeError: the batch is not of pairs (x, t); else as BranchyNet.train or train_main.
+        """
         x, t = _pair(self.converter, self.get_iterator('main').next())
         if self._main:
             loss, accuracy = self._net.train_main(x, t)

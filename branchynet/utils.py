@@ -278,6 +278,10 @@ def screen_branchy(
         (settings, accuracies, seconds, exits): the S settings; arrays (S,) of their accuracies, as `test` gives them,
         and of mean seconds per sample on the released clock, composed of the stages' times; an int array (S, E), the
         samples that leave at each exit.
+
+    Raises:
+        TypeError: a threshold is no number.
+        ValueError: there are no thresholds, or they do not fit the net.
     """
     ts = generate_thresholds(base_ts, net.numexits()) if enumerate_ts else list(base_ts)
     if not ts:

@@ -18,7 +18,7 @@ from typing import Any
 from branchynet.files import digest, written_whole
 from branchynet.legacy import pickles
 from branchynet.legacy.content import Path, about, content_of
-from branchynet.legacy.network import BRANCHYNET, NAMES, SETTINGS, Network, generator_kept, shapes
+from branchynet.legacy.network import ARGUMENTS, BRANCHYNET, NAMES, Builder, generator_kept, shapes
 from branchynet.legacy.pickles import Record
 from branchynet.legacy.snapshots import load_snapshot
 from branchynet.legacy.values import Values, kind
@@ -69,7 +69,7 @@ def load(path: Path, statistics: str = 'exits') -> BranchyNet:
             found = 'results: load_results reads them' if isinstance(root, dict) else kind(root)
             raise ValueError(f'it holds {found}')
         with generator_kept():
-            return Network(len(data), statistics).branchynet(root)
+            return Builder(len(data), statistics).branchynet(root)
 
 
 def load_results(path: Path) -> dict[str, np.ndarray]:
@@ -132,7 +132,7 @@ def convert(old: Path, new: Path, force: bool = False) -> dict[str, Any]:
         network = _network_name(net)
     description = {
         'network': network,
-        'settings': {name: getattr(net, name) for name in SETTINGS},
+        'settings': {name: getattr(net, name) for name in ARGUMENTS},
         'percentTrainExits': net.percentTrainExits,
         'forwardMain': net.forwardMain,
         'weights': [model.weight for model in net.models],

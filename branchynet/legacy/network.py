@@ -99,7 +99,7 @@ NAMES = (
 )
 
 # The arguments of BranchyNet that a file keeps, and what each was by default.
-SETTINGS = {
+ARGUMENTS = {
     'thresholdExits': None,
     'percentTestExits': 0.9,
     'percentTrainKeeps': 1.0,
@@ -113,7 +113,7 @@ SETTINGS = {
 }
 
 
-class Network(Values):
+class Builder(Values):
     """Makes a network of today of a file's records, each checked first.
 
     Args:
@@ -403,7 +403,7 @@ class Network(Values):
 
     def settings(self, state: dict[str, Any]) -> dict[str, Any]:
         """The arguments of BranchyNet that are no links."""
-        settings = {name: self.setting(state.get(name, default)) for name, default in SETTINGS.items()}
+        settings = {name: self.setting(state.get(name, default)) for name, default in ARGUMENTS.items()}
         for name in ('lr', 'momentum', 'weight_decay', 'alpha', 'percentTestExits', 'percentTrainKeeps'):
             if settings[name] is None or isinstance(settings[name], str):
                 raise ValueError(f'{name} is no number')

@@ -38,7 +38,7 @@ def load_snapshot(path: Path, link: chainer.Link) -> None:
     """
     wanted: dict[str, Any] = {}
     chainer.serializers.DictionarySerializer(wanted).save(link)
-    for setting in exits.SETTINGS:  # of a BranchyNet, which no such file has
+    for setting in exits.SAVED_SETTINGS:  # of a BranchyNet, which no such file has
         wanted.pop(setting, None)
     with about(path, 'a snapshot of Chainer 1'), open(path, 'rb') as f:
         start = f.read(8)

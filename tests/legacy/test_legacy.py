@@ -211,16 +211,16 @@ def norm_record(mean, var):
 def test_a_copy_that_has_normalised_nothing_leaves_mains_statistics():
     trained, fresh = norm_record([1, 2], [3, 4]), norm_record([0, 0], [0, 0])
     for twin in (None, fresh):
-        link = network.Network(1000, 'exits').norm(trained, twin)
+        link = network.Builder(1000, 'exits').norm(trained, twin)
         assert link.avg_mean.tolist() == [1, 2]
         np.testing.assert_allclose(link.avg_var, [3 - 2e-5, 4 - 2e-5], rtol=1e-7)
-    assert network.Network(1000, 'exits').norm(fresh, trained).avg_mean.tolist() == [1, 2]
-    assert network.Network(1000, 'exits').norm(fresh, fresh).avg_var.tolist() == [0, 0]
+    assert network.Builder(1000, 'exits').norm(fresh, trained).avg_mean.tolist() == [1, 2]
+    assert network.Builder(1000, 'exits').norm(fresh, fresh).avg_var.tolist() == [0, 0]
 
 
 def test_a_gpus_array_is_an_array():
     array = norm_record([1, 2], [3, 4]).state['avg_mean']
-    assert network.Network(99, 'exits').array(Record(Name(values.GPU_ARRAY), (array,))).tolist() == [1, 2]
+    assert network.Builder(99, 'exits').array(Record(Name(values.GPU_ARRAY), (array,))).tolist() == [1, 2]
 
 
 def test_every_compression_and_none(tmp_path):
@@ -568,11 +568,11 @@ def test_arrays_that_claim_another_shape(shape):
     mean = record.state['avg_mean']
     mean.state = (1, shape, *mean.state[2:])
     with pytest.raises(ValueError, match='shape|number'):
-        network.Network(1000, 'exits').norm(record)
+        network.Builder(1000, 'exits').norm(record)
 
 
 def test_an_array_cannot_be_copied_without_end():
-    converter = network.Network(8, 'exits')
+    converter = network.Builder(8, 'exits')
     record = norm_record([1, 2], [3, 4]).state['avg_mean']
     for _ in range(3):
         converter.array(record)
@@ -584,7 +584,7 @@ def test_links_that_hold_themselves():
     link = Record(Name(network._SL), ())
     link.state = {'fnTrain': link}
     with pytest.raises(ValueError, match='a SL where a link was expected'):
-        network.Network(9, 'exits').link(link)
+        network.Builder(9, 'exits').link(link)
 
 
 def records(name, kind):
@@ -606,7 +606,7 @@ def records(name, kind):
 
 
 def link_of(record):
-    return network.Network(10**6, 'exits').link(record)
+    return network.Builder(10**6, 'exits').link(record)
 
 
 def whole_numbers(*numbers):
