@@ -26,7 +26,8 @@ from typing import Any, NamedTuple, Optional
 
 from branchynet.batching import batches
 from branchynet.exits import Setting, check_per_exit, leave_at, of_exit
-from branchynet.sweep import ExitRecord, pareto
+from branchynet.inference import check_classifier
+from branchynet.sweep import ExitRecord, check_record, pareto
 
 import numpy as np
 from attrs import define
@@ -162,8 +163,10 @@ def logits_of(net: Any, x: Any, batchsize: int = 32) -> np.ndarray:
         set ``net.temperatures = None`` first.
 
     Raises:
+        TypeError: net is neither.
         ValueError: x holds no samples.
     """
+    check_classifier(net)
     if len(x) == 0:
         raise ValueError('x holds no samples: expected at least one')
     looks = [net.look(x[part]) for part in batches(len(x), batchsize)]
@@ -619,6 +622,7 @@ def judge(recorded: ExitRecord, thresholds: Setting, baseline: Any = None, macs:
         A Judgement.
 
     Raises:
+        TypeError: recorded is no ExitRecord, or holds something else than numbers.
         ValueError: the record is empty, or does not fit the other arguments.
     """
     baseline = _checked_baseline(recorded, baseline)
@@ -670,6 +674,7 @@ def check_held_out(t: np.ndarray) -> None:
 
 
 def _checked_baseline(recorded: ExitRecord, baseline: Any) -> np.ndarray:
+    check_record(recorded)
     exits, samples = recorded.score.shape
     if samples == 0:
         raise ValueError('the exit record is empty: expected the record of held-out samples')

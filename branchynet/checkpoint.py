@@ -232,7 +232,7 @@ def load_optimizer(optimizer: Any, serializer: chainer.Deserializer | None) -> N
     finally:
         for rule, was_enabled in zip(rules, enabled):
             rule.enabled = was_enabled
-    for name, param in optimizer.target.namedparams():
+    for name, param in optimizer.target.namedparams(include_uninit=False):
         if param.update_rule.t and param.update_rule.state is None:
             raise OSError(f'the file has no moments of parameter {name}, which has made {param.update_rule.t} steps')
 

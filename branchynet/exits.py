@@ -204,8 +204,11 @@ class Criterion(NamedTuple):
         last = key[rank - 1]
         if self.side == 'at least':
             return float(-last)
-        # The next sample's key; where all samples leave, the smallest number above the last key.
-        cut = key[rank] if rank < len(key) and not np.isnan(key[rank]) else np.nextafter(last, key.dtype.type(math.inf))
+        # Between two keys, so that another order of sums, which rounds otherwise, moves no sample across; where all
+        # samples leave, the smallest number above the last key.
+        cut = np.nextafter(last, key.dtype.type(math.inf))
+        if rank < len(key) and not np.isnan(key[rank]):
+            cut = max(cut, key.dtype.type((float(last) + float(key[rank])) / 2))
         return float(cut if self.side == 'below' else -cut)
 
     def __reduce__(self) -> tuple[Any, ...]:  # those of CRITERIA are themselves again, when they come from a pickle

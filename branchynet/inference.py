@@ -70,7 +70,7 @@ def classify(
     """Early-exit classification of x (B, ...), for any batch size.
 
     Args:
-        net: a BranchyNet, or a Compiled, which is many times as fast on a CPU.
+        net: a BranchyNet, or a Compiled, which is faster on a CPU (docs/inference.md).
         x: NumPy or CuPy array or Variable (B, ...), of the parameters' dtype.
         thresholds: a number, or a sequence of one for every exit but the last; None in it: no sample leaves there. With
             the criterion entropy, a sample leaves where its entropy (nats) is below.
@@ -117,6 +117,12 @@ def _without_nan(result: Classification) -> Classification:
     return result
 
 
+def check_classifier(net: Any) -> None:
+    """Raises TypeError unless ``net`` is a BranchyNet or a Compiled."""
+    if not isinstance(net, Compiled):
+        check_net(net)
+
+
 def is_compilable(net: BranchyNet) -> bool:
     """Whether Compiled takes a net.
 
@@ -146,17 +152,21 @@ def obstacle_of_parameters(net: BranchyNet) -> Optional[str]:
     They must be float32, on the CPU, and have a shape.
 
     Args:
-        net: a BranchyNet; main's own head needs no shape.
+        net: a BranchyNet; main's own head, and links that a chain's forward does not call, need no shape.
 
     Returns:
         One line; None if they are.
     """
     if net.gpu:
         return 'its parameters are on a GPU: call net.to_cpu() first'
-    head = {id(param) for param in _main_head(net)}
+    unused = {id(param) for param in _main_head(net)}
+    if (
+        not isinstance(net.main, Net) and net.main.is_read
+    ):  # a parameter without a shape is of a link that was not called
+        unused.update(map(id, net.main.params()))
     for path, param in net.namedparams():
         if not param.is_initialized:
-            if id(param) not in head:
+            if id(param) not in unused:
                 return f'parameter {path} has no shape yet: run a batch first, for example net.get_SM(x)'
         elif param.dtype != np.float32:
             return f'parameter {path} has dtype {param.dtype}: expected float32'

@@ -159,8 +159,8 @@ def add_link(graph: Graph, link: Callable, x: Value, place: str) -> Value:
                 Value(names.get(id(node)), array) for node, array in zip(function.inputs, recorder.inputs[function])
             ]
             if any(value.name for value in inputs):
-                node = function.outputs[0]()
-                names[id(node)] = _add_function(graph, function, inputs, node.shape)
+                name = _add_function(graph, function, inputs)
+                names[id(function.outputs[0]())] = name
     except _NotCovered as e:
         raise ValueError(f'{place}: {e}') from None
     if not isinstance(y, chainer.Variable) or id(y.node) not in names:
@@ -205,8 +205,8 @@ def _functions(y: Any) -> list[chainer.FunctionNode]:
     return sorted(found, key=lambda function: function.rank)
 
 
-def _add_function(graph: Graph, function: chainer.FunctionNode, inputs: list[Value], shape: tuple[int, ...]) -> str:
-    """Adds the nodes of a function whose output has a shape (B, ...); returns the output's name."""
+def _add_function(graph: Graph, function: Any, inputs: list[Value]) -> str:
+    """Adds the nodes of a function; returns the output's name."""
     write = _NODES.get(type(function))
     if write is None or len(function.outputs or ()) > 1:
         raise _NotCovered(
@@ -214,6 +214,7 @@ def _add_function(graph: Graph, function: chainer.FunctionNode, inputs: list[Val
             f'{", ".join(sorted(known.__name__ for known in _NODES))})'
         )
     batch = next(len(value.array) for value in inputs if value.name)
+    shape = function.outputs[0]().shape
     if shape[:1] != (batch,):
         raise _NotCovered(f'the function {type(function).__name__} mixes the samples of a batch')
     values = [value if graph.is_weight(value) else _for_any_batch(value, batch, len(shape)) for value in inputs]

@@ -24,7 +24,7 @@ from branchynet.exits import (
     labels,
     leave_at,
 )
-from branchynet.inference import Compiled
+from branchynet.inference import Compiled, check_classifier
 from branchynet.net import BranchyNet, Look
 from branchynet.progress import progress
 
@@ -102,10 +102,11 @@ def record(
         An ExitRecord.
 
     Raises:
-        TypeError: x, t or criterion has the wrong type.
+        TypeError: net, x, t or criterion has the wrong type.
         ValueError: x and t do not fit each other or the net, or hold no samples; an exit answers NaN; or the criterion
             returns something else than floats (B,).
     """
+    check_classifier(net)
     check_pairs(x, t)
     t = to_cpu(checked_labels(t, checked_array('x', x)))
     check_criterion(criterion)
@@ -183,6 +184,7 @@ def sweep(recorded: ExitRecord, thresholds: Any) -> Sweep:
         A Sweep.
 
     Raises:
+        TypeError: recorded is no ExitRecord, or the thresholds are a single number.
         ValueError: the thresholds have another shape or hold NaN, or there are no samples or no settings.
 
     Example:
@@ -232,7 +234,7 @@ def percentiles(recorded: ExitRecord, thresholds: Any, q: Sequence[float] = (50,
         Float array (len(q), S), seconds.
 
     Raises:
-        ValueError: as in `sweep`.
+        TypeError, ValueError: as in `sweep`.
     """
     thresholds = _checked(recorded, thresholds)
     whole, each = np.cumsum(recorded.whole, axis=0), np.arange(recorded.score.shape[1])
@@ -240,8 +242,17 @@ def percentiles(recorded: ExitRecord, thresholds: Any, q: Sequence[float] = (50,
     return np.transpose([np.percentile(whole[leave_at(key, setting), each], q) for setting in cuts])
 
 
+def check_record(recorded: Any) -> None:
+    """Raises TypeError unless it is an ExitRecord."""
+    if not isinstance(recorded, ExitRecord):
+        raise TypeError(f'recorded is a {type(recorded).__name__}: expected an ExitRecord, which sweep.record returns')
+
+
 def _checked(recorded: ExitRecord, thresholds: Any) -> np.ndarray:
     """Thresholds as a float array (S, E - 1)."""
+    check_record(recorded)
+    if np.ndim(thresholds) == 0:
+        raise TypeError(f'thresholds is {thresholds!r}: expected settings, each a sequence of thresholds')
     if not isinstance(thresholds, np.ndarray) or thresholds.dtype == object:  # a long array has numbers alone
         side = recorded.criterion.side
         thresholds = [closed(setting, side) if np.ndim(setting) else setting for setting in thresholds]

@@ -10,18 +10,16 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from branchynet.batching import batches, check_pairs
 from branchynet.devices import now
+from branchynet.exits import Array
+from branchynet.inference import Compiled, check_classifier
+from branchynet.net import BranchyNet
 from branchynet.progress import progress
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from branchynet.exits import Array
-    from branchynet.inference import Compiled
-    from branchynet.net import BranchyNet
 
 WARMUP = 20  # batches that run before any clock starts
 
@@ -61,6 +59,7 @@ def measure(net: BranchyNet | Compiled, x: Array, t: Array, batchsize: int = 1, 
         TypeError: x or t has the wrong type.
         ValueError: x and t do not fit each other or the net, or hold no samples.
     """
+    check_classifier(net)
     check_pairs(x, t)
     parts = batches(len(x), batchsize)
     for part in parts[:WARMUP]:

@@ -11,7 +11,7 @@ from typing import Any
 from branchynet import augment, sweep
 from branchynet.batching import batches, check_pairs
 from branchynet.exits import Array, check_per_exit, lowest, setting_text
-from branchynet.inference import Compiled
+from branchynet.inference import Compiled, check_classifier
 from branchynet.net import BranchyNet, check_net
 from branchynet.progress import progress
 from branchynet.training import check_epochs, epochs
@@ -75,6 +75,7 @@ def test(
 def _test(
     net: BranchyNet | Compiled, pairs: Iterable[tuple[Array, Array]], main: bool
 ) -> tuple[float, float, np.ndarray, np.ndarray]:
+    check_classifier(net)
     total, correct, seconds = 0, 0, 0.0
     exits, exits_correct = np.zeros(net.numexits(), int), np.zeros(net.numexits())
     for x, y in pairs:

@@ -812,6 +812,34 @@ def test_a_pass_has_no_stage_after_its_last():
         stage(3, h)
 
 
+class Auxiliary(Residual):
+    """Also returns the features, in training mode; one of its layers is never called."""
+
+    def __init__(self):
+        super().__init__()
+        with self.init_scope():
+            self.unused = L.Linear(None, CLASSES)
+
+    def forward(self, x):
+        y = super().forward(x)
+        return (y, x) if chainer.config.train else y
+
+
+def test_a_forward_that_returns_more_than_logits_in_training_is_named():
+    net = BranchyNet.from_chain(Auxiliary(), {'block1': heads.linear(CLASSES)}, x=X)
+    with pytest.raises(ValueError, match='^forward returns a tuple in training mode: expected the logits, an array$'):
+        net.train(X, T)
+
+
+def test_a_layer_that_is_never_called_needs_no_shape(tmp_path):
+    net = BranchyNet.from_chain(Auxiliary(), {'block1': heads.linear(CLASSES)}, x=X)
+    expected = inference.classify(net, X, 1.0).prob
+    np.testing.assert_allclose(inference.Compiled(net).classify(X, 1.0).prob, expected, atol=1e-5)
+    path = str(tmp_path / 'net.onnx')
+    export.export(net, path, X.shape[1:], 1.0)
+    np.testing.assert_allclose(export.OnnxBranchyNet(path).classify(X, 1.0).prob, expected, atol=1e-4)
+
+
 def test_a_forward_that_differs_in_training_mode_is_noticed():
     def forward(self, x):
         h = self.a(x) if twice else x

@@ -11,8 +11,8 @@ import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import branchynet
-from branchynet import cost, cpu, export, inference, sweep, timing, utils
-from branchynet.cpu import onednn
+from branchynet import calibration, cost, cpu, export, inference, sweep, timing, utils
+from branchynet.cpu import install, onednn
 from branchynet.functions import entropy
 from branchynet.inference import Compiled, classify
 from branchynet.links.links import FL, SL, Branch, X
@@ -374,6 +374,23 @@ def test_links_that_are_not_stock_are_called(make):
     check_same(net, x[:1], 1.0)
 
 
+def test_links_that_are_called_have_the_fast_kernels():
+    in_place = []
+
+    def noticed(h):
+        in_place.append(install.are_in_place())
+        return h
+
+    net = branchynet.BranchyNet([FL(noticed), Branch([L.Linear(4, 3)]), Branch([L.Linear(4, 3)])])
+    compiled, x = Compiled(net), small_data()[0]
+    compiled.classify(x, [1.0])  # compiles
+    for call in lambda: compiled.classify(x, [1.0]), lambda: compiled.test_at([1.0], x[:1]), lambda: compiled.look(x):
+        in_place.clear()
+        call()
+        assert in_place and in_place[-1]  # for one sample it is compiled first
+    assert not install.are_in_place()
+
+
 def test_hooks_for_all_links_see_the_links():
     net, (x, t) = small_net(thresholdExits=0.9), small_data()
     compiled = Compiled(net)
@@ -432,6 +449,10 @@ def test_what_is_no_net_is_named():
         lambda: export.export(compiled, 'a.onnx', (4,), 0.5),
         lambda: utils.train(compiled, *small_data()),
         lambda: utils.train_augment(compiled, *small_data()),
+        lambda: utils.test(L.Linear(4, 3), *small_data()),
+        lambda: sweep.record(L.Linear(4, 3), *small_data()),
+        lambda: timing.measure(L.Linear(4, 3), *small_data()),
+        lambda: calibration.logits_of(L.Linear(4, 3), x),
     ):
         with pytest.raises(TypeError, match='^net is a (Compiled|Linear): expected a BranchyNet, which has exits$'):
             call()

@@ -213,6 +213,7 @@ def test_what_is_computed_from_weights_alone_is_a_constant():
         (FL(F.cumsum, axis=1), 'link: the function Cumsum has no ONNX nodes here (covered: Absolute, Add,'),
         (FL(lambda x: x.array * 2), "computes outside Chainer's functions"),
         (FL(lambda x: chainer.Variable(x.array) * 2), "computes outside Chainer's functions"),
+        (FL(lambda x: F.separate(x, 1)[2]), 'the function Separate has no ONNX nodes here'),
         (FL(F.transpose), 'Transpose'),
         (FL(F.reshape, (-1, 6)), 'mixes the samples of a batch'),
         (FL(F.sum), 'mixes the samples of a batch'),
@@ -222,7 +223,7 @@ def test_what_is_computed_from_weights_alone_is_a_constant():
         (FL(F.max_pooling_2d, (2, 1), 4, pad=(2, 0)), 'a pooling has windows of padding alone'),
         (FL(F.pad, ((0, 0), (0, 0), (1, 1), (1, 1)), 'reflect'), 'another mode'),
     ],
-    ids=range(11),
+    ids=range(12),
 )
 def test_what_is_not_covered_is_named(link, message):
     with pytest.raises(ValueError, match='^link') as e:

@@ -1,7 +1,7 @@
 import math
 
 import branchynet  # noqa: F401
-from branchynet import inference, sweep, utils
+from branchynet import calibration, inference, sweep, utils
 
 import numpy as np
 import pytest
@@ -199,3 +199,15 @@ def test_settings_that_let_no_sample_leave_are_taken_in_any_form(capsys):
     np.testing.assert_array_equal(exits, expected)
     utils.branchy_table_results('net', 0.5, 1.0, accs, times, exits, ts)
     assert 'off' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('run', [sweep.sweep, sweep.percentiles, calibration.judge])
+def test_what_is_no_record_is_named(run):
+    with pytest.raises(TypeError, match='^recorded is a float: expected an ExitRecord, which sweep.record returns$'):
+        run(0.5, [[0.5]])
+
+
+def test_a_single_threshold_is_no_list_of_settings():
+    recorded = sweep.ExitRecord(*(np.ones((2, 3)) for _ in range(4)))
+    with pytest.raises(TypeError, match='^thresholds is 0.5: expected settings, each a sequence of thresholds$'):
+        sweep.sweep(recorded, 0.5)

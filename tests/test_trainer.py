@@ -3,7 +3,7 @@
 import io
 import json
 
-import branchynet  # noqa: F401
+import branchynet
 from branchynet import provenance, trainer, training
 from branchynet.datasets import mnist
 from branchynet.exits import answer
@@ -93,6 +93,21 @@ def test_a_training_resumes_within_an_epoch_to_the_same_bits(tmp_path, iterator,
     loaded = small_net(seed=5, dropout=True)
     chainer.serializers.load_npz(snapshot, loaded, path='updater/model:main/')
     assert np.isfinite(loaded.run(X)).all()
+
+
+def test_a_training_of_a_net_whose_final_exit_takes_its_size_from_the_input_resumes(tmp_path):
+    def made():
+        np.random.seed(4)
+        exits = [branchynet.Branch([L.Linear(None, 3)]) for _ in range(2)]
+        net = branchynet.BranchyNet([L.Linear(4, 8), exits[0], branchynet.FL(F.relu), exits[1]])
+        return net, loop(net, serial(), tmp_path)
+
+    whole, steps = made()
+    steps.run()
+    net, resumed = made()
+    chainer.serializers.load_npz(str(tmp_path / 'snapshot_iter_7'), resumed)
+    resumed.run()
+    assert provenance.sha256_of_net(net.models) == provenance.sha256_of_net(whole.models)
 
 
 def test_lenet_on_mnist_resumes_to_the_same_bits(tmp_path):

@@ -60,6 +60,9 @@ class Pass:
             y = self._greenlet.switch(x)
         if self._greenlet.dead and self._pause.due:
             raise ValueError(f'forward ends without a call of the layer {self._pause.due[0]}, which has an exit')
+        if not hasattr(y, 'shape'):
+            mode = 'training' if chainer.config.train else 'testing'
+            raise ValueError(f'forward returns a {type(y).__name__} in {mode} mode: expected the logits, an array')
         if y.shape[:1] != x.shape[:1]:
             raise ValueError(
                 f'forward gives an array of shape {y.shape} for {len(x)} samples: expected the batch first'

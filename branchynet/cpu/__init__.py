@@ -19,8 +19,8 @@ that lie last in memory; linear layers and their gradients for few samples; and 
 
 Some functions and gradients stay Chainer's, because oneDNN is slower at them: of convolutions those with kernels of
 about 14 pixels and more, long sequences, one window only, large patches, few channels, or many weights and few pixels;
-poolings of few channels; linear layers with fewer than 10 inputs or outputs, or little work. Their bits are those of
-NumPy's BLAS, and may depend on its threads.
+poolings of few channels; linear layers of little work. Their bits are those of NumPy's BLAS, and those of convolutions
+may depend on its threads.
 
 What a convolution returns has Chainer's shape, (B, C, H, W), but lies in memory with its channels last
 (``y.array.strides``); code that needs C-contiguous arrays asks for them by np.ascontiguousarray.

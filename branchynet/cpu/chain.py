@@ -6,11 +6,13 @@ Program does not know. Between stages, Python drops the samples that have left.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from branchynet import cpu
 from branchynet.cpu import onednn
 from branchynet.cpu.engine import SAMPLES_OF_CALL, DecideExit, Result, check_finite, label_of
 from branchynet.cpu.program import Packed, Program, Workspace
@@ -55,6 +57,7 @@ class Chain:
         self._models, self._main_links = models, main
         self._shape, self._dtype = shape, dtype
         self._packed = Packed()
+        self._calls_links = False
         self._thread = _Thread()
 
     @property
@@ -66,10 +69,11 @@ class Chain:
         """Engine.leave. The entropies are those of the exit rule, so that ``rule`` is not called."""
         check_finite(x)
         with onednn.single_threaded():
-            return self._leave(x, thresholds)
+            exits = self._started(x)
+            with self._kernels():
+                return self._leave(exits, x, thresholds)
 
-    def _leave(self, x: np.ndarray, thresholds: Sequence[float]) -> Result:
-        exits = self._started(x)
+    def _leave(self, exits: list[_Exit], x: np.ndarray, thresholds: Sequence[float]) -> Result:
         label, left, rows, seconds = np.empty(len(x), np.int64), np.empty(len(x), np.int64), np.arange(len(x)), 0.0
         for k in range(len(exits)):
             stage, head = exits[k]
@@ -99,14 +103,16 @@ class Chain:
         check_finite(x)
         seconds = 0.0
         with onednn.single_threaded():
-            for k, (stage, head) in enumerate(self._started(x)):
-                start = time.perf_counter()
-                stage.run()
-                seconds += time.perf_counter() - start
-                head.run()
-                _, entropy = answer_on_cpu(head.y)
-                if k == len(thresholds) or entropy.item() < thresholds[k]:  # exits.below, on rounded numbers
-                    break
+            exits = self._started(x)
+            with self._kernels():
+                for k, (stage, head) in enumerate(exits):
+                    start = time.perf_counter()
+                    stage.run()
+                    seconds += time.perf_counter() - start
+                    head.run()
+                    _, entropy = answer_on_cpu(head.y)
+                    if k == len(thresholds) or entropy.item() < thresholds[k]:  # exits.below, on rounded numbers
+                        break
         return label_of(head.y), k, seconds
 
     def record(self, x: np.ndarray) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
@@ -115,16 +121,18 @@ class Chain:
         scores = []
         released, whole = np.empty((len(self._models), len(x))), np.empty((len(self._models), len(x)))
         with onednn.single_threaded():
-            for k, (stage, head) in enumerate(self._started(x)):
-                start = time.perf_counter()
-                stage.run()
-                trunk = time.perf_counter()
-                head.run()
-                logits = head.y[: len(x)]
-                answer(logits)  # for its time
-                end = time.perf_counter()
-                scores.append(logits.copy())
-                released[k], whole[k] = (trunk - start) / len(x), (end - start) / len(x)
+            exits = self._started(x)
+            with self._kernels():
+                for k, (stage, head) in enumerate(exits):
+                    start = time.perf_counter()
+                    stage.run()
+                    trunk = time.perf_counter()
+                    head.run()
+                    logits = head.y[: len(x)]
+                    answer(logits)  # for its time
+                    end = time.perf_counter()
+                    scores.append(logits.copy())
+                    released[k], whole[k] = (trunk - start) / len(x), (end - start) / len(x)
         return scores, released, whole
 
     def main(self, x: np.ndarray) -> tuple[np.ndarray, float]:
@@ -144,8 +152,13 @@ class Chain:
         with onednn.single_threaded():
             program = self._main_program(_padded(len(x)))
             program.x[: len(x)] = x
-            program.run()
+            with self._kernels():
+                program.run()
         return program.y[: len(x)]
+
+    def _kernels(self) -> contextlib.AbstractContextManager[Any]:
+        """The fast kernels for Chainer's functions, where a link is called as it is."""
+        return cpu.fast() if self._calls_links else contextlib.nullcontext()
 
     def _started(self, x: np.ndarray) -> list[_Exit]:
         """The exits for the samples x, which are in place."""
@@ -180,7 +193,9 @@ class Chain:
         return cache[count]
 
     def _program(self, links: Sequence[chainer.Link], x: np.ndarray) -> Program:
-        return Program(links, x, self._packed, self._thread.workspace)
+        program = Program(links, x, self._packed, self._thread.workspace)
+        self._calls_links |= program.calls_links
+        return program
 
 
 def _padded(count: int) -> int:

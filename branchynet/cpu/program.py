@@ -78,10 +78,12 @@ class Program:
 
     Attributes:
         x, y: the arrays of the input and of the output.
+        calls_links: whether a link is called as it is.
     """
 
     def __init__(self, links: Iterable[chainer.Link], x: np.ndarray, packed: Packed, workspace: Workspace) -> None:
         self.x = x
+        self.calls_links = False
         self._steps: list[Callable[[], Any]] = []
         self._arrays: list[np.ndarray] = []  # oneDNN knows their addresses only
         self._packed = packed
@@ -256,6 +258,7 @@ class Program:
             raise ValueError(
                 f'{_name(function)} returns a {type(y).__name__}: expected an array, or the net cannot be compiled'
             )
+        self.calls_links |= isinstance(function, chainer.Link)
         y = np.array(y, order='C')  # not a view of this program's memory, which other programs share
         self._value = _Value(y.shape, y)
         self._steps.append(lambda: np.copyto(y, call()))
