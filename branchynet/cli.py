@@ -72,7 +72,7 @@ def command(
     return register
 
 
-WEIGHTS = argument('weights', metavar='DIR|WEIGHTS', help='a weights file, or a results folder with one of the network')
+WEIGHTS = argument('weights', metavar='DIR|WEIGHTS', help='a weights file, or a folder with one of the network')
 NETWORK = argument('--network', choices=NETWORKS, required=True, metavar='NAME', help=', '.join(NETWORKS))
 VARIANT = argument('--variant', choices=VARIANTS, default=VARIANTS[0], help='of the network (default: %(default)s)')
 CRITERION = argument(

@@ -160,9 +160,8 @@ def obstacle_of_parameters(net: BranchyNet) -> Optional[str]:
     if net.gpu:
         return 'its parameters are on a GPU: call net.to_cpu() first'
     unused = {id(param) for param in _main_head(net)}
-    if (
-        not isinstance(net.main, Net) and net.main.is_read
-    ):  # a parameter without a shape is of a link that was not called
+    # Once a chain was read, a parameter without a shape is of a link that its forward does not call.
+    if not isinstance(net.main, Net) and net.main.is_read:
         unused.update(map(id, net.main.params()))
     for path, param in net.namedparams():
         if not param.is_initialized:
@@ -260,10 +259,10 @@ class Compiled:
     are split into chunks shared among threads; samples that have exited are dropped from later stages. Where all links
     have a kernel in machine code, one engine (branchynet.cpu.cascade) takes samples through stages, exits and the exit
     rule, one after the other. Otherwise another (branchynet.cpu.chain) calls the stages one by one; links that its
-    compiler does not know by their exact class, and links with hooks, are called as they are. Nets of `from_chain` run
-    their chain's own forward, with the fast kernels for Chainer's functions. While a link hook is on for all links
-    (``with hook:``), the copy of the net answers in Chainer, so that the hook sees its links. docs/inference.md says
-    more.
+    compiler does not know by their exact class, and links with hooks, are called in Chainer. Nets of `from_chain` run
+    their chain's own forward. In both cases Chainer's functions have the fast kernels meanwhile, as in cpu.fast().
+    While a link hook is on for all links (``with hook:``), the copy of the net answers in Chainer, so that the hook
+    sees its links. docs/inference.md says more.
 
     ``test``, ``test_at``, ``test_main``, ``look`` and ``numexits`` are those of BranchyNet; ``test`` lets samples leave
     by ``thresholdExits`` alone.

@@ -163,6 +163,8 @@ def add_link(graph: Graph, link: Callable, x: Value, place: str) -> Value:
                 names[id(function.outputs[0]())] = name
     except _NotCovered as e:
         raise ValueError(f'{place}: {e}') from None
+    if isinstance(y, (tuple, list)):
+        raise ValueError(f'{place} returns a {type(y).__name__}: expected one array')
     if not isinstance(y, chainer.Variable) or id(y.node) not in names:
         raise ValueError(f"{place} computes outside Chainer's functions, where an export cannot follow")
     array: Any = y.array

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 from branchynet import (
@@ -251,7 +252,7 @@ def check_record(recorded: Any) -> None:
 def _checked(recorded: ExitRecord, thresholds: Any) -> np.ndarray:
     """Thresholds as a float array (S, E - 1)."""
     check_record(recorded)
-    if np.ndim(thresholds) == 0:
+    if thresholds is None or isinstance(thresholds, Real):
         raise TypeError(f'thresholds is {thresholds!r}: expected settings, each a sequence of thresholds')
     if not isinstance(thresholds, np.ndarray) or thresholds.dtype == object:  # a long array has numbers alone
         side = recorded.criterion.side

@@ -58,7 +58,7 @@ class Setup(NamedTuple):
         variant: one of VARIANTS.
         device: a Chainer device.
         out: the results folder.
-        preset: one of PRESETS; '' where a preset is of no matter.
+        preset: one of PRESETS; '' where nothing depends on it, as in a measurement.
         resume: whether to continue from the checkpoints in the folder.
         jobs: number of runs that train at a time.
         ranks: those that train together; by default this process alone.
@@ -199,7 +199,10 @@ def check_no_other_training(out: str, run_id: RunId, replaceable: Container[str 
         raise ValueError(f'{out} holds an unfinished training of {stem(*run_id)}: name another folder with --out')
     for path in weights_path(out, *run_id), main_weights_path(out, *run_id):
         if os.path.exists(path) and files.digest(path) not in replaceable:
-            raise ValueError(f'{path} is of another training: name another folder with --out, or remove it')
+            raise ValueError(
+                f'{path} is of another training, or of one whose checkpoint was removed: name another folder with '
+                '--out, or remove it'
+            )
 
 
 def _goes_on(old: results.Training | None, new: results.Training | None) -> bool:

@@ -81,7 +81,10 @@ class Weights(NamedTuple):
                 x, y = x[index], y[index]
             amount = runs.Preset(0, 0, 1, trained.training.train_samples, trained.test_samples)
             its_data = runs.cut((x, y, x_test, t_test), amount)
-            runs.check_data(self.experiment.name, its_data, trained.training.data_sha256)
+            try:
+                runs.check_data(self.experiment.name, its_data, trained.training.data_sha256)
+            except ValueError as e:
+                raise ValueError(f'{e}; weights of another data set are swept and calibrated in Python alone') from e
         return data
 
     def macs(self, x: np.ndarray) -> Macs:

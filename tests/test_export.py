@@ -214,6 +214,7 @@ def test_what_is_computed_from_weights_alone_is_a_constant():
         (FL(lambda x: x.array * 2), "computes outside Chainer's functions"),
         (FL(lambda x: chainer.Variable(x.array) * 2), "computes outside Chainer's functions"),
         (FL(lambda x: F.separate(x, 1)[2]), 'the function Separate has no ONNX nodes here'),
+        (FL(F.separate, axis=1), 'link returns a tuple: expected one array'),
         (FL(F.transpose), 'Transpose'),
         (FL(F.reshape, (-1, 6)), 'mixes the samples of a batch'),
         (FL(F.sum), 'mixes the samples of a batch'),
@@ -223,7 +224,7 @@ def test_what_is_computed_from_weights_alone_is_a_constant():
         (FL(F.max_pooling_2d, (2, 1), 4, pad=(2, 0)), 'a pooling has windows of padding alone'),
         (FL(F.pad, ((0, 0), (0, 0), (1, 1), (1, 1)), 'reflect'), 'another mode'),
     ],
-    ids=range(12),
+    ids=range(13),
 )
 def test_what_is_not_covered_is_named(link, message):
     with pytest.raises(ValueError, match='^link') as e:

@@ -138,23 +138,24 @@ class Chain:
     def main(self, x: np.ndarray) -> tuple[np.ndarray, float]:
         """Engine.main."""
         check_finite(x)
-        start = time.perf_counter()
-        score = self._main(x).copy()
-        return score, time.perf_counter() - start
+        score, seconds = self._main(x)
+        return score.copy(), seconds
 
     def main_one(self, x: np.ndarray) -> int:
         """Engine.main_one."""
         check_finite(x)
-        return label_of(self._main(x))
+        return label_of(self._main(x)[0])
 
-    def _main(self, x: np.ndarray) -> np.ndarray:
-        """main's scores (N, C), valid until this thread calls the engine again."""
+    def _main(self, x: np.ndarray) -> tuple[np.ndarray, float]:
+        """main's scores (N, C), valid until this thread calls the engine again, and its seconds."""
         with onednn.single_threaded():
             program = self._main_program(_padded(len(x)))
             program.x[: len(x)] = x
             with self._kernels():
+                start = time.perf_counter()
                 program.run()
-        return program.y[: len(x)]
+                seconds = time.perf_counter() - start
+        return program.y[: len(x)], seconds
 
     def _kernels(self) -> contextlib.AbstractContextManager[Any]:
         """The fast kernels for Chainer's functions, where a link is called as it is."""
@@ -194,7 +195,8 @@ class Chain:
 
     def _program(self, links: Sequence[chainer.Link], x: np.ndarray) -> Program:
         program = Program(links, x, self._packed, self._thread.workspace)
-        self._calls_links |= program.calls_links
+        if program.calls_links:
+            self._calls_links = True
         return program
 
 

@@ -43,8 +43,8 @@ def label_of(score: np.ndarray) -> int:
 class NotFinite(ValueError):
     """A sample has a NaN or an infinity."""
 
-    def __init__(self) -> None:
-        super().__init__('x has a NaN or an infinity')
+    def __init__(self, message: str = 'x has a NaN or an infinity') -> None:  # pickle gives it the message
+        super().__init__(message)
 
 
 def check_finite(x: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Linear layers of few samples, float32, in machine code that multiplies the weights as they lie in memory.
+"""Linear layers of few samples, or with one output, in float32: machine code multiplies weights as they lie in memory.
 
 oneDNN's sgemm would first rearrange the weights, which takes longer than the product. Here every number is a sum of its
 own, in an order that depends on the shapes alone, so that each thread may have its part of the weights: the same part

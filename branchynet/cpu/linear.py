@@ -125,7 +125,7 @@ def linear_gx(w: np.ndarray, gy: np.ndarray) -> np.ndarray:
     gx = memory.empty((len(gy), w.shape[1]))
     is_read_once = len(gy) == 1 or (len(gy) <= _MOST_GRADIENTS and w.nbytes > 2 * _LARGE)
     if len(w) == 1 and few_samples.is_available():
-        few_samples.linear_gw(w, gy.reshape(1, -1), gx)  # multiples of a row, as there
+        few_samples.linear_gw(w, gy.reshape(1, -1), gx)  # gx too holds multiples of a single row
     elif is_read_once and few_samples.is_available():
         few_samples.linear_gx(w, gy, gx)
     else:
@@ -140,7 +140,7 @@ def linear_gw(x: np.ndarray, gy: np.ndarray) -> np.ndarray:
     if len(x) == 1 and few_samples.is_available():
         few_samples.linear_gw(x, gy, gw)
     elif len(gw) == 1 and few_samples.is_available():
-        few_samples.linear_gx(x, gy.reshape(1, -1), gw)  # a sum of rows times factors, as there
+        few_samples.linear_gx(x, gy.reshape(1, -1), gw)  # gw too is a sum of rows times factors
     else:
         _product_of_gw(len(x), *gw.shape).write(gy, x, gw)
     return gw
