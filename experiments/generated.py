@@ -96,6 +96,9 @@ def by_experiment(found: Sequence[Results]) -> str:
         for name, seeds in results.experiments.items():
             count = len({run.seed for run in seeds})
             amount = f'{results.preset}, {count} seed{"s" if count > 1 else ""}'
+            parts, all_parts = {run.part for run in seeds}, get_experiment(name).parts
+            if len(parts) < len(all_parts):
+                amount += f', {len(parts)} of {len(all_parts)} networks'
             trained[name] = f'{trained[name]}; {amount}' if name in trained else amount
     rows = []
     for name in NAMES:
