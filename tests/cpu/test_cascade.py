@@ -354,7 +354,7 @@ class Own(L.Convolution2D):
         (hooked(L.Convolution2D(6, 6, 1)), 'Convolution2D with a hook'),
         (hooked(L.BatchNormalization(6)), 'BatchNormalization with a hook'),
         (hooked(SL(FL(F.dropout))), 'SL with a hook'),
-        (with_forward(L.Convolution2D(6, 6, 1)), 'Convolution2D with a forward of its own'),
+        (with_forward(L.Convolution2D(6, 6, 1)), 'Convolution2D with a hook or a forward of its own'),
         (L.DilatedConvolution2D(6, 6, 3, pad=1, dilate=2), 'DilatedConvolution2D'),
         (FL(F.max_pooling_2d, 3, 3, 2), 'windows lie in the padding'),
     ],
