@@ -434,13 +434,14 @@ class _Writer:
         """Offset in the workspace of every node, where the nodes are computed in this order."""
         last = {inner: turn for turn, node in enumerate(nodes) for inner in node.inputs}
         places = {self._x: self.layout.take(self._planes[self._x])}
-        taken = {self._x}
+        taken = [self._x]  # no set, whose order would make the code another one in each process
         for turn, node in enumerate(nodes):
             places[node] = self.layout.take(self._planes[node])
-            taken.add(node)
-            for inner in {inner for inner in node.inputs if last[inner] == turn and inner not in outputs}:
-                self.layout.give_back(self._planes[inner], places[inner])
-                taken.remove(inner)
+            taken.append(node)
+            for inner in dict.fromkeys(node.inputs):
+                if last[inner] == turn and inner not in outputs:
+                    self.layout.give_back(self._planes[inner], places[inner])
+                    taken.remove(inner)
         for node in taken:
             self.layout.give_back(self._planes[node], places[node])
         return places

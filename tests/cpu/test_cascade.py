@@ -373,3 +373,17 @@ def test_links_without_a_kernel_are_named(link, name):
     scores_of(net, x), net.main(x)
     with pytest.raises(NotCovered, match=name):
         compiled(net, x.shape[1:])
+
+
+def test_the_code_of_a_net_is_the_same_every_time(monkeypatch):
+    written, compiled = [], emitter.Emitter.compiled
+
+    def noted(self, *names):
+        written.append(str(self._module))
+        return compiled(self, *names)
+
+    monkeypatch.setattr(emitter.Emitter, 'compiled', noted)
+    net = alex_cifar10.get_network()
+    for _ in range(4):
+        Cascade(net.models, net.main, (3, 32, 32))
+    assert len(set(written)) == 1
