@@ -11,9 +11,7 @@ from collections.abc import Iterator, Sequence
 from numbers import Real
 from typing import Any, Callable, NamedTuple, Optional
 
-from branchynet import (
-    exits,
-)
+from branchynet import exits
 from branchynet.batching import batches, check_within
 from branchynet.cpu import onednn
 from branchynet.cpu.chain import Chain

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any, NamedTuple
 
-from branchynet import (
-    timing,
-)
+from branchynet import timing
 from branchynet.batching import batches, check_pairs, check_within, checked_array, checked_labels
 from branchynet.devices import now
 from branchynet.exits import (

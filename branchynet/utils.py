@@ -10,7 +10,7 @@ from typing import Any
 
 from branchynet import augment, sweep
 from branchynet.batching import batches, check_pairs
-from branchynet.exits import Array, check_per_exit, lowest, setting_text
+from branchynet.exits import Array, lowest, per_exit, setting_text
 from branchynet.inference import Compiled, check_classifier
 from branchynet.net import BranchyNet, check_net
 from branchynet.progress import progress
@@ -287,9 +287,7 @@ def screen_branchy(
     ts = generate_thresholds(base_ts, net.numexits()) if enumerate_ts else list(base_ts)
     if not ts:
         raise ValueError('base_ts is empty: expected one threshold or more')
-    for setting in ts:
-        check_per_exit('threshold setting', setting, net.numexits() - 1)
-    settings = [np.broadcast_to(setting, net.numexits() - 1) for setting in ts]
+    settings = [per_exit('threshold setting', setting, net.numexits() - 1) for setting in ts]
     result = sweep.sweep(sweep.record(net, x, y, batchsize), np.reshape(settings, (len(ts), -1)))
     if verbose:
         for setting, accuracy, seconds, exits in zip(ts, result.accuracy, result.released, result.exits):

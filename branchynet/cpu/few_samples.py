@@ -170,7 +170,7 @@ def _machine_code() -> Optional[dict[str, Function]]:
     def products_with_rows(frame: Any) -> None:
         build = emit.builder
         count, samples, length, at_once, out_row, x, rows, out = emit.words(frame, 8)
-        row = emit.builder.mul(length, integer(_BYTES))
+        row = build.mul(length, integer(_BYTES))
         parts = build.sdiv(build.sub(build.add(length, at_once), integer(1)), at_once)
 
         def part(number_of_part: Any) -> None:

@@ -9,9 +9,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-from branchynet import (
-    exits,
-)
+from branchynet import exits
 from branchynet.legacy.content import Path, about
 from branchynet.legacy.network import without_eps
 
