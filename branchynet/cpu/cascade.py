@@ -556,7 +556,7 @@ class _Body(NamedTuple):
             scale, shift = given['w']
             return planar.scaling(emit, x, y, scale, shift, node.relu)
         if node.kind == 'pooling':
-            return planar.pooling(emit, x, y, given['maximum'], given['ksize'], given['stride'], given['pad']), []
+            return planar.pooling(emit, x, y, given['maximum'], *given['windows']), []
         if node.kind == 'local_response':
             return planar.local_response(emit, x, y, **given), []
         return {'relu': planar.relu, 'copy': planar.copy, 'shortcut': planar.shortcut}[node.kind](emit, x, y), []

@@ -40,10 +40,13 @@ class Node:
     def padding(self) -> tuple[int, int]:
         """Rows and columns beyond the edge that a convolution or pooling reads."""
         given = self.arguments
-        ksize = given['w'][0].shape[2:] if self.kind == 'convolution' else given['ksize']
+        if self.kind == 'convolution':
+            ksize, stride, pad = given['w'][0].shape[2:], given['stride'], given['pad']
+        else:
+            ksize, stride, pad = given['windows']
         rows, columns = (
             max(p, (n - 1) * s + k - size - p, 0)
-            for n, size, k, s, p in zip(self.shape[1:], self.inputs[0].shape[1:], ksize, given['stride'], given['pad'])
+            for n, size, k, s, p in zip(self.shape[1:], self.inputs[0].shape[1:], ksize, stride, pad)
         )
         return rows, columns
 
@@ -168,11 +171,7 @@ class Graph:
     def _relu(self, node: Node) -> Node:
         if node.kind == 'pooling' and node.arguments['maximum']:  # they commute
             (source,) = node.inputs
-            source = self._relu(source.inputs[0] if source.kind == 'copy' else source)
-            given = node.arguments
-            return self._pooling(
-                source, True, Windows(given['ksize'], given['stride'], given['pad']), given['cover_all']
-            )
+            return self._pooling(self._relu(source.inputs[0] if source.kind == 'copy' else source), **node.arguments)
         return node if node.is_nonnegative else self._node('relu', [node], node.shape)
 
     def _max_pooling(
@@ -192,13 +191,7 @@ class Graph:
             raise NotCovered('a pooling whose windows lie in the padding')
         _, channels, height, width = y_shape
         shape = channels, height, width
-        arguments = {
-            'maximum': maximum,
-            'ksize': windows.kernel,
-            'stride': windows.stride,
-            'pad': windows.pad,
-            'cover_all': cover_all,
-        }
+        arguments = {'maximum': maximum, 'windows': windows, 'cover_all': cover_all}
         if maximum and not node.is_nonnegative and Node('pooling', [node], shape, **arguments).padding() != (0, 0):
             node = self._node('copy', [node], node.shape)  # whose padding is lower than any number
         return self._node('pooling', [node], shape, **arguments)

@@ -529,6 +529,7 @@ def _local_response(x: Value, n: int, k: float, alpha: float, beta: float) -> Va
 
 
 def _dropout(x: Value, ratio: float, more: dict[str, Any]) -> Value:
+    # more: return_mask alone, which is for a link that takes a tuple, and such a net has no tape.
     function = Dropout(ratio)
     (y,) = function.forward((x.array,))
     return _derived(y, x, lambda gy: DropoutGrad(function.mask).forward((gy,)))
