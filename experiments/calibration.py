@@ -6,9 +6,9 @@
 The first command trains three seeds of both networks, far shorter than published (TRAININGS), on a part of the
 training data: for each seed, 10,000 images, another stratified choice each time, are held out from it. On these it
 chooses thresholds, without and with a guarantee, and on the test set it judges them, beside the paper's thresholds and
-the knee. Weights and calibration.json go to the folder; what it holds already is not trained again. About half an hour
-on 2 cores. The second command trains nothing: it puts the table of a folder's calibration.json between the markers of a
-page.
+the knee. Weights and calibration.json go to the folder; what it holds already is not trained again, nor measured again
+unless its "measurement" is set to null. About half an hour on 2 cores, 8 minutes of it to measure. The second command
+trains nothing: it puts the table of a folder's calibration.json between the markers of a page.
 """
 
 from __future__ import annotations
