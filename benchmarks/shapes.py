@@ -48,11 +48,15 @@ class Layer(NamedTuple):
     w: Optional[tuple[int, ...]]
 
 
-def convolution(x: tuple, channels: int, kernel: tuple, stride: int = 1, pad: tuple = (0, 0)) -> Layer:
+def convolution(
+    x: tuple, channels: int, kernel: tuple, stride: int = 1, pad: tuple = (0, 0), dilate: int = 1, groups: int = 1
+) -> Layer:
     """A convolution of images x (B, C, H, W) into ``channels``."""
     sizes = 'x'.join(map(str, kernel))
-    name = f'{x[1]}→{channels} k{sizes} s{stride} on {x[2]}x{x[3]}, B {x[0]}'
-    return Layer(name, partial(F.convolution_2d, stride=stride, pad=pad), x, (channels, x[1], *kernel))
+    more = f' d{dilate}' * (dilate > 1) + f' g{groups}' * (groups > 1)
+    name = f'{x[1]}→{channels} k{sizes} s{stride}{more} on {x[2]}x{x[3]}, B {x[0]}'
+    function = partial(F.convolution_2d, stride=stride, pad=pad, dilate=dilate, groups=groups)
+    return Layer(name, function, x, (channels, x[1] // groups, *kernel))
 
 
 def pooling(kind: Callable, x: tuple, size: int, stride: int) -> Layer:
@@ -155,6 +159,46 @@ def families() -> dict[str, list[Layer]]:
                 (32, 512, 3),
                 (256, 256, 3),
                 (256, 512, 3),
+            )
+        ],
+        'groups': [
+            convolution((b, c, size, size), o, (k, k), s, (k // 2, k // 2), groups=g)
+            for b, c, size, o, k, s, g in (
+                (8, 32, 32, 32, 3, 1, 32),
+                (8, 64, 16, 64, 3, 1, 64),
+                (8, 64, 16, 64, 3, 2, 64),
+                (8, 30, 16, 30, 5, 1, 30),
+                (8, 96, 14, 96, 7, 1, 96),
+                (1, 512, 7, 512, 3, 1, 512),
+                (8, 3, 32, 3, 3, 1, 3),
+                (8, 3, 32, 24, 3, 1, 3),
+                (8, 30, 16, 60, 3, 1, 30),
+                (8, 64, 16, 128, 3, 1, 64),
+                (8, 64, 16, 64, 3, 1, 2),
+                (8, 64, 16, 64, 3, 2, 8),
+                (8, 96, 16, 96, 3, 1, 32),
+                (8, 6, 32, 10, 5, 1, 2),
+                (8, 64, 16, 128, 1, 1, 4),
+                (8, 64, 16, 128, 1, 2, 4),
+                (2, 512, 7, 512, 3, 1, 2),
+                (1, 1024, 7, 1024, 1, 1, 4),
+                (8, 64, 1, 64, 1, 1, 4),
+                (8, 32, 32, 32, 15, 1, 32),
+                (4, 32, 32, 32, 15, 1, 4),
+            )
+        ],
+        'dilation': [
+            convolution((b, c, size, size), o, (k, k), s, (d * (k // 2), d * (k // 2)), d, g)
+            for b, c, size, o, k, s, d, g in (
+                (8, 32, 32, 32, 3, 1, 2, 1),
+                (8, 64, 16, 64, 3, 1, 4, 1),
+                (8, 16, 16, 20, 3, 2, 2, 1),
+                (8, 3, 32, 16, 3, 1, 2, 1),
+                (8, 5, 28, 10, 5, 1, 2, 1),
+                (2, 256, 14, 256, 3, 1, 2, 1),
+                (8, 64, 16, 64, 3, 1, 2, 64),
+                (8, 64, 16, 64, 3, 1, 2, 4),
+                (8, 1, 28, 1, 3, 1, 2, 1),
             )
         ],
         'many weights, few pixels': [

@@ -17,10 +17,9 @@ package (by llvmlite; without it, oneDNN's and NumPy's) computes 3x3 convolution
 channels in multiples of 16, by Winograd's algorithm (not AlexNet's); batch normalisation of channels in multiples of 8
 that lie last in memory; linear layers and their gradients for few samples; and all that goes element by element.
 
-Some functions and gradients stay Chainer's, because oneDNN is slower at them: of convolutions those with kernels of
-about 14 pixels and more, long sequences, one window only, large patches, few channels, or many weights and few pixels;
-poolings of few channels; linear layers of little work. Their bits are those of NumPy's BLAS, and those of convolutions
-may depend on its threads.
+oneDNN's convolutions are slow for some shapes: for kernels of about 14 pixels and more, long sequences, large patches,
+few channels, a single window, or many weights and few pixels. There, convolutions are oneDNN's matrix products.
+Poolings of few channels and linear layers of little work stay Chainer's, because they take less time there.
 
 What a convolution returns has Chainer's shape, (B, C, H, W), but lies in memory with its channels last
 (``y.array.strides``); code that needs C-contiguous arrays asks for them by np.ascontiguousarray.

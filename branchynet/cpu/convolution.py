@@ -1,16 +1,16 @@
 """Two-dimensional convolution and its gradients, by oneDNN; many of 3x3 pixels by Winograd's algorithm.
 
-`_is_winograd` says which; gradients of many 1x1 weights are matrix products.
+`_is_winograd` says which. Gradients of many 1x1 weights are matrix products, and so is all that oneDNN is slow at.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from ctypes import c_void_p
+from ctypes import Array, c_void_p
 from typing import Any, Callable, NamedTuple, Optional
 
-from branchynet.cpu import memory, onednn, pointwise
+from branchynet.cpu import memory, onednn, pointwise, windows
 from branchynet.cpu.layout import (
     BYTES_OF_BLOCK,
     PARTS,
@@ -34,6 +34,7 @@ from branchynet.cpu.onednn import (
     DIFF_SRC,
     DIFF_WEIGHTS,
     DST,
+    GROUPS,
     NCHW,
     NHWC,
     SRC,
@@ -65,10 +66,12 @@ class Geometry(NamedTuple):
 
     Attributes:
         x: shape of the input, (B, C, H, W).
-        w: of the weights, (O, C, KH, KW).
+        w: of the weights, (O, C / groups, KH, KW).
         y: of the output, (B, O, H', W').
         stride: pixels from window to window, (vertical, horizontal).
         pad: rows of zeros above and below, and columns on both sides.
+        dilate: pixels from one of a window to the next, (vertical, horizontal).
+        groups: of channels; each group of the output is computed from that group of the input alone.
     """
 
     x: tuple[int, ...]
@@ -76,17 +79,33 @@ class Geometry(NamedTuple):
     y: tuple[int, ...]
     stride: tuple[int, int]
     pad: tuple[int, int]
+    dilate: tuple[int, int] = (1, 1)
+    groups: int = 1
 
     def of(self, blocks: Blocks) -> Geometry:
         """The same for a block of the images."""
         return self._replace(x=(blocks.size, *self.x[1:]), y=(blocks.size, *self.y[1:]))
+
+    def windows(self) -> tuple[Array, ...]:
+        """Strides, gaps and padding as oneDNN takes them."""
+        return window_arguments(self.x, self.w[2:], self.y, self.stride, self.pad, self.dilate)
+
+    def weights(self, form: Optional[int] = None) -> c_void_p:
+        """The weights as oneDNN describes them: C-contiguous, or in the form of one of its names.
+
+        In groups they have one axis more.
+        """
+        outputs, *sizes = self.w
+        if self.groups == 1:
+            return describe(self.w, NCHW if form is None else form)
+        return describe((self.groups, outputs // self.groups, *sizes), GROUPS if form is None else form)
 
     def lying(self) -> Geometry:
         """The same with H and W exchanged, if images and kernel are one pixel wide: oneDNN is much faster so."""
         if not self.x[2] > self.x[3] == self.w[3] == self.y[3] == 1 or self.pad[1]:
             return self
         x, w, y = ((*shape[:2], shape[3], shape[2]) for shape in (self.x, self.w, self.y))
-        return Geometry(x, w, y, self.stride[::-1], self.pad[::-1])
+        return Geometry(x, w, y, self.stride[::-1], self.pad[::-1], self.dilate[::-1], self.groups)
 
 
 class Convolution:
@@ -95,10 +114,10 @@ class Convolution:
     def forward_cpu(self: Any, inputs: tuple, stock: Callable) -> tuple:
         """The method of this name, for arrays that the kernels take."""
         x, w, b = inputs if len(inputs) == 3 else (*inputs, None)
-        if not (takes(x, w, b) and _is_simple_convolution(self) and _fits(self, x, w, b)):
+        if not (takes(x, w, b) and _is_simple_convolution(self) and (b is None or b.shape == w.shape[:1])):
             return stock(self, inputs)
-        geometry = _geometry_of(self, x, w, (len(x), len(w), *self._get_out_size(x.shape, w.shape)))
-        if _is_y_slow(geometry.lying()):
+        geometry = _geometry_of(self, x, w)
+        if geometry is None:
             return stock(self, inputs)
         self._check_input_layouts_all_standard()
         self.retain_inputs((0, 1))
@@ -114,65 +133,38 @@ class Convolution:
         is_seen = chainer.config.enable_backprop or chainer.config.debug or chainer.get_function_hooks()
         if is_seen or not (takes(x, w, gy) and _is_simple_convolution(self)):
             return stock(self, indexes, grad_outputs)
-        geometry = _geometry_of(self, x, w, gy.shape)
-        lying = geometry.lying()
-        slow = tuple(i for i in sorted(indexes) if (_is_gw_slow if i else _is_gx_slow)(lying))
-        gradients = dict(zip(slow, stock(self, slow, grad_outputs))) if slow else {}
-        own = [i for i in indexes if i not in slow]
-        if own:
-            (w,), (x, gy) = plain(w), dense(x, gy)
-            ours = convolution_gradients(x, w, gy, geometry, of_x=0 in own, of_w=max(own) > 0)
-            gradients.update((i, chainer.Variable(ours[i])) for i in own)
-        return tuple(gradients[i] for i in indexes)
+        geometry = _geometry_of(self, x, w)
+        assert geometry is not None  # Chainer has computed the output
+        (w,), (x, gy) = plain(w), dense(x, gy)
+        gradients = convolution_gradients(x, w, gy, geometry, of_x=0 in indexes, of_w=max(indexes) > 0)
+        return tuple(chainer.Variable(gradients[i]) for i in indexes)
 
 
 @functools.lru_cache(maxsize=1024)
-def fast_geometry(
-    x: tuple[int, ...], w: tuple[int, ...], stride: tuple[int, int], pad: tuple[int, int], of_x: bool
+def geometry_of(
+    x: tuple[int, ...],
+    w: tuple[int, ...],
+    stride: tuple[int, int],
+    pad: tuple[int, int],
+    dilate: tuple[int, int],
+    groups: int,
 ) -> Optional[Geometry]:
-    """The shapes of a convolution, where the kernels compute it and its gradients.
-
-    Args:
-        x: shape of the images, (B, C, H, W).
-        w: of the weights, (O, C, KH, KW).
-        stride: as of Geometry.
-        pad: as of Geometry.
-        of_x: whether the gradient of x is among those.
-
-    Returns:
-        None where stock Chainer is faster, or the kernels do not take it.
-    """
-    sizes = [get_conv_outsize(*each) for each in zip(x[2:], w[2:], stride, pad)]
-    if x[1] != w[1] or min(*stride, *sizes) < 1 or min(pad) < 0:
+    """The shapes of a convolution, or None where they do not fit, so that Chainer says so; arguments as of Geometry."""
+    if not len(x) == len(w) == 4 or min(*stride, *dilate, groups) < 1 or min(pad) < 0:
         return None
-    geometry = Geometry(x, w, (x[0], w[0], *sizes), stride, pad)
-    lying = geometry.lying()
-    is_slow = _is_y_slow(lying) or _is_gw_slow(lying) or (of_x and _is_gx_slow(lying))
-    return None if is_slow else geometry
+    if x[1] != w[1] * groups or w[0] % groups:
+        return None
+    sizes = [get_conv_outsize(size, k, s, p, d=d) for size, k, s, p, d in zip(x[2:], w[2:], stride, pad, dilate)]
+    return Geometry(x, w, (x[0], w[0], *sizes), stride, pad, dilate, groups) if min(sizes) > 0 else None
+
+
+def _geometry_of(function: Any, x: np.ndarray, w: np.ndarray) -> Optional[Geometry]:
+    stride, pad, dilate = (function.sy, function.sx), (function.ph, function.pw), (function.dy, function.dx)
+    return geometry_of(x.shape, w.shape, stride, pad, dilate, function.groups)
 
 
 def _is_simple_convolution(function: Any) -> bool:
-    return (
-        (function.groups, function.dy, function.dx, function.cover_all, function.cudnn_fast) == (1, 1, 1, False, False)
-        and min(function.sy, function.sx) > 0
-        and min(function.ph, function.pw) >= 0
-    )
-
-
-def _fits(function: Any, x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray]) -> bool:
-    """Whether the shapes are those of a convolution; where not, Chainer says so."""
-    return (
-        x.shape[1] == w.shape[1]
-        and (b is None or b.shape == w.shape[:1])
-        and all(
-            get_conv_outsize(size, k, s, p) > 0
-            for size, k, s, p in zip(x.shape[2:], w.shape[2:], (function.sy, function.sx), (function.ph, function.pw))
-        )
-    )
-
-
-def _geometry_of(function: Any, x: np.ndarray, w: np.ndarray, y_shape: tuple[int, ...]) -> Geometry:
-    return Geometry(x.shape, w.shape, y_shape, (function.sy, function.sx), (function.ph, function.pw))
+    return not (function.cover_all or function.cudnn_fast)
 
 
 def _blocks_of(geometry: Geometry) -> tuple[slice, ...]:
@@ -198,42 +190,39 @@ def _parts_of_gw(geometry: Geometry) -> tuple[slice, ...]:
 
 
 def _descriptor_of_y(geometry: Geometry) -> c_void_p:
-    x, w, y, stride, pad = geometry
     return create_descriptor(
         'convolution_forward',
         onednn.FORWARD_TRAINING,
         onednn.CONVOLUTION_DIRECT,
-        describe(x, NHWC),
-        describe(w, ANY),
-        describe(w[:1], VECTOR),
-        describe(y, NHWC),
-        *window_arguments(x, w[2:], y, stride, pad),
+        describe(geometry.x, NHWC),
+        geometry.weights(ANY),
+        describe(geometry.w[:1], VECTOR),
+        describe(geometry.y, NHWC),
+        *geometry.windows(),
     )
 
 
 def _descriptor_of_gx(geometry: Geometry) -> c_void_p:
-    x, w, y, stride, pad = geometry
     return create_descriptor(
         'convolution_backward_data',
         onednn.CONVOLUTION_DIRECT,
-        describe(x, NHWC),
-        describe(w, ANY),
-        describe(y, NHWC),
-        *window_arguments(x, w[2:], y, stride, pad),
+        describe(geometry.x, NHWC),
+        geometry.weights(ANY),
+        describe(geometry.y, NHWC),
+        *geometry.windows(),
         _descriptor_of_y(geometry),
     )
 
 
 def _descriptor_of_gw(geometry: Geometry) -> c_void_p:
-    x, w, y, stride, pad = geometry
     return create_descriptor(
         'convolution_backward_weights',
         onednn.CONVOLUTION_DIRECT,
-        describe(x, NHWC),
-        describe(w, ANY),
-        describe(w[:1], VECTOR),
-        describe(y, NHWC),
-        *window_arguments(x, w[2:], y, stride, pad),
+        describe(geometry.x, NHWC),
+        geometry.weights(ANY),
+        describe(geometry.w[:1], VECTOR),
+        describe(geometry.y, NHWC),
+        *geometry.windows(),
         _descriptor_of_y(geometry),
     )
 
@@ -277,44 +266,45 @@ def _loops_of_gradients(geometry: Geometry, x_form: int, y_form: int, of_x: bool
 
 @cached
 def _convolution(geometry: Geometry, x_form: int) -> onednn.Primitive:
-    x, w, y, _, _ = geometry
     return onednn.Primitive(
         _descriptor_of_y(geometry),
         {
-            SRC: describe(x, x_form),
-            WEIGHTS: describe(w, NCHW),
-            BIAS: describe(w[:1], VECTOR),
-            DST: describe(y, NHWC),
+            SRC: describe(geometry.x, x_form),
+            WEIGHTS: geometry.weights(),
+            BIAS: describe(geometry.w[:1], VECTOR),
+            DST: describe(geometry.y, NHWC),
         },
     )
 
 
 @cached
 def _convolution_gx(geometry: Geometry, x_form: int, y_form: int) -> onednn.Primitive:
-    x, w, y, _, _ = geometry
     return onednn.Primitive(
         _descriptor_of_gx(geometry),
-        {DIFF_SRC: describe(x, x_form), WEIGHTS: describe(w, NCHW), DIFF_DST: describe(y, y_form)},
+        {
+            DIFF_SRC: describe(geometry.x, x_form),
+            WEIGHTS: geometry.weights(),
+            DIFF_DST: describe(geometry.y, y_form),
+        },
     )
 
 
 @cached
 def _convolution_gw(geometry: Geometry, x_form: int, y_form: int) -> onednn.Primitive:
-    x, w, y, _, _ = geometry
     return onednn.Primitive(
         _descriptor_of_gw(geometry),
         {
-            SRC: describe(x, x_form),
-            DIFF_WEIGHTS: describe(w, NCHW),
-            DIFF_BIAS: describe(w[:1], VECTOR),
-            DIFF_DST: describe(y, y_form),
+            SRC: describe(geometry.x, x_form),
+            DIFF_WEIGHTS: geometry.weights(),
+            DIFF_BIAS: describe(geometry.w[:1], VECTOR),
+            DIFF_DST: describe(geometry.y, y_form),
         },
     )
 
 
-# Shapes that oneDNN computes more slowly than stock Chainer, such as those of wide layers: many outputs for each of few
-# inputs. They depend on the shapes, and on the instructions of the processor as far as oneDNN's choice of code does;
-# benchmarks/shapes.py measures them.
+# Shapes that oneDNN computes more slowly than products with windows, such as those of wide layers: many outputs for
+# each of few inputs. They depend on the shapes, and on the instructions of the processor as far as oneDNN's choice of
+# code does; benchmarks/shapes.py measures them.
 
 _FEWEST_CHANNELS = 5  # oneDNN's gradients fill a vector with channels, and leave most of it empty below
 # Of kernels with several pixels, and with one: (the fewest weights whose rearrangement matters, the weights for each
@@ -326,7 +316,8 @@ _FEW_PIXELS = 64  # of the outputs: for more, the arithmetic takes longer, howev
 @cached
 def _is_y_slow(geometry: Geometry) -> bool:
     names = ('ref', 'brgconv:avx2') if geometry.w[0] == 1 else ('ref',)  # one output channel: masked on every pixel
-    return _has_many_weights(geometry) or _is_fully_connected(geometry) or _is_chosen(names, _descriptor_of_y(geometry))
+    has_few_windows = _has_many_weights(geometry) or windows.has_one_window(geometry)
+    return (has_few_windows and geometry.groups == 1) or _is_chosen(names, _descriptor_of_y(geometry))
 
 
 @cached
@@ -334,26 +325,29 @@ def _is_gx_slow(geometry: Geometry) -> bool:
     outputs, inputs = geometry.w[:2]
     has_gaps = any(k < s for k, s in zip(geometry.w[2:], geometry.stride))  # pixels that no window reads
     is_wide = inputs < 32 and inputs % 16 > 0 and outputs >= 20 * inputs
-    return (
+    is_slow_alone = (  # and in groups, the products would be many and small
         has_gaps
         or inputs < _FEWEST_CHANNELS
         or is_wide
         or _has_many_weights(geometry)
-        or _is_fully_connected(geometry)
-        or _is_chosen(('ref',), _descriptor_of_gx(geometry))
+        or windows.has_one_window(geometry)
     )
+    return (is_slow_alone and geometry.groups == 1) or _is_chosen(('ref',), _descriptor_of_gx(geometry))
 
 
 @cached
 def _is_gw_slow(geometry: Geometry) -> bool:
     (outputs, inputs), window = geometry.w[:2], math.prod(geometry.w[2:])
     is_wide = (inputs < 16 and outputs >= 256) or (inputs <= 32 and outputs >= 512 and window <= 9)
+    is_slow_alone = (
+        max(outputs, inputs) < _FEWEST_CHANNELS or (is_wide and window > 1) or windows.has_one_window(geometry)
+    )
+    is_depthwise = geometry.groups == geometry.x[1] > 1
+    names = ('ref',) if is_depthwise else ('ref', 'x64:gemm')
     return (
-        max(outputs, inputs) < _FEWEST_CHANNELS
-        or (is_wide and window > 1)
+        (is_slow_alone and geometry.groups == 1)
         or _has_many_gradients(geometry)
-        or _is_fully_connected(geometry)
-        or _is_chosen(('ref', 'x64:gemm'), _descriptor_of_gw(geometry))
+        or _is_chosen(names, _descriptor_of_gw(geometry))
     )
 
 
@@ -389,15 +383,11 @@ def _is_gw_product(geometry: Geometry) -> bool:
     may_be_published = max(geometry.w[:2]) <= _MOST_CHANNELS
     return (
         _is_pointwise(geometry)
+        and geometry.groups == 1
         and geometry.pad == (0, 0)
         and (geometry.stride == (1, 1) or not may_be_published)
         and _pixels(geometry) >= pointwise.FEWEST
     )
-
-
-def _is_fully_connected(geometry: Geometry) -> bool:
-    """Whether there is one window only: a matrix product, which BLAS does as well."""
-    return geometry.y[2:] == (1, 1)
 
 
 def _is_chosen(names: tuple[str, ...], descriptor: c_void_p) -> bool:
@@ -419,12 +409,13 @@ _OF_ALEXNET = {(64, 96, 8), (96, 96, 8), (96, 64, 8), (64, 32, 8), (32, 32, 8), 
 @functools.lru_cache(maxsize=1024)
 def _is_winograd(geometry: Geometry) -> bool:
     """Whether the output and the gradient of x are computed by Winograd's algorithm."""
-    (images, inputs, height, width), (outputs, *kernel), _, stride, pad = geometry
+    (images, inputs, height, width), (outputs, *kernel), _, *settings = geometry
     tiles_of_row = -(-width // 2)
     tiles = -(-height // 2) * tiles_of_row
     return (
         _HAS_WINOGRAD
-        and (kernel, stride, pad) == ([inputs, 3, 3], (1, 1), (1, 1))
+        and kernel == [inputs, 3, 3]
+        and settings == [(1, 1), (1, 1), (1, 1), 1]  # stride, pad, dilate, groups
         and inputs % winograd.CHANNELS == outputs % winograd.CHANNELS == 0
         and inputs * outputs <= _MOST_FILTERS
         and max(images, _FEWEST_IMAGES) * tiles >= max(inputs, outputs)  # fewer take less time than the filters' points
@@ -466,6 +457,8 @@ def convolution(x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray], geometry:
     lying = geometry.lying()
     if lying is not geometry:
         return _turned(convolution(_turned(x), _turned(w), b, lying))
+    if _is_y_slow(geometry):
+        return windows.convolution(x, w, b, geometry)
     y = channels_last(geometry.y)
     b = np.zeros(len(w), np.float32) if b is None else b
     if _is_winograd(geometry):
@@ -496,11 +489,15 @@ def convolution_gradients(
         gx, gw, gb = convolution_gradients(_turned(x), _turned(w), _turned(gy), lying, of_x, of_w)
         return None if gx is None else _turned(gx), None if gw is None else _turned(gw), gb
     gx = gw = gb = None
-    if of_x and _is_winograd(geometry):
+    if of_x and _is_gx_slow(geometry):
+        gx = windows.gradient_of_x(x, w, gy, geometry)
+    elif of_x and _is_winograd(geometry):
         gx = channels_last(geometry.x)
         winograd.gradient_of_x(w, _with_channels_last(gy), gx)
         gx = like(gx, x)
-    if of_w and _is_gw_product(geometry):
+    if of_w and _is_gw_slow(geometry):
+        gw, gb = windows.gradients_of_w(x, gy, geometry)
+    elif of_w and _is_gw_product(geometry):
         read = x[:, :, :: geometry.stride[0], :: geometry.stride[1]]
         gw, gb = pointwise.gradients_of_w(read, gy, _parts_of_work(geometry))
     elif of_w and _is_gw_winograd(geometry):

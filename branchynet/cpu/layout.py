@@ -89,9 +89,14 @@ def cached(create: Callable[..., _Made]) -> Callable[..., _Made]:
 
 
 def window_arguments(
-    x_shape: Sequence[int], kernel: Sequence[int], y_shape: Sequence[int], stride: Sequence[int], pad: Sequence[int]
+    x_shape: Sequence[int],
+    kernel: Sequence[int],
+    y_shape: Sequence[int],
+    stride: Sequence[int],
+    pad: Sequence[int],
+    dilate: Sequence[int] = (1, 1),
 ) -> tuple[Array, Array, Array, Array]:
-    """Strides, dilation, padding before and behind, as oneDNN takes them.
+    """Strides, pixels left out between those of a window, padding before and behind, as oneDNN takes them.
 
     Args:
         x_shape: (B, C, H, W).
@@ -99,9 +104,13 @@ def window_arguments(
         y_shape: (B, O, H', W').
         stride: (vertical, horizontal).
         pad: rows above, columns on the left.
+        dilate: pixels from one of a window to the next, (vertical, horizontal).
     """
-    behind = [(n - 1) * s + k - size - p for n, s, k, size, p in zip(y_shape[2:], stride, kernel, x_shape[2:], pad)]
-    return integers(stride), integers((0, 0)), integers(pad), integers(behind)
+    behind = [
+        (n - 1) * s + (k - 1) * d + 1 - size - p
+        for n, s, k, d, size, p in zip(y_shape[2:], stride, kernel, dilate, x_shape[2:], pad)
+    ]
+    return integers(stride), integers([d - 1 for d in dilate]), integers(pad), integers(behind)
 
 
 def rows_of(array: np.ndarray) -> list[int]:

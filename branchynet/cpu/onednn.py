@@ -24,8 +24,9 @@ POOLING_MAX, POOLING_AVERAGE_INCLUDE_PADDING = 511, 767
 _FLOAT32 = 3
 RELU = 32
 GIVEN_STATISTICS, SCALED, SHIFTED, WITH_RELU = 1, 2, 4, 8
-# Formats: the primitive's choice, (C,), (B, C), (B, C, H, W) in that order and with the channels last.
-ANY, VECTOR, MATRIX, NCHW, NHWC = 1, 2, 3, 5, 22
+# Formats: the primitive's choice; (C,); (B, C); (B, C, H, W), and weights in groups, (G, O / G, C / G, KH, KW), in that
+# order; (B, C, H, W) with the channels last.
+ANY, VECTOR, MATRIX, NCHW, GROUPS, NHWC = 1, 2, 3, 5, 6, 22
 SRC, DST, WEIGHTS, BIAS, WORKSPACE, _SCRATCHPAD = 1, 17, 33, 41, 64, 80
 DIFF_SRC, DIFF_DST, DIFF_WEIGHTS, DIFF_BIAS = 129, 145, 161, 169
 MEAN, VARIANCE, SCALE, SHIFT, DIFF_SCALE, DIFF_SHIFT = 49, 50, 51, 52, 255, 256

@@ -8,8 +8,8 @@ from ctypes import c_float
 from typing import Any, Callable, Optional
 
 from branchynet.cpu import onednn
+from branchynet.cpu.convolution import geometry_of
 from branchynet.cpu.graph import folded, pair, windows_of
-from branchynet.cpu.layout import window_arguments
 from branchynet.cpu.onednn import ANY, BIAS, DST, MATRIX, NCHW, SRC, VECTOR, WEIGHTS, describe
 from branchynet.cpu.pooling import Windows
 from branchynet.links.links import FL, SL, arguments_of, calls_one_of, is_unchanged, shortcut
@@ -19,7 +19,6 @@ import chainer
 import chainer.functions as F
 import chainer.links as L
 import numpy as np
-from chainer.utils.conv import get_conv_outsize
 
 
 class Packed:
@@ -117,7 +116,7 @@ class Program:
 
     def _compile(self, link: chainer.Link) -> None:
         dimensions = len(self._value.shape) if self._value.is_float32 else 0
-        if dimensions == 4 and _is_plain_convolution(link):
+        if dimensions == 4 and _is_exactly(link, L.Convolution2D):
             norm = self._links.pop(0) if self._links and _is_plain_norm(self._links[0], link) else None
             self._convolution(link, norm, relu=self._pop_relu())
         elif dimensions and _is_exactly(link, L.Linear):
@@ -144,22 +143,24 @@ class Program:
         """A convolution and the normalisation behind it, if any, added to the value ``onto``, if any."""
         value = self._value
         w, b = map(np.ascontiguousarray, folded(link, norm))
-        y_shape = _output_shape(value.shape, w.shape, link.stride, link.pad)
+        geometry = geometry_of(value.shape, w.shape, *map(pair, (link.stride, link.pad, link.dilate)), link.groups)
+        if geometry is None:
+            raise _LeftToChainer
         descriptor = onednn.create_descriptor(
             'convolution_forward',
             onednn.FORWARD_INFERENCE,
             onednn.CONVOLUTION_DIRECT,
             describe(value.shape, ANY),
-            describe(w.shape, ANY),
+            geometry.weights(ANY),
             describe(b.shape, VECTOR),
-            describe(y_shape, ANY),
-            *window_arguments(value.shape, w.shape[2:], y_shape, link.stride, link.pad),
+            describe(geometry.y, ANY),
+            *geometry.windows(),
             attribute=onednn.attribute(add=onto is not None, relu=relu),
         )
         primitive = onednn.Primitive(
-            descriptor, {SRC: None, WEIGHTS: describe(w.shape, NCHW), BIAS: describe(b.shape, VECTOR), DST: None}
+            descriptor, {SRC: None, WEIGHTS: geometry.weights(), BIAS: describe(b.shape, VECTOR), DST: None}
         )
-        y = self._new(y_shape, primitive.format(DST))
+        y = self._new(geometry.y, primitive.format(DST))
         if onto is not None:
             self._copy(onto, y)
         source = self._in_format(primitive.format(SRC))
@@ -344,10 +345,6 @@ def _name(function: Any) -> str:
     return getattr(getattr(function, 'fn', None), '__name__', type(function).__name__)
 
 
-def _is_plain_convolution(link: Any) -> bool:
-    return _is_exactly(link, L.Convolution2D) and link.groups == 1 and pair(link.dilate) == (1, 1)
-
-
 def _is_plain_norm(link: Any, convolution: L.Convolution2D) -> bool:
     """Whether a link is a batch normalisation per channel of the convolution before it."""
     return (
@@ -360,16 +357,8 @@ def _is_plain_norm(link: Any, convolution: L.Convolution2D) -> bool:
 
 def _is_plain_block(link: Any) -> bool:
     return _is_exactly(link, ResBlock) and all(
-        _is_plain_convolution(conv) and _is_plain_norm(norm, conv)
+        _is_exactly(conv, L.Convolution2D) and _is_plain_norm(norm, conv)
         for conv, norm in ((link.conv1, link.bn1), (link.conv2, link.bn2))
-    )
-
-
-def _output_shape(x_shape: tuple, w_shape: tuple, stride: tuple, pad: tuple) -> tuple:
-    return (
-        x_shape[0],
-        w_shape[0],
-        *(get_conv_outsize(size, k, s, p) for size, k, s, p in zip(x_shape[2:], w_shape[2:], stride, pad)),
     )
 
 

@@ -327,9 +327,15 @@ def _convolution(link: L.Convolution2D, x: Value) -> Value:
     parameters: Any = [link.W] if link.b is None else [link.W, link.b]
     w: Any = link.W.array
     b: Any = None if link.b is None else link.b.array
-    geometry, is_simple = None, (link.groups, tuple(link.dilate), link.cudnn_fast) == (1, (1, 1), False)
-    if install.are_onednns_in_place() and is_simple and takes(x.array, w, b) and _are_of_images(x.array, w, b):
-        geometry = convolution.fast_geometry(x.array.shape, w.shape, tuple(link.stride), tuple(link.pad), of_x=x.wanted)
+    geometry = None
+    if (
+        install.are_onednns_in_place()
+        and takes(x.array, w, b)
+        and _are_of_images(x.array, w, b)
+        and not link.cudnn_fast
+    ):
+        stride, pad, dilate = tuple(link.stride), tuple(link.pad), tuple(link.dilate)
+        geometry = convolution.geometry_of(x.array.shape, w.shape, stride, pad, dilate, link.groups)
     if geometry is None:
         return _call_in_chainer(link, x)
     (images,), (w, b) = dense(x.array), plain(w, b)

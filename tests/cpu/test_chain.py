@@ -1,12 +1,15 @@
 """The engine that goes stage by stage: its methods agree with each other and with the net."""
 
 from branchynet import inference
+from branchynet.cpu import onednn
 from branchynet.cpu.chain import Chain
 from branchynet.cpu.engine import NotFinite
+from branchynet.cpu.program import Packed, Program, Workspace
 from branchynet.exits import answer, leave_at
 from branchynet.links.links import FL, Branch
 from branchynet.net import BranchyNet
 
+import chainer
 import chainer.functions as F
 import chainer.links as L
 import numpy as np
@@ -90,3 +93,29 @@ def test_a_sample_that_is_not_finite(net, value):
 
 def test_large_numbers_are_finite(net):
     assert np.isfinite(chain_of(net).main(images(1) * np.float32(1e25))[0]).all()
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        dict(groups=8),
+        dict(groups=2, stride=2),
+        dict(dilate=2),
+        dict(dilate=(1, 3), stride=(2, 1), groups=4),
+    ],
+    ids=str,
+)
+def test_convolutions_in_groups_and_dilated_ones_are_compiled(settings):
+    np.random.seed(0)
+    links = [L.Convolution2D(8, 8, 3, pad=2, **settings), L.BatchNormalization(8), FL(F.relu), L.Linear(None, 5)]
+    x = np.random.rand(3, 8, 9, 9).astype(np.float32)
+    links[1].avg_mean[...], links[1].avg_var[...] = np.random.rand(2, 8)
+    expected = x
+    with chainer.using_config('train', False), chainer.no_backprop_mode():
+        for link in links:
+            expected = link(expected)
+    program = Program(links, x, Packed(), Workspace())
+    assert not program.calls_links
+    with onednn.single_threaded():
+        program.run()
+    np.testing.assert_allclose(program.y, expected.array, rtol=1e-4, atol=1e-5)

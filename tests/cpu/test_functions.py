@@ -155,21 +155,36 @@ def test_convolution_with_kernel_larger_than_the_image(h, w, pad):
 def test_convolution_of_any_shape(data):
     b, c, h, w, o = (data.draw(st.integers(1, most)) for most in (9, 18, 10, 10, 18))
     kernel, stride, pad = (tuple(data.draw(st.integers(least, 4)) for _ in 'yx') for least in (1, 1, 0))
+    dilate = tuple(data.draw(st.sampled_from([1, 1, 2, 3])) for _ in 'yx')
+    groups = data.draw(st.sampled_from([n for n in range(1, 19) if c % n == o % n == 0]))
+    x, weights, *b = arrays_of_convolution(b, c, h, w, o, kernel, data.draw(st.booleans()))
     check_same_as_stock(
-        lambda *arrays: F.convolution_2d(*arrays, stride=stride, pad=pad),
-        *arrays_of_convolution(b, c, h, w, o, kernel, data.draw(st.booleans())),
+        lambda *arrays: F.convolution_2d(*arrays, stride=stride, pad=pad, dilate=dilate, groups=groups),
+        *(x, np.ascontiguousarray(weights[:, : c // groups]), *b),
     )
 
 
 @pytest.mark.parametrize(
     'kwargs',
-    [dict(dilate=2), dict(cover_all=True, stride=2), dict(groups=2), dict(groups=2, dilate=(1, 2), pad=2)],
+    [
+        dict(dilate=2),
+        dict(dilate=(3, 1), stride=(1, 2)),
+        dict(cover_all=True, stride=2),
+        dict(groups=2),
+        dict(groups=4, pad=1),
+        dict(groups=2, dilate=(1, 2), pad=2),
+    ],
     ids=str,
 )
-def test_other_convolutions_are_chainers(kwargs):
+def test_convolutions_in_groups_and_with_gaps(kwargs):
     x, w, b = arrays_of_convolution(c=4, h=8, w=8)
-    w = w[:, : 4 // kwargs.get('groups', 1)]
-    assert isinstance(check_same_as_stock(lambda *arrays: F.convolution_2d(*arrays, **kwargs), x, w, b), list)
+    check(lambda *arrays: F.convolution_2d(*arrays, **kwargs), x, w[:, : 4 // kwargs.get('groups', 1)], b)
+
+
+def test_groups_that_do_not_divide_the_channels_are_refused():
+    x, w, b = arrays_of_convolution(c=4, o=6, h=8, w=8)
+    for groups, channels in ((3, 1), (4, 1), (2, 4)):
+        check_error(lambda *arrays, groups=groups: F.convolution_2d(*arrays, groups=groups), x, w[:, :channels], b)
 
 
 @pytest.mark.parametrize('kwargs', [dict(stride=0), dict(pad=-1), dict(stride=-1), dict(stride=1.5)], ids=str)
@@ -1112,42 +1127,3 @@ def test_primitives_of_many_shapes_are_not_all_kept():
         for width in range(4, 304):
             F.convolution_2d(array(1, 1, 3, width), array(1, 1, 3, 3))
     assert count() - before <= 128
-
-
-@pytest.mark.onednn
-@pytest.mark.parametrize(
-    'c, o, size, kernel, stride, pad',
-    [
-        (4, 4, (24, 24), (15, 15), 1, 7),
-        (3, 8, (1, 300), (1, 64), 1, 0),
-        (8, 16, (7, 7), (7, 7), 1, 0),
-        (3, 8, (64, 64), (16, 16), 16, 0),
-    ],
-    ids=['large kernel', 'sequence', 'fully connected', 'patches'],
-)
-def test_shapes_that_onednn_is_slow_at_keep_chainers_gradient(c, o, size, kernel, stride, pad):
-    """oneDNN's implementations for them are up to 50 times as slow as Chainer's own."""
-    x, w, b = array(2, c, *size), array(o, c, *kernel), array(o)
-
-    def f(*arrays):
-        return F.convolution_2d(*arrays, stride=stride, pad=pad)
-
-    check_same_as_stock(f, x, w, b)
-    with cpu.fast():
-        variables = [chainer.Variable(a) for a in (x, w, b)]
-        y = f(*variables)
-        y.grad = array(*y.shape)
-        function = y.creator_node
-        with chainer.using_config('enable_backprop', False):
-            called = []
-            index = 0 if stride > 1 else 1
-            gradients = convolution.Convolution.backward(
-                function,
-                (0, 1),
-                (y.grad_var,),
-                stock=lambda self, indexes, gys: (
-                    called.extend(indexes)
-                    or tuple(chainer.Variable(np.zeros_like(variables[i].array)) for i in indexes)
-                ),
-            )
-    assert index in called and len(gradients) == 2

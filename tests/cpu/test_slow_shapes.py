@@ -1,4 +1,4 @@
-"""Shapes that oneDNN computes more slowly than stock Chainer are left to it, and no others."""
+"""Shapes that oneDNN computes slowly are products with windows, or stock Chainer's, and no others."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import branchynet  # noqa: F401  (before chainer)
 from branchynet import cpu
-from branchynet.cpu import convolution, linear, threads
+from branchynet.cpu import convolution, linear, threads, windows
 from networks import alex_cifar10, lenet_mnist, resnet_cifar10
 
 import chainer
@@ -14,7 +14,7 @@ import chainer.functions as F
 import chainer.links as L
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.cpu.test_functions import array, check
@@ -33,6 +33,15 @@ def of_stock(monkeypatch):
     return called
 
 
+@pytest.fixture
+def of_windows(monkeypatch):
+    """The names of the functions of branchynet.cpu.windows that convolutions have called."""
+    called = set()
+    for name in ('convolution', 'gradient_of_x', 'gradients_of_w'):
+        monkeypatch.setattr(windows, name, _recorder(called, name, getattr(windows, name)))
+    return called
+
+
 def _recorder(called, name, function):
     def record(*args, **kwargs):
         called.add(name)
@@ -42,7 +51,7 @@ def _recorder(called, name, function):
 
 
 def gradients(called, function, *arrays, of=None):
-    """Computes y and the gradient of one array, or of all; returns (stock's part forward, stock's part backward)."""
+    """Computes y and the gradient of one array, or of all; returns what was called forward, and backward."""
     variables = [chainer.Variable(a, requires_grad=of in (None, i)) for i, a in enumerate(arrays)]
     with cpu.fast():
         y = function(*variables)
@@ -53,7 +62,9 @@ def gradients(called, function, *arrays, of=None):
     return forward, set(called)
 
 
+Y, X, W = {'convolution'}, {'gradient_of_x'}, {'gradients_of_w'}  # by products with windows
 LARGE_KERNEL = array(2, 8, 20, 20), array(8, 8, 15, 15, seed=1)
+PATCHES = array(2, 3, 64, 64), array(8, 3, 16, 16, seed=1)
 FULLY_CONNECTED = array(2, 8, 7, 7), array(6, 8, 7, 7, seed=1)
 FEW_CHANNELS = array(2, 4, 9, 9), array(6, 4, 3, 3, seed=1)
 GAPS = array(2, 8, 9, 9), array(6, 8, 1, 1, seed=1)
@@ -62,45 +73,71 @@ ONE_WINDOW = array(2, 8, 1, 1), array(6, 8, 1, 1, seed=1)
 USUAL = array(2, 5, 9, 9), array(6, 5, 3, 3, seed=1)
 WIDE = array(2, 8, 4, 4), array(256, 8, 3, 3, seed=1)
 LONG = array(2, 8, 1, 100), array(8, 8, 1, 64, seed=1)
+DEPTHWISE = array(2, 8, 9, 9), array(8, 1, 3, 3, seed=1)
+LARGE_IN_GROUPS = array(2, 8, 20, 20), array(8, 4, 15, 15, seed=1)
+ONE_WINDOW_IN_GROUPS = array(2, 8, 3, 3), array(6, 4, 3, 3, seed=1)
 
 
 @pytest.mark.parametrize(
-    'arrays,stride,forward,of_x,of_w',
+    'arrays,settings,forward,of_x,of_w',
     [
-        (LARGE_KERNEL, 1, set(), set(), {'im2col_cpu'}),
-        (LONG, 1, set(), set(), {'im2col_cpu'}),
-        (FULLY_CONNECTED, 1, {'im2col_cpu'}, {'col2im_cpu'}, {'im2col_cpu'}),
-        (FEW_CHANNELS, 1, set(), {'col2im_cpu'}, set()),
-        (FEW_ON_BOTH_SIDES, 1, set(), {'col2im_cpu'}, {'im2col_cpu'}),
-        (ONE_WINDOW, 1, {'im2col_cpu'}, {'col2im_cpu'}, {'im2col_cpu'}),
-        (GAPS, 2, set(), {'col2im_cpu'}, set()),
-        (WIDE, 1, set(), {'col2im_cpu'}, {'im2col_cpu'}),
-        (USUAL, 1, set(), set(), set()),
-        (USUAL, 2, set(), set(), set()),
-    ],
-    ids=[
-        'large kernel',
-        'long',
-        'fully connected',
-        'few channels',
-        'few on both sides',
-        'one window',
-        'gaps',
-        'wide',
-        'usual',
-        'usual, stride 2',
+        (LARGE_KERNEL, {}, set(), set(), W),
+        (LONG, {}, set(), set(), W),
+        (FULLY_CONNECTED, {}, Y, X, W),
+        (PATCHES, dict(stride=16), set(), X, W),
+        (FEW_CHANNELS, {}, set(), X, set()),
+        (FEW_ON_BOTH_SIDES, {}, set(), X, W),
+        (ONE_WINDOW, {}, Y, X, W),
+        (ONE_WINDOW, dict(stride=2), Y, X, W),
+        (LARGE_KERNEL, dict(stride=6), Y, X, W),
+        (FULLY_CONNECTED, dict(stride=3, pad=1), Y, X, W),
+        (GAPS, dict(stride=2), set(), X, set()),
+        (GAPS, dict(stride=2, pad=1), set(), X, W),
+        (WIDE, {}, set(), X, W),
+        (USUAL, {}, set(), set(), set()),
+        (USUAL, dict(stride=2), set(), set(), set()),
+        (USUAL, dict(dilate=2), set(), set(), W),
+        (USUAL, dict(dilate=4), Y, X, W),
+        (DEPTHWISE, dict(groups=8), set(), set(), set()),
+        (DEPTHWISE, dict(groups=8, dilate=2), set(), set(), set()),
+        (LARGE_IN_GROUPS, dict(groups=2), set(), set(), W),
+        (ONE_WINDOW_IN_GROUPS, dict(groups=2), set(), set(), set()),
     ],
 )
-def test_slow_convolutions_are_stock(of_stock, arrays, stride, forward, of_x, of_w):
+def test_slow_convolutions_are_products_with_windows(of_stock, of_windows, arrays, settings, forward, of_x, of_w):
     def convolution(*arrays):
-        return F.convolution_2d(*arrays, stride=stride)
+        return F.convolution_2d(*arrays, **settings)
 
-    assert gradients(of_stock, convolution, *arrays, of=0) == (forward, of_x)
-    of_stock.clear()
-    assert gradients(of_stock, convolution, *arrays, of=1) == (forward, of_w)
-    of_stock.clear()
-    assert gradients(of_stock, convolution, *arrays) == (forward, of_x | of_w)
+    assert gradients(of_windows, convolution, *arrays, of=0) == (forward, of_x)
+    of_windows.clear()
+    assert gradients(of_windows, convolution, *arrays, of=1) == (forward, of_w)
+    of_windows.clear()
+    assert gradients(of_windows, convolution, *arrays) == (forward, of_x | of_w)
+    assert not of_stock
     check(convolution, *arrays, array(len(arrays[1]), seed=2))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_products_with_windows_are_the_convolution(data):
+    """Also where oneDNN would be chosen."""
+    images, groups, inputs, outputs = (data.draw(st.integers(1, most)) for most in (4, 3, 4, 4))
+    kernel, stride, dilate = (tuple(data.draw(st.integers(1, 3)) for _ in 'yx') for _ in range(3))
+    pad, more = (tuple(data.draw(st.integers(0, 3)) for _ in 'yx') for _ in range(2))
+    sizes = [max(1, (k - 1) * d + 1 + m - 2 * p) for k, d, m, p in zip(kernel, dilate, more, pad)]
+    x, w, b = array(images, groups * inputs, *sizes), array(groups * outputs, inputs, *kernel), array(groups * outputs)
+    geometry = convolution.geometry_of(x.shape, w.shape, stride, pad, dilate, groups)
+    x, w, b = (chainer.Variable(a) for a in (x, w, b))
+    y = F.convolution_2d(x, w, b, stride, pad, dilate=dilate, groups=groups)
+    y.grad = gy = array(*y.shape, seed=3)
+    y.backward()
+    found = [
+        windows.convolution(x.array, w.array, b.array, geometry),
+        windows.gradient_of_x(x.array, w.array, gy, geometry),
+        *windows.gradients_of_w(x.array, gy, geometry),
+    ]
+    for ours, chainers in zip(found, (y.array, x.grad, w.grad, b.grad)):
+        np.testing.assert_allclose(ours, chainers, rtol=1e-4, atol=1e-4)
 
 
 def test_an_upright_sequence_lies_down(monkeypatch):
@@ -303,7 +340,7 @@ def test_limits_of_slow_convolutions(sizes, slow):
     [(lenet_mnist, (1, 28, 28)), (alex_cifar10, (3, 32, 32)), (resnet_cifar10, (3, 32, 32))],
     ids=['lenet', 'alexnet', 'resnet'],
 )
-def test_the_published_networks_keep_their_kernels(monkeypatch, of_stock, network, shape):
+def test_the_published_networks_keep_their_kernels(monkeypatch, of_stock, of_windows, network, shape):
     def fail(*args, **kwargs):
         raise AssertionError('a linear layer is stock')
 
@@ -316,4 +353,4 @@ def test_the_published_networks_keep_their_kernels(monkeypatch, of_stock, networ
     with cpu.fast():
         net.train(x, t)
         net.train_main(x, t)
-    assert not of_stock
+    assert not of_stock and not of_windows

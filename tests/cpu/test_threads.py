@@ -14,6 +14,7 @@ import time
 import traceback
 import warnings
 import weakref
+from functools import partial
 
 import branchynet
 from branchynet import cpu
@@ -146,26 +147,51 @@ def test_bits_do_not_depend_on_the_environment(variables):
     assert dict(line.split() for line in found.splitlines()) == expected
 
 
+LAYERS = {
+    'linear': [
+        (F.linear, (51, 3456), (4, 3456)),
+        (F.linear, (402, 6), (373, 6)),
+        (F.linear, (285, 625), (7, 625)),
+        (F.linear, (128, 9), (3456, 9)),
+        (F.linear, (128, 3456), (1, 3456)),
+    ],
+    'convolution': [
+        (F.convolution_2d, (8, 128, 7, 7), (256, 128, 7, 7)),
+        (F.convolution_2d, (8, 3, 24, 24), (40, 3, 5, 5)),
+        (F.convolution_2d, (2, 512, 2, 2), (300, 512, 2, 2)),
+        (F.convolution_2d, (2, 24, 40, 40), (32, 24, 15, 15)),
+        (F.convolution_2d, (8, 16, 1, 300), (16, 16, 1, 64)),
+        (partial(F.convolution_2d, stride=2), (8, 64, 16, 16), (128, 64, 1, 1)),
+        (partial(F.convolution_2d, dilate=2), (8, 48, 16, 16), (64, 48, 3, 3)),
+        (partial(F.convolution_2d, groups=2), (8, 64, 16, 16), (128, 32, 3, 3)),
+        (partial(F.convolution_2d, groups=32), (8, 32, 32, 32), (32, 1, 3, 3)),
+        (partial(F.convolution_2d, groups=2), (2, 48, 40, 40), (32, 24, 15, 15)),
+    ],
+}
+
+
 @pytest.mark.onednn
-def test_narrow_linear_layers_do_not_depend_on_the_threads_of_openblas():
-    code = """
+@pytest.mark.parametrize('kind', LAYERS)
+def test_bits_of_layers_that_no_published_network_has_do_not_depend_on_the_threads_of_openblas(kind):
+    code = f"""
         from branchynet import cpu
         import chainer
-        import chainer.functions as F
-        import numpy as np
-        from cpu.test_threads import digest
+        from cpu.test_threads import LAYERS, array, digest
 
-        for sizes in (51, 3456, 4), (402, 6, 373), (285, 625, 7), (128, 9, 3456), (128, 3456, 1):
-            b, i, o = sizes
-            x, w = (chainer.Variable(np.random.RandomState(0).randn(n, i).astype(np.float32)) for n in (b, o))
+        for f, *shapes in LAYERS['{kind}']:
+            x, w = (chainer.Variable(array(0, shape)) for shape in shapes)
             with cpu.fast():
-                y = F.linear(x, w)
-                y.grad = np.random.RandomState(1).randn(b, o).astype(np.float32)
+                y = f(x, w)
+                y.grad = array(1, y.shape)
                 y.backward()
-            print(sizes, digest({'y': y.array, 'gx': x.grad, 'gw': w.grad}))
+            print(shapes, digest({{'y': y.array, 'gx': x.grad, 'gw': w.grad}}))
     """
     found = {run(code, OPENBLAS_CORETYPE='Haswell', OPENBLAS_NUM_THREADS=count) for count in ('1', '2', '3')}
     assert len(found) == 1
+
+
+def array(seed, shape):
+    return np.random.RandomState(seed).randn(*shape).astype(np.float32)
 
 
 def run(code, timeout=100, **variables):
