@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import functools
 import math
-from ctypes import Array, c_void_p
-from typing import Any, Callable, NamedTuple, Optional
+from ctypes import c_void_p
+from typing import Any, Callable, Optional
 
 from branchynet.cpu import memory, onednn, pointwise, windows
+from branchynet.cpu.geometry import Geometry, geometry_of
 from branchynet.cpu.layout import (
     BYTES_OF_BLOCK,
     PARTS,
@@ -23,7 +24,6 @@ from branchynet.cpu.layout import (
     like,
     plain,
     takes,
-    window_arguments,
 )
 from branchynet.cpu.loops import Blocks, Loop, Loops, Place, grouped
 from branchynet.cpu.onednn import (
@@ -34,8 +34,6 @@ from branchynet.cpu.onednn import (
     DIFF_SRC,
     DIFF_WEIGHTS,
     DST,
-    GROUPS,
-    NCHW,
     NHWC,
     SRC,
     VECTOR,
@@ -47,7 +45,6 @@ from branchynet.cpu.threads import equal_blocks
 
 import chainer
 import numpy as np
-from chainer.utils.conv import get_conv_outsize
 
 try:
     from branchynet.cpu import emitter, winograd
@@ -59,53 +56,6 @@ except (ImportError, OSError):  # llvmlite is missing, or does not load
 _WORK_OF_BLOCK = 1 << 23  # multiplications and additions that are worth a thread's call
 _MOST_BYTES, _MOST_CHANNELS = 3 << 17, 96  # of weights, in the layers of the published networks
 _FEWEST_PIXELS = 512  # of the outputs of a block of images whose gradient of larger weights is computed by itself
-
-
-class Geometry(NamedTuple):
-    """The shapes of a convolution.
-
-    Attributes:
-        x: shape of the input, (B, C, H, W).
-        w: of the weights, (O, C / groups, KH, KW).
-        y: of the output, (B, O, H', W').
-        stride: pixels from window to window, (vertical, horizontal).
-        pad: rows of zeros above and below, and columns on both sides.
-        dilate: pixels from one of a window to the next, (vertical, horizontal).
-        groups: of channels; each group of the output is computed from that group of the input alone.
-    """
-
-    x: tuple[int, ...]
-    w: tuple[int, ...]
-    y: tuple[int, ...]
-    stride: tuple[int, int]
-    pad: tuple[int, int]
-    dilate: tuple[int, int] = (1, 1)
-    groups: int = 1
-
-    def of(self, blocks: Blocks) -> Geometry:
-        """The same for a block of the images."""
-        return self._replace(x=(blocks.size, *self.x[1:]), y=(blocks.size, *self.y[1:]))
-
-    def windows(self) -> tuple[Array, ...]:
-        """Strides, gaps and padding as oneDNN takes them."""
-        return window_arguments(self.x, self.w[2:], self.y, self.stride, self.pad, self.dilate)
-
-    def weights(self, form: Optional[int] = None) -> c_void_p:
-        """The weights as oneDNN describes them: C-contiguous, or in the form of one of its names.
-
-        In groups they have one axis more.
-        """
-        outputs, *sizes = self.w
-        if self.groups == 1:
-            return describe(self.w, NCHW if form is None else form)
-        return describe((self.groups, outputs // self.groups, *sizes), GROUPS if form is None else form)
-
-    def lying(self) -> Geometry:
-        """The same with H and W exchanged, if images and kernel are one pixel wide: oneDNN is much faster so."""
-        if not self.x[2] > self.x[3] == self.w[3] == self.y[3] == 1 or self.pad[1]:
-            return self
-        x, w, y = ((*shape[:2], shape[3], shape[2]) for shape in (self.x, self.w, self.y))
-        return Geometry(x, w, y, self.stride[::-1], self.pad[::-1], self.dilate[::-1], self.groups)
 
 
 class Convolution:
@@ -138,24 +88,6 @@ class Convolution:
         (w,), (x, gy) = plain(w), dense(x, gy)
         gradients = convolution_gradients(x, w, gy, geometry, of_x=0 in indexes, of_w=max(indexes) > 0)
         return tuple(chainer.Variable(gradients[i]) for i in indexes)
-
-
-@functools.lru_cache(maxsize=1024)
-def geometry_of(
-    x: tuple[int, ...],
-    w: tuple[int, ...],
-    stride: tuple[int, int],
-    pad: tuple[int, int],
-    dilate: tuple[int, int],
-    groups: int,
-) -> Optional[Geometry]:
-    """The shapes of a convolution, or None where they do not fit, so that Chainer says so; arguments as of Geometry."""
-    if not len(x) == len(w) == 4 or min(*stride, *dilate, groups) < 1 or min(pad) < 0:
-        return None
-    if x[1] != w[1] * groups or w[0] % groups:
-        return None
-    sizes = [get_conv_outsize(size, k, s, p, d=d) for size, k, s, p, d in zip(x[2:], w[2:], stride, pad, dilate)]
-    return Geometry(x, w, (x[0], w[0], *sizes), stride, pad, dilate, groups) if min(sizes) > 0 else None
 
 
 def _geometry_of(function: Any, x: np.ndarray, w: np.ndarray) -> Optional[Geometry]:
@@ -234,7 +166,7 @@ def _loops_of_y(geometry: Geometry, x_form: int) -> Loops:
     return Loops(
         [
             Loop(
-                _convolution(geometry.of(blocks), x_form),
+                _convolution(geometry.of_images(blocks.size), x_form),
                 {SRC: blocks.of(0, x), WEIGHTS: Place(1), BIAS: Place(2), DST: blocks.of(3, y)},
                 blocks.number,
             )
@@ -255,12 +187,12 @@ def _loops_of_gradients(geometry: Geometry, x_form: int, y_form: int, of_x: bool
             **{SRC: blocks.of(0, x), DIFF_DST: blocks.of(2, y)},
             **{DIFF_WEIGHTS: results.of(4, w), DIFF_BIAS: results.of(5, 4 * geometry.w[0])},
         }
-        loops.append(Loop(_convolution_gw(geometry.of(blocks), x_form, y_form), places, blocks.number))
+        loops.append(Loop(_convolution_gw(geometry.of_images(blocks.size), x_form, y_form), places, blocks.number))
         done += blocks.number
     # The larger blocks come first, or a thread would wait for the last of them.
     for blocks in grouped(_blocks_of(geometry)) if of_x else ():
         places = {DIFF_SRC: blocks.of(3, x), WEIGHTS: Place(1), DIFF_DST: blocks.of(2, y)}
-        loops.append(Loop(_convolution_gx(geometry.of(blocks), x_form, y_form), places, blocks.number))
+        loops.append(Loop(_convolution_gx(geometry.of_images(blocks.size), x_form, y_form), places, blocks.number))
     return Loops(loops, arrays=6)
 
 

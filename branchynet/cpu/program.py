@@ -8,7 +8,7 @@ from ctypes import c_float
 from typing import Any, Callable, Optional
 
 from branchynet.cpu import onednn
-from branchynet.cpu.convolution import geometry_of
+from branchynet.cpu.geometry import geometry_of
 from branchynet.cpu.graph import folded, pair, windows_of
 from branchynet.cpu.onednn import ANY, BIAS, DST, MATRIX, NCHW, SRC, VECTOR, WEIGHTS, describe
 from branchynet.cpu.pooling import Windows

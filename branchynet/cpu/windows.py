@@ -12,18 +12,16 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Optional
+from typing import Optional
 
 from branchynet.cpu import memory
+from branchynet.cpu.geometry import Geometry
 from branchynet.cpu.layout import like
 from branchynet.cpu.linear import linear, linear_gw, linear_gx
 from branchynet.cpu.products import Product, Shape
 from branchynet.cpu.threads import blocks
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from branchynet.cpu.convolution import Geometry
 
 _BLOCK = 256  # rows or columns of a product
 

@@ -7,6 +7,7 @@ import warnings
 
 from branchynet import cpu
 from branchynet.cpu import adam, convolution, layout, onednn
+from branchynet.cpu.geometry import Geometry
 
 import chainer
 import chainer.functions as F
@@ -1103,7 +1104,7 @@ def test_primitives_are_given_back(monkeypatch):
     given_back = []
     with cpu.fast():
         primitive = convolution._convolution.__wrapped__(
-            convolution.Geometry((1, 2, 5, 5), (3, 2, 2, 2), (1, 3, 4, 4), (1, 1), (0, 0)), onednn.NCHW
+            Geometry((1, 2, 5, 5), (3, 2, 2, 2), (1, 3, 4, 4), (1, 1), (0, 0)), onednn.NCHW
         )
     handle = primitive._handle
     destroy = handle.destroy

@@ -17,6 +17,7 @@ from branchynet.cpu import (
     team,
     threads,
 )
+from branchynet.cpu.geometry import Geometry
 from branchynet.links.links import FL
 
 import chainer.functions as F
@@ -121,7 +122,7 @@ def arrays_and_geometry(images, channels=8):
     random = np.random.RandomState(images)
     x, gy = (last(random.randn(images, 9, 9, channels).astype(np.float32)) for _ in range(2))
     w, b = random.randn(channels, channels, 3, 3).astype(np.float32), random.randn(channels).astype(np.float32)
-    return x, w, b, gy, convolution.Geometry(x.shape, w.shape, gy.shape, (1, 1), (1, 1))
+    return x, w, b, gy, Geometry(x.shape, w.shape, gy.shape, (1, 1), (1, 1))
 
 
 def outputs(x, w, b, gy, geometry):
@@ -199,7 +200,7 @@ def test_loops_that_share_scratch_memory_ask_once_for_the_largest(monkeypatch):
     monkeypatch.setattr(threads, '_count', 1)
     places, made = {onednn.SRC: loops.Place(0), onednn.WEIGHTS: loops.Place(1), onednn.BIAS: loops.Place(2)}, []
     for images in (1, 30, 2):  # reordered on the way in: a small batch, a large one, a small one
-        geometry = convolution.Geometry((images, 8, 9, 9), (8, 8, 3, 3), (images, 8, 9, 9), (1, 1), (1, 1))
+        geometry = Geometry((images, 8, 9, 9), (8, 8, 3, 3), (images, 8, 9, 9), (1, 1), (1, 1))
         primitive = convolution._convolution(geometry, onednn.NCHW)
         made.append(loops.Loop(primitive, {**places, onednn.DST: loops.Place(3)}, 1))
     x, w = np.ones((30, 8, 9, 9), np.float32), np.ones((8, 8, 3, 3), np.float32)

@@ -19,13 +19,14 @@ PROGRAM = """if True:
     import branchynet
     import numpy as np
     from branchynet.cpu import convolution, linear, pointwise, threads
+    from branchynet.cpu.geometry import Geometry
 
     threads.set_num_threads(2)
     random = np.random.RandomState(0)
     x, w, gy = (random.rand(*shape).astype('f') for shape in ((64, 300), (300, 300), (64, 300)))
     images, of_images = (random.rand(8, 32, 12, 12).astype('f') for _ in range(2))
     long = random.rand(4, 3, 32, 32).astype('f'), random.rand(16, 3, 31, 31).astype('f')
-    geometry = convolution.Geometry(long[0].shape, long[1].shape, (4, 16, 11, 11), (3, 3), (15, 15))
+    geometry = Geometry(long[0].shape, long[1].shape, (4, 16, 11, 11), (3, 3), (15, 15))
     tasks = {
         'linear': lambda: [linear.linear(x, w, None), linear.linear_gx(w, gy), linear.linear_gw(x, gy)],
         'pointwise': lambda: pointwise.gradients_of_w(images, of_images, 8),

@@ -7,6 +7,7 @@ import sys
 import branchynet  # noqa: F401  (before chainer)
 from branchynet import cpu
 from branchynet.cpu import convolution, linear, threads, windows
+from branchynet.cpu.geometry import geometry_of
 from networks import alex_cifar10, lenet_mnist, resnet_cifar10
 
 import chainer
@@ -126,7 +127,7 @@ def test_products_with_windows_are_the_convolution(data):
     pad, more = (tuple(data.draw(st.integers(0, 3)) for _ in 'yx') for _ in range(2))
     sizes = [max(1, (k - 1) * d + 1 + m - 2 * p) for k, d, m, p in zip(kernel, dilate, more, pad)]
     x, w, b = array(images, groups * inputs, *sizes), array(groups * outputs, inputs, *kernel), array(groups * outputs)
-    geometry = convolution.geometry_of(x.shape, w.shape, stride, pad, dilate, groups)
+    geometry = geometry_of(x.shape, w.shape, stride, pad, dilate, groups)
     x, w, b = (chainer.Variable(a) for a in (x, w, b))
     y = F.convolution_2d(x, w, b, stride, pad, dilate=dilate, groups=groups)
     y.grad = gy = array(*y.shape, seed=3)
@@ -166,12 +167,11 @@ def test_an_upright_sequence_lies_down(monkeypatch):
     ],
 )
 def test_gradients_of_large_weights_have_few_parts(images, channels, outputs, kernel, size, parts):
-    x, w, y = (images, channels, size, size), (outputs, channels, kernel, kernel), (images, outputs, size, size)
-    geometry = convolution.Geometry(x, w, y, (1, 1), (kernel // 2, kernel // 2))
+    geometry = padded(images, channels, size, outputs, kernel)
     found = convolution._parts_of_gw(geometry)
     assert len(found) == parts
     assert found[0].start == 0 and found[-1].stop == images
-    check(lambda *arrays: F.convolution_2d(*arrays, pad=kernel // 2), array(*x), array(*w, seed=1))
+    check(lambda *arrays: F.convolution_2d(*arrays, pad=kernel // 2), array(*geometry.x), array(*geometry.w, seed=1))
 
 
 @pytest.mark.parametrize('pooling', [F.max_pooling_2d, F.average_pooling_2d])
@@ -284,10 +284,10 @@ def test_the_layers_of_the_published_networks_are_listed():
     assert sizes == linear._PUBLISHED
 
 
-def geometry_of(images, channels, size, outputs, kernel, stride=1):
-    side = (size - 1) // stride + 1
-    x, w, y = (images, channels, size, size), (outputs, channels, kernel, kernel), (images, outputs, side, side)
-    return convolution.Geometry(x, w, y, (stride, stride), (kernel // 2, kernel // 2))
+def padded(images, channels, size, outputs, kernel, stride=1):
+    """The geometry of a convolution of square images, whose size it keeps with a stride of 1."""
+    x, w, pad = (images, channels, size, size), (outputs, channels, kernel, kernel), kernel // 2
+    return geometry_of(x, w, (stride, stride), (pad, pad), (1, 1), 1)
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def geometry_of(images, channels, size, outputs, kernel, stride=1):
     ],
 )
 def test_limits_of_slow_convolutions(sizes, slow):
-    geometry = geometry_of(*sizes)
+    geometry = padded(*sizes)
     rules = {'y': convolution._is_y_slow, 'x': convolution._is_gx_slow, 'w': convolution._is_gw_slow}
     assert {name for name, is_slow in rules.items() if is_slow(geometry)} == slow
 

@@ -266,9 +266,10 @@ def test_a_program_ends_while_a_thread_of_its_own_computes(attempt, channels):
         import threading, time
         import numpy as np
         from branchynet.cpu import convolution
+        from branchynet.cpu.geometry import Geometry
 
         shape, w_shape = (64, {channels}, 30, 30), ({channels}, {channels}, 3, 3)
-        geometry = convolution.Geometry(shape, w_shape, shape, (1, 1), (1, 1))
+        geometry = Geometry(shape, w_shape, shape, (1, 1), (1, 1))
         x, w = np.ones(shape, np.float32), np.ones(w_shape, np.float32)
 
         def work():
