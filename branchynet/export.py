@@ -501,7 +501,7 @@ def _stage(net: BranchyNet, k: int, x: np.ndarray, stage: Stage) -> tuple[GraphP
 
 def _add_stage(graph: Graph, net: BranchyNet, k: int, x: Value, stage: Stage) -> tuple[Value, Value]:
     """Adds stage k of the trunk, the next of a pass, and exit k; returns (features, logits)."""
-    from branchynet.onnx_graph import add_link
+    from branchynet.onnx_nodes import add_link
 
     model = net.models[k]
     if isinstance(net.main, Net):
@@ -524,7 +524,7 @@ def _add_softmax(graph: Graph, logits: Value) -> tuple[str, str]:
 
 
 def _add_links(graph: Graph, model: Any, indices: Sequence[int], x: Value, place: str) -> Value:
-    from branchynet.onnx_graph import add_link, describe
+    from branchynet.onnx_nodes import add_link, describe
 
     for i in _in_order(model, list(indices)):
         x = add_link(

@@ -19,7 +19,8 @@ from branchynet.links.links import FL, SL, Branch, X
 from branchynet.links.resnet import Block, ResBlock
 from branchynet.links.sparselinear import SparseLinear
 from branchynet.networks import alex_cifar10, lenet_mnist
-from branchynet.onnx_graph import Graph, Value, add_link, describe
+from branchynet.onnx_graph import Graph, Value
+from branchynet.onnx_nodes import add_link, describe
 
 import chainer
 import chainer.functions as F
@@ -129,6 +130,12 @@ LINKS = {
     'batch normalisation of axes': lambda: L.BatchNormalization(axis=(0, 1), size=(6, 6)),
     'local response normalisation': lambda: FL(F.local_response_normalization, n=3, alpha=0.1, beta=0.75, k=2),
     'local response normalisation, even': lambda: FL(F.local_response_normalization, n=2, alpha=0.1, beta=0.5, k=1),
+    'layer normalisation': lambda: FL(
+        lambda x: F.layer_normalization(F.reshape(x, (len(x), 72)), samples(1, (72,))[0], samples(1, (72,))[0])
+    ),
+    'group normalisation': lambda: FL(lambda x: L.GroupNormalization(2)(F.concat((x, 2 * x)))),
+    'group normalisation with parameters': lambda: L.GroupNormalization(1, 2, initial_gamma=0.5, initial_beta=2.0),
+    'l2 normalisation': lambda: FL(F.normalize, axis=(1, 2)),
     'max pooling': lambda: FL(F.max_pooling_2d, 2, 2),
     'max pooling covers all': lambda: FL(F.max_pooling_2d, 3, 2),
     'max pooling does not cover all': lambda: FL(F.max_pooling_2d, 3, 2, cover_all=False),
@@ -147,6 +154,10 @@ LINKS = {
     'selu': lambda: FL(F.selu),
     'clipped relu': lambda: FL(F.clipped_relu, 0.5),
     'relu6': lambda: FL(F.relu6),
+    'clip': lambda: FL(F.clip, -0.5, 0.25),
+    'clip on one side': lambda: FL(lambda x: F.clip(F.clip(x, None, 0.5), -0.25, None)),
+    'crelu': lambda: FL(F.crelu),
+    'gelu': lambda: FL(lambda x: x * (F.erf(x / 2**0.5) + 1) / 2),
     'hard sigmoid': lambda: FL(F.hard_sigmoid),
     'softplus': lambda: FL(F.softplus),
     'softplus of beta': lambda: FL(F.softplus, beta=2.0),
@@ -158,7 +169,16 @@ LINKS = {
     'flatten by reshape': lambda: FL(lambda x: F.reshape(x, (len(x), -1))),
     'reshape': lambda: FL(F.reshape, (-1, 6, 12)),
     'transpose': lambda: FL(F.transpose, (0, 2, 3, 1)),
+    'axes moved': lambda: FL(lambda x: F.moveaxis(F.swapaxes(F.rollaxis(x, 3, 1), 2, 3), 1, -1)),
     'squeeze': lambda: FL(lambda x: F.squeeze(F.expand_dims(x, 1), 1)),
+    'slices': lambda: FL(lambda x: x[:, 1:, ::2, -3:-1]),
+    'slices backwards': lambda: FL(lambda x: x[:, ::-1, 4:0:-2, ::-1]),
+    'numbers and new axes': lambda: FL(lambda x: x[:, None, -1, ..., 2]),
+    'all': lambda: FL(lambda x: x[...]),
+    'split': lambda: FL(lambda x: F.concat(F.split_axis(x, 3, axis=2)[::-1], axis=1)),
+    'split at indices': lambda: FL(lambda x: F.relu(F.split_axis(x, [1, 4], axis=-1)[1])),
+    'separate': lambda: FL(lambda x: F.separate(x, axis=1)[1] * 2),
+    'channel shuffle': lambda: FL(lambda x: F.reshape(F.swapaxes(F.stack(F.separate(x, 1), 1), 1, 2), (len(x), -1))),
     'pad': lambda: FL(F.pad, ((0, 0), (0, 0), (1, 2), (0, 1)), 'constant', constant_values=3),
     'concat': lambda: FL(lambda x: F.concat((x, F.relu(x), x), axis=1)),
     'concat of zeros behind': lambda: FL(lambda x: F.concat((x, np.zeros(x.shape, x.dtype)), axis=2)),
@@ -213,7 +233,14 @@ def test_what_is_computed_from_weights_alone_is_a_constant():
         (FL(F.cumsum, axis=1), 'link: the function Cumsum has no ONNX nodes here (covered: Absolute, Add,'),
         (FL(lambda x: x.array * 2), "computes outside Chainer's functions"),
         (FL(lambda x: chainer.Variable(x.array) * 2), "computes outside Chainer's functions"),
-        (FL(lambda x: F.separate(x, 1)[-1]), 'the function Separate has no ONNX nodes here'),
+        (FL(lambda x: F.repeat(x, 2, 1)), 'the function Repeat has no ONNX nodes here'),
+        (FL(lambda x: F.separate(x, 0)[0]), 'mixes the samples of a batch'),
+        (FL(lambda x: F.split_axis(x, len(x), 0)[1]), 'mixes the samples of a batch'),
+        (FL(lambda x: x[::-1]), 'takes a part of the batch'),
+        (FL(lambda x: x[:, [1, 0]]), 'by other than slices and numbers'),
+        (FL(lambda x: x[:, np.array([True, False])]), 'by other than slices and numbers'),
+        (FL(lambda x: F.stack((x, x), 0)), 'mixes the samples of a batch'),
+        (FL(lambda x: F.swapaxes(x, 0, 1)), 'mixes the samples of a batch'),
         (FL(F.separate, axis=1), 'link returns a tuple: expected one array'),
         (FL(F.transpose), 'Transpose'),
         (FL(F.reshape, (-1, 6)), 'mixes the samples of a batch'),
@@ -224,7 +251,7 @@ def test_what_is_computed_from_weights_alone_is_a_constant():
         (FL(F.max_pooling_2d, (2, 1), 4, pad=(2, 0)), 'a pooling has windows of padding alone'),
         (FL(F.pad, ((0, 0), (0, 0), (1, 1), (1, 1)), 'reflect'), 'another mode'),
     ],
-    ids=range(13),
+    ids=range(20),
 )
 def test_what_is_not_covered_is_named(link, message):
     with pytest.raises(ValueError, match='^link') as e:
