@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import threading
@@ -41,6 +42,7 @@ import numpy as np
 from chainer.backends.cuda import to_cpu
 
 try:
+    from branchynet.cpu import graph, trace
     from branchynet.cpu.cascade import Cascade, NotCovered
 except ImportError:  # no llvmlite
     Cascade = None  # type: ignore[assignment, misc]
@@ -267,13 +269,17 @@ class Compiled:
 
     Args:
         net: a BranchyNet.
+        traced: whether what the net's own forward calls may be recorded, once for each shape of samples, and run in
+            machine code, where its links are not known or it is a net of `from_chain`. Its forward must call the same
+            functions for all samples. Where machine code does not know one of them, the net runs as without a trace.
 
     Attributes:
         thresholdExits: for ``test``, in nats: a number, or a list of one for every exit but the last. At first the
             net's.
 
     Raises:
-        TypeError, ValueError: is_compilable(net) is False, or the temperatures do not fit; the message says why.
+        TypeError, ValueError: is_compilable(net) is False, or the temperatures do not fit; the message says why. With
+            ``traced``, the first call for samples of a shape raises ValueError where the trace answers otherwise.
 
     Example:
         >>> from branchynet.inference import Compiled
@@ -290,7 +296,7 @@ class Compiled:
 
     gpu = False
 
-    def __init__(self, net: BranchyNet) -> None:
+    def __init__(self, net: BranchyNet, traced: bool = False) -> None:
         check_net(net)
         obstacle = _obstacle(net)
         if obstacle is not None:
@@ -298,6 +304,7 @@ class Compiled:
         self.thresholdExits = copy.copy(net.thresholdExits)
         self._net = _snapshot(net)
         fold_temperatures(self._net)
+        self._traced = traced
         self._forget()
 
     def _forget(self) -> None:
@@ -309,7 +316,7 @@ class Compiled:
         self._checked: dict[Any, tuple] = {}  # thresholds that were checked, and their cuts
 
     def __getstate__(self) -> dict[str, Any]:
-        return {'thresholdExits': self.thresholdExits, '_net': self._net}
+        return {'thresholdExits': self.thresholdExits, '_net': self._net, '_traced': self._traced}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -533,13 +540,13 @@ class Compiled:
         return engine
 
     def _new_engine(self, shape: tuple[int, ...], dtype: np.dtype) -> Engine:
-        if not isinstance(self._net.main, Net):
-            return self._guarded(Forward(self._net, shape, dtype), shape, dtype)
         if dtype == np.float32 and len(shape) == 3:
             channels, height, width = shape
-            cascade = _machine_code(self._net, (channels, height, width), self._has_main_head)
+            cascade = _machine_code(self._net, (channels, height, width), self._has_main_head, self._traced)
             if cascade is not None:
                 return cascade
+        if not isinstance(self._net.main, Net):
+            return self._guarded(Forward(self._net, shape, dtype), shape, dtype)
         main = self._net.main if self._has_main_head else None
         return self._guarded(Chain(self._net.models, main, shape, dtype), shape, dtype)
 
@@ -588,7 +595,7 @@ def tally(
     return sum(correct) / len(label), [c / n if n else 0.0 for c, n in zip(correct, counts)], counts
 
 
-def _machine_code(net: BranchyNet, shape: tuple[int, int, int], with_main: bool) -> Optional[Cascade]:
+def _machine_code(net: BranchyNet, shape: tuple[int, int, int], with_main: bool, traced: bool) -> Optional[Cascade]:
     """The net in machine code; None where a link has no kernel, or llvmlite does not load."""
     if Cascade is None:
         warnings.warn(
@@ -596,10 +603,30 @@ def _machine_code(net: BranchyNet, shape: tuple[int, int, int], with_main: bool)
             stacklevel=5,
         )
         return None
+    with contextlib.suppress(NotCovered):
+        if isinstance(net.main, Net):
+            return Cascade(graph.operations_of(net, shape, with_main))
+    if not traced:
+        return None
     try:
-        return Cascade(net.models, net.main if with_main else None, shape)
+        cascade = Cascade(trace.operations_of(net, shape, with_main))
     except NotCovered:
         return None
+    _check_trace(cascade, net, shape)
+    return cascade
+
+
+def _check_trace(cascade: Cascade, net: BranchyNet, shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless a traced net answers as the net does."""
+    sizes = np.array([0.1, 1, 10, 100] * 2, np.float32)
+    x = np.random.RandomState(1).randn(len(sizes), *shape).astype(np.float32) * sizes[:, None, None, None]
+    scores, _, _ = cascade.record(x)
+    for k, (found, look) in enumerate(zip(scores, net.look(x))):
+        if not np.allclose(found, look.logits, rtol=1e-3, atol=1e-4 * abs(look.logits).max()):
+            raise ValueError(
+                f'the trace gives other logits than the net at exit {k}: its forward calls other functions for other '
+                'samples; leave out traced=True'
+            )
 
 
 def _rule(cuts: Sequence[float]) -> Callable[[np.ndarray], int]:

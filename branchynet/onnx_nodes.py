@@ -13,6 +13,7 @@ from typing import Any, Callable
 
 from branchynet.links.links import FL
 from branchynet.onnx_graph import Graph, Value
+from branchynet.recording import record
 
 import chainer
 import numpy as np
@@ -80,16 +81,11 @@ def add_link(graph: Graph, link: Callable, x: Value, place: str) -> Value:
     Raises:
         ValueError: the link calls a function that is not covered, or computes outside Chainer's functions.
     """
-    start = chainer.Variable(x.array)
-    with chainer.using_config('train', False), chainer.force_backprop_mode(), _Recorder() as recorder:
-        y = link(start)
-    names = {id(start.node): x.name}
+    recording = record(link, x.array)
+    y, names = recording.y, {id(recording.start.node): x.name}
     try:
-        for function in _functions(y):
-            assert function.inputs is not None and function.outputs is not None  # set when it was called
-            inputs = [
-                Value(names.get(id(node)), array) for node, array in zip(function.inputs, recorder.inputs[function])
-            ]
+        for function, arrays in recording.calls:
+            inputs = [Value(names.get(id(node)), array) for node, array in zip(function.inputs, arrays)]
             if any(value.name for value in inputs):
                 for i, output in enumerate(function.outputs):
                     if output() is not None:  # else nobody uses it
@@ -114,30 +110,6 @@ def describe(link: Any) -> str:
 
 class _NotCovered(Exception):
     """ONNX nodes for a function are missing here; add_link says where it is called."""
-
-
-class _Recorder(chainer.FunctionHook):
-    """Keeps the arrays that functions take, of which Chainer's graph keeps only some."""
-
-    name = 'BranchyNet export'
-
-    def __init__(self) -> None:
-        self.inputs: dict[chainer.FunctionNode, Sequence[np.ndarray]] = {}
-
-    def forward_postprocess(self, function: chainer.FunctionNode, in_data: Sequence[np.ndarray]) -> None:
-        self.inputs[function] = in_data
-
-
-def _functions(y: Any) -> list[chainer.FunctionNode]:
-    """The functions behind a Variable, in an order in which they can be called."""
-    found: dict[chainer.FunctionNode, None] = {}  # a set that keeps the order
-    waiting = [y.creator_node] if isinstance(y, chainer.Variable) else []
-    while waiting:
-        function = waiting.pop()
-        if function is not None and function not in found:
-            found[function] = None
-            waiting += [node.creator_node for node in function.inputs]
-    return sorted(found, key=lambda function: function.rank)
 
 
 def _add_output(graph: Graph, function: Any, i: int, inputs: list[Value], shape: tuple[int, ...]) -> str:

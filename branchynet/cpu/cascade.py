@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Callable, NamedTuple, Optional
 
 from branchynet.cpu import planar
 from branchynet.cpu.emitter import DOUBLE, INT, REAL, Emitter, aligned, integer
 from branchynet.cpu.engine import DecideExit, NotFinite, Result, label_of
-from branchynet.cpu.graph import Graph, Node, NotCovered, ancestors, fuse_relu
+from branchynet.cpu.graph import Node, NotCovered, Operations, ancestors, fuse_relu
 from branchynet.cpu.memory import LINE
 from branchynet.cpu.planar import Plane, vector_plane
 from branchynet.cpu.team import run_frames
@@ -32,39 +32,31 @@ class Cascade:
     """A net's exits and main, compiled for samples (C, H, W): an Engine.
 
     Args:
-        models: the Nets of a BranchyNet's exits.
-        main: its baseline, or None.
-        shape: (C, H, W).
+        operations: of the net.
 
     Raises:
-        NotCovered: there is no kernel for a link or function.
+        NotCovered: the exits have different numbers of classes.
     """
 
     most = 1024  # so that an interrupt need not wait for all samples of a large batch
 
-    def __init__(self, models: Sequence[Any], main: Any, shape: tuple[int, int, int]) -> None:
-        graph = Graph()
-        node = x = graph.input(shape)
-        trunk, heads = [], []
-        for model in models:
-            node = graph.follow(node, model[model.starti : model.endi])
-            trunk.append(node)
-            heads.append(graph.follow(node, model[model.endi :]))
-        outputs = heads if main is None else [*heads, graph.follow(x, main)]
+    def __init__(self, operations: Operations) -> None:
+        x, trunk, heads, main = operations
+        outputs = heads if main is None else [*heads, main]
         fuse_relu(outputs)
-        self.exits, self.classes = len(models), heads[0].shape[0]
+        self.exits, self.classes = len(heads), heads[0].shape[0]
         if any(output.shape != (self.classes, 1, 1) for output in outputs):
             raise NotCovered('exits of different numbers of classes')
         writer = _Writer(x, outputs)
         writer.write_leave(trunk, heads)
         writer.write_record(trunk, heads)
         if main is not None:
-            writer.write_main(outputs[-1])
+            writer.write_main(main)
         self._calls = writer.emit.compiled(
             'leave', 'share_leave', 'record', *(['main', 'share_main'] if main is not None else [])
         )
         self._constants = writer.emit.constants.block()
-        self._layout, self._shape = writer.layout, shape
+        self._layout, self._shape = writer.layout, x.shape
         self._workspaces: list[_Workspace] = []  # spare ones
 
     def leave(self, x: np.ndarray, thresholds: Sequence[float], rule: DecideExit) -> Result:

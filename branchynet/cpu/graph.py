@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable, NamedTuple, Optional, Union
 
 from branchynet.cpu.pooling import Windows
 from branchynet.links.links import SL, arguments_of, calls_one_of, is_unchanged
@@ -63,6 +63,22 @@ class Node:
             or self.kind == 'relu'
             or (self.kind in ('pooling', 'local_response', 'shortcut') and self.inputs[0].is_nonnegative)
         )
+
+
+class Operations(NamedTuple):
+    """A net's operations on one sample.
+
+    Attributes:
+        x: the sample.
+        trunk: the features at each exit.
+        heads: the logits of each exit.
+        main: the logits of main; None where it is not wanted.
+    """
+
+    x: Node
+    trunk: list[Node]
+    heads: list[Node]
+    main: Optional[Node]
 
 
 class Graph:
@@ -212,6 +228,27 @@ _FUNCTIONS: dict[Callable[..., Any], Callable[..., Node]] = {
     F.local_response_normalization: Graph._local_response,
     F.dropout: Graph._dropout,
 }
+
+
+def operations_of(net: Any, shape: tuple[int, int, int], with_main: bool) -> Operations:
+    """The operations of a BranchyNet, by its links.
+
+    Args:
+        net: the net.
+        shape: of a sample, (C, H, W).
+        with_main: whether main is wanted.
+
+    Raises:
+        NotCovered: there is no kernel for a link or function.
+    """
+    graph = Graph()
+    x = node = graph.input(shape)
+    trunk, heads = [], []
+    for model in net.models:
+        node = graph.follow(node, model[model.starti : model.endi])
+        trunk.append(node)
+        heads.append(graph.follow(node, model[model.endi :]))
+    return Operations(x, trunk, heads, graph.follow(x, net.main) if with_main else None)
 
 
 def ancestors(nodes: Iterable[Node]) -> list[Node]:

@@ -9,6 +9,7 @@ from branchynet.cpu import cascade as cascades
 from branchynet.cpu import emitter, planar, threads
 from branchynet.cpu.cascade import Cascade, NotCovered, NotFinite
 from branchynet.cpu.emitter import LANES
+from branchynet.cpu.graph import operations_of
 from branchynet.functions import entropy
 from branchynet.links.links import FL, SL, Branch
 from branchynet.links.resnet import ResBlock
@@ -53,7 +54,7 @@ def rule_of(thresholds):
 
 
 def compiled(net, shape):
-    return Cascade(net.models, net.main, shape)
+    return Cascade(operations_of(net, shape, with_main=True))
 
 
 def scores_of(net, x):
@@ -385,5 +386,5 @@ def test_the_code_of_a_net_is_the_same_every_time(monkeypatch):
     monkeypatch.setattr(emitter.Emitter, 'compiled', noted)
     net = alex_cifar10.get_network()
     for _ in range(4):
-        Cascade(net.models, net.main, (3, 32, 32))
+        Cascade(operations_of(net, (3, 32, 32), with_main=True))
     assert len(set(written)) == 1

@@ -1,0 +1,201 @@
+"""A net's operations on one sample as its own forward calls them: for chains, and links that graph.py does not know."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Callable, Optional
+
+from branchynet.cpu.graph import Graph, Node, NotCovered, Operations
+from branchynet.cpu.pooling import Windows
+from branchynet.recording import Recording, record
+
+import chainer
+import numpy as np
+from chainer.functions.activation.relu import ReLU
+from chainer.functions.array.reshape import Reshape
+from chainer.functions.array.squeeze import Squeeze
+from chainer.functions.connection.convolution_2d import Convolution2DFunction
+from chainer.functions.connection.linear import LinearFunction
+from chainer.functions.math.average import Mean
+from chainer.functions.math.basic_math import Add, MulConstant
+from chainer.functions.normalization.batch_normalization import FixedBatchNormalization
+from chainer.functions.normalization.local_response_normalization import LocalResponseNormalization
+from chainer.functions.pooling.average_pooling_2d import AveragePooling2D
+from chainer.functions.pooling.max_pooling_nd import MaxPoolingND
+
+
+def operations_of(net: Any, shape: tuple[int, int, int], with_main: bool) -> Operations:
+    """The operations of a BranchyNet, whose forward is called with two samples.
+
+    Args:
+        net: the net.
+        shape: of a sample, (C, H, W).
+        with_main: whether main is wanted.
+
+    Raises:
+        NotCovered: the net calls a function that there is no kernel for, or computes outside Chainer's functions.
+    """
+    trace = _Trace()
+    x = node = trace.input(shape)
+    samples = h = np.random.RandomState(0).rand(2, *shape).astype(np.float32)
+    trunk, heads, stage = [], [], net.one_pass()
+    for k in range(net.numexits()):
+        node, h = trace.through(functools.partial(stage, k), node, h)
+        trunk.append(node)
+        heads.append(trace.logits(functools.partial(net.exit, k), node, h))
+    return Operations(x, trunk, heads, trace.logits(net.main, x, samples) if with_main else None)
+
+
+class _Trace(Graph):
+    def __init__(self) -> None:
+        super().__init__()
+        self._recordings: list[Recording] = []  # whose arrays must live as long as their ids are keys of nodes
+
+    def through(self, link: Callable, node: Node, x: np.ndarray) -> tuple[Node, np.ndarray]:
+        """The node behind a link, and the link's output.
+
+        Args:
+            link: any callable that takes a Variable.
+            node: the one in front of it.
+            x: numbers of that node, (B, ...).
+        """
+        recording = record(link, x)
+        self._recordings.append(recording)
+        nodes = {id(recording.start.node): node}
+        for function, inputs in recording.calls:
+            values = [nodes.get(id(variable), array) for variable, array in zip(function.inputs, inputs)]
+            if any(isinstance(value, Node) for value in values):
+                nodes[id(function.outputs[0]())] = self._called(function, values, len(x))
+        y = recording.y
+        if not isinstance(y, chainer.Variable) or id(y.node) not in nodes:
+            raise NotCovered("numbers from outside Chainer's functions")
+        array: Any = y.array
+        return nodes[id(y.node)], array
+
+    def logits(self, link: Callable, node: Node, x: np.ndarray) -> Node:
+        """As ``through``, for a link that gives logits; images of one pixel become a vector."""
+        y, _ = self.through(link, node, x)
+        if y.is_vector or y.shape[1:] != (1, 1):
+            return y
+        w = np.eye(y.shape[0], dtype=np.float32), np.zeros(y.shape[0], np.float32)
+        return self._node('linear', [y], y.shape, key=('vector', id(y)), w=w)
+
+    def _called(self, function: Any, values: list, batch: int) -> Node:
+        """The node of a function.
+
+        Args:
+            function: the function.
+            values: its inputs: nodes, and arrays that do not depend on the sample.
+            batch: how many samples went through it.
+        """
+        kind = type(function)
+        wanted = [True] + [kind is Add] * (len(values) - 1)  # a sum is of two nodes
+        if kind not in _FUNCTIONS or [isinstance(value, Node) for value in values] != wanted:
+            raise NotCovered(kind.__name__)
+        shape = function.outputs[0]().shape
+        if shape[:1] != (batch,):
+            raise NotCovered(f'{kind.__name__} over several samples')
+        return _FUNCTIONS[kind](self, function, *values)
+
+    def _convolved(self, function: Any, x: Node, w: np.ndarray, b: Optional[np.ndarray] = None) -> Node:
+        if (function.groups, function.dy, function.dx, function.cover_all) != (1, 1, 1, False):
+            raise NotCovered('a convolution with groups, gaps or a larger output')
+        settings = {'stride': (function.sy, function.sx), 'pad': (function.ph, function.pw)}
+        return self._node(
+            'convolution',
+            [x],
+            function.outputs[0]().shape[1:],
+            key=(id(w), id(b), *settings.values()),
+            w=(w, np.zeros(len(w), np.float32) if b is None else b),
+            **settings,
+        )
+
+    def _multiplied(self, function: Any, x: Node, w: np.ndarray, b: Optional[np.ndarray] = None) -> Node:
+        shape = len(w), 1, 1
+        return self._node(
+            'linear', [x], shape, key=(id(w), id(b)), w=(w, np.zeros(len(w), np.float32) if b is None else b)
+        )
+
+    def _normalized(self, function: Any, x: Node, *arrays: np.ndarray) -> Node:
+        gamma, beta, mean, var = arrays
+        if tuple(function.key_axis) != (1,) or len(gamma) != x.shape[0]:
+            raise NotCovered('a batch normalisation over other axes')
+        scale = gamma / np.sqrt(var + function.eps)
+        return self._scaled(x, scale, beta - mean * scale, (*map(id, arrays), function.eps))
+
+    def _times(self, function: Any, x: Node) -> Node:
+        if np.ndim(function.value):
+            raise NotCovered('a product with an array')
+        return self._scaled(x, np.full(x.shape[0], function.value), np.zeros(x.shape[0]), ('times', function.value))
+
+    def _scaled(self, x: Node, scale: np.ndarray, shift: np.ndarray, key: tuple) -> Node:
+        """A node's channels times scale plus shift, as a part of it where that can be.
+
+        Args:
+            x: the node.
+            scale: (C,).
+            shift: (C,).
+            key: tells different scales and shifts apart.
+        """
+        scale, shift, key = scale.astype(np.float32), shift.astype(np.float32), ('scaled', id(x), *key)
+        if x.kind not in ('convolution', 'linear') or len(x.inputs) > 1:
+            return self._node('scaling', [x], x.shape, key=key, w=(scale, shift))
+        w, b = x.arguments['w']
+        folded = w * scale.reshape(len(w), *[1] * (w.ndim - 1)), b * scale + shift
+        return self._node(x.kind, x.inputs, x.shape, key=key, **{**x.arguments, 'w': folded})
+
+    def _added(self, function: Any, a: Node, b: Node) -> Node:
+        """A sum with a convolution, which adds the other to its own sums."""
+        for x, other in (b, a), (a, b):
+            if x.kind == 'convolution' and len(x.inputs) == 1 and x.shape == other.shape:
+                return self._node(x.kind, [*x.inputs, other], x.shape, key=('added', id(x), id(other)), **x.arguments)
+        raise NotCovered('a sum without a convolution')
+
+    def _rectified(self, function: Any, x: Node) -> Node:
+        return self._relu(x)
+
+    def _largest(self, function: Any, x: Node) -> Node:
+        windows = Windows(function.ksize, function.stride, function.pad)
+        return self._pooling(self._of_image(function, x), True, windows, function.cover_all)
+
+    def _averaged(self, function: Any, x: Node) -> Node:
+        windows = Windows((function.kh, function.kw), (function.sy, function.sx), (function.ph, function.pw))
+        return self._pooling(self._of_image(function, x), False, windows, False)
+
+    def _mean(self, function: Any, x: Node) -> Node:
+        if tuple(function.axis or ()) != (2, 3):
+            raise NotCovered('a mean over other axes')
+        size = x.shape[1], x.shape[2]
+        return self._pooling(self._of_image(function, x), False, Windows(size, size, (0, 0)), False)
+
+    def _responded(self, function: Any, x: Node) -> Node:
+        numbers = function.n, function.k, function.alpha, function.beta
+        return self._local_response(self._of_image(function, x), *numbers)
+
+    def _reshaped(self, function: Any, x: Node) -> Node:
+        """An image as a vector, which every kernel reads as it lies; or no other shape."""
+        if len(function.outputs[0]().shape) != 2 and function.outputs[0]().shape[1:] != x.shape:
+            raise NotCovered('a change of shape')
+        return x
+
+    def _of_image(self, function: Any, x: Node) -> Node:
+        """The node, if the function takes it as an image."""
+        if function.inputs[0].shape[1:] != x.shape:
+            raise NotCovered(f'{type(function).__name__} of a vector')
+        return x
+
+
+_FUNCTIONS: dict[type, Callable[..., Node]] = {
+    Add: _Trace._added,
+    AveragePooling2D: _Trace._averaged,
+    Convolution2DFunction: _Trace._convolved,
+    FixedBatchNormalization: _Trace._normalized,
+    LinearFunction: _Trace._multiplied,
+    LocalResponseNormalization: _Trace._responded,
+    MaxPoolingND: _Trace._largest,
+    Mean: _Trace._mean,
+    MulConstant: _Trace._times,
+    ReLU: _Trace._rectified,
+    Reshape: _Trace._reshaped,
+    Squeeze: _Trace._reshaped,
+}

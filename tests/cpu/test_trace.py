@@ -1,0 +1,245 @@
+"""Nets of chains in machine code: what their forward calls, recorded once."""
+
+import pickle
+
+from branchynet import cpu, heads
+from branchynet.cpu.cascade import Cascade, NotCovered
+from branchynet.cpu.trace import operations_of
+from branchynet.inference import Compiled, classify
+from branchynet.links.links import FL, Branch
+from branchynet.net import BranchyNet
+
+import chainer
+import chainer.functions as F
+import chainer.links as L
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytestmark = pytest.mark.onednn
+SHAPE = 3, 12, 12
+X = np.random.RandomState(0).randn(40, *SHAPE).astype(np.float32)
+T = np.arange(40, dtype=np.int32) % 5
+
+
+class Layered(chainer.Chain):
+    """Layers a, b, c, ... and a forward of them."""
+
+    def __init__(self, forward, **layers):
+        super().__init__()
+        self._forward = forward
+        with self.init_scope():
+            for name, layer in layers.items():
+                setattr(self, name, layer)
+
+    def forward(self, x):
+        return self._forward(self, x)
+
+
+def net_of(chain, **settings):
+    """A net with an exit behind layer a, after a few steps of training."""
+    np.random.seed(0)
+    net = BranchyNet.from_chain(chain, {'a': heads.linear(5)}, x=X[:2], **settings)
+    for _ in range(3):
+        net.train(X, T)
+    return net
+
+
+def convolution(inputs=3, outputs=6, **settings):
+    return L.Convolution2D(inputs, outputs, 3, pad=1, **settings)
+
+
+def residual(self, x):
+    h = F.relu(self.norm(self.a(x)))
+    h = F.relu(h + self.inner_norm(self.inner(F.relu(self.b(h)))))
+    h = F.relu(self.inner2(h) + self.projection(h))
+    return self.logits(F.mean(F.max_pooling_2d(h, 2), axis=(2, 3)))
+
+
+def lenet(self, x):
+    h = F.max_pooling_2d(F.relu(self.a(x)), 3, 2, 1)
+    h = F.local_response_normalization(F.relu(self.b(h)), n=3, alpha=0.1)
+    h = F.dropout(F.relu(self.dense_norm(self.dense(F.reshape(h, (len(h), -1))))))
+    return self.logits(h)
+
+
+def pooled(self, x):
+    h = F.average_pooling_2d(self.norm(F.max_pooling_2d(self.a(x), 2, 2)), 3, 2, 1)
+    return F.squeeze(F.average_pooling_2d(self.c(h), h.shape[2:]), axis=(2, 3))
+
+
+def twice(self, x):
+    h = F.relu(self.a(x))
+    return self.logits(F.relu(self.b(F.relu(self.b(h)))))
+
+
+CHAINS = {
+    'residual': lambda: Layered(
+        residual,
+        a=convolution(nobias=True),
+        norm=L.BatchNormalization(6),
+        b=convolution(6),
+        inner=convolution(6),
+        inner_norm=L.BatchNormalization(6, use_gamma=False),
+        inner2=convolution(6, 9, stride=2),
+        projection=L.Convolution2D(6, 9, 1, 2),
+        logits=L.Linear(9, 5),
+    ),
+    'lenet': lambda: Layered(
+        lenet,
+        a=convolution(),
+        b=convolution(6, 4),
+        dense=L.Linear(None, 20),
+        dense_norm=L.BatchNormalization(20),
+        logits=L.Linear(20, 5, nobias=True),
+    ),
+    'pooled': lambda: Layered(pooled, a=convolution(), norm=L.BatchNormalization(6), c=convolution(6, 5)),
+    'twice': lambda: Layered(twice, a=convolution(), b=convolution(6), logits=L.Linear(None, 5)),
+}
+
+
+@pytest.mark.parametrize('name', CHAINS)
+@pytest.mark.parametrize('temperatures', [None, [0.5, 3.0]])
+def test_a_chain_in_machine_code_answers_as_the_net(name, temperatures):
+    net = net_of(CHAINS[name]())
+    net.temperatures = temperatures
+    compiled = Compiled(net, traced=True)
+    threshold = float(np.median(net.look(X)[0].entropy)) * 1.001
+    for count in 1, 7, 40:
+        found, expected = (classify(each, X[:count], threshold) for each in (compiled, net))
+        np.testing.assert_array_equal(found.label, expected.label)
+        np.testing.assert_array_equal(found.exit, expected.exit)
+        np.testing.assert_allclose(found.prob, expected.prob, rtol=1e-3, atol=1e-5)
+    assert set(found.exit) == {0, 1}
+    assert compiled.test_main(X, T)[0] == net.test_main(X, T)[0]
+    assert [type(engine) for engine in compiled._engines.values()] == [Cascade]
+
+
+def test_bits_depend_neither_on_the_batch_nor_on_threads():
+    compiled = Compiled(net_of(CHAINS['residual']()), traced=True)
+    expected = [look.logits for look in compiled.look(X)]
+    try:
+        for count in 1, 3:
+            cpu.set_num_threads(count)
+            for size in 1, 9:
+                found = [
+                    np.concatenate(each)
+                    for each in zip(
+                        *([look.logits for look in compiled.look(X[i : i + size])] for i in range(0, len(X), size))
+                    )
+                ]
+                assert all(np.array_equal(a, b) for a, b in zip(found, expected))
+    finally:
+        cpu.set_num_threads(None)
+
+
+def test_a_trace_keeps_the_weights_and_can_be_pickled():
+    net = net_of(CHAINS['lenet']())
+    compiled = Compiled(net, traced=True)
+    before = compiled.classify(X, 1.0)
+    for param in net.params():
+        param.array[...] = 0
+    again = pickle.loads(pickle.dumps(compiled))
+    assert np.array_equal(again.classify(X, 1.0).prob, before.prob)
+    assert [type(engine) for engine in again._engines.values()] == [Cascade]
+
+
+LAYERS = {
+    'convolution': lambda: L.Convolution2D(6, 6, 3, pad=1),
+    'strided': lambda: L.Convolution2D(6, 6, 2, stride=2, pad=1),
+    'norm': lambda: L.BatchNormalization(6),
+    'relu': lambda: F.relu,
+    'maximum': lambda: lambda x: F.max_pooling_2d(x, 3, 2, 1, cover_all=False),
+    'average': lambda: lambda x: F.average_pooling_2d(x, 2, 1, 1),
+    'response': lambda: F.local_response_normalization,
+    'residual': lambda: (lambda link: chainer.Sequential(lambda x: link(x) + x))(L.Convolution2D(6, 6, 3, pad=1)),
+    'residual of two': lambda: (lambda f, g: chainer.Sequential(lambda x: F.relu(f(x)) + g(x)))(
+        L.Convolution2D(6, 6, 1), L.Convolution2D(6, 6, 3, pad=1)
+    ),
+}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sampled_from(sorted(LAYERS)), max_size=6))
+def test_chains_of_any_layers(names):
+    np.random.seed(len(names))
+    layers = [LAYERS[name]() for name in names]
+
+    def forward(self, x):
+        h = self.a(x)
+        for layer in layers:
+            h = layer(h)
+        return self.logits(h)
+
+    chain = Layered(forward, a=convolution(), logits=L.Linear(None, 5))
+    net = BranchyNet.from_chain(chain, {'a': heads.linear(5)}, x=X[:2])
+    net.get_SM(X)
+    compiled = Compiled(net, traced=True)
+    for found, expected in zip(compiled.look(X), net.look(X)):
+        np.testing.assert_allclose(found.prob, expected.prob, rtol=1e-3, atol=1e-5)
+    assert [type(engine) for engine in compiled._engines.values()] == [Cascade]
+
+
+NOT_COVERED = {
+    'Tanh': lambda self, h: F.tanh(h),
+    'a sum without a convolution': lambda self, h: F.relu(h) + F.max_pooling_2d(h, 1),
+    'Add': lambda self, h: h + np.ones((1, 6, 12, 12), np.float32) if len(h) == 1 else h + np.ones_like(h.array),
+    'AddConstant': lambda self, h: h + 1,
+    'a convolution with groups': lambda self, h: F.convolution_2d(h, np.ones((6, 3, 1, 1), np.float32), groups=2),
+    'a change of shape': lambda self, h: F.reshape(h, (len(h), 12, 6, 12)),
+    'a mean over other axes': lambda self, h: F.mean(h, axis=(1, 2)),
+    "numbers from outside Chainer's functions": lambda self, h: chainer.Variable(h.array * 2),
+    'LocalResponseNormalization of a vector': lambda self, h: (
+        F.local_response_normalization(F.flatten(h[0])[None])
+        if len(h) == 1
+        else F.local_response_normalization(F.reshape(h, (len(h), -1)))
+    ),
+}
+
+
+@pytest.mark.parametrize('message', NOT_COVERED)
+def test_other_functions_are_called_as_they_are(message):
+    def forward(self, x):
+        return self.logits(NOT_COVERED[message](self, F.relu(self.a(x))))
+
+    np.random.seed(0)
+    net = BranchyNet.from_chain(
+        Layered(forward, a=convolution(), logits=L.Linear(None, 5)), {'a': heads.linear(5)}, x=X[:2]
+    )
+    net.get_SM(X)
+    with pytest.raises(NotCovered, match=message):
+        operations_of(net, SHAPE, with_main=True)
+    found, expected = (classify(each, X, 1.5) for each in (Compiled(net, traced=True), net))
+    np.testing.assert_array_equal(found.label, expected.label)
+    np.testing.assert_allclose(found.prob, expected.prob, rtol=1e-4, atol=1e-6)
+
+
+def test_a_forward_that_looks_at_its_samples_is_refused():
+    def forward(self, x):
+        h = self.a(x)
+        return self.logits(F.relu(h) if float(abs(h.array).max()) < 20 else h)
+
+    net = net_of(Layered(forward, a=convolution(), logits=L.Linear(None, 5)))
+    with pytest.raises(ValueError, match='the trace gives other logits than the net at exit 1.*traced=True') as e:
+        Compiled(net, traced=True).classify(X, 1.0)
+    assert '\n' not in str(e.value)
+    assert len(Compiled(net).classify(X, 1.0).label) == len(X)
+
+
+def test_links_that_are_not_known_by_their_class_are_traced():
+    np.random.seed(0)
+    net = BranchyNet(
+        [
+            convolution(),
+            FL(lambda x: F.relu(x)),
+            Branch([L.Linear(None, 5)]),
+            Layered(lambda self, x: F.relu(self.b(x)), b=convolution(6)),
+            Branch([L.Linear(None, 5)]),
+        ]
+    )
+    net.get_SM(X)
+    compiled = Compiled(net, traced=True)
+    for found, expected in zip(compiled.look(X), net.look(X)):
+        np.testing.assert_allclose(found.prob, expected.prob, rtol=1e-3, atol=1e-5)
+    assert [type(engine) for engine in compiled._engines.values()] == [Cascade]
