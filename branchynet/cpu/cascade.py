@@ -540,7 +540,7 @@ class _Body(NamedTuple):
         if node.kind == 'convolution':
             onto = self.planes[node.inputs[1]] if len(node.inputs) > 1 else None
             w, b = given['w']
-            return planar.convolution(emit, x, y, w, b, given['stride'], given['pad'], node.relu, onto)
+            return planar.convolution(emit, x, y, w, b, given['settings'], node.relu, onto)
         if node.kind == 'linear':
             w, b = given['w']
             return planar.linear(emit, x, y, w, b, node.relu)

@@ -12,6 +12,22 @@ from branchynet.cpu.onednn import GROUPS, NCHW, describe
 from chainer.utils.conv import get_conv_outsize
 
 
+class Settings(NamedTuple):
+    """The settings of a convolution.
+
+    Attributes:
+        stride: rows and columns from window to window.
+        pad: rows and columns of zeros around the input.
+        dilate: rows and columns from one pixel of a window to the next.
+        groups: of channels; each group of the output is computed from that group of the input alone.
+    """
+
+    stride: tuple[int, int]
+    pad: tuple[int, int]
+    dilate: tuple[int, int]
+    groups: int
+
+
 class Geometry(NamedTuple):
     """The shapes of a convolution.
 

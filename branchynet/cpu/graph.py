@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Callable, NamedTuple, Optional, Union
 
+from branchynet.cpu.geometry import Settings, geometry_of
 from branchynet.cpu.pooling import Windows
 from branchynet.links.links import SL, arguments_of, calls_one_of, is_unchanged
 from branchynet.links.resnet import ResBlock
@@ -13,7 +14,6 @@ import chainer
 import chainer.functions as F
 import chainer.links as L
 import numpy as np
-from chainer.utils.conv import get_conv_outsize
 
 
 class NotCovered(Exception):
@@ -41,7 +41,8 @@ class Node:
         """Rows and columns beyond the edge that a convolution or pooling reads."""
         given = self.arguments
         if self.kind == 'convolution':
-            ksize, stride, pad = given['w'][0].shape[2:], given['stride'], given['pad']
+            stride, pad, dilate, _ = given['settings']
+            ksize = [(k - 1) * d + 1 for k, d in zip(given['w'][0].shape[2:], dilate)]
         else:
             ksize, stride, pad = given['windows']
         rows, columns = (
@@ -140,26 +141,21 @@ class Graph:
     def _convolution(
         self, node: Node, link: L.Convolution2D, norm: Optional[L.BatchNormalization], onto: Sequence[Node] = ()
     ) -> Node:
-        w = link.W.array
-        if link.groups != 1 or pair(link.dilate) != (1, 1) or w is None:
-            raise NotCovered('Convolution2D with groups, dilation or without weights')
-        stride, pad = pair(link.stride), pair(link.pad)
-        shape = (
-            w.shape[0],
-            *(get_conv_outsize(size, k, s, p) for size, k, s, p in zip(node.shape[1:], w.shape[2:], stride, pad)),
-        )
-        if w.shape[1] != node.shape[0]:
-            raise NotCovered(f'Convolution2D of {w.shape[1]} channels on {node.shape[0]}')
+        w: Any = link.W.array
+        settings = Settings(pair(link.stride), pair(link.pad), pair(link.dilate), link.groups)
+        geometry = None if w is None else geometry_of((1, *node.shape), w.shape, *settings)
+        if geometry is None:
+            raise NotCovered(f'Convolution2D of {"no weights" if w is None else w.shape} on {node.shape}')
+        height, width = geometry.y[2:]
         if norm is not None:
             _check_norm(norm, len(w), (0, 2, 3))
         return self._node(
             'convolution',
             [node, *onto],
-            shape,
+            (len(w), height, width),
             key=(id(link), id(norm)),
             w=folded(link, norm),
-            stride=stride,
-            pad=pad,
+            settings=settings,
         )
 
     def _linear(self, node: Node, link: L.Linear, norm: Optional[L.BatchNormalization]) -> Node:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from branchynet.cpu.emitter import INT, LANES, REAL, Emitter, has, integer, vector, vector_type
+from branchynet.cpu.geometry import Settings
 from branchynet.cpu.memory import LINE
 
 import numpy as np
@@ -72,13 +73,13 @@ def _shares(count: int, most: int) -> list[int]:
     return [count // parts + (i < count % parts) for i in range(parts)]
 
 
-class _Groups(NamedTuple):
-    """Groups of output channels of one size.
+class _Bundles(NamedTuple):
+    """Bundles of output channels of one size.
 
     Attributes:
-        first: the first channel of the first group.
-        each: channels of a group, which are computed together.
-        number: how many groups.
+        first: the first channel of the first bundle.
+        each: channels of a bundle, which are computed together.
+        number: how many bundles.
     """
 
     first: int
@@ -86,13 +87,13 @@ class _Groups(NamedTuple):
     number: int
 
 
-def _groups(channels: int, most: int) -> list[_Groups]:
-    groups, first = [], 0
+def _bundles(channels: int, most: int) -> list[_Bundles]:
+    bundles, first = [], 0
     for size, equal in itertools.groupby(_shares(channels, most)):
         number = len(list(equal))
-        groups.append(_Groups(first, size, number))
+        bundles.append(_Bundles(first, size, number))
         first += size * number
-    return groups
+    return bundles
 
 
 def convolution(
@@ -101,8 +102,7 @@ def convolution(
     y: Plane,
     w: np.ndarray,
     b: np.ndarray,
-    stride: Sequence[int],
-    pad: Sequence[int],
+    settings: Settings,
     relu: bool,
     onto: Plane | None,
 ) -> tuple[ir.Function, list[int]]:
@@ -112,10 +112,9 @@ def convolution(
         emit: where it is written.
         x: the plane of the input.
         y: the plane of the output.
-        w: weights (O, C, kh, kw), float32.
+        w: weights (O, C / groups, kh, kw), float32.
         b: biases (O,), float32.
-        stride: rows and columns from window to window.
-        pad: rows and columns of zeros around the input.
+        settings: of the convolution.
         relu: whether negative results are replaced by 0.
         onto: the plane of an image that is added to the result before, or None.
 
@@ -123,15 +122,15 @@ def convolution(
         (a function of the addresses of x, y, weights, biases and, unless it is None, onto; the offsets of weights and
         biases among the constants).
     """
-    kernel = _Convolution(emit, x, y, w.shape, tuple(stride), tuple(pad), relu, onto)
+    kernel = _Convolution(emit, x, y, (len(w) // settings.groups, *w.shape[1:]), settings, relu, onto)
     return emit.function(kernel[1:], 5 if onto else 4, kernel.write), [
-        emit.constants.offset(w, ('convolution', kernel.groups[0].each), kernel.pack),
+        emit.constants.offset(w, ('convolution', kernel.bundles[0].each), kernel.pack),
         emit.constants.offset(b, 'plain', np.asarray),
     ]
 
 
 class _Convolution(NamedTuple):
-    """Writes a convolution.
+    """Writes a convolution; ``w_shape`` is that of one group's weights.
 
     A tile of sums stays in the processor's registers: for a group of output channels, some vectors of pixels of one or
     more rows; where a row is shorter than the processor's vectors, each holds pixels of two rows. Every weight is read
@@ -142,8 +141,7 @@ class _Convolution(NamedTuple):
     x: Plane
     y: Plane
     w_shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    pad: tuple[int, ...]
+    settings: Settings
     relu: bool
     onto: Plane | None
 
@@ -173,20 +171,21 @@ class _Convolution(NamedTuple):
         return self.depth * max(1, min(self.y.height // self.depth, _TOGETHER // self.columns))
 
     @property
-    def groups(self) -> list[_Groups]:
-        return _groups(self.w_shape[0], _REGISTERS // (self.columns * self.rows // self.depth))
+    def bundles(self) -> list[_Bundles]:
+        return _bundles(self.w_shape[0], _REGISTERS // (self.columns * self.rows // self.depth))
 
     def parts(self) -> list[int]:
         """Numbers of input channels that are summed up in one pass over the image."""
-        size = 4 * self.groups[0].each * math.prod(self.w_shape[2:])
+        size = 4 * self.bundles[0].each * math.prod(self.w_shape[2:])
         return _shares(self.w_shape[1], max(1, _CHANNELS_BYTES // size))
 
     def pack(self, w: np.ndarray) -> np.ndarray:
-        """Weights by group, input channel, row and column, with a group's output channels side by side."""
+        """Weights by group, input channel, row and column, with the output channels computed together side by side."""
         return np.concatenate(
             [
-                w[first : first + g.each].transpose(1, 2, 3, 0).ravel()
-                for g in self.groups
+                w[start + first : start + first + g.each].transpose(1, 2, 3, 0).ravel()
+                for start in range(0, len(w), self.w_shape[0])
+                for g in self.bundles
                 for first in range(g.first, g.first + g.each * g.number, g.each)
             ]
         )
@@ -195,17 +194,35 @@ class _Convolution(NamedTuple):
         self, x: ir.Value, y: ir.Value, weights: ir.Value, biases: ir.Value, added: ir.Value | None = None
     ) -> None:
         """The function."""
-        emit = self.emit
-        x = emit.add(x, self.x.start - self.pad[0] * self.x.row - 4 * self.pad[1])
+        emit, (above, beside) = self.emit, self.settings.pad
+        x = emit.add(x, self.x.start - above * self.x.row - 4 * beside)
         y = emit.add(y, self.y.start)
         if self.onto:
             added = emit.add(added, self.onto.start)
-        for groups in self.groups:
-            emit.loop(groups.number, functools.partial(self._group, groups, x, y, weights, biases, added))
+        if self.settings.groups == 1:
+            self._channels(x, y, weights, biases, added)
+            return
+        outputs, inputs = self.w_shape[:2]
 
-    def _group(
+        def group(i: ir.Value) -> None:
+            self._channels(
+                emit.at(x, i, inputs * self.x.channel),
+                emit.at(y, i, outputs * self.y.channel),
+                emit.at(weights, i, 4 * math.prod(self.w_shape)),
+                emit.at(biases, i, 4 * outputs),
+                emit.at(added, i, outputs * self.onto.channel) if self.onto else None,
+            )
+
+        emit.loop(self.settings.groups, group)
+
+    def _channels(self, x: ir.Value, y: ir.Value, weights: ir.Value, biases: ir.Value, added: ir.Value | None) -> None:
+        """A group's output channels."""
+        for bundles in self.bundles:
+            self.emit.loop(bundles.number, functools.partial(self._together, bundles, x, y, weights, biases, added))
+
+    def _together(
         self,
-        groups: _Groups,
+        bundles: _Bundles,
         x: ir.Value,
         y: ir.Value,
         weights: ir.Value,
@@ -213,12 +230,12 @@ class _Convolution(NamedTuple):
         added: ir.Value | None,
         n: ir.Value,
     ) -> None:
-        """The output channels of group n."""
-        emit, each = self.emit, groups.each
+        """The output channels that are the n-th to be computed together."""
+        emit, each = self.emit, bundles.each
         size = 4 * math.prod(self.w_shape[1:])  # of an output channel's weights
 
         def beginning(address: ir.Value, step: int) -> ir.Value:
-            return emit.at(emit.add(address, groups.first * step), n, each * step)
+            return emit.at(emit.add(address, bundles.first * step), n, each * step)
 
         y, weights, biases = beginning(y, self.y.channel), beginning(weights, size), beginning(biases, 4)
         if self.onto:
@@ -232,7 +249,7 @@ class _Convolution(NamedTuple):
                     start,
                     count,
                     rows,
-                    emit.at(x, i, self.x.row * self.stride[0]),
+                    emit.at(x, i, self.x.row * self.settings.stride[0]),
                     emit.at(y, i, self.y.row),
                     weights,
                     biases,
@@ -320,7 +337,8 @@ class _Convolution(NamedTuple):
         taps = emit.at(emit.add(weights, start * size), c, size)
 
         def row(i: ir.Value, *sums: ir.Value) -> list[ir.Value]:
-            return self._row(each, tile, emit.at(pixels, i, self.x.row), emit.at(taps, i, 4 * width * each), sums)
+            source = emit.at(pixels, i, self.x.row * self.settings.dilate[0])
+            return self._row(each, tile, source, emit.at(taps, i, 4 * width * each), sums)
 
         if height * width > 9:
             return emit.loop(height, row, sums)
@@ -332,15 +350,15 @@ class _Convolution(NamedTuple):
         self, each: int, tile: list[tuple[int, int]], pixels: ir.Value, taps: ir.Value, sums: Sequence[ir.Value]
     ) -> list[ir.Value]:
         """Adds a row of weights."""
-        emit, width = self.emit, self.w_shape[3]
+        emit, width, step = self.emit, self.w_shape[3], 4 * self.settings.dilate[1]
         if width > 8:
             return emit.loop(
                 width,
-                lambda j, *sums: self._tap(each, tile, emit.at(pixels, j, 4), emit.at(taps, j, 4 * each), sums),
+                lambda j, *sums: self._tap(each, tile, emit.at(pixels, j, step), emit.at(taps, j, 4 * each), sums),
                 sums,
             )
         for j in range(width):
-            sums = self._tap(each, tile, emit.add(pixels, 4 * j), emit.add(taps, 4 * j * each), sums)
+            sums = self._tap(each, tile, emit.add(pixels, step * j), emit.add(taps, 4 * j * each), sums)
         return list(sums)
 
     def _tap(
@@ -348,7 +366,7 @@ class _Convolution(NamedTuple):
     ) -> list[ir.Value]:
         """Adds a weight of every output channel times the pixels."""
         emit, sums = self.emit, list(sums)
-        down, right = self.stride
+        down, right = self.settings.stride
         row = down * self.x.row
         inputs = [self._load(v, emit.add(pixels, r * row + 4 * self.lanes * v * right), row, right) for r, v in tile]
         for o in range(each):

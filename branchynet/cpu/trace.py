@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any, Callable, Optional
 
+from branchynet.cpu.geometry import Settings
 from branchynet.cpu.graph import Graph, Node, NotCovered, Operations
 from branchynet.cpu.pooling import Windows
 from branchynet.recording import Recording, record
@@ -98,16 +99,17 @@ class _Trace(Graph):
         return _FUNCTIONS[kind](self, function, *values)
 
     def _convolved(self, function: Any, x: Node, w: np.ndarray, b: Optional[np.ndarray] = None) -> Node:
-        if (function.groups, function.dy, function.dx, function.cover_all) != (1, 1, 1, False):
-            raise NotCovered('a convolution with groups, gaps or a larger output')
-        settings = {'stride': (function.sy, function.sx), 'pad': (function.ph, function.pw)}
+        if function.cover_all:
+            raise NotCovered('a convolution that covers all')
+        stride, pad, dilate = (function.sy, function.sx), (function.ph, function.pw), (function.dy, function.dx)
+        settings = Settings(stride, pad, dilate, function.groups)
         return self._node(
             'convolution',
             [x],
             function.outputs[0]().shape[1:],
-            key=(id(w), id(b), *settings.values()),
+            key=(id(w), id(b), settings),
             w=(w, np.zeros(len(w), np.float32) if b is None else b),
-            **settings,
+            settings=settings,
         )
 
     def _multiplied(self, function: Any, x: Node, w: np.ndarray, b: Optional[np.ndarray] = None) -> Node:

@@ -61,6 +61,7 @@ def test_help_needs_none_of_the_modules(name, capsys, monkeypatch):
     'words, rows',
     [
         pytest.param('early_exit --networks lenet', 2 * 5, marks=pytest.mark.slow),
+        pytest.param('chains --networks residual', 2 * 4 * 2, marks=pytest.mark.slow),
         pytest.param('shapes --families channels', 13 * 3 * 2, marks=pytest.mark.slow),
         pytest.param('kernels --networks lenet', 1, marks=pytest.mark.slow),
         pytest.param('compare --networks lenet --only joint,inference,memory', 1, marks=pytest.mark.slow),

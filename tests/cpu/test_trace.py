@@ -147,6 +147,8 @@ def test_a_trace_keeps_the_weights_and_can_be_pickled():
 
 LAYERS = {
     'convolution': lambda: L.Convolution2D(6, 6, 3, pad=1),
+    'depthwise': lambda: L.DepthwiseConvolution2D(6, 1, 3, pad=1),
+    'dilated': lambda: L.DilatedConvolution2D(6, 6, 3, pad=2, dilate=2),
     'strided': lambda: L.Convolution2D(6, 6, 2, stride=2, pad=1),
     'norm': lambda: L.BatchNormalization(6),
     'relu': lambda: F.relu,
@@ -186,7 +188,6 @@ NOT_COVERED = {
     'a sum without a convolution': lambda self, h: F.relu(h) + F.max_pooling_2d(h, 1),
     'Add': lambda self, h: h + np.ones((1, 6, 12, 12), np.float32) if len(h) == 1 else h + np.ones_like(h.array),
     'AddConstant': lambda self, h: h + 1,
-    'a convolution with groups': lambda self, h: F.convolution_2d(h, np.ones((6, 3, 1, 1), np.float32), groups=2),
     'a change of shape': lambda self, h: F.reshape(h, (len(h), 12, 6, 12)),
     'a mean over other axes': lambda self, h: F.mean(h, axis=(1, 2)),
     "numbers from outside Chainer's functions": lambda self, h: chainer.Variable(h.array * 2),
