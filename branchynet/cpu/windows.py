@@ -86,8 +86,7 @@ def gradients_of_w(x: np.ndarray, gy: np.ndarray, geometry: Geometry) -> tuple[n
 def _output(x: np.ndarray, weights: np.ndarray, geometry: Geometry) -> np.ndarray:
     if has_one_window(geometry):
         return linear(_rows(_only_window(x, geometry)), weights, None)
-    windows = _windows(x, geometry)
-    return _product(windows.T, _turned(weights, windows.shape[1]))
+    return _product(_windows(x, geometry).T, weights.T)
 
 
 def _add_gradient_of_x(gx: np.ndarray, weights: np.ndarray, pixels: np.ndarray, geometry: Geometry) -> None:
@@ -95,7 +94,7 @@ def _add_gradient_of_x(gx: np.ndarray, weights: np.ndarray, pixels: np.ndarray, 
         window = _only_window(gx, geometry)
         window += linear_gx(weights, pixels).reshape(window.shape)
         return
-    windows = _product(_turned(weights, len(pixels)), pixels.T)
+    windows = _product(weights.T, pixels.T)
     for numbers, of_windows in zip(_numbers(gx, geometry), _by_place(windows, geometry)):
         numbers += of_windows
 
@@ -104,18 +103,15 @@ def _gradient_of_w(x: np.ndarray, pixels: np.ndarray, geometry: Geometry) -> np.
     if has_one_window(geometry):
         return linear_gw(_rows(_only_window(x, geometry)), pixels)
     windows = _windows(x, geometry)
-    if len(pixels) < pixels.shape[1]:
+    if len(pixels) <= max(len(windows), pixels.shape[1]):
         return _product(pixels.T, windows.T)
-    return np.ascontiguousarray(_product(windows, pixels).T)  # sooner than a product of two transposed matrices
-
-
-def _turned(weights: np.ndarray, pixels: int) -> np.ndarray:
-    """The transpose of the weights; copied where there are so many pixels that this saves time in their product."""
-    return weights.T if pixels < len(weights) else np.ascontiguousarray(weights.T)
+    return np.ascontiguousarray(_product(windows, pixels).T)  # copies fewer numbers
 
 
 def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The product of matrices (M, K) and (K, N), each C-contiguous or the transpose of one that is."""
+    if not (a.flags.c_contiguous or b.flags.c_contiguous):  # sgemm takes longer for these than to copy one
+        a, b = (np.ascontiguousarray(a), b) if a.size <= b.size else (a, np.ascontiguousarray(b))
     (m, k), n = a.shape, b.shape[1]
     out = memory.empty((m, n))
     _product_of(Shape(m, n, k, not a.flags.c_contiguous, not b.flags.c_contiguous)).write(a, b, out)
