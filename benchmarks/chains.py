@@ -1,7 +1,7 @@
 """A chain with exits, classified by the net, by a compiled copy of it and by a traced one.
 
 The chains are a small residual network and a MobileNet of depthwise convolutions, on images like those of CIFAR-10; the
-weights are those of the start, and all samples go through all exits. Contenders: the net in Chainer ('chainer'), the
+networks are not trained, and all samples go through all exits. Contenders: the net in Chainer ('chainer'), the
 same with the fast kernels ('branchynet'), ``Compiled(net)`` ('compiled') and ``Compiled(net, traced=True)`` ('traced').
 Durations are medians. Writes benchmark.csv (every round), benchmark.md and environment.json. A minute on 2 cores.
 """
@@ -102,7 +102,7 @@ def time_network(network: str, batch: int, threads: int, rounds: int) -> list[Ro
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Medians in microseconds per image as a table in Markdown, and how often 'traced' goes into 'chainer'."""
+    """Medians in microseconds per image, and how many times as long 'chainer' takes as 'traced', in Markdown."""
     head = ['network', 'batch', 'threads', *(f'{name}, µs' for name in CONTENDERS), 'chainer / traced']
     lines = [head, ['---'] * len(head)]
     for (network, _, batch, threads), seconds in measuring.grouped(rows).items():

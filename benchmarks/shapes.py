@@ -1,10 +1,11 @@
 """Convolutions, poolings and linear layers of many shapes: this project's kernels beside stock Chainer's.
 
-The kernels leave the shapes that they compute slowly to stock Chainer (branchynet/cpu/convolution.py says which);
-this sweep shows that none of them is left out. Forward and every gradient are timed apart, both contenders in turn;
-with one thread by the thread's own clock, on which other programs hardly count.
+Shapes that oneDNN's convolutions are slow at are products with windows (branchynet/cpu/convolution.py says which); slow
+poolings and small linear layers stay Chainer's. This sweep finds shapes that are still slower than in stock Chainer.
+Forward and every gradient are timed apart, both contenders in turn; with one thread by the thread's own clock, on
+which other programs hardly count.
 Writes benchmark.csv, environment.json and shapes.png, and prints the shapes whose ratio exceeds LIMIT; the exit
-status is 1 if there are any. --draw makes one figure of several folders, a colour for each. Two minutes on 2 cores.
+status is 1 if there are any. --draw makes one figure of several folders, a colour for each. Three minutes on 2 cores.
 """
 
 from __future__ import annotations

@@ -260,7 +260,8 @@ class Compiled:
     have a kernel in machine code, one engine (branchynet.cpu.cascade) takes samples through stages, exits and the exit
     rule, one after the other. Otherwise another (branchynet.cpu.chain) calls the stages one by one; links that its
     compiler does not know by their exact class, and links with hooks, are called in Chainer. Nets of `from_chain` run
-    their chain's own forward. In both cases Chainer's functions have the fast kernels meanwhile, as in cpu.fast().
+    their chain's own forward, unless they are traced. In both cases Chainer's functions have the fast kernels
+    meanwhile, as in cpu.fast().
     While a link hook is on for all links (``with hook:``), the copy of the net answers in Chainer, so that the hook
     sees its links. docs/inference.md says more.
 
@@ -269,9 +270,10 @@ class Compiled:
 
     Args:
         net: a BranchyNet.
-        traced: whether what the net's own forward calls may be recorded, once for each shape of samples, and run in
-            machine code, where its links are not known or it is a net of `from_chain`. Its forward must call the same
-            functions for all samples. Where machine code does not know one of them, the net runs as without a trace.
+        traced: True: the functions that the net's forward calls are recorded, once for each shape of samples, and run
+            in machine code. This is for nets of `from_chain`, and for lists with links that machine code does not
+            know. Forward must call the same functions, with the same settings, for every sample. Where there is no
+            machine code for one of them, a warning names it, and the net runs as without a trace.
 
     Attributes:
         thresholdExits: for ``test``, in nats: a number, or a list of one for every exit but the last. At first the
@@ -596,37 +598,46 @@ def tally(
 
 
 def _machine_code(net: BranchyNet, shape: tuple[int, int, int], with_main: bool, traced: bool) -> Optional[Cascade]:
-    """The net in machine code; None where a link has no kernel, or llvmlite does not load."""
+    """The net in machine code; None where there is no kernel for a link or function, or llvmlite does not load."""
+    is_list = isinstance(net.main, Net)
+    if not (is_list or traced):
+        return None
     if Cascade is None:
         warnings.warn(
             'llvmlite does not load: samples go through stages one by one, in Python; pip install llvmlite',
             stacklevel=5,
         )
         return None
-    with contextlib.suppress(NotCovered):
-        if isinstance(net.main, Net):
+    if is_list:
+        with contextlib.suppress(NotCovered):
             return Cascade(graph.operations_of(net, shape, with_main))
     if not traced:
         return None
     try:
         cascade = Cascade(trace.operations_of(net, shape, with_main))
-    except NotCovered:
+    except NotCovered as e:
+        warnings.warn(f'traced=True changes nothing, as there is no machine code for {e}', stacklevel=5)
         return None
-    _check_trace(cascade, net, shape)
+    _check_trace(cascade, net, shape, with_main)
     return cascade
 
 
-def _check_trace(cascade: Cascade, net: BranchyNet, shape: tuple[int, ...]) -> None:
-    """Raises ValueError unless a traced net answers as the net does."""
-    sizes = np.array([0.1, 1, 10, 100] * 2, np.float32)
-    x = np.random.RandomState(1).randn(len(sizes), *shape).astype(np.float32) * sizes[:, None, None, None]
-    scores, _, _ = cascade.record(x)
-    for k, (found, look) in enumerate(zip(scores, net.look(x))):
-        if not np.allclose(found, look.logits, rtol=1e-3, atol=1e-4 * abs(look.logits).max()):
-            raise ValueError(
-                f'the trace gives other logits than the net at exit {k}: its forward calls other functions for other '
-                'samples; leave out traced=True'
-            )
+def _check_trace(cascade: Cascade, net: BranchyNet, shape: tuple[int, ...], with_main: bool) -> None:
+    """Raises ValueError unless a traced net answers as the net does, to samples of different sizes."""
+    random = np.random.RandomState(1)
+    for size in (0.01, 0.1, 1, 10, 100):
+        x = random.randn(1, *shape).astype(np.float32) * np.float32(size)
+        pairs = [(found, look.logits) for found, look in zip(cascade.record(x)[0], net.look(x))]
+        if with_main:
+            pairs.append((cascade.main(x)[0], chainer.as_array(net.run_main(x))))
+        for k, (found, expected) in enumerate(pairs):
+            largest = abs(expected[np.isfinite(expected)]).max(initial=0)
+            if not np.allclose(found, expected, rtol=1e-3, atol=1e-4 * largest, equal_nan=True):
+                place = f'exit {k}' if k < net.numexits() else 'main'
+                raise ValueError(
+                    f'the trace and the net give different logits at {place}: forward may call other functions for '
+                    'some samples; leave out traced=True'
+                )
 
 
 def _rule(cuts: Sequence[float]) -> Callable[[np.ndarray], int]:

@@ -124,6 +124,8 @@ def _add_output(graph: Graph, function: Any, i: int, inputs: list[Value], shape:
     if shape[:1] != (batch,):
         raise _NotCovered(f'the function {kind.__name__} mixes the samples of a batch')
     if kind in _PARTS:
+        if function.axis % inputs[0].array.ndim == 0:
+            raise _NotCovered(f'the function {kind.__name__} splits a batch')
         indices = _PARTS[kind](function, inputs[0].array.shape[function.axis])[i]
         return _part(graph, inputs[0], function.axis, indices, shape)
     values = [value if graph.is_weight(value) else _for_any_batch(value, batch, len(shape)) for value in inputs]
@@ -404,6 +406,8 @@ def _standardised(graph: Graph, x: str, axis: int, eps: float) -> str:
 
 def _normalize(graph: Graph, function: Any, inputs: list[Value], shape: tuple[int, ...]) -> str:
     x = graph.named(inputs[0])
+    if any(axis % len(shape) == 0 for axis in function.axis):
+        raise _NotCovered('the function NormalizeL2 mixes the samples of a batch')
     squares = graph.node('ReduceSum', graph.node('Mul', x, x), graph.integers(*function.axis), keepdims=1)
     return graph.node('Div', x, graph.node('Add', graph.node('Sqrt', squares), graph.constant(function.eps)))
 

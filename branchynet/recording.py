@@ -35,7 +35,9 @@ def record(link: Callable, x: np.ndarray) -> Recording:
     start = chainer.Variable(x)
     with chainer.using_config('train', False), chainer.force_backprop_mode(), _Inputs() as inputs:
         y = link(start)
-    return Recording(start, y, [Call(function, inputs.of[function]) for function in _functions(y)])
+    # Behind y may also be functions that were called before, of weights alone.
+    calls = [Call(function, inputs.of[function]) for function in _functions(y) if function in inputs.of]
+    return Recording(start, y, calls)
 
 
 class _Inputs(chainer.FunctionHook):

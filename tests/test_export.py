@@ -236,6 +236,8 @@ def test_what_is_computed_from_weights_alone_is_a_constant():
         (FL(lambda x: F.repeat(x, 2, 1)), 'the function Repeat has no ONNX nodes here'),
         (FL(lambda x: F.separate(x, 0)[0]), 'mixes the samples of a batch'),
         (FL(lambda x: F.split_axis(x, len(x), 0)[1]), 'mixes the samples of a batch'),
+        (FL(lambda x: F.split_axis(x, 1, 0)[0]), 'SplitAxis splits a batch'),
+        (FL(F.normalize, axis=0), 'NormalizeL2 mixes the samples'),
         (FL(lambda x: x[::-1]), 'takes a part of the batch'),
         (FL(lambda x: x[:, [1, 0]]), 'by other than slices and numbers'),
         (FL(lambda x: x[:, np.array([True, False])]), 'by other than slices and numbers'),
@@ -251,7 +253,7 @@ def test_what_is_computed_from_weights_alone_is_a_constant():
         (FL(F.max_pooling_2d, (2, 1), 4, pad=(2, 0)), 'a pooling has windows of padding alone'),
         (FL(F.pad, ((0, 0), (0, 0), (1, 1), (1, 1)), 'reflect'), 'another mode'),
     ],
-    ids=range(20),
+    ids=range(22),
 )
 def test_what_is_not_covered_is_named(link, message):
     with pytest.raises(ValueError, match='^link') as e:

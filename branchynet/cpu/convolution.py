@@ -242,44 +242,52 @@ _FEWEST_CHANNELS = 5  # oneDNN's gradients fill a vector with channels, and leav
 # Of kernels with several pixels, and with one: (the fewest weights whose rearrangement matters, the weights for each
 # pixel of the outputs with which it takes as long as the arithmetic).
 _MANY_WEIGHTS = (3 << 18, 1 << 15), (1 << 18, 1 << 14)
+_LARGE_GROUP = 1 << 15  # weights of a group that are worth a product of their own
 _FEW_PIXELS = 64  # of the outputs: for more, the arithmetic takes longer, however many weights there are
 
 
 @cached
 def _is_y_slow(geometry: Geometry) -> bool:
+    if geometry.groups > 1:  # the products would be many and small
+        return _is_chosen(('ref',), _descriptor_of_y(geometry))
     names = ('ref', 'brgconv:avx2') if geometry.w[0] == 1 else ('ref',)  # one output channel: masked on every pixel
-    has_few_windows = _has_many_weights(geometry) or windows.has_one_window(geometry)
-    return (has_few_windows and geometry.groups == 1) or _is_chosen(names, _descriptor_of_y(geometry))
+    return (
+        _has_many_weights(geometry) or windows.has_one_window(geometry) or _is_chosen(names, _descriptor_of_y(geometry))
+    )
 
 
 @cached
 def _is_gx_slow(geometry: Geometry) -> bool:
+    if geometry.groups > 1:
+        return _is_chosen(('ref',), _descriptor_of_gx(geometry))
     outputs, inputs = geometry.w[:2]
     has_gaps = any(k < s for k, s in zip(geometry.w[2:], geometry.stride))  # pixels that no window reads
     is_wide = inputs < 32 and inputs % 16 > 0 and outputs >= 20 * inputs
-    is_slow_alone = (  # and in groups, the products would be many and small
+    return (
         has_gaps
         or inputs < _FEWEST_CHANNELS
         or is_wide
         or _has_many_weights(geometry)
         or windows.has_one_window(geometry)
+        or _is_chosen(('ref',), _descriptor_of_gx(geometry))
     )
-    return (is_slow_alone and geometry.groups == 1) or _is_chosen(('ref',), _descriptor_of_gx(geometry))
 
 
 @cached
 def _is_gw_slow(geometry: Geometry) -> bool:
+    if geometry.groups > 1:
+        is_depthwise = geometry.w[1] == 1
+        names = ('ref',) if is_depthwise else ('ref', 'x64:gemm')
+        has_large_groups = math.prod(geometry.w) >= _LARGE_GROUP * geometry.groups
+        return (has_large_groups and _has_many_gradients(geometry)) or _is_chosen(names, _descriptor_of_gw(geometry))
     (outputs, inputs), window = geometry.w[:2], math.prod(geometry.w[2:])
     is_wide = (inputs < 16 and outputs >= 256) or (inputs <= 32 and outputs >= 512 and window <= 9)
-    is_slow_alone = (
-        max(outputs, inputs) < _FEWEST_CHANNELS or (is_wide and window > 1) or windows.has_one_window(geometry)
-    )
-    is_depthwise = geometry.groups == geometry.x[1] > 1
-    names = ('ref',) if is_depthwise else ('ref', 'x64:gemm')
     return (
-        (is_slow_alone and geometry.groups == 1)
+        max(outputs, inputs) < _FEWEST_CHANNELS
+        or (is_wide and window > 1)
         or _has_many_gradients(geometry)
-        or _is_chosen(names, _descriptor_of_gw(geometry))
+        or windows.has_one_window(geometry)
+        or _is_chosen(('ref', 'x64:gemm'), _descriptor_of_gw(geometry))
     )
 
 
@@ -379,7 +387,7 @@ def convolution(x: np.ndarray, w: np.ndarray, b: Optional[np.ndarray], geometry:
 
     Args:
         x: images (B, C, H, W), C-contiguous or channels last.
-        w: weights (O, C, KH, KW), C-contiguous.
+        w: weights (O, C / groups, KH, KW), C-contiguous.
         b: bias (O,), C-contiguous, or None.
         geometry: its shapes.
 
@@ -407,7 +415,7 @@ def convolution_gradients(
 
     Args:
         x: images (B, C, H, W), C-contiguous or channels last.
-        w: weights (O, C, KH, KW), C-contiguous.
+        w: weights (O, C / groups, KH, KW), C-contiguous.
         gy: gradient of y (B, O, H', W'), C-contiguous or channels last.
         geometry: its shapes.
         of_x: whether that of x is wanted.

@@ -9,6 +9,7 @@ from typing import NamedTuple, Optional
 from branchynet.cpu.layout import window_arguments
 from branchynet.cpu.onednn import GROUPS, NCHW, describe
 
+import numpy as np
 from chainer.utils.conv import get_conv_outsize
 
 
@@ -18,7 +19,7 @@ class Settings(NamedTuple):
     Attributes:
         stride: rows and columns from window to window.
         pad: rows and columns of zeros around the input.
-        dilate: rows and columns from one pixel of a window to the next.
+        dilate: rows and columns between neighbouring pixels of a window.
         groups: of channels; each group of the output is computed from that group of the input alone.
     """
 
@@ -37,7 +38,7 @@ class Geometry(NamedTuple):
         y: of the output, (B, O, H', W').
         stride: pixels from window to window, (vertical, horizontal).
         pad: rows of zeros above and below, and columns on both sides.
-        dilate: pixels from one of a window to the next, (vertical, horizontal).
+        dilate: distance between neighbouring pixels of a window, (vertical, horizontal).
         groups: of channels; each group of the output is computed from that group of the input alone.
     """
 
@@ -76,7 +77,6 @@ class Geometry(NamedTuple):
         return Geometry(x, w, y, self.stride[::-1], self.pad[::-1], self.dilate[::-1], self.groups)
 
 
-@functools.lru_cache(maxsize=1024)
 def geometry_of(
     x: tuple[int, ...],
     w: tuple[int, ...],
@@ -86,6 +86,21 @@ def geometry_of(
     groups: int,
 ) -> Optional[Geometry]:
     """The shapes of a convolution, or None where they do not fit, so that Chainer says so; arguments as of Geometry."""
+    # Numbers such as 2.0 would be found in the cache as 2.
+    if not all(isinstance(number, (int, np.integer)) for number in (*stride, *pad, *dilate, groups)):
+        return None
+    return _geometry_of(x, w, stride, pad, dilate, groups)
+
+
+@functools.lru_cache(maxsize=1024)
+def _geometry_of(
+    x: tuple[int, ...],
+    w: tuple[int, ...],
+    stride: tuple[int, int],
+    pad: tuple[int, int],
+    dilate: tuple[int, int],
+    groups: int,
+) -> Optional[Geometry]:
     if not len(x) == len(w) == 4 or min(*stride, *dilate, groups) < 1 or min(pad) < 0:
         return None
     if x[1] != w[1] * groups or w[0] % groups:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Callable, NamedTuple, Optional, Union
 
@@ -14,6 +15,8 @@ import chainer
 import chainer.functions as F
 import chainer.links as L
 import numpy as np
+
+_LARGEST_WINDOW = 1 << 10  # pixels of a pooling: machine code has an instruction for each
 
 
 class NotCovered(Exception):
@@ -197,6 +200,8 @@ class Graph:
         return self._pooling(node, False, windows_of(ksize, stride, pad), False)
 
     def _pooling(self, node: Node, maximum: bool, windows: Windows, cover_all: bool) -> Node:
+        if math.prod(windows.kernel) > _LARGEST_WINDOW:
+            raise NotCovered('a pooling of large windows')
         x_shape = 1, *node.shape
         y_shape = windows.y_shape(x_shape, cover_all)
         if not windows.have_pixels(x_shape, y_shape):

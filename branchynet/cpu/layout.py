@@ -104,7 +104,7 @@ def window_arguments(
         y_shape: (B, O, H', W').
         stride: (vertical, horizontal).
         pad: rows above, columns on the left.
-        dilate: pixels from one of a window to the next, (vertical, horizontal).
+        dilate: distance between neighbouring pixels of a window, (vertical, horizontal).
     """
     behind = [
         (n - 1) * s + (k - 1) * d + 1 - size - p

@@ -74,7 +74,7 @@ def _shares(count: int, most: int) -> list[int]:
 
 
 class _Bundles(NamedTuple):
-    """Bundles of output channels of one size.
+    """Bundles of equally many output channels.
 
     Attributes:
         first: the first channel of the first bundle.
@@ -124,7 +124,7 @@ def convolution(
     """
     kernel = _Convolution(emit, x, y, (len(w) // settings.groups, *w.shape[1:]), settings, relu, onto)
     return emit.function(kernel[1:], 5 if onto else 4, kernel.write), [
-        emit.constants.offset(w, ('convolution', kernel.bundles[0].each), kernel.pack),
+        emit.constants.offset(w, ('convolution', kernel.bundles[0].each, settings.groups), kernel.pack),
         emit.constants.offset(b, 'plain', np.asarray),
     ]
 
@@ -132,7 +132,7 @@ def convolution(
 class _Convolution(NamedTuple):
     """Writes a convolution; ``w_shape`` is that of one group's weights.
 
-    A tile of sums stays in the processor's registers: for a group of output channels, some vectors of pixels of one or
+    A tile of sums stays in the processor's registers: for a bundle of output channels, some vectors of pixels of one or
     more rows; where a row is shorter than the processor's vectors, each holds pixels of two rows. Every weight is read
     once for all pixels of a tile, every pixel once for all its output channels.
     """
@@ -230,7 +230,7 @@ class _Convolution(NamedTuple):
         added: ir.Value | None,
         n: ir.Value,
     ) -> None:
-        """The output channels that are the n-th to be computed together."""
+        """The n-th bundle."""
         emit, each = self.emit, bundles.each
         size = 4 * math.prod(self.w_shape[1:])  # of an output channel's weights
 

@@ -13,7 +13,9 @@ import numpy as np
 
 _FEWEST_PIXELS = 1024  # of a part: adding up the parts' gradients would take long beside the products
 _COLUMNS = 256  # of a block of a product
-FEWEST = 128  # pixels of all images: for fewer, oneDNN's own code is as fast, or stock Chainer's for many weights
+FEWEST = (
+    128  # pixels of all images: for fewer, oneDNN's own code is as fast, or for many weights a product with windows
+)
 
 
 def gradients_of_w(x: np.ndarray, gy: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:

@@ -143,7 +143,7 @@ class Program:
         """A convolution and the normalisation behind it, if any, added to the value ``onto``, if any."""
         value = self._value
         w, b = map(np.ascontiguousarray, folded(link, norm))
-        geometry = geometry_of(value.shape, w.shape, *map(pair, (link.stride, link.pad, link.dilate)), link.groups)
+        geometry = geometry_of(value.shape, w.shape, pair(link.stride), pair(link.pad), pair(link.dilate), link.groups)
         if geometry is None:
             raise _LeftToChainer
         descriptor = onednn.create_descriptor(

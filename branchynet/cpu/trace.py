@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import functools
+import math
 from typing import Any, Callable, Optional
 
 from branchynet.cpu.geometry import Settings
@@ -36,6 +38,8 @@ def operations_of(net: Any, shape: tuple[int, int, int], with_main: bool) -> Ope
     Raises:
         NotCovered: the net calls a function that there is no kernel for, or computes outside Chainer's functions.
     """
+    if any(link.local_link_hooks for link in net.links()):
+        raise NotCovered('a link with a hook')
     trace = _Trace()
     x = node = trace.input(shape)
     samples = h = np.random.RandomState(0).rand(2, *shape).astype(np.float32)
@@ -51,6 +55,7 @@ class _Trace(Graph):
     def __init__(self) -> None:
         super().__init__()
         self._recordings: list[Recording] = []  # whose arrays must live as long as their ids are keys of nodes
+        self._read_once: set[Node] = set()  # nodes that one function alone reads
 
     def through(self, link: Callable, node: Node, x: np.ndarray) -> tuple[Node, np.ndarray]:
         """The node behind a link, and the link's output.
@@ -63,10 +68,14 @@ class _Trace(Graph):
         recording = record(link, x)
         self._recordings.append(recording)
         nodes = {id(recording.start.node): node}
+        readers = collections.Counter(id(node) for call in recording.calls for node in call.function.inputs)
         for function, inputs in recording.calls:
             values = [nodes.get(id(variable), array) for variable, array in zip(function.inputs, inputs)]
             if any(isinstance(value, Node) for value in values):
-                nodes[id(function.outputs[0]())] = self._called(function, values, len(x))
+                output = id(function.outputs[0]())
+                nodes[output] = self._called(function, values, len(x))
+                if readers[output] == 1:
+                    self._read_once.add(nodes[output])
         y = recording.y
         if not isinstance(y, chainer.Variable) or id(y.node) not in nodes:
             raise NotCovered("numbers from outside Chainer's functions")
@@ -89,14 +98,18 @@ class _Trace(Graph):
             values: its inputs: nodes, and arrays that do not depend on the sample.
             batch: how many samples went through it.
         """
-        kind = type(function)
-        wanted = [True] + [kind is Add] * (len(values) - 1)  # a sum is of two nodes
-        if kind not in _FUNCTIONS or [isinstance(value, Node) for value in values] != wanted:
+        kind, (first, *others) = type(function), values
+        if kind not in _FUNCTIONS or not isinstance(first, Node):
             raise NotCovered(kind.__name__)
+        if any(isinstance(other, Node) != (kind is Add) for other in others):  # a sum is of two nodes
+            raise NotCovered(f'{kind.__name__} of such values')
         shape = function.outputs[0]().shape
         if shape[:1] != (batch,):
             raise NotCovered(f'{kind.__name__} over several samples')
-        return _FUNCTIONS[kind](self, function, *values)
+        node = _FUNCTIONS[kind](self, function, *values)
+        if math.prod(shape[1:]) != math.prod(node.shape):
+            raise NotCovered(f'{kind.__name__} of arrays that do not fit')
+        return node
 
     def _convolved(self, function: Any, x: Node, w: np.ndarray, b: Optional[np.ndarray] = None) -> Node:
         if function.cover_all:
@@ -140,7 +153,8 @@ class _Trace(Graph):
             key: tells different scales and shifts apart.
         """
         scale, shift, key = scale.astype(np.float32), shift.astype(np.float32), ('scaled', id(x), *key)
-        if x.kind not in ('convolution', 'linear') or len(x.inputs) > 1:
+        is_part = x.kind == 'linear' or (x.kind == 'convolution' and len(x.inputs) == 1 and x in self._read_once)
+        if not is_part:
             return self._node('scaling', [x], x.shape, key=key, w=(scale, shift))
         w, b = x.arguments['w']
         folded = w * scale.reshape(len(w), *[1] * (w.ndim - 1)), b * scale + shift
@@ -148,8 +162,9 @@ class _Trace(Graph):
 
     def _added(self, function: Any, a: Node, b: Node) -> Node:
         """A sum with a convolution, which adds the other to its own sums."""
-        for x, other in (b, a), (a, b):
-            if x.kind == 'convolution' and len(x.inputs) == 1 and x.shape == other.shape:
+        pairs = [(x, other) for x, other in ((b, a), (a, b)) if x.kind == 'convolution' and len(x.inputs) == 1]
+        for x, other in sorted(pairs, key=lambda pair: pair[0] not in self._read_once):
+            if x.shape == other.shape:
                 return self._node(x.kind, [*x.inputs, other], x.shape, key=('added', id(x), id(other)), **x.arguments)
         raise NotCovered('a sum without a convolution')
 
@@ -165,7 +180,7 @@ class _Trace(Graph):
         return self._pooling(self._of_image(function, x), False, windows, False)
 
     def _mean(self, function: Any, x: Node) -> Node:
-        if tuple(function.axis or ()) != (2, 3):
+        if {axis % 4 for axis in function.axis or ()} != {2, 3}:
             raise NotCovered('a mean over other axes')
         size = x.shape[1], x.shape[2]
         return self._pooling(self._of_image(function, x), False, Windows(size, size, (0, 0)), False)
@@ -175,7 +190,7 @@ class _Trace(Graph):
         return self._local_response(self._of_image(function, x), *numbers)
 
     def _reshaped(self, function: Any, x: Node) -> Node:
-        """An image as a vector, which every kernel reads as it lies; or no other shape."""
+        """Flattening an image changes no number's place, so that the node stays the same."""
         if len(function.outputs[0]().shape) != 2 and function.outputs[0]().shape[1:] != x.shape:
             raise NotCovered('a change of shape')
         return x

@@ -1,4 +1,4 @@
-"""Convolutions as matrix products of weights and windows, for the shapes of which oneDNN's convolution takes longer.
+"""Convolutions as matrix products of weights and windows, for shapes where oneDNN's convolution is slower.
 
 A window holds the numbers that one pixel of the output is computed from. Each group of channels is a convolution by
 itself, of matrices: the weights (O, C * KH * KW), the windows (C * KH * KW, B * H' * W'), each of them a column, and

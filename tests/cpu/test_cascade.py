@@ -364,6 +364,17 @@ def test_convolutions_in_groups_and_dilated_ones(convolution):
     np.testing.assert_allclose(compiled(net, x.shape[1:]).record(x)[0], scores_of(net, x), rtol=1e-4, atol=1e-5)
 
 
+def test_one_weight_in_groups_and_without():
+    np.random.seed(0)
+    narrow, wide = L.Convolution2D(4, 10, 3), L.Convolution2D(10, 8, 1)
+    grouped = L.Convolution2D(8, 10, 3, groups=2)
+    grouped.W.array = narrow.W.array
+    net = BranchyNet([L.Convolution2D(2, 4, 1), narrow, wide, grouped, Branch([L.Linear(None, 3)])])
+    x = np.random.rand(3, 2, 9, 9).astype(np.float32)
+    scores_of(net, x), net.main(x)
+    np.testing.assert_allclose(compiled(net, x.shape[1:]).record(x)[0], scores_of(net, x), rtol=1e-4, atol=1e-5)
+
+
 def hooked(link):
     link.add_hook(TimerHook())
     return link

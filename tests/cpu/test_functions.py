@@ -182,6 +182,12 @@ def test_convolutions_in_groups_and_with_gaps(kwargs):
     check(lambda *arrays: F.convolution_2d(*arrays, **kwargs), x, w[:, : 4 // kwargs.get('groups', 1)], b)
 
 
+def test_settings_that_are_no_whole_numbers_are_chainers_own_error():
+    arrays = arrays_of_convolution()
+    for stride in (2.0, 2):
+        check_same_as_stock(lambda *arrays, stride=stride: F.convolution_2d(*arrays, stride=stride), *arrays)
+
+
 def test_groups_that_do_not_divide_the_channels_are_refused():
     x, w, b = arrays_of_convolution(c=4, o=6, h=8, w=8)
     for groups, channels in ((3, 1), (4, 1), (2, 4)):

@@ -4,6 +4,7 @@ import pickle
 
 from branchynet import cpu, heads
 from branchynet.cpu.cascade import Cascade, NotCovered
+from branchynet.cpu.graph import ancestors
 from branchynet.cpu.trace import operations_of
 from branchynet.inference import Compiled, classify
 from branchynet.links.links import FL, Branch
@@ -14,6 +15,7 @@ import chainer.functions as F
 import chainer.links as L
 import numpy as np
 import pytest
+from chainer.link_hooks import TimerHook
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -211,21 +213,52 @@ def test_other_functions_are_called_as_they_are(message):
     net.get_SM(X)
     with pytest.raises(NotCovered, match=message):
         operations_of(net, SHAPE, with_main=True)
-    found, expected = (classify(each, X, 1.5) for each in (Compiled(net, traced=True), net))
+    with pytest.warns(UserWarning, match='traced=True changes nothing, as there is no machine code for'):
+        found = classify(Compiled(net, traced=True), X, 1.5)
+    expected = classify(net, X, 1.5)
     np.testing.assert_array_equal(found.label, expected.label)
     np.testing.assert_allclose(found.prob, expected.prob, rtol=1e-4, atol=1e-6)
 
 
-def test_a_forward_that_looks_at_its_samples_is_refused():
+@pytest.mark.parametrize('limit', [0.5, 20])
+def test_a_forward_that_looks_at_its_samples_is_refused(limit):
     def forward(self, x):
         h = self.a(x)
-        return self.logits(F.relu(h) if float(abs(h.array).max()) < 20 else h)
+        return self.logits(F.relu(h) if float(abs(h.array).max()) < limit else h)
 
     net = net_of(Layered(forward, a=convolution(), logits=L.Linear(None, 5)))
-    with pytest.raises(ValueError, match='the trace gives other logits than the net at exit 1.*traced=True') as e:
+    with pytest.raises(ValueError, match='the trace and the net give different logits at exit 1.*traced=True') as e:
         Compiled(net, traced=True).classify(X, 1.0)
     assert '\n' not in str(e.value)
     assert len(Compiled(net).classify(X, 1.0).label) == len(X)
+
+
+def test_weights_that_forward_computes_before_an_exit_and_uses_behind_it():
+    def forward(self, x):
+        w = F.tanh(self.b.W)
+        return self.logits(F.relu(F.convolution_2d(F.relu(self.a(F.convolution_2d(x, w[:3, :3]))), w)))
+
+    net = net_of(Layered(forward, a=convolution(), b=convolution(6), logits=L.Linear(None, 5)))
+    compiled = Compiled(net, traced=True)
+    for found, expected in zip(compiled.look(X), net.look(X)):
+        np.testing.assert_allclose(found.prob, expected.prob, rtol=1e-3, atol=1e-5)
+    assert [type(engine) for engine in compiled._engines.values()] == [Cascade]
+
+
+def test_an_exit_at_a_convolution_does_not_make_it_run_twice():
+    def forward(self, x):
+        return self.logits(F.relu(self.norm(self.a(x))))
+
+    net = net_of(Layered(forward, a=convolution(), norm=L.BatchNormalization(6), logits=L.Linear(None, 5)))
+    operations = operations_of(net, SHAPE, with_main=False)
+    assert [node.kind for node in ancestors(operations.heads)].count('convolution') == 1
+
+
+def test_a_link_with_a_hook_is_called():
+    net = net_of(CHAINS['twice']())
+    net.main.chain.b.add_hook(TimerHook())
+    with pytest.warns(UserWarning, match='no machine code for a link with a hook'):
+        Compiled(net, traced=True).classify(X, 1.0)
 
 
 def test_links_that_are_not_known_by_their_class_are_traced():
