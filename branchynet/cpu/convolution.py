@@ -11,7 +11,7 @@ from ctypes import c_void_p
 from typing import Any, Callable, Optional
 
 from branchynet.cpu import memory, onednn, pointwise, windows
-from branchynet.cpu.geometry import Geometry, geometry_of
+from branchynet.cpu.geometry import Geometry, geometry_of, settings_of
 from branchynet.cpu.layout import (
     BYTES_OF_BLOCK,
     PARTS,
@@ -91,8 +91,7 @@ class Convolution:
 
 
 def _geometry_of(function: Any, x: np.ndarray, w: np.ndarray) -> Optional[Geometry]:
-    stride, pad, dilate = (function.sy, function.sx), (function.ph, function.pw), (function.dy, function.dx)
-    return geometry_of(x.shape, w.shape, stride, pad, dilate, function.groups)
+    return geometry_of(x.shape, w.shape, settings_of(function))
 
 
 def _is_simple_convolution(function: Any) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from ctypes import Array, c_void_p
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 from branchynet.cpu.layout import window_arguments
 from branchynet.cpu.onednn import GROUPS, NCHW, describe
@@ -77,33 +78,32 @@ class Geometry(NamedTuple):
         return Geometry(x, w, y, self.stride[::-1], self.pad[::-1], self.dilate[::-1], self.groups)
 
 
-def geometry_of(
-    x: tuple[int, ...],
-    w: tuple[int, ...],
-    stride: tuple[int, int],
-    pad: tuple[int, int],
-    dilate: tuple[int, int],
-    groups: int,
-) -> Optional[Geometry]:
-    """The shapes of a convolution, or None where they do not fit, so that Chainer says so; arguments as of Geometry."""
-    # Numbers such as 2.0 would be found in the cache as 2.
-    if not all(isinstance(number, (int, np.integer)) for number in (*stride, *pad, *dilate, groups)):
-        return None
-    return _geometry_of(x, w, stride, pad, dilate, groups)
+def settings_of(function: Any) -> Settings:
+    """The settings of a Convolution2DFunction."""
+    stride, pad, dilate = (function.sy, function.sx), (function.ph, function.pw), (function.dy, function.dx)
+    return Settings(stride, pad, dilate, function.groups)
+
+
+def geometry_of(x: tuple[int, ...], w: tuple[int, ...], settings: Settings) -> Optional[Geometry]:
+    """The shapes of a convolution, or None where they do not fit, so that Chainer says so.
+
+    Args:
+        x: as of Geometry.
+        w: as of Geometry.
+        settings: of the convolution.
+    """
+    *pairs, groups = settings
+    if not all(isinstance(number, (int, np.integer)) for number in (*itertools.chain(*pairs), groups)):
+        return None  # 2.0, which the cache would take for 2
+    return _geometry_of(x, w, settings)
 
 
 @functools.lru_cache(maxsize=1024)
-def _geometry_of(
-    x: tuple[int, ...],
-    w: tuple[int, ...],
-    stride: tuple[int, int],
-    pad: tuple[int, int],
-    dilate: tuple[int, int],
-    groups: int,
-) -> Optional[Geometry]:
+def _geometry_of(x: tuple[int, ...], w: tuple[int, ...], settings: Settings) -> Optional[Geometry]:
+    stride, pad, dilate, groups = settings
     if not len(x) == len(w) == 4 or min(*stride, *dilate, groups) < 1 or min(pad) < 0:
         return None
     if x[1] != w[1] * groups or w[0] % groups:
         return None
     sizes = [get_conv_outsize(size, k, s, p, d=d) for size, k, s, p, d in zip(x[2:], w[2:], stride, pad, dilate)]
-    return Geometry(x, w, (x[0], w[0], *sizes), stride, pad, dilate, groups) if min(sizes) > 0 else None
+    return Geometry(x, w, (x[0], w[0], *sizes), *settings) if min(sizes) > 0 else None

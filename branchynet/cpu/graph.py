@@ -146,7 +146,7 @@ class Graph:
     ) -> Node:
         w: Any = link.W.array
         settings = Settings(pair(link.stride), pair(link.pad), pair(link.dilate), link.groups)
-        geometry = None if w is None else geometry_of((1, *node.shape), w.shape, *settings)
+        geometry = None if w is None else geometry_of((1, *node.shape), w.shape, settings)
         if geometry is None:
             raise NotCovered(f'Convolution2D of {"no weights" if w is None else w.shape} on {node.shape}')
         height, width = geometry.y[2:]

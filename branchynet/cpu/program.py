@@ -8,7 +8,7 @@ from ctypes import c_float
 from typing import Any, Callable, Optional
 
 from branchynet.cpu import onednn
-from branchynet.cpu.geometry import geometry_of
+from branchynet.cpu.geometry import Settings, geometry_of
 from branchynet.cpu.graph import folded, pair, windows_of
 from branchynet.cpu.onednn import ANY, BIAS, DST, MATRIX, NCHW, SRC, VECTOR, WEIGHTS, describe
 from branchynet.cpu.pooling import Windows
@@ -143,7 +143,8 @@ class Program:
         """A convolution and the normalisation behind it, if any, added to the value ``onto``, if any."""
         value = self._value
         w, b = map(np.ascontiguousarray, folded(link, norm))
-        geometry = geometry_of(value.shape, w.shape, pair(link.stride), pair(link.pad), pair(link.dilate), link.groups)
+        settings = Settings(pair(link.stride), pair(link.pad), pair(link.dilate), link.groups)
+        geometry = geometry_of(value.shape, w.shape, settings)
         if geometry is None:
             raise _LeftToChainer
         descriptor = onednn.create_descriptor(

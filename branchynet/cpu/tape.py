@@ -17,7 +17,7 @@ from typing import Any, Callable, Optional
 
 from branchynet.batching import check_within
 from branchynet.cpu import convolution, elementwise, install, normalization, onednn
-from branchynet.cpu.geometry import geometry_of
+from branchynet.cpu.geometry import Settings, geometry_of
 from branchynet.cpu.layout import channels_last, dense, empty_like, like, plain, takes
 from branchynet.links.links import FL, Net, arguments_of, calls_one_of, is_unchanged
 from branchynet.links.resnet import ResBlock, shortcut
@@ -335,8 +335,8 @@ def _convolution(link: L.Convolution2D, x: Value) -> Value:
         and _are_of_images(x.array, w, b)
         and not link.cudnn_fast
     ):
-        stride, pad, dilate = tuple(link.stride), tuple(link.pad), tuple(link.dilate)
-        geometry = geometry_of(x.array.shape, w.shape, stride, pad, dilate, link.groups)
+        settings = Settings(tuple(link.stride), tuple(link.pad), tuple(link.dilate), link.groups)
+        geometry = geometry_of(x.array.shape, w.shape, settings)
     if geometry is None:
         return _call_in_chainer(link, x)
     (images,), (w, b) = dense(x.array), plain(w, b)

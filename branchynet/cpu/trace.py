@@ -7,7 +7,7 @@ import functools
 import math
 from typing import Any, Callable, Optional
 
-from branchynet.cpu.geometry import Settings
+from branchynet.cpu.geometry import settings_of
 from branchynet.cpu.graph import Graph, Node, NotCovered, Operations
 from branchynet.cpu.pooling import Windows
 from branchynet.recording import Recording, record
@@ -114,8 +114,7 @@ class _Trace(Graph):
     def _convolved(self, function: Any, x: Node, w: np.ndarray, b: Optional[np.ndarray] = None) -> Node:
         if function.cover_all:
             raise NotCovered('a convolution that covers all')
-        stride, pad, dilate = (function.sy, function.sx), (function.ph, function.pw), (function.dy, function.dx)
-        settings = Settings(stride, pad, dilate, function.groups)
+        settings = settings_of(function)
         return self._node(
             'convolution',
             [x],

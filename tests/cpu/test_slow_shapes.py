@@ -7,7 +7,7 @@ import sys
 import branchynet  # noqa: F401  (before chainer)
 from branchynet import cpu
 from branchynet.cpu import convolution, linear, threads, windows
-from branchynet.cpu.geometry import geometry_of
+from branchynet.cpu.geometry import Settings, geometry_of
 from networks import alex_cifar10, lenet_mnist, resnet_cifar10
 
 import chainer
@@ -127,7 +127,7 @@ def test_products_with_windows_are_the_convolution(data):
     pad, more = (tuple(data.draw(st.integers(0, 3)) for _ in 'yx') for _ in range(2))
     sizes = [max(1, (k - 1) * d + 1 + m - 2 * p) for k, d, m, p in zip(kernel, dilate, more, pad)]
     x, w, b = array(images, groups * inputs, *sizes), array(groups * outputs, inputs, *kernel), array(groups * outputs)
-    geometry = geometry_of(x.shape, w.shape, stride, pad, dilate, groups)
+    geometry = geometry_of(x.shape, w.shape, Settings(stride, pad, dilate, groups))
     x, w, b = (chainer.Variable(a) for a in (x, w, b))
     y = F.convolution_2d(x, w, b, stride, pad, dilate=dilate, groups=groups)
     y.grad = gy = array(*y.shape, seed=3)
@@ -287,7 +287,7 @@ def test_the_layers_of_the_published_networks_are_listed():
 def padded(images, channels, size, outputs, kernel, stride=1):
     """The geometry of a convolution of square images, whose size it keeps with a stride of 1."""
     x, w, pad = (images, channels, size, size), (outputs, channels, kernel, kernel), kernel // 2
-    return geometry_of(x, w, (stride, stride), (pad, pad), (1, 1), 1)
+    return geometry_of(x, w, Settings((stride, stride), (pad, pad), (1, 1), 1))
 
 
 @pytest.mark.parametrize(
