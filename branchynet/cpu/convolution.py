@@ -64,7 +64,7 @@ class Convolution:
     def forward_cpu(self: Any, inputs: tuple, stock: Callable) -> tuple:
         """The method of this name, for arrays that the kernels take."""
         x, w, b = inputs if len(inputs) == 3 else (*inputs, None)
-        if not (takes(x, w, b) and _is_simple_convolution(self) and (b is None or b.shape == w.shape[:1])):
+        if not (takes(x, w, b) and (b is None or b.shape == w.shape[:1])):
             return stock(self, inputs)
         geometry = _geometry_of(self, x, w)
         if geometry is None:
@@ -81,21 +81,19 @@ class Convolution:
         gy = grad_outputs[0].array
         # Chainer's own backward is a graph of functions, which gradients of gradients, hooks and the debug mode see.
         is_seen = chainer.config.enable_backprop or chainer.config.debug or chainer.get_function_hooks()
-        if is_seen or not (takes(x, w, gy) and _is_simple_convolution(self)):
+        geometry = None if is_seen or not takes(x, w, gy) else _geometry_of(self, x, w)
+        if geometry is None:
             return stock(self, indexes, grad_outputs)
-        geometry = _geometry_of(self, x, w)
-        assert geometry is not None  # Chainer has computed the output
         (w,), (x, gy) = plain(w), dense(x, gy)
         gradients = convolution_gradients(x, w, gy, geometry, of_x=0 in indexes, of_w=max(indexes) > 0)
         return tuple(chainer.Variable(gradients[i]) for i in indexes)
 
 
 def _geometry_of(function: Any, x: np.ndarray, w: np.ndarray) -> Optional[Geometry]:
+    """The shapes of a call of a Convolution2DFunction; None where the kernels do not take it."""
+    if function.cover_all or function.cudnn_fast:
+        return None
     return geometry_of(x.shape, w.shape, settings_of(function))
-
-
-def _is_simple_convolution(function: Any) -> bool:
-    return not (function.cover_all or function.cudnn_fast)
 
 
 def _blocks_of(geometry: Geometry) -> tuple[slice, ...]:

@@ -28,12 +28,7 @@ from chainer.functions.pooling.max_pooling_nd import MaxPoolingND
 
 
 def operations_of(net: Any, shape: tuple[int, int, int], with_main: bool) -> Operations:
-    """The operations of a BranchyNet, whose forward is called with two samples.
-
-    Args:
-        net: the net.
-        shape: of a sample, (C, H, W).
-        with_main: whether main is wanted.
+    """As ``graph.operations_of``, by calls of the net's forward with two samples.
 
     Raises:
         NotCovered: the net calls a function that there is no kernel for, or computes outside Chainer's functions.
