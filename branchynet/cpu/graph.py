@@ -302,7 +302,12 @@ def folded(
     if norm is None:
         return w, b
     scale, shift = _scaled(norm, b)
-    return w * scale.reshape(len(w), *[1] * (w.ndim - 1)), shift
+    return scaled_weights(w, scale), shift
+
+
+def scaled_weights(w: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Weights (O, ...), each output's times its scale (O,)."""
+    return w * scale.reshape(len(w), *[1] * (w.ndim - 1))
 
 
 def _check_norm(norm: L.BatchNormalization, channels: int, axis: tuple[int, ...]) -> None:
@@ -315,8 +320,15 @@ def _scaled(norm: L.BatchNormalization, b: Any) -> tuple[np.ndarray, np.ndarray]
     """(scale, shift) with norm(x + b) = x * scale + shift."""
     gamma = 1 if norm.gamma is None else norm.gamma.array
     beta = 0 if norm.beta is None else norm.beta.array
-    scale = (gamma / np.sqrt(norm.avg_var + norm.eps)).astype(np.float32)
-    return scale, ((b - norm.avg_mean) * scale + beta).astype(np.float32)
+    return scale_and_shift(gamma, beta, norm.avg_mean, norm.avg_var, norm.eps, b)
+
+
+def scale_and_shift(
+    gamma: Any, beta: Any, mean: np.ndarray, var: np.ndarray, eps: float, b: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """(scale, shift) with which the batch normalisation of x + b is x * scale + shift."""
+    scale = (gamma / np.sqrt(var + eps)).astype(np.float32)
+    return scale, ((b - mean) * scale + beta).astype(np.float32)
 
 
 def _check_plain(link: chainer.Link) -> None:

@@ -8,7 +8,7 @@ import math
 from typing import Any, Callable, Optional
 
 from branchynet.cpu.geometry import settings_of
-from branchynet.cpu.graph import Graph, Node, NotCovered, Operations
+from branchynet.cpu.graph import Graph, Node, NotCovered, Operations, scale_and_shift, scaled_weights
 from branchynet.cpu.pooling import Windows
 from branchynet.recording import Recording, record
 
@@ -125,34 +125,32 @@ class _Trace(Graph):
             'linear', [x], shape, key=(id(w), id(b)), w=(w, np.zeros(len(w), np.float32) if b is None else b)
         )
 
-    def _normalized(self, function: Any, x: Node, *arrays: np.ndarray) -> Node:
-        gamma, beta, mean, var = arrays
-        if tuple(function.key_axis) != (1,) or len(gamma) != x.shape[0]:
+    def _normalized(self, function: Any, x: Node, *arrays: Any) -> Node:  # gamma, beta, mean, var
+        if tuple(function.key_axis) != (1,) or len(arrays[0]) != x.shape[0]:
             raise NotCovered('a batch normalisation over other axes')
-        scale = gamma / np.sqrt(var + function.eps)
-        return self._scaled(x, scale, beta - mean * scale, (*map(id, arrays), function.eps))
+        numbers = functools.partial(scale_and_shift, *arrays, function.eps)
+        return self._scaled(x, numbers, (*map(id, arrays), function.eps))
 
     def _times(self, function: Any, x: Node) -> Node:
         if np.ndim(function.value):
             raise NotCovered('a product with an array')
-        return self._scaled(x, np.full(x.shape[0], function.value), np.zeros(x.shape[0]), ('times', function.value))
+        scale = np.full(x.shape[0], function.value, np.float32)
+        return self._scaled(x, lambda b: (scale, scale * b), ('times', function.value))
 
-    def _scaled(self, x: Node, scale: np.ndarray, shift: np.ndarray, key: tuple) -> Node:
+    def _scaled(self, x: Node, numbers: Callable[[Any], tuple[np.ndarray, np.ndarray]], key: tuple) -> Node:
         """A node's channels times scale plus shift, as a part of it where that can be.
 
         Args:
             x: the node.
-            scale: (C,).
-            shift: (C,).
-            key: tells different scales and shifts apart.
+            numbers: (scale, shift), both (C,), of the b (C,) that is added to the node before.
+            key: tells different numbers apart.
         """
-        scale, shift, key = scale.astype(np.float32), shift.astype(np.float32), ('scaled', id(x), *key)
-        is_part = x.kind == 'linear' or (x.kind == 'convolution' and len(x.inputs) == 1 and x in self._read_once)
-        if not is_part:
-            return self._node('scaling', [x], x.shape, key=key, w=(scale, shift))
+        key = 'scaled', id(x), *key
+        if x.kind != 'linear' and not (x.kind == 'convolution' and len(x.inputs) == 1 and x in self._read_once):
+            return self._node('scaling', [x], x.shape, key=key, w=numbers(np.zeros(x.shape[0], np.float32)))
         w, b = x.arguments['w']
-        folded = w * scale.reshape(len(w), *[1] * (w.ndim - 1)), b * scale + shift
-        return self._node(x.kind, x.inputs, x.shape, key=key, **{**x.arguments, 'w': folded})
+        scale, shift = numbers(b)
+        return self._node(x.kind, x.inputs, x.shape, key=key, **{**x.arguments, 'w': (scaled_weights(w, scale), shift)})
 
     def _added(self, function: Any, a: Node, b: Node) -> Node:
         """A sum with a convolution, which adds the other to its own sums."""

@@ -3,8 +3,8 @@
 import pickle
 
 from branchynet import cpu, heads
+from branchynet.cpu import graph
 from branchynet.cpu.cascade import Cascade, NotCovered
-from branchynet.cpu.graph import ancestors
 from branchynet.cpu.trace import operations_of
 from branchynet.inference import Compiled, classify
 from branchynet.links.links import FL, Branch
@@ -116,6 +116,19 @@ def test_a_chain_in_machine_code_answers_as_the_net(name, temperatures):
     assert set(found.exit) == {0, 1}
     assert compiled.test_main(X, T)[0] == net.test_main(X, T)[0]
     assert [type(engine) for engine in compiled._engines.values()] == [Cascade]
+
+
+def test_a_trace_has_the_bits_of_the_same_links():
+    np.random.seed(0)
+    links = [convolution(), L.BatchNormalization(6), FL(F.relu), Branch([L.Linear(None, 5)])]
+    links += [convolution(6), FL(F.max_pooling_2d, 2), L.BatchNormalization(6), L.Linear(None, 9)]
+    net = BranchyNet([*links, L.BatchNormalization(9), Branch([L.Linear(9, 5)])])
+    for _ in range(3):
+        net.train(X, T)
+    by_links = Cascade(graph.operations_of(net, SHAPE, with_main=True))
+    traced = Cascade(operations_of(net, SHAPE, with_main=True))
+    assert np.array_equal(by_links.record(X)[0], traced.record(X)[0])
+    assert np.array_equal(by_links.main(X)[0], traced.main(X)[0])
 
 
 def test_bits_depend_neither_on_the_batch_nor_on_threads():
@@ -251,7 +264,7 @@ def test_an_exit_at_a_convolution_does_not_make_it_run_twice():
 
     net = net_of(Layered(forward, a=convolution(), norm=L.BatchNormalization(6), logits=L.Linear(None, 5)))
     operations = operations_of(net, SHAPE, with_main=False)
-    assert [node.kind for node in ancestors(operations.heads)].count('convolution') == 1
+    assert [node.kind for node in graph.ancestors(operations.heads)].count('convolution') == 1
 
 
 def test_a_link_with_a_hook_is_called():
