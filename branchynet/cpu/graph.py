@@ -323,9 +323,7 @@ def _scaled(norm: L.BatchNormalization, b: Any) -> tuple[np.ndarray, np.ndarray]
     return scale_and_shift(gamma, beta, norm.avg_mean, norm.avg_var, norm.eps, b)
 
 
-def scale_and_shift(
-    gamma: Any, beta: Any, mean: np.ndarray, var: np.ndarray, eps: float, b: Any
-) -> tuple[np.ndarray, np.ndarray]:
+def scale_and_shift(gamma: Any, beta: Any, mean: Any, var: Any, eps: float, b: Any) -> tuple[np.ndarray, np.ndarray]:
     """(scale, shift) with which the batch normalisation of x + b is x * scale + shift."""
     scale = (gamma / np.sqrt(var + eps)).astype(np.float32)
     return scale, ((b - mean) * scale + beta).astype(np.float32)

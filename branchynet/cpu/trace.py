@@ -128,7 +128,8 @@ class _Trace(Graph):
     def _normalized(self, function: Any, x: Node, *arrays: Any) -> Node:  # gamma, beta, mean, var
         if tuple(function.key_axis) != (1,) or len(arrays[0]) != x.shape[0]:
             raise NotCovered('a batch normalisation over other axes')
-        numbers = functools.partial(scale_and_shift, *arrays, function.eps)
+        gamma, beta, mean, var = arrays
+        numbers = functools.partial(scale_and_shift, gamma, beta, mean, var, function.eps)
         return self._scaled(x, numbers, (*map(id, arrays), function.eps))
 
     def _times(self, function: Any, x: Node) -> Node:
