@@ -38,7 +38,7 @@ BENCHMARKS = {
     'kernels': Benchmark("every kind of layer of the paper's networks beside Chainer and PyTorch", 20, ('torch',)),
     'chains': Benchmark('a chain with exits: in Chainer, compiled and traced', 1, ()),
     'shapes': Benchmark('convolutions, poolings and linear layers of many shapes beside Chainer', 3, ()),
-    'scaling': Benchmark('joint training on one rank and on several, strong and weak', 10, ()),
+    'scaling': Benchmark('joint training on one rank and on several, strong and weak', 10, ('mpi4py',)),
     'scaling_model': Benchmark('a model of training on 1 to 256 workers, checked against measured points', 1, ()),
     'soak': Benchmark('one compiled net under load of threads and forked processes', 10, ()),
     'determinism': Benchmark('the cost of the bits of profile portable in training', 2, ()),

@@ -23,7 +23,6 @@ from branchynet.benchmarks import measuring, options
 from branchynet.benchmarks.networks import EXPERIMENTS, batchsize
 from branchynet.experiments import pages
 from branchynet.experiments.runs import ResumableTraining
-from branchynet.files import write_atomically
 from branchynet.training import steps
 
 import numpy as np
@@ -121,9 +120,9 @@ def table(measured: dict[str, Any]) -> str:
 
 def update(page: str, path: str) -> None:
     """Puts the table of a benchmark's file between the markers of a Markdown page."""
-    with open(path) as f, open(page, encoding='utf-8') as g:
-        text = pages.between_markers(g.read(), table(json.load(f)))
-    write_atomically(page, text.encode())
+    with open(path) as f:
+        measured = json.load(f)
+    pages.update(page, lambda text: pages.between_markers(text, table(measured)))
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:

@@ -85,10 +85,16 @@ def _seconds(call: Callable[[], Any], count: int, ranks: parallel.Ranks) -> tupl
 
 
 def launch(ranks: int, networks: Sequence[str], steps: int) -> list[dict[str, Any]]:
-    """The points of one round and number of ranks, from a job of its own."""
+    """The points of one round and number of ranks, from a job of its own.
+
+    Raises:
+        OSError: the job fails.
+    """
     words = [sys.executable, '-c', JOB, ','.join(networks), str(steps)]
     environment = {**os.environ, **ONE_THREAD}
-    done = subprocess.run(parallel.mpiexec(ranks, words), env=environment, stdout=subprocess.PIPE, check=True)
+    done = subprocess.run(parallel.mpiexec(ranks, words), env=environment, stdout=subprocess.PIPE)
+    if done.returncode:
+        raise OSError(f'{ranks} ranks ended with status {done.returncode}; the reason is above')
     return json.loads(done.stdout)
 
 

@@ -28,7 +28,6 @@ from branchynet.cli import Parser
 from branchynet.cost import cost
 from branchynet.experiments import pages
 from branchynet.experiments.pages import Table
-from branchynet.files import write_atomically
 
 WORKERS = [2**k for k in range(9)]
 FLOP_PER_MAC = 6  # a multiplication and an addition, forward, for the inputs' gradients, and for the weights' gradients
@@ -311,11 +310,6 @@ def main(argv: Sequence[str]) -> int:
         help='page whose tables are replaced (default: %(default)s)',
     )
     args = parser.parse_args(argv)
-    with open(args.update, encoding='utf-8') as f:
-        page = f.read()
-    try:
-        write_atomically(args.update, updated(page, read(args.measured)).encode())
-    except ValueError as e:
-        raise ValueError(f'{args.update}: {e}') from e
+    pages.update(args.update, lambda page: updated(page, read(args.measured)))
     print(f'{args.update}: tables made of {args.measured}')
     return 0

@@ -234,7 +234,8 @@ def latencies(counts: np.ndarray) -> dict[str, dict[str, float]]:
 
 def verdict(measured: dict[str, Any]) -> list[str]:
     """The faults of a measurement, in words; nothing if all is well."""
-    wrong = [f'{measured["different"]} answers differ from those of one thread'] * bool(measured['different'])
+    wrong = [f'no calls of {size} images' for size, latency in measured['latency'].items() if not latency['count']]
+    wrong += [f'{measured["different"]} answers differ from those of one thread'] * bool(measured['different'])
     growth = max(process['growth_percent'] for process in measured['memory'])
     return wrong + [f'the memory of a process grew by {growth:.1f} %: expected {GROWTH} % at most'] * (growth > GROWTH)
 
@@ -260,7 +261,13 @@ def main(argv: Sequence[str]) -> int:
         metavar='DIR',
         help='results folder with weights of B-LeNet (default: %(default)s)',
     )
-    parser.add_argument('--seconds', type=float, default=SECONDS, metavar='S', help='(default: %(default)s)')
+    parser.add_argument(
+        '--seconds',
+        type=options.whole_number('number of seconds'),
+        default=SECONDS,
+        metavar='S',
+        help='(default: %(default)s)',
+    )
     wrong = verdict(options.print_result(parser.parse_args(argv), measure))
     for line in wrong:
         print(line, file=sys.stderr)

@@ -318,7 +318,7 @@ def _array(content: Any, name: str, wanted: Any) -> Any:
             return np.array(None)
         raise
     if not isinstance(array, np.ndarray):
-        raise ValueError(f'{name} is no array')
+        raise ValueError(f'{name} is not an array')
     return array
 
 

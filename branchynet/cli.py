@@ -79,7 +79,7 @@ CRITERION = argument(
     '--criterion', choices=list(CRITERIA), default=ENTROPY.name, help='by which samples leave (%(default)s)'
 )
 DEVICE = argument('--device', default='auto', help='auto (default), cpu or gpu:N')
-PROFILE = argument('--profile', choices=['portable', 'fast'], help='bit profile, as of reproduce')
+PROFILE = argument('--profile', choices=['portable', 'fast'], help='bit profile: see branchynet reproduce --help')
 JSON = argument('--json', action='store_true', help='print the result as JSON, for programs')
 
 
@@ -173,11 +173,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _experiments(text: str) -> list[str]:
-    names = list(dict.fromkeys(text.split(',')))
+    names = text.split(',')
     unknown = [name for name in names if name not in NAMES]
     if unknown:
-        raise argparse.ArgumentTypeError(f'{unknown[0]!r} is no experiment; there are {", ".join(NAMES)}')
-    return names
+        raise argparse.ArgumentTypeError(f'{unknown[0]!r} is not an experiment: choose from {", ".join(NAMES)}')
+    return [name for name in NAMES if name in names]  # each after those whose weights it needs
 
 
 def _seeds(text: str) -> range:
@@ -187,7 +187,7 @@ def _seeds(text: str) -> range:
         if first < end <= MAX_SEEDS:
             return range(first, end)
     raise argparse.ArgumentTypeError(
-        f'{text!r} is no number of seeds: give 1 to {MAX_SEEDS}, or the first and the last seed, as in 3-4'
+        f'{text!r} is not a number of seeds: give 1 to {MAX_SEEDS}, or the first and the last seed, as in 3-4'
     )
 
 
@@ -196,7 +196,7 @@ def whole_number(what: str, least: int = 1) -> Callable[[str], int]:
 
     def number(text: str) -> int:
         if not text.isdecimal() or len(text) > 9 or int(text) < least:
-            raise argparse.ArgumentTypeError(f'{text!r} is no {what}: give {least} or more')
+            raise argparse.ArgumentTypeError(f'{text!r} is not a {what}: give {least} or more')
         return int(text)
 
     return number
@@ -208,14 +208,19 @@ def _tolerance(text: str) -> float:
     except ValueError:
         value = -1
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is no tolerance: give a number from 0 to below 1')
+        raise argparse.ArgumentTypeError(f'{text!r} is not a tolerance: give a number from 0 to below 1')
     return value
 
 
 @command(
     'reproduce',
     'train, sweep, and compare with the published numbers',
-    argument('--preset', choices=PRESETS, help='default: paper on a GPU, quick on a CPU'),
+    argument(
+        '--preset',
+        choices=PRESETS,
+        help='how long to train: smoke (minutes, claims nothing), quick (an hour or two on a CPU), reduced (as '
+        'published, for fewer epochs) or paper (the published epochs); default: paper on a GPU, quick on a CPU',
+    ),
     argument(
         '--only',
         type=_experiments,
@@ -247,7 +252,8 @@ def _tolerance(text: str) -> float:
     argument(
         '--profile',
         choices=['portable', 'fast'],
-        help='the same bits on every x86-64 machine with AVX2 (default), or on this machine only',
+        help='portable: the same bits on every x86-64 processor with AVX2 and FMA (the default there); fast: the same '
+        'bits on this machine only',
     ),
     argument('--require-clean', action='store_true', help='refuse to run code that differs from its commit'),
     argument(
@@ -256,7 +262,7 @@ def _tolerance(text: str) -> float:
     argument(
         '--resume',
         action='store_true',
-        help='go on with a run that was interrupted; without it, one in --out ends the command',
+        help='continue an interrupted run; without --resume, a folder with an unfinished run is refused',
     ),
     argument(
         '--from-results',
@@ -286,7 +292,7 @@ def _reproduce(args: Namespace) -> int:
             '--from-results trains nothing: leave out --preset, --only, --resume, --variant, --seeds and --jobs'
         )
     if args.from_results and not os.path.isdir('results'):
-        raise ValueError('results is missing here: run --from-results in a checkout')
+        raise ValueError('there is no folder results here: run --from-results in a checkout')
     if args.require_clean:
         provenance.require_clean(args.out)
     reproduce.check_writable(args.out)
@@ -348,7 +354,7 @@ def _fix_profile(args: Namespace) -> None:
     argument(
         '--resume',
         action='store_true',
-        help='go on with a training that was interrupted; without it, one in --out ends the command',
+        help='continue an interrupted training; without --resume, a folder with an unfinished one is refused',
     ),
     argument('--device', default='auto', help='auto (default: every rank its own GPU), cpu or gpu:N'),
     PROFILE,
@@ -452,7 +458,7 @@ def _retrain(args: Namespace) -> int:
 @command(
     'report',
     'check the claims against results folders (status 1: one fell short)',
-    argument('dirs', nargs='+', metavar='DIR'),
+    argument('dirs', nargs='+', metavar='DIR', help='results folders'),
     argument('--write', action='store_true', help='write their tables, figures and reports again'),
     argument('--all', action='store_true', help='print a line for every claim, also for those not run'),
     argument('--update', metavar='FILE', help='put the tables between the markers of a Markdown file, check nothing'),
@@ -497,8 +503,12 @@ def _report(args: Namespace) -> int:
 @command(
     'results',
     'join results folders of different seeds, set folders side by side, or convert those of earlier versions',
-    argument('action', choices=['merge', 'compare', 'convert']),
-    argument('dirs', nargs='+', metavar='DIR'),
+    argument(
+        'action',
+        choices=['merge', 'compare', 'convert'],
+        help='merge: join seeds into --out; compare: show side by side; convert: bring to the present format',
+    ),
+    argument('dirs', nargs='+', metavar='DIR', help='results folders'),
     argument('--out', metavar='OUT', help='merge: the folder to write'),
     argument('--update', metavar='FILE', help='compare: put the tables between the markers of a Markdown file'),
 )
@@ -561,7 +571,7 @@ def _convert(folders: list[str]) -> int:
         type=_tolerance,
         default=0.0,
         metavar='T',
-        help='also pass where losses and shares differ by at most T; numbers above 1 relatively (default: 0)',
+        help='also pass where losses and shares differ by at most T; T is relative for numbers above 1 (default: 0)',
     ),
     JSON,
     examples=['branchynet verify results/a results/b', 'branchynet verify results/a results/b --tolerance 0.01'],
@@ -584,7 +594,13 @@ def _verify(args: Namespace) -> int:
 @command(
     'data',
     'say which data is there, download it, or build pcifar10',
-    argument('action', nargs='?', choices=['info', 'download', 'build'], default='info'),
+    argument(
+        'action',
+        nargs='?',
+        choices=['info', 'download', 'build'],
+        default='info',
+        help='info: say what is there (default)',
+    ),
     argument(
         'name',
         nargs='?',
@@ -621,20 +637,20 @@ def _build(name: str, recipe: Optional[str]) -> None:
 
 
 def _inspect(names: list[str]) -> int:
-    """Prints the state of data sets; status 2 where one is damaged, or none is whole."""
+    """Prints the state of data sets; status 2 where one is damaged, or none is intact."""
     from branchynet.datasets import folder
 
-    whole, damaged = 0, 0
+    intact, damaged = 0, 0
     for name in names:
         found = list(_dataset(name).inspect())
         for line, error in found:
             print(f'{name}: {error or line}')
         errors = [error for _, error in found if error]
         if errors and name in DOWNLOADED:
-            print(f"'{folder.command()} data download {name}' replaces missing and damaged files")
-        whole += not errors
+            print(f"'{folder.command()} data download {name}' downloads what is missing or damaged")
+        intact += not errors
         damaged += bool(errors) and not all(isinstance(error, FileNotFoundError) for _, error in found)
-    return 0 if whole and not damaged else 2
+    return 0 if intact and not damaged else 2
 
 
 def _dataset(name: str) -> Any:
@@ -685,7 +701,13 @@ def _sweep(args: Namespace) -> int:
     NETWORK,
     VARIANT,
     CRITERION,
-    argument('--accuracy-loss', type=float, metavar='D', help='at most D points under the baseline'),
+    argument(
+        '--accuracy-loss',
+        type=float,
+        metavar='D',
+        help='at most D percentage points less accurate than the baseline: main before the joint training, where its '
+        'weights (..._main.npz) lie beside WEIGHTS, else the final exit',
+    ),
     argument('--seconds', type=float, metavar='S', help='at most so many seconds an image'),
     argument('--clock', choices=['whole', 'released'], default='whole', help='of --seconds (default: %(default)s)'),
     argument('--macs', type=float, metavar='SHARE', help="at most this share of the baseline's multiply-adds"),
@@ -694,13 +716,13 @@ def _sweep(args: Namespace) -> int:
     argument('--guarantee', type=float, metavar='P', help='the probability that the loss stays below D, such as 0.95'),
     argument('--temperature', action='store_true', help='fit a temperature for every exit first'),
     argument('--holdout', type=int, default=10000, metavar='N', help='images to hold out (default: %(default)s)'),
-    argument('--seed', type=int, default=0, metavar='K', help='of the choice of held-out images (default: 0)'),
+    argument('--seed', type=int, default=0, metavar='K', help='seed for choosing the held-out images (default: 0)'),
     argument('--out', metavar='FILE', help='write thresholds and all figures as JSON'),
     argument('--draw', metavar='FILE', help='draw reliability diagrams (test set)'),
     JSON,
     examples=[
         'branchynet calibrate results/calibration/weights_lenet_mnist_seed0.npz \\\n'
-        '      --network lenet_mnist --accuracy-loss 0.1'
+        '      --network lenet_mnist --accuracy-loss 0.5'
     ],
 )
 def _calibrate(args: Namespace) -> int:
@@ -751,7 +773,12 @@ def _calibrate(args: Namespace) -> int:
         help='F.onnx: one file for one sample, with early exit; another name: a folder with a file for every '
         'stage, for batches',
     ),
-    argument('--opset', type=int, metavar='N', help='of an older ONNX Runtime (default: the newest that is installed)'),
+    argument(
+        '--opset',
+        type=int,
+        metavar='N',
+        help='version of the ONNX operators (default: the newest that the installed packages know)',
+    ),
     examples=['branchynet export onnx results/lenet_mnist_quick --network lenet_mnist --out lenet.onnx'],
 )
 def _export(args: Namespace) -> int:
@@ -795,7 +822,9 @@ def _weights(path: str, network: str) -> str:
         for name in os.listdir(path)
         if name.startswith(f'weights_{network}_seed') and name.endswith('.npz') and '_main' not in name
     )
-    if len(found) != 1:
+    if not found:
+        raise ValueError(f'{path} holds no weights of {network}: train them, or name a weights file')
+    if len(found) > 1:
         raise ValueError(f'{path} holds {len(found)} weights files of {network}: name the file')
     return os.path.join(path, found[0])
 
@@ -829,12 +858,12 @@ def _info(args: Namespace) -> int:
     from branchynet import devices, provenance
     from branchynet.datasets import folder
 
-    whole = [name for name in DATASETS if not any(error for _, error in _dataset(name).inspect())]
+    intact = [name for name in DATASETS if not any(error for _, error in _dataset(name).inspect())]
     info = {
         'branchynet': __version__,
         **provenance.environment(),
         'data_folder': folder.root(),
-        'data': whole,
+        'data': intact,
         'device': devices.device_name(devices.find_device('auto')),
     }
     if args.json:
@@ -845,8 +874,8 @@ def _info(args: Namespace) -> int:
         ('versions', ', '.join(f'{name} {info[name]}' for name in ('python', 'numpy', 'chainer', 'cupy'))),
         ('device', f'{info["device"]}; {info["cpu"]}, {info["cores"]} cores; GPUs: {info["gpus"] or "none"}'),
         ('bit profile', info['profile'] or 'none in place; commands put theirs in place when they start'),
-        ('oneDNN', info['onednn'] or 'does not load: NumPy computes'),
-        ('data', f'{info["data_folder"]}: {", ".join(whole) or "no data set is whole"}'),
+        ('oneDNN', ' '.join((info['onednn'] or {'version': 'does not load: NumPy computes'}).values())),
+        ('data', f'{info["data_folder"]}: {", ".join(intact) or "no data set is intact"}'),
     ):
         print(f'{label + ":":13}{value}')
     return 0
@@ -855,7 +884,7 @@ def _info(args: Namespace) -> int:
 @command(
     'bench',
     'list the benchmarks, or run one on this machine',
-    argument('name', nargs='?', metavar='NAME', help='of the list; without it, the list'),
+    argument('name', nargs='?', metavar='NAME', help='the benchmark to run (default: list all)'),
     argument(
         'options', nargs=argparse.REMAINDER, metavar='...', help="of the benchmark: 'branchynet bench NAME --help'"
     ),
@@ -868,7 +897,7 @@ def _bench(args: Namespace) -> int:
     if args.name is None:
         return _list_benchmarks(benchmarks.BENCHMARKS, args.json)
     if args.name not in benchmarks.BENCHMARKS:
-        raise ValueError(f'{args.name!r} is no benchmark; there are {", ".join(benchmarks.BENCHMARKS)}')
+        raise ValueError(f'{args.name!r} is not a benchmark: choose from {", ".join(benchmarks.BENCHMARKS)}')
     return benchmarks.run(args.name, args.options + ['--json'] * args.json)
 
 

@@ -76,7 +76,7 @@ def suggest(shape: Sequence[int], classes: int) -> list[chainer.Link]:
 
 
 def means(x: Any, grid: int) -> Any:
-    """Means over equal windows, of which there are at most ``grid`` along each axis behind the channels.
+    """Means over equal windows, of which there are at most ``grid`` along each axis after the channels.
 
     Where the windows do not fill an axis, the rest at its end is left out.
 

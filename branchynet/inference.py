@@ -142,7 +142,7 @@ def _obstacle(net: BranchyNet) -> Optional[str]:
     try:
         onednn.library()
     except (OSError, ImportError) as e:
-        return f'oneDNN does not load ({e}): pip install onednn-cpu-gomp'
+        return onednn.obstacle(e)
     return None
 
 

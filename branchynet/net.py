@@ -198,14 +198,14 @@ class BranchyNet(chainer.Chain):
         x: Array | None = None,
         **settings: Any,
     ) -> BranchyNet:
-        """Gives any Chain exits behind named layers; its own output is the last exit.
+        """Gives any Chain exits after named layers; its own output is the last exit.
 
-        The chain becomes the trunk, as it is: its forward is paused behind an exit's layer, and goes on with the
+        The chain becomes the trunk, as it is: its forward is paused after an exit's layer, and goes on with the
         samples that stay. When all have left, no further layer runs. Nothing is added to the chain or its layers.
 
         The first batch is also read: a small part of it goes through the chain in testing mode, which shows whether
         the exits can stand where they are. Each exit's layer must be called once, as a link, and its output be all
-        that the layers behind it use. An exit belongs to one layer of the chain; its own links cannot have exits.
+        that the layers after it use. An exit belongs to one layer of the chain; its own links cannot have exits.
 
         A chainer.Sequential becomes an ordinary BranchyNet, which can be compiled and exported link by link.
 
@@ -216,7 +216,7 @@ class BranchyNet(chainer.Chain):
                 logits (B, C): a list of links and functions, one of them, or a Branch, which also has a weight.
                 branchynet.heads makes such lists.
             final: where the last exit's logits are. None: the chain's output, or the only entry of an output that is
-                a dict; where this is a softmax, its input. A path: the output of this layer, behind which forward is
+                a dict; where this is a softmax, its input. A path: the output of this layer, after which forward is
                 not run. Links, as for an exit: they run on the chain's output, as part of the trunk.
             x: samples (B, ...), one or more, to read the chain now and not at the first batch.
             **settings: as of BranchyNet: thresholdExits and others.
@@ -969,7 +969,7 @@ class BranchyNet(chainer.Chain):
 
 
 class ChainNet(BranchyNet):
-    """A BranchyNet whose trunk is a whole chain, with exits behind some of its layers.
+    """A BranchyNet whose trunk is a whole chain, with exits after some of its layers.
 
     Args:
         chain: the chain.

@@ -245,7 +245,7 @@ def _sliced(graph: Graph, x: Value, ranges: Mapping[int, tuple[int, int, int]]) 
     if not ranges:
         return graph.named(x)
     starts, stops, steps = zip(*ranges.values())
-    before_first = -max(x.array.shape) - 1  # ONNX counts -1 from behind
+    before_first = -max(x.array.shape) - 1  # ONNX counts -1 from after
     stops = tuple(before_first if stop < 0 else stop for stop in stops)
     return graph.node('Slice', graph.named(x), *(graph.integers(*each) for each in (starts, stops, ranges, steps)))
 
@@ -368,7 +368,7 @@ def _geometry(function: Any, pair: str, several: str) -> list[int]:
 def _pads_behind(
     x_shape: Sequence[int], y_shape: Sequence[int], ksize: Sequence[int], stride: Sequence[int], pad: Sequence[int]
 ) -> list[int]:
-    """Padding behind each axis that makes exactly the windows of y; Chainer's cover_all may need more than ``pad``."""
+    """Padding after each axis that makes exactly the windows of y; Chainer's cover_all may need more than ``pad``."""
     return [
         max((n - 1) * s + k - size - p, 0) for n, s, k, size, p in zip(y_shape[2:], stride, ksize, x_shape[2:], pad)
     ]

@@ -334,7 +334,7 @@ def synchronise(net: BranchyNet, comm: Any) -> None:
         if isinstance(link, (L.BatchNormalization, L.DecorrelatedBatchNormalization)):
             _check_synchronisable(path, link)
             if id(link) in stops:  # ChainerMN's link does not call link hooks, by which a pass stops
-                raise Refused(f'{path} cannot be synchronised, as an exit stands behind it: move the exit')
+                raise Refused(f'{path} cannot be synchronised, as an exit stands after it: move the exit')
     made: dict[int, chainer.Link] = {}
     for container in list(net.links()):
         if isinstance(container, chainer.ChainList):

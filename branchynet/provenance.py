@@ -107,7 +107,7 @@ def require_clean(out: str | None = None) -> None:
     except _GitFailed as e:
         raise ValueError(f'whether the tree is clean, as --require-clean demands, is unknown: {e}') from e
     if found is None:
-        raise ValueError('this is no checkout of the code, so it cannot be clean as --require-clean demands')
+        raise ValueError('--require-clean needs a git checkout, and this code is not in one')
     if found != 'clean':
         raise ValueError(
             f'the tree is {found}: commit or remove the changes that `git status` lists, or leave out --require-clean'

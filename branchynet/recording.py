@@ -31,7 +31,7 @@ class Recording(NamedTuple):
 
 
 def record(link: Callable, x: np.ndarray) -> Recording:
-    """Calls a link, or any callable that takes a Variable, in testing mode; records the functions behind its result."""
+    """Calls a link, or any callable that takes a Variable, in testing mode; records the functions after its result."""
     start = chainer.Variable(x)
     with chainer.using_config('train', False), chainer.force_backprop_mode(), _Inputs() as inputs:
         y = link(start)
@@ -53,7 +53,7 @@ class _Inputs(chainer.FunctionHook):
 
 
 def _functions(y: Any) -> list[chainer.FunctionNode]:
-    """The functions behind a Variable, in an order in which they can be called."""
+    """The functions after a Variable, in an order in which they can be called."""
     found: dict[chainer.FunctionNode, None] = {}  # a set that keeps the order
     waiting = [y.creator_node] if isinstance(y, chainer.Variable) else []
     while waiting:

@@ -112,7 +112,7 @@ def record(
     parts = batches(len(x), batchsize)
     for part in parts[: timing.WARMUP]:
         _record_batch(net, x, t, part, criterion)
-    timed = parts[:_TIMED] if isinstance(net, Compiled) else parts
+    timed = parts[:TIMED] if isinstance(net, Compiled) else parts
     with timing.no_collection():
         recorded = [_record_batch(net, x, t, part, criterion) for part in progress(timed, 'sweeping')]
         for of_part, part in zip(recorded, timed):
@@ -132,7 +132,7 @@ def _seconds_of_first_exit(net: BranchyNet | Compiled, x: Array) -> float:
     return (now(net) - start) / len(x)
 
 
-_TIMED = 1000  # batches of a Compiled that are timed
+TIMED = 1000  # batches of a Compiled that are timed
 _TOGETHER = 1024  # samples of a batch that is not timed; they share threads
 
 

@@ -57,8 +57,8 @@ def read(name: str, versions: Sequence[Version]) -> list[np.ndarray]:
     Raises:
         OSError: a file is damaged, or is missing and cannot be downloaded; one line that says how to repair it.
     """
+    version, path = find(name, versions) or (versions[0], _download(name, versions[0]))
     with folder.mended_by_download(name):
-        version, path = find(name, versions) or (versions[0], _download(name, versions[0]))
         return [version['decode'](content) for content in _contents(version, path)]
 
 
@@ -120,7 +120,7 @@ def inspect(name: str, versions: Sequence[Version]) -> Iterator[tuple[str, OSErr
             raise FileNotFoundError('there is no {}'.format(' or '.join(archive_path(name, v) for v in versions)))
         version, path = found
         list(_contents(version, path))
-        yield f'{path} holds all of it', None
+        yield f'{path} is intact', None
     except OSError as e:
         yield '', e
 

@@ -69,7 +69,7 @@ def inspect() -> Iterator[tuple[str, OSError | None]]:
     for name in FILES:
         try:
             _content(name)
-            yield f'{path(name)} is whole', None
+            yield f'{path(name)} is intact', None
         except OSError as e:
             yield '', e
 

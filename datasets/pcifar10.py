@@ -111,7 +111,7 @@ def build(recipe: str = DEFAULT) -> None:
     if recipe not in SHA256:
         raise ValueError(f'recipe is {recipe}: expected {" or ".join(SHA256)}')
     if os.path.exists(path()):
-        raise FileExistsError(f'{path()} exists, expected none: move it away to build another')
+        raise FileExistsError(f'{path()} exists already: move it away to build another')
     x_train, y_train, x_test, y_test = cifar10.read()
     transform = recipes.RECIPES[recipe](x_train)
     about = np.array(json.dumps({'recipe': recipe, 'source': 'cifar10', 'source_sha256': cifar10.BATCHES}))
@@ -147,6 +147,9 @@ def inspect() -> Iterator[tuple[str, OSError | None]]:
             download = f"'{folder.command()} data download cifar10' gets that"
             raise FileNotFoundError(f'{path()} is missing, and so is cifar10, of which it is made: {download}')
         else:
+            _, error = next(iter(cifar10.inspect()))
+            if error:
+                raise OSError(f'{path()} is missing, and cifar10, of which it is made, is damaged: {error}')
             build = f"'{folder.command()} data build pcifar10' writes it"
             yield f'{path()} is missing: CIFAR-10 by recipe {DEFAULT} stands in for it; {build}', None
     except OSError as e:
@@ -157,7 +160,7 @@ def _read() -> tuple[cifar.Data, str | None]:
     """Reads and checks data.npz: ((x_train, y_train, x_test, y_test), the recipe that it names, or None)."""
     try:
         if not zipfile.is_zipfile(path()):
-            raise ValueError('it is no npz file')
+            raise ValueError('it is not an npz file')
         with np.load(path(), allow_pickle=False) as npz:
             missing = [key for key in KEYS if key not in npz]
             if missing:
@@ -170,7 +173,7 @@ def _read() -> tuple[cifar.Data, str | None]:
             _check_built(path(), recipe)
     except (ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as e:
         raise OSError(
-            f'{path()} is not whole, or not this data set ({e}): expected arrays {", ".join(KEYS)}; move it away, and '
+            f'{path()} is damaged, or not this data set ({e}): expected arrays {", ".join(KEYS)}; move it away, and '
             f"'{folder.command()} data build pcifar10' makes another"
         ) from e
     x_train, y_train, x_test, y_test = arrays

@@ -23,7 +23,7 @@ REDUCED = ['resnet_cifar10', 'figure5', 'loss_weights', 'initialisation']  # the
 PRESETS = {  # in order: results of a later preset are checked against the claims of earlier ones too
     'smoke': 'shows that everything runs; it claims no result',
     'quick': 'trains each network for minutes to an hour on a CPU; it checks a bound of our own, no published one',
-    'reduced': 'trains as published but for 12 epochs of the baseline and 25 joint epochs: fewer than published',
+    'reduced': 'trains as published, with 12 epochs of the baseline and 25 joint epochs, which are fewer',
     'paper': 'is the published training',
 }
 VARIANTS = ['code', 'paper']

@@ -55,8 +55,8 @@ class Curve:
 
     seed: int
     environment: results.Environment
-    accuracy_percent: list[float] = field(factory=list, validator=results.PERCENTAGES)
-    with_smaller_steps_percent: list[float] = field(factory=list, validator=results.PERCENTAGES)
+    accuracy_percent: list[float] = field(validator=results.PERCENTAGES)
+    with_smaller_steps_percent: list[float] = field(validator=results.PERCENTAGES)
     weights_sha256: list[str] = field(factory=list)
     as_released_percent: list[float] = field(factory=list)
     exits_percent: list[list[float]] = field(factory=list)

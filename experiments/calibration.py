@@ -72,11 +72,17 @@ def complete(out: str, networks: Sequence[str], seeds: Sequence[int], device: An
 
 
 def _trained(network: str, held_out: HeldOut, out: str, device: Any) -> Run:
-    """Trains with the seed of the held-out images, and writes the weights and those of the baseline."""
+    """Trains with the seed of the held-out images, and writes the weights and those of the baseline.
+
+    Raises:
+        ValueError: the folder holds weights of another training.
+    """
     experiment, seed = get_experiment(network), held_out.seed
     x, y, *test = experiment.get_data()
     kept, _ = splits.stratified(y, held_out.samples, held_out.seed)
     data = runs.cut((x[kept], y[kept], *test), TRAININGS[network])
+    if not checkpoint.has(runs.checkpoint_path(out, network, '', seed)):
+        runs.check_no_other_training(out, (network, '', seed), ())
     setup = runs.Setup('code', device, out, resume=True)
     trained = experiment.train('', seed, TRAININGS[network], data, setup)
     return Run(network=network, seed=seed, held_out=held_out, training=trained)

@@ -138,7 +138,7 @@ class Claim(NamedTuple):
         return sum(_file()['minutes'][name][self.entry['preset']] for name in self._experiments())
 
     def _experiments(self) -> list[str]:
-        """The experiment, behind those whose weights it needs."""
+        """The experiment, after those whose weights it needs."""
         return [*_file()['needs'].get(self.experiment, []), self.experiment]
 
 
@@ -335,10 +335,21 @@ def _why_not(claim: Claim, results: Results) -> str | None:
         needed.append(f'preset {preset}')
     elif short is not None:
         needed.append(f'all {_epochs(short[1])} epochs of preset {preset} (this run has {_epochs(short[0])})')
+    if any(_is_of_other_weights(run, results) for run in runs):
+        needed.append('the weights that are in the folder now (these were counted with others)')
     devices = {'gpu' if 'cupy' in run.measurement.device else 'cpu' for run in runs}
     if claim.device != 'any' and devices != {claim.device}:
         needed.append('a GPU' if claim.device == 'gpu' else '--device cpu')
     return f'needs {" and ".join(needed)}' if needed else None
+
+
+def _is_of_other_weights(run: Any, results: Results) -> bool:
+    """Whether cache misses were counted with weights that alex_cifar10 has replaced since."""
+    counted = getattr(run.measurement, 'weights_sha256', None)
+    trained = [
+        one.training.weights_sha256 for one in results.experiments.get('alex_cifar10', []) if one.seed == run.seed
+    ]
+    return counted is not None and counted not in trained
 
 
 def unfinished(name: str, runs: Sequence[Any], preset: str) -> tuple[Training, Preset] | None:

@@ -6,8 +6,8 @@ A separate process classifies images one by one, with the weights that alex_cifa
 `perf stat` counts its cache misses if the machine has counters; otherwise valgrind's callgrind simulates the
 last-level cache of the paper's processor (20 MB). The experiment is skipped if neither is installed. The counts of
 a process that classifies the first image alone are subtracted. A rate is last-level misses over loads and stores.
-In the paper the rate is the higher the longer the runtime. The compiled network lies in the simulated cache as a
-whole, so that only the images themselves are missed: expect a rate that is the lower the longer the runtime.
+In the paper, the longer the runtime, the higher the rate. Here the whole compiled network fits into the simulated
+cache, so that only the images themselves are missed: expect the opposite.
 """
 
 from __future__ import annotations
@@ -118,6 +118,7 @@ class Figure6(NamedTuple):
                 variant=setup.variant,
                 tool=tool[0],
                 cache=points,
+                weights_sha256=training.weights_sha256,
             ),
         )
 

@@ -45,7 +45,7 @@ def merge(folders: list[str], out: str) -> Results:
     ]
     with files.lock(out):
         if os.path.exists(results.path_of(out)):
-            raise ValueError(f'{out} holds results: expected a folder without, to write the joined ones')
+            raise ValueError(f'{out} holds results already: name a new or an empty folder with --out')
         runs.check_replaces(out, {(name, run.part, run.seed): run.training for name, run in joined.named_runs()})
         for path in weights:
             files.copy(path, os.path.join(out, os.path.basename(path)))

@@ -68,7 +68,7 @@ def changed(out: str) -> str:
         return ''
     return (
         f'{results} is not the file that {manifest} lists: it was edited, or a run was interrupted; '
-        "'branchynet measure' measures a folder's weights again, --resume ends a run"
+        "'branchynet measure' measures a folder's weights again, --resume finishes an interrupted run"
     )
 
 

@@ -23,14 +23,15 @@ READING = (
     'and means little without the accuracy beside it. The **gain allowed** is that of the multiply-adds at the same '
     "exit shares; the **efficiency** is the whole clock's gain over it. It may exceed 1, as multiply-adds leave out "
     'normalisation and pooling. The **knee** is the fastest setting that is at least as accurate as the baseline, '
-    "chosen on the test images, as in the paper. **McNemar's p** tests whether the B-net and the baseline before joint "
-    'training have the same accuracy; the B-net was trained for more epochs, so that a small p does not speak for '
+    'or the most accurate one if there is none, chosen on the test images, as in the paper. '
+    "**McNemar's p** tests whether the B-net and the baseline before joint training have the same accuracy; the "
+    'B-net was trained for more epochs, so that a small p does not speak for '
     "early exit alone. Intervals are of 95 %: for one seed Wilson's, over the test images; for several seeds Student's "
     't, over the seeds.'
 )
 TIMED = (
     'Each setting in this table was measured in a run of its own over all test images. In the sweep and in figure 3 '
-    "times are composed from the stages' times, which were taken on the first 1000 test images only."
+    "times are composed from the stages' times, which were taken on {images}."
 )
 CAPTIONS = {
     '_figure3': "Figure 3: accuracy against time, in units of the baseline's",
@@ -87,7 +88,7 @@ def blocks(results: Results, figures: Mapping[str, Drawn]) -> list[pages.Block]:
     for name, seeds in results.experiments.items():
         page += [pages.Heading(2, get_experiment(name).title), *tables.of_experiment(name, seeds, results)]
         if name in NETWORKS:
-            page += [pages.Text(TIMED), pages.Text(READING)]
+            page += [pages.Text(TIMED.format(images=wording.timed_images(seeds))), pages.Text(READING)]
         drawn = figures.get(name, Drawn([]))
         page.append(pages.Figures({path: caption(path) for path in drawn.paths}))
         if drawn.missing:
@@ -155,8 +156,9 @@ def _facts(results: Results) -> list[tuple[str, str]]:
             f'{", ".join(trained)} minutes by the clock, other work on the machine included' if trained else '',
         ),
     ]
-    if any(name in NETWORKS for name in results.experiments):
-        facts.append(('Timing', 'batch size 1; composed times are from the first 1000 test images only'))
+    networks = [run for name, run in results.named_runs() if name in NETWORKS]
+    if networks:
+        facts.append(('Timing', f'batch size 1; composed times are from {wording.timed_images(networks)}'))
     return [(label, text) for label, text in facts if text]
 
 

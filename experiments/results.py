@@ -78,7 +78,7 @@ class Environment:
 
     Attributes:
         commit: the commit of the code.
-        tree: 'clean' or 'dirty'.
+        tree: 'clean', 'dirty' or 'unknown'.
         code_sha256: over the package's files, which the commit describes only if the tree is clean.
         packages: versions by name.
         profile: the bit profile in place.
@@ -334,7 +334,7 @@ class Measured:
 
     Attributes:
         published: the paper's thresholds.
-        knee: the fastest setting that is at least as accurate as the baseline.
+        knee: the fastest setting that is at least as accurate as the baseline; if there is none, the most accurate.
         fastest: of the sweep, to check its composed times; None in converted results.
         slowest: of the sweep, for the same purpose.
     """
@@ -470,6 +470,7 @@ class CacheMeasurement:
     variant: str
     tool: str
     cache: list[CachePoint]
+    weights_sha256: Optional[str] = None  # of the network; None in results of earlier versions
 
     def __attrs_post_init__(self) -> None:
         exits = [len(point.thresholds) for point in self.cache]
@@ -615,12 +616,16 @@ def from_json(content: Any) -> Results:
         raise ValueError('experiments is empty: expected at least one experiment')
     for name, runs in experiments.items():
         results.experiments[name] = _runs_from_json(name, runs)
+    for name, run in results.named_runs():
+        variant = (run.training or run.measurement).variant
+        if variant != results.variant:
+            raise ValueError(f'experiments.{name} has variant {variant}: expected {results.variant}, as the results')
     return results
 
 
 def _runs_from_json(name: str, runs: Any) -> list[Any]:
     if name not in NAMES:
-        raise ValueError(f'experiments has {name}, which is no experiment: expected some of {", ".join(NAMES)}')
+        raise ValueError(f'experiments has {name}, which is not an experiment: expected some of {", ".join(NAMES)}')
     if not isinstance(runs, list) or not runs:
         raise ValueError(f'experiments.{name} is empty: expected at least one seed')
     found: list[Any] = [

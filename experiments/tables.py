@@ -154,9 +154,9 @@ def _disagreements(seeds: Sequence[NetworkRun]) -> Iterator[pages.Text]:
         )
         yield pages.Text(
             f'**Composed times differ from directly measured ones by more than {DISAGREEMENT_PERCENT} %** ({times}). A '
-            'composed time adds up times of single stages, which come from an earlier pass over the first 1000 test '
-            'images, and can leave out part of the cost of the call itself. To measure both again, run `branchynet '
-            'measure DIR` on a quiet machine.'
+            f'composed time adds up times of single stages, which come from an earlier pass over '
+            f'{wording.timed_images(seeds)}, and can leave out part of the cost of the call itself. To measure both '
+            'again, run `branchynet measure DIR` on a quiet machine.'
         )
 
 

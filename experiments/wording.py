@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from branchynet import sweep
 from branchynet.experiments import claims, intervals
 from branchynet.experiments.results import Environment, NetworkRun
 
@@ -28,7 +29,7 @@ def mean(values: Sequence[float], digits: int) -> str:
 
     Args:
         values: one for each seed.
-        digits: behind the point.
+        digits: after the point.
     """
     text = f'{np.mean(values):.{digits}f}'
     return text if len(values) == 1 else f'{text} ± {np.std(values, ddof=1):.{digits}f} ({len(values)})'
@@ -88,6 +89,16 @@ def epochs(name: str, seeds: Sequence[NetworkRun], preset: str) -> str:
         return text
     _, whole = short
     return f'{text} (unfinished: the preset has {whole.main_epochs} + {whole.joint_epochs})'
+
+
+def timed_images(seeds: Sequence[NetworkRun]) -> str:
+    """Says which images the times of the stages were taken on, of which times of settings are composed.
+
+    Args:
+        seeds: runs of networks.
+    """
+    some = any(run.measurement.compiled and run.measurement.test_samples > sweep.TIMED for run in seeds)
+    return f'the first {sweep.TIMED} test images only' if some else 'all test images'
 
 
 def device_of(seeds: Sequence[NetworkRun]) -> str:

@@ -677,7 +677,7 @@ READING = [
     (
         lambda self, x: self.c(self.b(F.relu(self.a(x))) + x),
         'b',
-        'cannot stand at /b: what comes behind it also uses the input, past it; choose an earlier layer',
+        'cannot stand at /b: what comes after it also uses the input, past it; choose an earlier layer',
     ),
     (with_array, 'a', 'forward gives something else at the end when samples have left at /a'),
     (with_size, 'a', 'forward cannot go on when samples have left at /a: InvalidType.*no size or numbers of the batch'),
@@ -698,7 +698,7 @@ def test_exits_that_cannot_stand_are_named_at_the_first_batch(forward, layer, wo
 def test_skip_connections_past_an_exit_are_refused_by_name():
     with pytest.raises(
         ValueError,
-        match='an exit cannot stand at /block1/conv: what comes behind it also uses the output of /stem, past it; the '
+        match='an exit cannot stand at /block1/conv: what comes after it also uses the output of /stem, past it; the '
         'next layer that can have an exit is /block1$',
     ):
         BranchyNet.from_chain(Residual(), {'block1/conv': heads.linear(CLASSES)}, x=X)

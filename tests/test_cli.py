@@ -140,7 +140,7 @@ def test_seeds_have_a_bound(seeds, capsys):
     with pytest.raises(SystemExit) as info:
         cli.main(['reproduce', '--seeds', seeds])
     error = capsys.readouterr().err
-    assert info.value.code == 2 and 'is no number of seeds: give 1 to 1000' in error and error.count('\n') == 1
+    assert info.value.code == 2 and 'is not a number of seeds: give 1 to 1000' in error and error.count('\n') == 1
 
 
 @pytest.mark.parametrize(
@@ -206,10 +206,10 @@ def test_a_command_is_needed(capsys):
 
 def test_data_says_what_is_there(capsys, tmp_path, monkeypatch):
     assert cli.main(['data']) == 0
-    assert capsys.readouterr().out.count(' is whole') == len(mnist.FILES)
+    assert capsys.readouterr().out.count(' is intact') == len(mnist.FILES)
     monkeypatch.setenv('BRANCHYNET_DATA', str(tmp_path))
     assert cli.main(['data']) == 0  # MNIST comes with the package
-    assert "branchynet data download cifar10' replaces missing" in capsys.readouterr().out
+    assert "branchynet data download cifar10' downloads what is missing" in capsys.readouterr().out
     assert cli.main(['data', 'info', 'cifar10']) == 2
     assert cli.main(['data', 'download', 'mnist']) == 0
     monkeypatch.setattr(mnist, 'FOLDER', str(tmp_path))
@@ -284,4 +284,4 @@ def test_from_results_takes_no_options_of_a_training(capsys, tmp_path, monkeypat
         assert cli.main(['reproduce', '--from-results', *options]) == 2
         assert capsys.readouterr().err.startswith('branchynet: --from-results trains nothing: leave out')
     assert cli.main(['reproduce', '--from-results']) == 2
-    assert 'results is missing here: run --from-results in a checkout' in capsys.readouterr().err
+    assert 'there is no folder results here: run --from-results in a checkout' in capsys.readouterr().err

@@ -209,7 +209,7 @@ def test_a_record_of_the_compiled_net_gives_the_same_sweep(lenet, images):
 
 def test_a_record_timed_only_in_part_has_the_same_answers(lenet, images, monkeypatch):
     compiled, alone = Compiled(lenet), sweep.record(Compiled(lenet), *images)
-    monkeypatch.setattr(sweep, '_TIMED', 7)
+    monkeypatch.setattr(sweep, 'TIMED', 7)
     shared = sweep.record(compiled, *images)
     np.testing.assert_allclose(shared.entropy, alone.entropy, rtol=1e-5, atol=3e-7)  # 1 - prob's last digit
     np.testing.assert_array_equal(shared.correct, alone.correct)
@@ -564,7 +564,7 @@ def test_nan_weights_are_named(count):
 @pytest.mark.parametrize('make', [lenet_mnist.get_network, lambda: small_net(seed=1), small_chain_net])
 def test_weights_whose_nan_a_kernel_would_hide_are_refused(make, spoiled):
     net = make()
-    first = next(link for link in net.links() if link._params)  # behind it, ReLU
+    first = next(link for link in net.links() if link._params)  # after it, ReLU
     first.W.array.flat[0] = spoiled
     with pytest.raises(ValueError, match=r'^net cannot be compiled: /main\S+ holds NaN or infinity: expected finite'):
         Compiled(net)

@@ -114,7 +114,7 @@ def test_the_data_folder_comes_before_the_package(monkeypatch, tmp_path):
     own.parent.mkdir()
     shutil.copy(mnist.path(name), own)
     assert mnist.path(name) == str(own)
-    assert f'{own} is whole' in [line for line, _ in mnist.inspect()]
+    assert f'{own} is intact' in [line for line, _ in mnist.inspect()]
     for found, array in zip(mnist.get_data(), expected):
         assert np.array_equal(found, array)
     own.write_bytes(gzip.compress(b'another content'))  # not passed over: whoever put it there wants it read

@@ -25,7 +25,7 @@ print(sys.argv[1:], determinism.profile_in_place(), hash('a'))
 
 
 def execute(folder, before, *words, options=(), **variables):
-    """Runs SCRIPT behind other lines, with these arguments and some variables of the environment more."""
+    """Runs SCRIPT after other lines, with these arguments and some variables of the environment more."""
     path = folder / 'script.py'
     path.write_text(before + SCRIPT)
     return subprocess.run(

@@ -181,7 +181,7 @@ LINKS = {
     'channel shuffle': lambda: FL(lambda x: F.reshape(F.swapaxes(F.stack(F.separate(x, 1), 1), 1, 2), (len(x), -1))),
     'pad': lambda: FL(F.pad, ((0, 0), (0, 0), (1, 2), (0, 1)), 'constant', constant_values=3),
     'concat': lambda: FL(lambda x: F.concat((x, F.relu(x), x), axis=1)),
-    'concat of zeros behind': lambda: FL(lambda x: F.concat((x, np.zeros(x.shape, x.dtype)), axis=2)),
+    'concat of zeros after': lambda: FL(lambda x: F.concat((x, np.zeros(x.shape, x.dtype)), axis=2)),
     'arithmetic': lambda: FL(lambda x: 2 - (3 * x + 1) / (x**2 + 2) - x / 3 + 1 / (F.sqrt(F.square(x) + 1))),
     'maximum and minimum': lambda: FL(lambda x: F.maximum(x, -x) + F.minimum(x, x * x)),
     'sum of three': lambda: FL(lambda x: F.add(x, F.log(F.exp(x)), x)),
@@ -691,7 +691,7 @@ def test_the_command_exports_a_folders_or_a_files_weights(form, source, lenet, i
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        ([QUICK, '--network', 'alex_cifar10'], 'holds 0 weights files of alex_cifar10'),
+        ([QUICK, '--network', 'alex_cifar10'], 'holds no weights of alex_cifar10: train them'),
         ([WEIGHTS, '--network', 'alex_cifar10'], 'another network'),
         (['missing.npz', '--network', 'lenet_mnist'], 'missing.npz'),
         ([__file__, '--network', 'lenet_mnist'], 'cannot be read as weights'),

@@ -103,7 +103,7 @@ def net_with(link):
         (net_with(L.BatchNormalization(8, axis=(0,))), r'/main/1 normalises over the axes \(0,\), which cannot'),
         (
             branchynet.BranchyNet.from_chain(Normalised(), {'n': L.Linear(8, 3)}, x=small_data()[0]),
-            '/main/chain/n cannot be synchronised, as an exit stands behind it',
+            '/main/chain/n cannot be synchronised, as an exit stands after it',
         ),
     ],
 )

@@ -1,6 +1,6 @@
-"""One pass of a chain's own forward, paused behind some of its layers.
+"""One pass of a chain's own forward, paused after some of its layers.
 
-The forward runs in a greenlet. A link hook pauses it behind a layer. It goes on with the features of the samples that
+The forward runs in a greenlet. A link hook pauses it after a layer. It goes on with the features of the samples that
 stay, which take the place of the layer's output; if none stays, the greenlet is dropped, and no further layer runs.
 All of this belongs to one pass in one thread: nothing is installed on the chain.
 """
@@ -27,7 +27,7 @@ class Pass:
 
     Args:
         run: runs the whole trunk.
-        layers: paths of the layers behind which it pauses, in the order of their calls, by the id of the layer.
+        layers: paths of the layers after which it pauses, in the order of their calls, by the id of the layer.
     """
 
     def __init__(self, run: Callable[[Any], Any], layers: dict[int, str]) -> None:
@@ -46,7 +46,7 @@ class Pass:
             x: the samples or features.
 
         Returns:
-            The output of the layer behind which it pauses, or that of the whole run.
+            The output of the layer after which it pauses, or that of the whole run.
 
         Raises:
             ValueError: another stage is due, or forward does not call its layers as it should.
@@ -113,7 +113,7 @@ def _put(states: list[dict[str, Any]]) -> None:
 
 
 class _Pause(chainer.LinkHook):
-    """Pauses the greenlet in which it is called, behind some layers: hands out their output, and takes another."""
+    """Pauses the greenlet in which it is called, after some layers: hands out their output, and takes another."""
 
     def __init__(self, layers: dict[int, str]) -> None:
         self.name = f'BranchyNet pass {next(_numbers)}'  # a layer may run passes of its own

@@ -158,10 +158,10 @@ def _check_nothing_passes(calls: list[_Call], place: int, end: Any, inputs: set)
     if passing is None:
         return
     before = [call.path for call in calls[:place] if _node(call.output) in passing]
-    behind = [call.path for call in calls[place + 1 :] if _is_only_way(end, call.output, inputs)]
-    advice = f'the next layer that can have an exit is {behind[0]}' if behind else 'choose an earlier layer'
+    after = [call.path for call in calls[place + 1 :] if _is_only_way(end, call.output, inputs)]
+    advice = f'the next layer that can have an exit is {after[0]}' if after else 'choose an earlier layer'
     raise ValueError(
-        f'an exit cannot stand at {calls[place].path}: what comes behind it also uses '
+        f'an exit cannot stand at {calls[place].path}: what comes after it also uses '
         f'{f"the output of {before[-1]}" if before else "the input"}, past it; {advice}'
     )
 
@@ -226,7 +226,7 @@ def _check_leaving(trunk: Trunk, stage: Stage, samples: Array, features: Sequenc
 
 
 _ADVICE = (
-    'behind an exit, it may use nothing but the output of its layer: no size or numbers of the batch from before, and '
+    'after an exit, it may use nothing but the output of its layer: no size or numbers of the batch from before, and '
     'no random numbers in testing mode'
 )
 

@@ -23,7 +23,7 @@ class Trunk(chainer.Chain):
 
     Attributes:
         layers: paths of the layers with exits, in the order of their calls.
-        logits: path of the layer whose output are the logits, behind which forward is not run. None: the output of
+        logits: path of the layer whose output are the logits, after which forward is not run. None: the output of
             the last link of ``end`` or, where there is none, of the chain.
         is_read: whether the chain was read, which also sets ``logits`` where the chain's output is a softmax.
     """
@@ -46,7 +46,7 @@ class Trunk(chainer.Chain):
         return self.one_pass([], contextlib.nullcontext())(0, x)
 
     def one_pass(self, layers: Sequence[str], mode: contextlib.AbstractContextManager[None]) -> Pass:
-        """A pass that pauses behind some layers, and ends with the logits.
+        """A pass that pauses after some layers, and ends with the logits.
 
         Args:
             layers: paths, in the order of the layers' calls.
@@ -69,7 +69,7 @@ class Trunk(chainer.Chain):
         return Pass(run, {id(find(self.chain, path)): path for path in self._paths(layers)})
 
     def stops(self) -> list[chainer.Link]:
-        """The layers behind which a pass with all exits pauses."""
+        """The layers after which a pass with all exits pauses."""
         return [find(self.chain, path) for path in self._paths(self.layers)]
 
     def _paths(self, layers: Sequence[str]) -> list[str]:

@@ -45,7 +45,7 @@ def mean_and_variance(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def scale_and_shift(x: np.ndarray, rows: np.ndarray, masks: Optional[np.ndarray]) -> np.ndarray:
-    """(x - mean) * scale + shift, perhaps with ReLU behind it, which makes 0 of NaN.
+    """(x - mean) * scale + shift, perhaps with ReLU after it, which makes 0 of NaN.
 
     Args:
         x: images (B, C, H, W).

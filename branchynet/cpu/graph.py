@@ -86,7 +86,7 @@ class Operations(NamedTuple):
 
 
 class Graph:
-    """Operations, each made once: those that an exit shares with the stage behind it are computed once."""
+    """Operations, each made once: those that an exit shares with the stage after it are computed once."""
 
     def __init__(self) -> None:
         self._nodes: dict[Any, Node] = {}
@@ -96,7 +96,7 @@ class Graph:
         return self._node('input', [], shape)
 
     def follow(self, node: Node, links: Iterable[chainer.Link]) -> Node:
-        """The node behind links, called one after the other.
+        """The node after links, called one after the other.
 
         Raises:
             NotCovered: a link or function that there is no kernel for.
@@ -268,7 +268,7 @@ def ancestors(nodes: Iterable[Node]) -> list[Node]:
 
 
 def fuse_relu(outputs: Sequence[Node]) -> None:
-    """Lets an operation do the ReLU behind it, where nothing else reads its result.
+    """Lets an operation do the ReLU after it, where nothing else reads its result.
 
     Args:
         outputs: the nodes whose results are wanted.
@@ -296,7 +296,7 @@ def fuse_relu(outputs: Sequence[Node]) -> None:
 def folded(
     link: Union[L.Convolution2D, L.Linear], norm: Optional[L.BatchNormalization]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(w, b) of a convolution or a linear layer, and the batch normalisation behind it."""
+    """(w, b) of a convolution or a linear layer, and the batch normalisation after it."""
     w: Any = link.W.array
     b: Any = np.zeros(len(w), np.float32) if link.b is None else link.b.array
     if norm is None:

@@ -120,7 +120,7 @@ class Block(contextlib.ContextDecorator):
 
     def __enter__(self) -> None:
         if self in _blocks:
-            raise RuntimeError('this fast() is entered already: call fast() for every block')
+            raise RuntimeError('this cpu.fast() is in use already: write "with cpu.fast():" for each block')
         self.outer = _thread.block
         _thread.block = self
         _blocks.add(self)
@@ -192,8 +192,8 @@ def _make_kernels(stacklevel: int) -> dict[tuple[Any, str], Callable]:
         replacements.update(_ONEDNN)
     except (OSError, ImportError) as e:
         warnings.warn(
-            f'oneDNN does not load ({e}): convolution, pooling, batch normalization and linear layers stay as slow as '
-            f"Chainer's own; pip install onednn-cpu-gomp",
+            f'{onednn.obstacle(e)}; until then, convolution, pooling, batch normalization and linear layers stay as '
+            f"slow as Chainer's own",
             stacklevel=stacklevel,
         )
     return {

@@ -96,7 +96,7 @@ def window_arguments(
     pad: Sequence[int],
     dilate: Sequence[int] = (1, 1),
 ) -> tuple[Array, Array, Array, Array]:
-    """Strides, pixels left out between those of a window, padding before and behind, as oneDNN takes them.
+    """Strides, pixels left out between those of a window, padding before and after, as oneDNN takes them.
 
     Args:
         x_shape: (B, C, H, W).
@@ -106,11 +106,11 @@ def window_arguments(
         pad: rows above, columns on the left.
         dilate: distance between neighbouring pixels of a window, (vertical, horizontal).
     """
-    behind = [
+    after = [
         (n - 1) * s + (k - 1) * d + 1 - size - p
         for n, s, k, d, size, p in zip(y_shape[2:], stride, kernel, dilate, x_shape[2:], pad)
     ]
-    return integers(stride), integers([d - 1 for d in dilate]), integers(pad), integers(behind)
+    return integers(stride), integers([d - 1 for d in dilate]), integers(pad), integers(after)
 
 
 def rows_of(array: np.ndarray) -> list[int]:

@@ -201,10 +201,10 @@ def _compiled(channels: int, n: int) -> Optional[dict[str, Function]]:
     def window_sum(values: Sequence[Any], v: int) -> Any:
         total, lanes = values[v], range(LANES)
         before = values[v - 1] if v else vector(0)
-        behind = values[v + 1] if v + 1 < len(values) else vector(0)
+        after = values[v + 1] if v + 1 < len(values) else vector(0)
         for i in range(1, n // 2 + 1):
             left = emit.pick(before, values[v], [LANES - i + lane for lane in lanes])
-            right = emit.pick(values[v], behind, [i + lane for lane in lanes])
+            right = emit.pick(values[v], after, [i + lane for lane in lanes])
             for neighbours, channel in ((left, -i), (right, i)):
                 exist = [0 <= v * LANES + lane + channel < channels for lane in lanes]
                 total = emit.choose(exist, emit.builder.fadd(total, neighbours), total)

@@ -1,6 +1,6 @@
 """Calls of oneDNN primitives for block after block of images: one call of machine code makes them all.
 
-Blocks are of one size, so that the next block of every array begins a fixed number of bytes behind the one before.
+Blocks are of one size, so that the next block of every array begins a fixed number of bytes after the one before.
 Threads that share a loop take its blocks from one counter. Without llvmlite the loop is Python's.
 """
 

@@ -184,7 +184,7 @@ def _whitening(shape: tuple[int, ...], form: int, flags: int) -> onednn.Primitiv
 
 
 def can_fuse_relu(x: np.ndarray) -> bool:
-    """Whether one pass computes the batch normalisation of images x (B, C, H, W), and the ReLU behind it with masks."""
+    """Whether one pass computes the batch normalisation of images x (B, C, H, W), and the ReLU after it with masks."""
     return _is_channelwise(x) or _can_fuse(x.shape, form_of(x))
 
 
@@ -199,7 +199,7 @@ def _can_fuse(shape: tuple[int, ...], form: int) -> bool:
 
 
 def empty_masks(x: np.ndarray) -> np.ndarray:
-    """Masks for images x: where the ReLU behind their batch normalisation lets numbers pass.
+    """Masks for images x: where the ReLU after their batch normalisation lets numbers pass.
 
     Returns:
         uint8: a bit for each number, in the order of memory, the first of a byte in its lowest bit, as oneDNN takes

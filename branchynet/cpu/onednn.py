@@ -7,6 +7,8 @@ import ctypes
 import functools
 import importlib.metadata
 import os
+import platform
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from ctypes import Array, byref, c_char, c_char_p, c_float, c_int, c_int64, c_size_t, c_void_p
@@ -171,6 +173,17 @@ def _load() -> _Library:
 def is_available() -> bool:
     """Whether the library is installed, and loads."""
     return version() is not None
+
+
+def obstacle(error: Exception) -> str:
+    """Why the library does not load, and the remedy, from the error that ``library`` raised."""
+    if 'libgomp' in str(error):
+        remedy = "install the system's libgomp, on Debian by apt-get install libgomp1"
+    elif (sys.platform, platform.machine()) == ('linux', 'x86_64'):
+        remedy = 'pip install onednn-cpu-gomp'
+    else:
+        remedy = 'it needs Linux on x86-64'
+    return f'oneDNN does not load ({error}): {remedy}'
 
 
 def version() -> Optional[dict[str, str]]:

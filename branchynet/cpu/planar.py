@@ -302,7 +302,7 @@ class _Convolution(NamedTuple):
         return self.emit.add(address, o * plane.channel + r * plane.row + 4 * self.lanes * v)
 
     def _load(self, v: int, address: ir.Value, row: int, stride: int = 1) -> ir.Value:
-        """Vector v of an output's row, of every ``stride``-th pixel from an address, and of the rows behind it.
+        """Vector v of an output's row, of every ``stride``-th pixel from an address, and of the rows after it.
 
         Args:
             v: the vector.
@@ -380,7 +380,7 @@ class _Convolution(NamedTuple):
 def _strided(emit: Emitter, address: ir.Value, stride: int, count: int, lanes: int = LANES) -> ir.Value:
     """A vector whose first ``count`` lanes are every ``stride``-th number from an address; the others are anything.
 
-    It reads two vectors at most, or no number beyond the last lane's: a plane has no room for more behind its end.
+    It reads two vectors at most, or no number beyond the last lane's: a plane has no room for more beyond its end.
     """
     kind = vector_type(lanes)
     if stride == 1:

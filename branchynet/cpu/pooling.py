@@ -54,7 +54,7 @@ class Windows(NamedTuple):
         )
 
     def arguments(self, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> tuple[Array, ...]:
-        """Strides, kernel, dilation, padding before and behind, as a pooling of oneDNN takes them."""
+        """Strides, kernel, dilation, padding before and after, as a pooling of oneDNN takes them."""
         strides, *others = window_arguments(x_shape, self.kernel, y_shape, self.stride, self.pad)
         return strides, integers(self.kernel), *others
 

@@ -102,7 +102,7 @@ class Program:
                 raise RuntimeError('oneDNN: primitive_execute failed')
 
     def _compile_next(self) -> None:
-        """Compiles the first of the links that are left, and those behind it that are fused with it."""
+        """Compiles the first of the links that are left, and those after it that are fused with it."""
         link, *others = self._links
         value, steps = self._value, len(self._steps)
         self._links = list(others)
@@ -140,7 +140,7 @@ class Program:
     def _convolution(
         self, link: L.Convolution2D, norm: Optional[L.BatchNormalization], relu: bool, onto: Optional[_Value] = None
     ) -> None:
-        """A convolution and the normalisation behind it, if any, added to the value ``onto``, if any."""
+        """A convolution and the normalisation after it, if any, added to the value ``onto``, if any."""
         value = self._value
         w, b = map(np.ascontiguousarray, folded(link, norm))
         settings = Settings(pair(link.stride), pair(link.pad), pair(link.dilate), link.groups)

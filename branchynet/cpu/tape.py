@@ -405,11 +405,11 @@ def _batch_normalization(link: L.BatchNormalization, x: Value) -> Value:
 
 
 def _normalization(link: L.BatchNormalization, x: Value, with_relu: bool) -> Optional[Value]:
-    """A batch normalisation by the kernels, perhaps in one pass with the ReLU behind it; None where they do not do it.
+    """A batch normalisation by the kernels, perhaps in one pass with the ReLU after it; None where they do not do it.
 
     The ReLU of such a pass makes 0 of NaN. So if a result may be NaN, it is thrown away, and None is returned before
     any running statistic has changed. Its gradient is 0 where the ReLU passes nothing, as Chainer's is unless the
-    gradient behind it is NaN or infinite there: then what is behind it has such gradients too.
+    gradient after it is NaN or infinite there: then what is after it has such gradients too.
     """
     parameters: Any = link.gamma, link.beta
     is_whole = link.avg_mean is not None and all(parameter is not None for parameter in parameters)

@@ -247,11 +247,11 @@ def _codes() -> dict[str, Function]:
     def wait(address: Any, number: Any) -> None:
         """Returns when another number at an address is as great."""
         build = emit.builder
-        before, head, body, behind = build.block, *(build.append_basic_block() for _ in range(3))
+        before, head, body, after = build.block, *(build.append_basic_block() for _ in range(3))
         build.branch(head)
         build.position_at_end(head)
         i = build.phi(INT)
-        build.cbranch(build.icmp_signed('<', look(address), number), body, behind)
+        build.cbranch(build.icmp_signed('<', look(address), number), body, after)
         build.position_at_end(body)
         pause()
         with build.if_then(build.icmp_signed('==', build.and_(i, integer(_WAITS - 1)), integer(_WAITS - 1))):
@@ -259,7 +259,7 @@ def _codes() -> dict[str, Function]:
         i.add_incoming(integer(0), before)
         i.add_incoming(build.add(i, integer(1)), build.block)
         build.branch(head)
-        build.position_at_end(behind)
+        build.position_at_end(after)
 
     def serve(member: Any) -> None:
         build = emit.builder

@@ -53,7 +53,7 @@ class _Trace(Graph):
         self._read_once: set[Node] = set()  # nodes that one function alone reads
 
     def through(self, link: Callable, node: Node, x: np.ndarray) -> tuple[Node, np.ndarray]:
-        """The node behind a link, and the link's output.
+        """The node after a link, and the link's output.
 
         Args:
             link: any callable that takes a Variable.

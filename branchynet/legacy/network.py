@@ -406,7 +406,7 @@ class Builder(Values):
         settings = {name: self.setting(state.get(name, default)) for name, default in ARGUMENTS.items()}
         for name in ('lr', 'momentum', 'weight_decay', 'alpha', 'percentTestExits', 'percentTrainKeeps'):
             if settings[name] is None or isinstance(settings[name], str):
-                raise ValueError(f'{name} is no number')
+                raise ValueError(f'{name} is not a number')
         return {**settings, 'joint': bool(settings['joint']), 'verbose': bool(settings['verbose'])}
 
     def main_head(self, net: BranchyNet, records: list[Any]) -> None:

@@ -40,7 +40,7 @@ def calls_one_of(link: Any, functions: Container[Any]) -> bool:
 
 
 def arguments_of(function: Callable, args: Iterable[Any], kwargs: Mapping[str, Any]) -> list[Any]:
-    """The arguments behind x in ``function(x, *args, **kwargs)``, in the function's order, with its defaults.
+    """The arguments after x in ``function(x, *args, **kwargs)``, in the function's order, with its defaults.
 
     Args:
         function: one of Chainer's.

@@ -35,7 +35,7 @@ def test_a_benchmark_that_cannot_run_names_the_extra(capsys, without_torch):
 def test_an_unknown_benchmark(capsys):
     assert cli.main(['bench', 'early']) == 2
     error = capsys.readouterr().err
-    assert error.startswith("branchynet: 'early' is no benchmark; there are early_exit") and error.count('\n') == 1
+    assert error.startswith("branchynet: 'early' is not a benchmark: choose from early_exit") and error.count('\n') == 1
 
 
 @pytest.mark.parametrize('name', ['scaling', 'scaling_model', 'determinism'])

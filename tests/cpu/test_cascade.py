@@ -30,7 +30,7 @@ from tests.cpu.guard import Guard
 
 @pytest.fixture(scope='module', autouse=True)
 def guarded():
-    """Lets a process end that reads or writes behind a workspace, or behind the weights."""
+    """Lets a process end that reads or writes after a workspace, or after the weights."""
     if sys.platform == 'win32':  # has no mprotect
         yield
         return
@@ -64,7 +64,7 @@ def scores_of(net, x):
 
 
 def net_of(*links, classes=3, shape=(2, 9, 8)):
-    """An exit behind the links, and another behind a convolution more."""
+    """An exit after the links, and another after a convolution more."""
     rng = np.random.RandomState(0)
     with chainer.using_config('dtype', np.float32):
         net = BranchyNet(

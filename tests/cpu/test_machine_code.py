@@ -130,7 +130,7 @@ def outputs(x, w, b, gy, geometry):
     return [y, *convolution.convolution_gradients(x, w, gy, geometry, True, True)]
 
 
-@pytest.mark.parametrize('images', [1, 7, 64, 129])  # blocks of one size, and a smaller one behind them
+@pytest.mark.parametrize('images', [1, 7, 64, 129])  # blocks of one size, and a smaller one after them
 @pytest.mark.parametrize('number', [1, 2, 5])
 def test_loops_have_the_bits_of_pythons(images, number, monkeypatch):
     given = arrays_and_geometry(images)
@@ -289,7 +289,7 @@ def test_loads_and_stores_promise_no_more_alignment_than_there_is():
         assert str(emit._module).count(f', align {alignment}\n') == 2
 
 
-# Batch normalisation and the ReLU behind it
+# Batch normalisation and the ReLU after it
 
 
 @pytest.mark.parametrize('shape', [(6, 7, 7, 8), (5, 4, 6, 24), (64, 32, 33, 32)])  # the last is in two parts

@@ -46,9 +46,9 @@ def functions():
         emit.builder.branch(head)
         emit.builder.position_at_end(head)
         is_zero = emit.builder.icmp_signed('==', emit.builder.load_atomic(number, 'acquire', 8), integer(0))
-        behind = emit.builder.append_basic_block()
-        emit.builder.cbranch(is_zero, head, behind)
-        emit.builder.position_at_end(behind)
+        after = emit.builder.append_basic_block()
+        emit.builder.cbranch(is_zero, head, after)
+        emit.builder.position_at_end(after)
 
     for function in (count, wait):
         emit.function(function.__name__, 1, function)

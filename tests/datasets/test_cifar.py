@@ -194,7 +194,7 @@ def test_download_keeps_the_archive_and_checks_it(data, batches, capsys):
         assert cli.main(['data', 'download', 'cifar10']) == 0
         assert os.listdir(str(data / 'cifar10')) == [archive]
         np.testing.assert_array_equal(cifar10.read()[3], batches[-1][:, 0])
-    assert 'holds all of it' in capsys.readouterr().out
+    assert 'is intact' in capsys.readouterr().out
     # What is whole is not downloaded again.
     (data / 'server' / archive).unlink()
     assert cli.main(['data', 'download', 'cifar10']) == 0

@@ -77,7 +77,7 @@ def test_build_writes_the_same_bytes_everywhere(data, capsys):
     assert '"recipe": "gcn"' in about and all(digest in about for digest in cifar10.BATCHES.values())
     # A second build leaves it alone.
     assert cli.main(['data', 'build']) == 2
-    assert 'data.npz exists, expected none' in capsys.readouterr().err
+    assert 'data.npz exists already: move it away' in capsys.readouterr().err
     assert path.read_bytes() == content
 
 

@@ -215,4 +215,4 @@ def test_a_number_of_jobs_that_makes_no_sense_is_status_2(text, capsys):
     with pytest.raises(SystemExit) as info:
         cli.main(['reproduce', '--jobs', text])
     error = capsys.readouterr().err
-    assert info.value.code == 2 and 'is no number of jobs: give 1 or more' in error and error.count('\n') == 1
+    assert info.value.code == 2 and 'is not a number of jobs: give 1 or more' in error and error.count('\n') == 1

@@ -305,8 +305,8 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_trained(tiny
     'words, message',
     [
         (['--preset', 'huge'], "invalid choice: 'huge'"),
-        (['--only', 'lenet_mnist,vgg'], "'vgg' is no experiment; there are lenet_mnist"),
-        (['--seeds', '0'], "'0' is no number of seeds: give 1 to 1000"),
+        (['--only', 'lenet_mnist,vgg'], "'vgg' is not an experiment: choose from lenet_mnist"),
+        (['--seeds', '0'], "'0' is not a number of seeds: give 1 to 1000"),
     ],
 )
 def test_bad_usage_is_status_2(words, message, capsys):
