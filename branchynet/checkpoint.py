@@ -18,6 +18,7 @@ import zipfile
 import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from branchynet.chains.trunk import LAYERS
 from branchynet.exits import SAVED_SETTINGS, check_settings
 from branchynet.files import copy, remove_parts, write_atomically
 from branchynet.training import Position
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 EPOCH = '.epoch'
 _FORMAT = 2  # the version of a checkpoint's format
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
-# What NumPy and zipfile raise on damaged archives; zipfile tells of encryption by RuntimeError.
+# What NumPy and zipfile raise on damaged archives; zipfile reports encryption as a RuntimeError.
 _DAMAGED = (
     AttributeError,
     EOFError,
@@ -198,7 +199,7 @@ def restore(path: str, state: State, net: BranchyNet) -> tuple[Any, Position | N
         load_optimizer(optimizer, deserializer[name] if name in meta['parts'] else None)
     if 'frozen' in meta:  # a checkpoint of an earlier version does not say
         net.thaw()
-        net.freeze(*meta['frozen'])
+        net.freeze(*(part for part in meta['frozen'] if net._links_of(part)))
     name, *rest = meta['numpy']
     np.random.set_state((name, arrays['generator'], *rest))
     version, numbers, gauss = meta['python']
@@ -285,9 +286,10 @@ def load_npz(path: str, link: chainer.Link) -> None:
             arrays = {
                 name: _array(content, name, expected.target[name])
                 for name in expected.target
-                if name not in SAVED_SETTINGS
+                if name not in (*SAVED_SETTINGS, LAYERS)
             }
             settings = {name: content[name] for name in SAVED_SETTINGS if name in content and hasattr(link, name)}
+            layers = {LAYERS: content[LAYERS]} if LAYERS in content else {}
     except KeyError as e:
         raise OSError(f'{path} holds the weights of another network: {e.args[0]}') from e
     except _DAMAGED as e:
@@ -306,7 +308,10 @@ def load_npz(path: str, link: chainer.Link) -> None:
             check_settings({name: value.tolist() for name, value in settings.items()}, link.numexits())
         except (TypeError, ValueError) as e:
             raise OSError(f'{path} holds settings of another network: {e}') from e
-    chainer.serializers.NpzDeserializer({**arrays, **settings}).load(link)
+    try:
+        chainer.serializers.NpzDeserializer({**arrays, **settings, **layers}).load(link)
+    except OSError as e:
+        raise OSError(f'{path} holds the weights of another network: {e}') from e
 
 
 def _array(content: Any, name: str, wanted: Any) -> Any:

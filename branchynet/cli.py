@@ -218,8 +218,7 @@ def _tolerance(text: str) -> float:
     argument(
         '--preset',
         choices=PRESETS,
-        help='how long to train: smoke (minutes, claims nothing), quick (an hour or two on a CPU), reduced (as '
-        'published, for fewer epochs) or paper (the published epochs); default: paper on a GPU, quick on a CPU',
+        help='minutes, an hour or two, fewer epochs than published, or all (default: paper on a GPU, quick on a CPU)',
     ),
     argument(
         '--only',
@@ -252,8 +251,7 @@ def _tolerance(text: str) -> float:
     argument(
         '--profile',
         choices=['portable', 'fast'],
-        help='portable: the same bits on every x86-64 processor with AVX2 and FMA (the default there); fast: the same '
-        'bits on this machine only',
+        help='the same bits on every x86-64 with AVX2 and FMA (default), or on this machine only',
     ),
     argument('--require-clean', action='store_true', help='refuse to run code that differs from its commit'),
     argument(
@@ -705,8 +703,7 @@ def _sweep(args: Namespace) -> int:
         '--accuracy-loss',
         type=float,
         metavar='D',
-        help='at most D percentage points less accurate than the baseline: main before the joint training, where its '
-        'weights (..._main.npz) lie beside WEIGHTS, else the final exit',
+        help='at most D percentage points under main, or, without weights ..._main.npz there, the final exit',
     ),
     argument('--seconds', type=float, metavar='S', help='at most so many seconds an image'),
     argument('--clock', choices=['whole', 'released'], default='whole', help='of --seconds (default: %(default)s)'),

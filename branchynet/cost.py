@@ -86,7 +86,7 @@ def cost(net: BranchyNet, shape: Sequence[int], dtype: Any = None) -> NetCost:
             raise ValueError(
                 f'parameter {path} has no shape yet: call net.run_main(x) and net.get_SM(x) on a batch first'
             )
-    x, _ = net.checked(np.zeros((1, *shape), dtype or next((p.dtype for p in net.params()), np.float32)))
+    x, _ = net.checked(np.zeros((1, *shape), dtype or next(iter(net.dtypes()), np.float32)))
     with inference_mode():
         with _as_before(net):
             exits = _exits(net, x)

@@ -87,6 +87,11 @@ def labels(logits: Array) -> Array:
     return xp.where(xp.isfinite(logits.max(axis=1)), logits.argmax(axis=1), -1)
 
 
+def accuracy(logits: Array, t: Array) -> Array:
+    """The share of logits (B, C) whose label is that of t (B,), as an array () of their dtype; NaN is never right."""
+    return get_array_module(logits).asarray((labels(logits) == t).mean(dtype=logits.dtype))
+
+
 def check_answer(exit: Any, entropy: Array, first: int = 0) -> None:
     """Raises ValueError if the answer to a sample is NaN.
 
@@ -181,13 +186,16 @@ class Criterion(NamedTuple):
         """Converts thresholds to cuts: a sample leaves where its `key` is below the cut.
 
         Args:
-            threshold: a number or an array, on the scale of the scores; None: no sample leaves.
+            threshold: a number or an array, on the scale of the scores; None, or NaN: no sample leaves.
             dtype: of the scores.
         """
-        cut = rounded(threshold, dtype)  # of None: NaN, which no key is below
+        cut = rounded(threshold, dtype)
+        is_off = np.isnan(cut)  # which None becomes
         if self.side != 'below':
             cut = -cut
-        return np.nextafter(cut, dtype.type(math.inf)) if self.side == 'at least' else cut
+        if self.side == 'at least':
+            cut = np.nextafter(cut, dtype.type(math.inf))
+        return np.where(is_off, dtype.type(-math.inf), cut)[()]
 
     def threshold(self, key: np.ndarray, rank: int) -> Optional[float]:
         """The threshold with which the ``rank`` samples of lowest key leave.
@@ -296,6 +304,20 @@ class Agreement:
         self._label, self._count = self._label[stays], self._count[stays]
 
 
+def scores(criterion: Criterion, logits: Sequence[Array], answers: Sequence[Answer]) -> list[Array]:
+    """The scores (B,) of every exit, where all samples pass all exits.
+
+    Args:
+        criterion: any.
+        logits: (B, C), of every exit.
+        answers: theirs.
+    """
+    if criterion is ENTROPY:  # needs no agreement
+        return [answer.entropy for answer in answers]
+    agreement = Agreement()
+    return [criterion.score(of_exit, one, agreement.count(of_exit)) for of_exit, one in zip(logits, answers)]
+
+
 def leave_at(key: np.ndarray, cuts: Sequence[float]) -> np.ndarray:
     """The exit at which every sample leaves under one setting of thresholds.
 
@@ -358,7 +380,7 @@ class Scores:
     def __init__(self, criterion: Criterion, thresholds: Setting) -> None:
         check_criterion(criterion)
         self._criterion = criterion
-        self._thresholds = closed(thresholds, criterion.side)
+        self._thresholds = thresholds
         self._agreement = Agreement()
 
     def leaves(self, k: int, logits: Array, answer: Answer, batch: int) -> Array:
@@ -407,12 +429,11 @@ def setting_text(setting: Setting) -> str:
     return ', '.join('off' if value is None else f'{value:g}' for value in np.atleast_1d(np.asarray(setting)))
 
 
-def closed(thresholds: Any, side: Side = 'below') -> Any:
-    """Replaces every None by a threshold at which no sample leaves."""
+def closed(thresholds: Any) -> Any:
+    """Replaces every None by -inf, an entropy below which no sample lies."""
     if isinstance(thresholds, Real):
         return thresholds
-    nobody = -math.inf if side == 'below' else math.inf
-    return [nobody if threshold is None else threshold for threshold in thresholds]
+    return [-math.inf if threshold is None else threshold for threshold in thresholds]
 
 
 def check_per_exit(name: str, value: Any, exits: int, share: bool = False) -> None:
@@ -467,7 +488,7 @@ def check_temperatures(value: Any, exits: int) -> None:
         TypeError: it is no sequence of numbers.
         ValueError: the number of values is wrong, or a value is not finite and above 0.
     """
-    values = None if isinstance(value, (str, Real)) else list(value)
+    values = None if isinstance(value, (str, Real)) or getattr(value, 'ndim', 1) == 0 else list(value)
     if values is None or not all(isinstance(v, Real) for v in values):
         raise TypeError(f'temperatures is {value!r}: expected a sequence of {exits} numbers, one for every exit')
     if len(values) != exits or not all(0 < v < math.inf for v in values):

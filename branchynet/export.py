@@ -594,18 +594,19 @@ def _network_json(properties: dict[str, str], models: list[ModelProto], contents
 def _compare(runner: Any, net: BranchyNet, x: np.ndarray) -> None:
     """Raises ValueError unless the export gives what the net gives for x (B, ...), at every exit.
 
-    A link that looks at the size of the batch, or at numbers in it, is recorded as it ran once, and noticed here.
+    A link that looks at the size of the batch, or at numbers in it, is recorded as it ran once. Most are noticed here,
+    where batches are of other sizes and numbers.
     """
     last = net.numexits() - 1
-    for count in 1, len(x):
-        for k, prob in enumerate(net.get_SM(x[:count])):
+    for batch in (x[:1], x, x / 10, x / 100):
+        for k, prob in enumerate(net.get_SM(batch)):
             if not np.isfinite(prob).all():
                 raise ValueError(f'exit {k} of the net gives NaN or infinity for random samples: check its weights')
-            _, exits, _, found = runner.run(x[:count], [-1.0] * k + [math.inf] * (last - k))
+            _, exits, _, found = runner.run(batch, [-1.0] * k + [math.inf] * (last - k))
             if (exits != k).any() or not np.allclose(found, prob, rtol=0, atol=_CLOSE):
                 raise ValueError(
                     f'exit {k} differs from the net by {abs(found - prob).max():.2g} in ONNX Runtime for '
-                    f'a batch of {count}: a link computes something else for other batches'
+                    f'a batch of {len(batch)}: a link computes something else for other batches'
                 )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from branchynet import cpu
 from branchynet.cpu import onednn
-from branchynet.cpu.engine import SAMPLES_OF_CALL, DecideExit, Result, check_finite
+from branchynet.cpu.engine import SAMPLES_OF_CALL, Result, check_finite
 from branchynet.exits import Thresholds, labels
 from branchynet.functions import inference_mode
 from branchynet.net import BranchyNet
@@ -35,18 +35,18 @@ class Forward:
         self._net = net
         self.classes = net.run_main(np.zeros((1, *shape), dtype)).shape[1]
 
-    def leave(self, x: np.ndarray, thresholds: Sequence[float], rule: DecideExit) -> Result:
-        """Engine.leave. The entropies are those of the exit rule, so that ``rule`` is not called."""
+    def leave(self, x: np.ndarray, thresholds: Sequence[float]) -> Result:
+        """Engine.leave."""
         with _fast(x):
             parts = list(self._net.leave(x, Thresholds(thresholds)))
-        exit, score = np.empty(len(x), np.int64), np.empty((len(x), self.classes), parts[0].logits.dtype)
+        exit, logits = np.empty(len(x), np.int64), np.empty((len(x), self.classes), parts[0].logits.dtype)
         for k, part in enumerate(parts):
-            exit[part.index], score[part.index] = k, part.logits
-        return Result(labels(score), exit, score, sum(part.seconds for part in parts))
+            exit[part.index], logits[part.index] = k, part.logits
+        return Result(labels(logits), exit, logits, sum(part.seconds for part in parts))
 
-    def leave_one(self, x: np.ndarray, thresholds: Sequence[float], rule: DecideExit) -> tuple[int, int, float]:
+    def leave_one(self, x: np.ndarray, thresholds: Sequence[float]) -> tuple[int, int, float]:
         """Engine.leave_one."""
-        result = self.leave(x, thresholds, rule)
+        result = self.leave(x, thresholds)
         return int(result.label[0]), int(result.exit[0]), result.seconds
 
     def record(self, x: np.ndarray) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
@@ -61,8 +61,8 @@ class Forward:
         """Engine.main."""
         with _fast(x):
             start = time.perf_counter()
-            score = chainer.as_array(self._net.main(x))  # run_main would spend time on checks
-            return score, time.perf_counter() - start
+            logits = chainer.as_array(self._net.main(x))  # run_main would spend time on checks
+            return logits, time.perf_counter() - start
 
     def main_one(self, x: np.ndarray) -> int:
         """Engine.main_one."""

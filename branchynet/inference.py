@@ -25,9 +25,11 @@ from branchynet.exits import (
     Setting,
     answer,
     check_answer,
+    check_criterion,
     check_per_exit,
     labels,
     leave_at,
+    of_exit,
     per_exit,
     rounded,
 )
@@ -337,22 +339,19 @@ class Compiled:
         if chainer._get_link_hooks():
             return classify(self._net, x, cuts)
         result = self._leave(x, cuts)
-        prob, entropy = answer(result.score)
+        prob, entropy = answer(result.logits)
         return _without_nan(Classification(result.label, result.exit, entropy, prob))
 
     def _classify_by(self, criterion: Criterion, x: Array, thresholds: Setting) -> Classification:
         """classify by any criterion: the machine code knows entropy alone, so all exits answer all samples."""
+        check_criterion(criterion)
         check_per_exit('thresholds', thresholds, self.numexits() - 1)
-        rule, looks = exits.Scores(criterion, thresholds), self.look(x)
+        looks = self.look(x)
         each = np.arange(len(looks[0].prob))
-        exit, index = np.full(len(each), self.numexits() - 1), each
-        for k, look in enumerate(looks[:-1]):
-            if not len(index):
-                break
-            reached = exits.Answer(look.prob[index], look.entropy[index])
-            leaves = rule.leaves(k, look.logits[index], reached, len(each))
-            exit[index[leaves]] = k
-            index = index[~leaves]
+        answers = [exits.Answer(look.prob, look.entropy) for look in looks]
+        score = np.stack(exits.scores(criterion, [look.logits for look in looks], answers))
+        cuts = [criterion.cut(of_exit(thresholds, k), score.dtype) for k in range(len(looks) - 1)]
+        exit = leave_at(criterion.key(score), cuts)
         prob, entropy, logits = (
             np.stack([getattr(look, name) for look in looks])[exit, each] for name in ('prob', 'entropy', 'logits')
         )
@@ -390,14 +389,14 @@ class Compiled:
             engine = self._engine(x)
             if t is not None:
                 check_within(t, engine.classes)
-            label, k, seconds = self._call(engine.leave_one, x, cuts, _rule(cuts))
+            label, k, seconds = self._call(engine.leave_one, x, cuts)
             accuracy = math.nan if t is None else float(label == t[0])
             counts, accuracies = [0] * self.numexits(), [0.0] * self.numexits()
             counts[k], accuracies[k] = 1, accuracy
             return accuracy, accuracies, counts, seconds
         result = self._leave(x, cuts)
         if t is not None:
-            check_within(t, result.score.shape[1])
+            check_within(t, result.logits.shape[1])
         return (*tally(result.label, result.exit, t, self.numexits()), result.seconds)
 
     def test_main(self, x: Array, t: Optional[Array] = None) -> tuple[float, float]:
@@ -462,8 +461,8 @@ class Compiled:
             recorded[i] = self._call(engine.record, x[parts[i]])
 
         run(task, len(parts))
-        scores, released, whole = zip(*recorded)
-        logits = [np.concatenate(of_exit) for of_exit in zip(*scores)]
+        parts_of_exits, released, whole = zip(*recorded)
+        logits = [np.concatenate(of_exit) for of_exit in zip(*parts_of_exits)]
         return [
             Look(
                 *answer(logits[k]),
@@ -517,18 +516,18 @@ class Compiled:
 
     def _leave(self, x: np.ndarray, cuts: Sequence[float]) -> Result:
         """The answer to a batch, whose chunks threads share."""
-        engine, rule, x = self._engine(x), _rule(cuts), np.ascontiguousarray(x)
+        engine, x = self._engine(x), np.ascontiguousarray(x)
         parts = batches(len(x), engine.most)
         results: list[Any] = [None] * len(parts)
 
         def task(i: int) -> None:
-            results[i] = self._call(engine.leave, x[parts[i]], cuts, rule)
+            results[i] = self._call(engine.leave, x[parts[i]], cuts)
 
         run(task, len(parts))
-        label, exit, score = (
-            np.concatenate([getattr(result, name) for result in results]) for name in ('label', 'exit', 'score')
+        label, exit, logits = (
+            np.concatenate([getattr(result, name) for result in results]) for name in ('label', 'exit', 'logits')
         )
-        return Result(label, exit, score, sum(result.seconds for result in results))
+        return Result(label, exit, logits, sum(result.seconds for result in results))
 
     def _engine(self, x: np.ndarray) -> Engine:
         """The engine for samples like those of x: machine code, or a Chain where a link has no kernel there."""
@@ -638,11 +637,6 @@ def _check_trace(cascade: Cascade, net: BranchyNet, shape: tuple[int, ...], with
                     f'the trace and the net give different logits at {place}: forward may call other functions for '
                     'some samples; leave out traced=True'
                 )
-
-
-def _rule(cuts: Sequence[float]) -> Callable[[np.ndarray], int]:
-    """The exit rule for the logits (E, C) of one sample."""
-    return lambda logits: int(leave_at(answer(logits).entropy[:, None], cuts)[0])
 
 
 _REMEMBERED = 1000  # settings of thresholds

@@ -9,24 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Union
 
 from branchynet import exits
 from branchynet.batching import batches, check_pairs, check_within, checked_array, checked_labels
 from branchynet.chains.arguments import parse
 from branchynet.chains.reading import Stage, read
-from branchynet.chains.trunk import Trunk
+from branchynet.chains.trunk import LAYERS, Trunk
 from branchynet.cpu import tape
 from branchynet.devices import now
 from branchynet.exits import Array, Setting, check_per_exit
 from branchynet.functions import inference_mode, rows
 from branchynet.links.links import Branch, Net, check_links, check_number
 from branchynet.progress import progress
-from branchynet.shares import Whole
+from branchynet.shares import Batch
 
 import chainer
 import chainer.functions as F
@@ -156,6 +157,7 @@ class BranchyNet(chainer.Chain):
         verbose: bool = False,
     ) -> None:
         super().__init__()
+        network = list(network) if isinstance(network, Iterable) else network  # a generator is gone through once
         _check_network(network)
         if opt not in ('Adam', 'MomentumSGD'):
             raise ValueError(f"opt is {opt!r}: expected 'Adam' or 'MomentumSGD'")
@@ -254,6 +256,9 @@ class BranchyNet(chainer.Chain):
             net.get_SM(x[: len(exits) + 2])  # as many as are read
         return net
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({'_tapes': tape.Tapes(), **state})  # a net of an earlier version, unpickled, has none
+
     def _setup_optimizers(self) -> None:
         self.optimizer = self._make_optimizer(self.main, self.alpha, self.momentum)
         owned = {id(param) for param in self.main.params()}
@@ -308,7 +313,7 @@ class BranchyNet(chainer.Chain):
                 reach = [self._reaches_trunk(k) for k in range(self.numexits())]
                 losses, accuracies, total = tape.joint(self.models, x, t, reach)
             else:
-                losses, accuracies, total = self.joint_loss(x, t, Whole(len(x)))
+                losses, accuracies, total = self.joint_loss(x, t, Batch(len(x)))
                 spans = [span for m in self.models for span in (m[m.starti : m.endi], m[m.endi :]) if span]
                 self._tapes.add(links, x, [span[0] for span in spans])
         step(total, [self.optimizer, *self.optimizers])
@@ -317,16 +322,18 @@ class BranchyNet(chainer.Chain):
     def _is_plain_step(self, count: int) -> bool:
         """Whether a joint step on ``count`` samples needs nothing but the exits' losses.
 
-        So forwardMain is not set, nothing is frozen, no samples are dropped, no exit's Net has a hook, and no subclass
-        overrides stage, exit or one_pass.
+        So forwardMain is not set, nothing is frozen, no samples are dropped, no exit's Net has a hook, and neither a
+        subclass nor the net itself has another joint_loss, or another of the methods that it calls.
         """
-        own = type(self)
         return (
             self.forwardMain is None
             and not self.frozen
             and not self.drops_samples(count)
             and not any(model._n_local_link_hooks for model in self.models)
-            and (own.stage, own.exit, own.one_pass) == (BranchyNet.stage, BranchyNet.exit, BranchyNet.one_pass)
+            and not any(
+                name in vars(self) or getattr(type(self), name) is not getattr(BranchyNet, name)
+                for name in ('joint_loss', 'one_pass', 'stage', 'exit')
+            )
         )
 
     def _train_net(
@@ -384,7 +391,7 @@ class BranchyNet(chainer.Chain):
         Returns:
             Variable (), the sum of the exits' losses, each times its weight; with forwardMain, main's loss is added.
         """
-        losses, accuracies, total = self.joint_loss(*self.checked(x, t), Whole(len(x)))
+        losses, accuracies, total = self.joint_loss(*self.checked(x, t), Batch(len(x)))
         report = {'loss': total}
         for k in range(self.numexits()):
             report[f'exit{k}/loss'] = losses[k]
@@ -393,14 +400,14 @@ class BranchyNet(chainer.Chain):
         return total
 
     def joint_loss(
-        self, x: Array, t: Array, share: Whole
+        self, x: Array, t: Array, batch: Batch
     ) -> tuple[list[chainer.Variable], list[chainer.Variable], chainer.Variable]:
         """The losses of all exits, in Chainer's present mode; in training mode samples are dropped between exits.
 
         Args:
             x: samples (B, ...), checked and on the net's device.
             t: labels (B,).
-            share: the samples' part in the batch.
+            batch: that the samples are, or are a share of.
 
         Returns:
             (losses, accuracies, total): lists of a Variable () for every exit; the loss of `forward`.
@@ -408,8 +415,9 @@ class BranchyNet(chainer.Chain):
         total: Any = 0
         self._hold_frozen()  # the user may have set up an optimiser since
         if self.forwardMain is not None:
-            self.check_thawed('trunk')
-            total = share.weighted(loss_and_accuracy(self.main(x), t)[0])
+            if chainer.config.train:
+                self.check_thawed('trunk')
+            total = batch.weighted(loss_and_accuracy(self.main(x), t)[0])
         stage = self.one_pass()
         losses: list[chainer.Variable] = []
         accuracies: list[chainer.Variable] = []
@@ -420,12 +428,12 @@ class BranchyNet(chainer.Chain):
                 continue
             x = stage(k, x)
             logits = self.exit(k, x if self._reaches_trunk(k) else chainer.as_array(x))
-            loss, accuracy = map(share.weighted, loss_and_accuracy(logits, t))
+            loss, accuracy = map(batch.weighted, loss_and_accuracy(logits, t))
             losses.append(loss)
             accuracies.append(accuracy)
             total += model.weight * loss
             if chainer.config.train and k < self.numexits() - 1:
-                kept = self._kept(k, logits, share)
+                kept = self._kept(k, logits, batch)
                 if kept is not None:
                     x, t = rows(x, kept), t[kept]
         return losses, accuracies, total
@@ -436,17 +444,17 @@ class BranchyNet(chainer.Chain):
             return self.forwardMain is None
         return self.joint
 
-    def _kept(self, k: int, logits: chainer.Variable, share: Whole) -> Array | None:
+    def _kept(self, k: int, logits: chainer.Variable, batch: Batch) -> Array | None:
         """Indices of the samples that training carries on past exit k; None if these are all samples."""
         rule = self._training_rule()
-        if isinstance(rule, exits.Shares) and rule.count(k, share.remaining, share.batch) <= 0:
+        if isinstance(rule, exits.Shares) and rule.count(k, batch.remaining, batch.size) <= 0:
             return None  # no entropy is needed
-        scaled = share.of_all(self._scaled(k, logits.array))
+        scaled = batch.of_all(self._scaled(k, chainer.as_array(logits)))
         answer = exits.answer(scaled)
-        dropped = rule.leaves(k, scaled, answer, share.batch)
+        dropped = rule.leaves(k, scaled, answer, batch.size)
         if dropped.any():
             self._learned[k].append(float(answer.entropy[dropped].max()))
-        return share.keep(~dropped)
+        return batch.keep(~dropped)
 
     def _training_rule(self) -> exits.Rule:
         """The rule by which training drops samples."""
@@ -618,7 +626,7 @@ class BranchyNet(chainer.Chain):
                 start = now(self)
                 x = stage(k, x)
                 trunk = now(self)
-                logits = self._scaled(k, self.exit(k, x).array)
+                logits = self._scaled(k, chainer.as_array(self.exit(k, x)))
                 prob, entropy = exits.answer(logits)
                 result.append(Look(prob, entropy, trunk - start, now(self) - start, logits))
         check_same_classes([look.logits for look in result])
@@ -647,7 +655,7 @@ class BranchyNet(chainer.Chain):
             with chainer.using_config('train', True), chainer.no_backprop_mode():
                 for k in range(self.numexits() - 1):
                     h = stage(k, h)
-                    batch.append(to_cpu(exits.answer(self._scaled(k, self.exit(k, h).array)).entropy))
+                    batch.append(to_cpu(exits.answer(self._scaled(k, chainer.as_array(self.exit(k, h)))).entropy))
             result.append(batch)
         return [np.concatenate(parts) for parts in zip(*result)]
 
@@ -686,7 +694,13 @@ class BranchyNet(chainer.Chain):
     # A copy of main, which is trained and tested apart from the joint training
 
     def copy_main(self) -> None:
-        """Copies main with its optimiser, for train_main_copy and test_main_copy."""
+        """Copies main with its optimiser, for train_main_copy and test_main_copy.
+
+        Raises:
+            ValueError: main is a chain that was not read.
+        """
+        if isinstance(self.main, Trunk):
+            self.main.check_read()
         self.main_copy, self.optimizer_copy = copy.deepcopy((self.main, self.optimizer))
         if 'trunk' in self.frozen:  # only of the net: the copy trains
             self.main_copy.enable_update()
@@ -766,7 +780,7 @@ class BranchyNet(chainer.Chain):
         """Keeps parts of the net as they are in training.
 
         A frozen part runs in testing mode, so that its batch normalisation keeps and uses its running statistics, and
-        no optimiser changes its parameters. Behind a frozen trunk there is no backward pass; a frozen exit still hands
+        no optimiser changes its parameters. Through a frozen trunk there is no backward pass; a frozen exit still hands
         its gradient to the trunk. To train one exit alone, see `train_branch`.
 
         Args:
@@ -800,8 +814,10 @@ class BranchyNet(chainer.Chain):
         for name in names:
             if name == 'exits':
                 parts.update(range(self.numexits()))
-            elif name == 'trunk' or (isinstance(name, int) and 0 <= name < self.numexits()):
+            elif name == 'trunk':
                 parts.add(name)
+            elif isinstance(name, (int, np.integer)) and not isinstance(name, bool) and 0 <= name < self.numexits():
+                parts.add(int(name))
             else:
                 raise ValueError(
                     f"the part to freeze or thaw is {name!r}: expected 'trunk', 'exits' or an exit from 0 to "
@@ -837,6 +853,10 @@ class BranchyNet(chainer.Chain):
         needs_no_graph = part == 'trunk' and chainer.config.train
         with inference_mode() if needs_no_graph else chainer.using_config('train', False):
             yield
+
+    def dtypes(self) -> list[np.dtype]:
+        """The dtypes of floating parameters, each once; two where batch normalisation stays float32 beside float16."""
+        return sorted({p.dtype for p in self.params(include_uninit=False) if p.dtype.kind == 'f'}, key=str)
 
     @property
     def gpu(self) -> bool:
@@ -955,9 +975,10 @@ class BranchyNet(chainer.Chain):
         x = checked_array('x', x)
         if x.dtype.kind not in 'fiu':
             raise TypeError(f'x has dtype {x.dtype}: expected numbers')
-        dtype = next((p.dtype for p in self.params(include_uninit=False) if p.dtype.kind == 'f'), x.dtype)
-        if x.dtype.kind == 'f' and x.dtype != dtype:
-            raise TypeError(f'x has dtype {x.dtype}: expected {dtype}, the dtype of the parameters')
+        dtypes = self.dtypes()
+        if x.dtype.kind == 'f' and dtypes and x.dtype not in dtypes:
+            expected = ' or '.join(map(str, dtypes))
+            raise TypeError(f'x has dtype {x.dtype}: expected {expected}, the dtype of the parameters')
         if x.size == 0:
             raise ValueError(f'x has shape {x.shape}: expected at least one sample')
         xp = get_array_module(x)
@@ -1030,16 +1051,30 @@ class ChainNet(BranchyNet):
             raise ValueError(f'exit {i} is the end of the chain and has no links of its own: call train_main')
         return super().train_branch(i, x, t)
 
-    def freeze(self, *parts: Part) -> None:
-        """As of BranchyNet.
+    def _named_parts(self, names: tuple[Part, ...]) -> frozenset[Part]:
+        last = self.numexits() - 1
+        if last in names:
+            raise ValueError(f"exit {last} is the end of the chain and has no links of its own: name 'trunk'")
+        return super()._named_parts(names) - {last}
+
+    def serialize(self, serializer: Any) -> None:
+        """As of BranchyNet; the file also names the layers with exits.
 
         Raises:
-            ValueError: as of BranchyNet; also for the last exit, which has no links of its own.
+            OSError: the file is of a net with exits at other layers; this net is unchanged.
         """
-        last = self.numexits() - 1
-        if last in parts:
-            raise ValueError(f"exit {last} is the end of the chain and has no links of its own: freeze 'trunk'")
-        super().freeze(*parts)
+        layers = np.frombuffer(json.dumps(self.main.layers).encode(), np.uint8)
+        if isinstance(serializer, chainer.Serializer):
+            serializer(LAYERS, layers)
+        else:
+            with contextlib.suppress(KeyError):  # a file of an earlier version does not name them
+                found = json.loads(np.asarray(serializer(LAYERS, None), np.uint8).tobytes())
+                if found != self.main.layers:
+                    raise OSError(
+                        f'the file is of a net with exits at {", ".join(found)}, and this one has them at '
+                        f'{", ".join(self.main.layers)}'
+                    )
+        super().serialize(serializer)
 
     def _links_of(self, part: Part) -> list[chainer.Link]:
         return [self.main] if part == 'trunk' else super()._links_of(part)
@@ -1130,7 +1165,7 @@ def loss_and_accuracy(logits: chainer.Variable, t: Array) -> tuple[chainer.Varia
     if logits.ndim != 2:
         raise ValueError(f'an exit gives logits of shape {logits.shape[1:]} for a sample: expected (classes,)')
     check_within(t, logits.shape[1])
-    return F.softmax_cross_entropy(logits, t), F.accuracy(logits, t)
+    return F.softmax_cross_entropy(logits, t), chainer.Variable(exits.accuracy(chainer.as_array(logits), t))
 
 
 def step(

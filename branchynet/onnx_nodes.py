@@ -158,6 +158,13 @@ def _simple(op: str, **attributes: Callable[[Any], Any]) -> _Writer:
     return write
 
 
+def _axis_of_sample(function: Any) -> int:
+    """The axis of a softmax."""
+    if function.axis % len(function.inputs[0].shape) == 0:
+        raise _NotCovered(f'the function {type(function).__name__} mixes the samples of a batch')
+    return function.axis
+
+
 def _with_number(op: str, number_first: bool = False) -> _Writer:
     """The writer of one node that takes a function's input and its attribute ``value``."""
 
@@ -507,7 +514,7 @@ _NODES: dict[type, _Writer] = {
     LeakyReLU: _simple('LeakyRelu', alpha=lambda function: function.slope),
     LinearFunction: _linear,
     LocalResponseNormalization: _local_response,
-    LogSoftmax: _simple('LogSoftmax', axis=lambda function: function.axis),
+    LogSoftmax: _simple('LogSoftmax', axis=_axis_of_sample),
     MatMul: _matmul,
     Max: _reduction('ReduceMax'),
     Maximum: _simple('Max'),
@@ -523,7 +530,7 @@ _NODES: dict[type, _Writer] = {
     Reshape: _reshape,
     Rollaxis: _moved_axes(lambda function, x: np.rollaxis(x, function.axis, function.start)),
     Sigmoid: _simple('Sigmoid'),
-    Softmax: _simple('Softmax', axis=lambda function: function.axis),
+    Softmax: _simple('Softmax', axis=_axis_of_sample),
     Softplus: _softplus,
     Sqrt: _simple('Sqrt'),
     Square: lambda graph, function, inputs, shape: graph.node('Mul', *[graph.named(inputs[0])] * 2),

@@ -25,7 +25,7 @@ from branchynet.batching import check_pairs
 from branchynet.chains.trunk import Trunk
 from branchynet.exits import Array
 from branchynet.net import BranchyNet, loss_and_accuracy, step
-from branchynet.shares import Share
+from branchynet.shares import SharedBatch
 
 import chainer
 import chainer.links as L
@@ -245,8 +245,8 @@ class Parallel:
             means = self._step(loss, [net.optimizer], [loss, accuracy])
         return means[0], means[1]
 
-    def _share(self, x: Array) -> Share:
-        return Share(len(x), self._comm.mpi_comm)
+    def _share(self, x: Array) -> SharedBatch:
+        return SharedBatch(len(x), self._comm.mpi_comm)
 
     def _step(
         self, loss: chainer.Variable, optimizers: list[chainer.Optimizer], report: list[chainer.Variable]

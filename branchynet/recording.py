@@ -31,11 +31,11 @@ class Recording(NamedTuple):
 
 
 def record(link: Callable, x: np.ndarray) -> Recording:
-    """Calls a link, or any callable that takes a Variable, in testing mode; records the functions after its result."""
+    """Calls a link, or any callable that takes a Variable, in testing mode; records what its result is computed by."""
     start = chainer.Variable(x)
     with chainer.using_config('train', False), chainer.force_backprop_mode(), _Inputs() as inputs:
         y = link(start)
-    # Behind y may also be functions that were called before, of weights alone.
+    # y may also come from functions that were called before, of weights alone.
     calls = [Call(function, inputs.of[function]) for function in _functions(y) if function in inputs.of]
     return Recording(start, y, calls)
 
@@ -53,7 +53,7 @@ class _Inputs(chainer.FunctionHook):
 
 
 def _functions(y: Any) -> list[chainer.FunctionNode]:
-    """The functions after a Variable, in an order in which they can be called."""
+    """The functions that a Variable comes from, in an order in which they can be called."""
     found: dict[chainer.FunctionNode, None] = {}  # a set that keeps the order
     waiting = [y.creator_node] if isinstance(y, chainer.Variable) else []
     while waiting:

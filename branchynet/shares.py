@@ -1,4 +1,4 @@
-"""The samples that this process trains on: a whole batch, or its share of one where ranks train together."""
+"""The samples that this process trains on: a batch, or its share of one where ranks train together."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from chainer.backend import get_array_module
 from chainer.backends.cuda import to_cpu
 
 
-class Whole:
-    """A whole batch, whose samples leave one exit after another.
+class Batch:
+    """A batch of one process, whose samples leave one exit after another.
 
     Args:
-        batch: number of samples before the first exit.
+        size: number of samples before the first exit.
 
     Attributes:
-        batch: as given.
+        size: as given.
         remaining: number of samples that are still in the network.
     """
 
-    def __init__(self, batch: int) -> None:
-        self.batch = self.remaining = batch
+    def __init__(self, size: int) -> None:
+        self.size = self.remaining = size
 
     def weighted(self, mean: Any) -> Any:
         """Scales a mean over this process's samples so that its mean over all ranks is the batch's."""
@@ -44,24 +44,26 @@ class Whole:
         return get_array_module(kept).flatnonzero(kept)
 
 
-class Share(Whole):
-    """A rank's share of a batch: consecutive samples, as many as the others' or one less or more.
+class SharedBatch(Batch):
+    """A batch that ranks train on together, seen from one of them.
+
+    A rank's share are consecutive samples, as many as the others' or one less or more.
 
     A rank none of whose samples remain goes on with one of them, so that all ranks run the same links. It counts in
     running statistics, not in losses and gradients.
 
     Args:
-        batch: number of samples of the whole batch.
+        size: number of samples of the whole batch.
         mpi: communicator of mpi4py.
 
     Attributes:
         samples: a slice, the rank's samples in the batch.
     """
 
-    def __init__(self, batch: int, mpi: Any) -> None:
-        super().__init__(batch)
+    def __init__(self, size: int, mpi: Any) -> None:
+        super().__init__(size)
         self._mpi = mpi
-        self._bounds = np.arange(mpi.size + 1) * batch // mpi.size  # between the ranks' samples that remain
+        self._bounds = np.arange(mpi.size + 1) * size // mpi.size  # between the ranks' samples that remain
         first, last = self._own()
         self.samples = slice(first, last) if first < last else slice(0, 1)
 
@@ -70,18 +72,18 @@ class Share(Whole):
         return first, last
 
     def weighted(self, mean: Any) -> Any:
-        """See Whole; the factor is 1 where all ranks have as many samples."""
+        """See Batch; the factor is 1 where all ranks have as many samples."""
         first, last = self._own()
         return mean * (self._mpi.size * (last - first) / self.remaining)
 
     def of_all(self, rows: Any) -> Any:
-        """See Whole."""
+        """See Batch."""
         first, last = self._own()
         parts = self._mpi.allgather(to_cpu(rows[: last - first]))
         return get_array_module(rows).asarray(np.concatenate(parts))
 
     def keep(self, kept: Any) -> Any:
-        """See Whole."""
+        """See Batch."""
         xp = get_array_module(kept)
         first, last = self._own()
         index = xp.flatnonzero(kept[first:last])

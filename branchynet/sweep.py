@@ -12,19 +12,18 @@ from branchynet.batching import batches, check_pairs, check_within, checked_arra
 from branchynet.devices import now
 from branchynet.exits import (
     ENTROPY,
-    Agreement,
     Answer,
     Array,
     Criterion,
     check_answer,
     check_criterion,
-    closed,
     count_below,
     labels,
     leave_at,
+    scores,
 )
 from branchynet.inference import Compiled, check_classifier
-from branchynet.net import BranchyNet, Look
+from branchynet.net import BranchyNet
 from branchynet.progress import progress
 
 import numpy as np
@@ -140,7 +139,8 @@ def _record_batch(net: BranchyNet | Compiled, x: Array, t: Array, part: slice, c
     """The record of a part of the samples."""
     looks, t, rows = net.look(x[part]), t[part], []
     count = len(t)
-    for k, (look, score) in enumerate(zip(looks, _scores(looks, criterion))):
+    answers = [Answer(look.prob, look.entropy) for look in looks]
+    for k, (look, score) in enumerate(zip(looks, scores(criterion, [look.logits for look in looks], answers))):
         check_within(t, look.prob.shape[1])
         check_answer(k, look.entropy, part.start)
         rows.append(
@@ -153,16 +153,6 @@ def _record_batch(net: BranchyNet | Compiled, x: Array, t: Array, part: slice, c
         )
     score, correct, released, whole = map(np.stack, zip(*rows))
     return ExitRecord(score, correct, released, whole, criterion)
-
-
-def _scores(looks: Sequence[Look], criterion: Criterion) -> list[Array]:
-    """The criterion's scores (B,) of every exit."""
-    if criterion is ENTROPY:
-        return [look.entropy for look in looks]
-    agreement = Agreement()
-    return [
-        criterion.score(look.logits, Answer(look.prob, look.entropy), agreement.count(look.logits)) for look in looks
-    ]
 
 
 def sweep(recorded: ExitRecord, thresholds: Any) -> Sweep:
@@ -196,7 +186,7 @@ def sweep(recorded: ExitRecord, thresholds: Any) -> Sweep:
         >>> swept.exits.tolist()  # samples that leave at each exit, under each setting
         [[0, 500], [250, 250], [500, 0]]
     """
-    thresholds = _checked(recorded, thresholds)
+    thresholds, cuts = _checked(recorded, thresholds)
     exits, samples = recorded.score.shape
     # What changes when a sample reaches an exit: the count there by 1, correctness (this exit's in place of that of
     # the exit before), and two times. Sums of whole numbers are exact in float64.
@@ -209,7 +199,7 @@ def sweep(recorded: ExitRecord, thresholds: Any) -> Sweep:
         ],
         axis=1,
     )
-    order, ranks = _ranks(recorded.key[:-1], _cuts(recorded, thresholds))
+    order, ranks = _ranks(recorded.key[:-1], cuts)
     totals = np.empty((exits, 4, len(thresholds)))
     totals[0] = gains[0].sum(axis=1, keepdims=True)
     for k in range(1, exits):
@@ -235,9 +225,9 @@ def percentiles(recorded: ExitRecord, thresholds: Any, q: Sequence[float] = (50,
     Raises:
         TypeError, ValueError: as in `sweep`.
     """
-    thresholds = _checked(recorded, thresholds)
+    _, cuts = _checked(recorded, thresholds)
     whole, each = np.cumsum(recorded.whole, axis=0), np.arange(recorded.score.shape[1])
-    key, cuts = recorded.key, _cuts(recorded, thresholds)
+    key = recorded.key
     return np.transpose([np.percentile(whole[leave_at(key, setting), each], q) for setting in cuts])
 
 
@@ -247,30 +237,27 @@ def check_record(recorded: Any) -> None:
         raise TypeError(f'recorded is a {type(recorded).__name__}: expected an ExitRecord, which sweep.record returns')
 
 
-def _checked(recorded: ExitRecord, thresholds: Any) -> np.ndarray:
-    """Thresholds as a float array (S, E - 1)."""
+def _checked(recorded: ExitRecord, thresholds: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Thresholds and the cuts below which a sample's key lets it leave: float arrays (S, E - 1)."""
     check_record(recorded)
-    if thresholds is None or isinstance(thresholds, Real):
+    if thresholds is None or isinstance(thresholds, Real) or getattr(thresholds, 'ndim', 1) == 0:
         raise TypeError(f'thresholds is {thresholds!r}: expected settings, each a sequence of thresholds')
-    if not isinstance(thresholds, np.ndarray) or thresholds.dtype == object:  # a long array has numbers alone
-        side = recorded.criterion.side
-        thresholds = [closed(setting, side) if np.ndim(setting) else setting for setting in thresholds]
-    thresholds = np.asarray(thresholds, float)
+    if not isinstance(thresholds, np.ndarray):
+        thresholds = np.asarray([list(setting) if np.ndim(setting) else setting for setting in thresholds], object)
     exits, samples = recorded.score.shape
     if thresholds.ndim != 2 or thresholds.shape[1] != exits - 1 or not len(thresholds):
         raise ValueError(
             f'thresholds have shape {thresholds.shape}: expected (settings, {exits - 1}), at least one setting'
         )
-    if np.isnan(thresholds).any():
+    is_off = thresholds == np.array(None)
+    nobody = -math.inf if recorded.criterion.side == 'below' else math.inf
+    numbers = np.where(is_off, nobody, thresholds).astype(float)
+    if np.isnan(numbers).any():
         raise ValueError('thresholds hold NaN')
     if samples == 0:
         raise ValueError('the exit record is empty: a sweep needs at least one sample')
-    return thresholds
-
-
-def _cuts(recorded: ExitRecord, thresholds: np.ndarray) -> np.ndarray:
-    """The cuts (S, E - 1): a sample leaves where its key is below."""
-    return recorded.criterion.cut(thresholds, recorded.score.dtype)
+    # An infinite score is at least infinite: the cut of None is another than that of infinity.
+    return numbers, recorded.criterion.cut(np.where(is_off, math.nan, numbers), recorded.score.dtype)
 
 
 def _ranks(key: np.ndarray, cuts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -278,7 +265,7 @@ def _ranks(key: np.ndarray, cuts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Args:
         key: (K, N), of an ExitRecord.
-        cuts: (S, K), from _cuts.
+        cuts: (S, K), from _checked.
 
     Returns:
         Two integer arrays: (K, N), each exit's samples by rising key, and (K, S), the number of each exit's keys that
@@ -337,12 +324,18 @@ def pareto(accuracy: Any, seconds: Any) -> np.ndarray:
     Raises:
         ValueError: an accuracy or a time is NaN.
     """
-    accuracy, seconds = np.asarray(accuracy, float), np.asarray(seconds, float)
-    if np.isnan(accuracy).any() or np.isnan(seconds).any():
-        raise ValueError('an accuracy or a time is NaN: expected numbers')
+    accuracy, seconds = _checked_settings(accuracy, seconds)
     order = np.lexsort((-accuracy, seconds))
     best = np.maximum.accumulate(accuracy[order])
     return order[np.diff(best, prepend=-np.inf) > 0]
+
+
+def _checked_settings(accuracy: Any, seconds: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracy and time of settings, both float (S,); ValueError if one is NaN."""
+    accuracy, seconds = np.asarray(accuracy, float), np.asarray(seconds, float)
+    if np.isnan(accuracy).any() or np.isnan(seconds).any():
+        raise ValueError('an accuracy or a time is NaN: expected numbers')
+    return accuracy, seconds
 
 
 def knee(accuracy: Any, seconds: Any, base_accuracy: float) -> int:
@@ -360,8 +353,15 @@ def knee(accuracy: Any, seconds: Any, base_accuracy: float) -> int:
 
     Returns:
         The index of the setting. Ties go to the more accurate setting.
+
+    Raises:
+        ValueError: an accuracy or a time is NaN, or there are no settings.
     """
-    accuracy, seconds = np.asarray(accuracy), np.asarray(seconds)
+    accuracy, seconds = _checked_settings(accuracy, seconds)
+    if not len(accuracy) or math.isnan(base_accuracy):
+        raise ValueError(
+            f'{len(accuracy)} settings, baseline {base_accuracy}: expected one setting or more, and a number'
+        )
     enough = accuracy >= min(base_accuracy, accuracy.max())
     fastest = enough & (seconds == seconds[enough].min())
     return int(np.where(fastest, accuracy, -np.inf).argmax())

@@ -23,7 +23,7 @@ from branchynet.checkpoint import load_optimizer
 from branchynet.exits import Array
 from branchynet.functions import inference_mode
 from branchynet.net import BranchyNet, check_net
-from branchynet.shares import Whole
+from branchynet.shares import Batch
 
 import chainer
 import numpy as np
@@ -111,7 +111,7 @@ class Updater(updaters.StandardUpdater):
         if flags is None:  # a snapshot of an earlier version
             return
         self._net.thaw()
-        self._net.freeze(*(part for part, is_frozen in zip(parts, flags) if is_frozen))
+        self._net.freeze(*(part for part, is_frozen in zip(parts, flags) if is_frozen and self._net._links_of(part)))
 
 
 class Evaluator(extensions.Evaluator):
@@ -189,7 +189,7 @@ def _pair(converter: Callable, batch: Any) -> tuple[Array, Array]:
 def _measured(net: BranchyNet, x: Array, t: Array) -> dict[str, float]:
     """The means of one batch that an Evaluator reports."""
     with inference_mode():
-        losses, accuracies, total = net.joint_loss(x, t, Whole(len(t)))
+        losses, accuracies, total = net.joint_loss(x, t, Batch(len(t)))
     accuracy, _, counts, _ = net.test(x, t)
     shares = [count / len(t) for count in counts]
     means = [[value.item() for value in values] for values in (losses, accuracies)]

@@ -204,6 +204,7 @@ def test_suite_A(
     Returns:
         (ps, accuracies, seconds): one per setting; seconds are the released clock's total.
     """
+    check_net(net)
     ps = np.linspace(0.1, 1.0, 10) if ps is None else ps
     results = _test_settings(net, x, y, batchsize, [{'thresholdExits': None, 'percentTestExits': p} for p in ps])
     return ps, [r[0] for r in results], [r[1] for r in results]

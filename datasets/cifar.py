@@ -57,8 +57,8 @@ def read(name: str, versions: Sequence[Version]) -> list[np.ndarray]:
     Raises:
         OSError: a file is damaged, or is missing and cannot be downloaded; one line that says how to repair it.
     """
-    version, path = find(name, versions) or (versions[0], _download(name, versions[0]))
     with folder.mended_by_download(name):
+        version, path = find(name, versions) or (versions[0], _download(name, versions[0]))
         return [version['decode'](content) for content in _contents(version, path)]
 
 

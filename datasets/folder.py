@@ -241,7 +241,7 @@ def mended_by_download(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        raise OSError(f"{e}; mend it with '{command()} data download {name}'") from e
+        raise OSError(f"{e}; repair it with '{command()} data download {name}'") from e
 
 
 def _check(path: str, found: str, expected: str) -> None:

@@ -10,7 +10,20 @@ import threading
 import traceback
 
 import branchynet
-from branchynet import Branch, BranchyNet, cost, cpu, exits, export, functions, heads, inference, sweep, utils
+from branchynet import (
+    Branch,
+    BranchyNet,
+    checkpoint,
+    cost,
+    cpu,
+    exits,
+    export,
+    functions,
+    heads,
+    inference,
+    sweep,
+    utils,
+)
 from branchynet.datasets import cifar10
 
 import chainer
@@ -966,7 +979,7 @@ def test_the_last_exit_of_a_chain_cannot_be_frozen_by_itself():
             return self.b(F.relu(self.a(x)))
 
     net = BranchyNet.from_chain(Chain(), {'a': [F.relu, L.Linear(8, 3)]})
-    with pytest.raises(ValueError, match="exit 1 is the end of the chain and has no links of its own: freeze 'trunk'"):
+    with pytest.raises(ValueError, match="exit 1 is the end of the chain and has no links of its own: name 'trunk'"):
         net.freeze(1)
     net.freeze('exits')
 
@@ -1001,3 +1014,72 @@ def test_a_layer_that_defines_call_is_told_its_todays_name():
         ValueError, match='the layer /a defines __call__, so that Chainer does not see its calls: name it'
     ):
         net.look(np.zeros((2, 4), np.float32))
+
+
+# Files
+
+
+def small_chain(**settings):
+    np.random.seed(0)
+    exits = settings.pop('exits', {'block1': heads.linear(CLASSES)})
+    return BranchyNet.from_chain(Residual(), exits, x=X[:3], **settings)
+
+
+def test_frozen_exits_are_restored(tmp_path):
+    path, net, new = str(tmp_path / 'checkpoint.npz'), small_chain(), small_chain()
+    net.freeze('exits')
+    assert net.frozen == {0}  # the last exit has no links of its own
+    net.train(X, T)
+    checkpoint.save(path, net, {})
+    for one in net, new:
+        checkpoint.load(path, one)  # with the generators that dropout draws from
+        assert one.frozen == {0}
+        one.train(X, T)
+    assert same(weights(net), weights(new))
+    for method in new.freeze, new.thaw:
+        with pytest.raises(
+            ValueError, match="exit 1 is the end of the chain and has no links of its own: name 'trunk'"
+        ):
+            method(1)
+
+
+def test_weights_of_exits_at_other_layers_are_refused(tmp_path):
+    path, net = str(tmp_path / 'net.npz'), small_chain()
+    chainer.serializers.save_npz(path, net)
+    other = small_chain(exits={'stem': heads.linear(CLASSES)})  # whose output has the shape of block1's
+    before = weights(other)
+    message = 'the file is of a net with exits at /?block1, and this one has them at /?stem'
+    for load in chainer.serializers.load_npz, checkpoint.load_npz:
+        with pytest.raises(OSError, match=message):
+            load(path, other)
+        assert same(weights(other), before)
+
+
+def test_weights_of_a_file_that_names_no_layers_are_loaded(tmp_path):
+    path, net, new = str(tmp_path / 'net.npz'), small_chain(), small_chain()
+    net.train(X, T)
+    chainer.serializers.save_npz(path, net)
+    with np.load(path) as arrays:
+        np.savez(path, **{name: array for name, array in arrays.items() if name != 'layers'})
+    for load in chainer.serializers.load_npz, checkpoint.load_npz:
+        new = small_chain()
+        load(path, new)
+        assert same(weights(new), weights(net))
+
+
+def test_main_is_copied_once_the_chain_was_read():
+    net = BranchyNet.from_chain(Residual(), {'block1': heads.linear(CLASSES)})
+    with pytest.raises(ValueError, match='the chain was not read yet: run a batch first'):
+        net.copy_main()
+    net.get_SM(X)
+    net.copy_main()
+    net.train_main_copy(X, T)
+
+
+def test_a_chain_of_two_dtypes_takes_samples_of_its_first_layers():
+    np.random.seed(0)
+    with chainer.using_config('dtype', chainer.mixed16):
+        net = BranchyNet.from_chain(Residual(), {'block1': heads.linear(CLASSES)})
+        assert net.get_SM(X.astype(np.float16))[0].shape == (len(X), CLASSES)
+        with pytest.raises(TypeError, match='x has dtype float64: expected float16 or float32'):
+            net.get_SM(X.astype(float))

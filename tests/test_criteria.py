@@ -5,7 +5,7 @@ import math
 import pickle
 
 import branchynet
-from branchynet import checkpoint, exits, sweep
+from branchynet import calibration, checkpoint, exits, sweep
 from branchynet.export import export
 from branchynet.inference import Compiled, classify
 from branchynet.links.links import FL, Branch
@@ -122,6 +122,18 @@ def test_an_exit_that_is_off_lets_nobody_leave(net, criterion):
     everybody = {'below': math.inf, 'above': -math.inf, 'at least': -math.inf}[criterion.side]
     assert (classify(net, X, [None, everybody], criterion).exit == 1).all()
     assert (classify(net, X, [None, None], criterion).exit == 2).all()
+
+
+def test_an_exit_that_is_off_lets_no_infinite_score_leave(net):
+    infinite = exits.by_scores(lambda z: np.where(z[:, 0] > z[:, 1], np.float32(math.inf), z[:, 0]), 'at least')
+    recorded = sweep.record(net, X, T, 300, infinite)
+    assert np.isinf(recorded.score).any()
+    for thresholds, leaves in (([None, None], False), ([math.inf, None], True)):
+        exit = classify(net, X, thresholds, infinite).exit
+        counts = np.bincount(exit, minlength=3)
+        assert (counts[0] > 0) == leaves and counts[1] == 0
+        np.testing.assert_array_equal(sweep.sweep(recorded, [thresholds]).exits, [counts])
+        np.testing.assert_allclose(calibration.judge(recorded, thresholds).exit_percent, 100 * counts / len(X))
 
 
 def test_an_exit_of_the_net_that_is_off(tmp_path):

@@ -399,6 +399,21 @@ def test_a_residual_net_in_stages(form):
     assert_same(exported(net, form, IMAGES, [1.0, 0.9]).classify(x), classify(net, x, [1.0, 0.9]))
 
 
+@pytest.mark.parametrize(
+    'link, message',
+    [
+        (lambda h: h / 255 if abs(h.array).max() > 1 else h * 1.0, 'a link computes something else for other batches'),
+        (lambda h: h * float(len(h)), 'a link computes something else for other batches'),
+        (functools.partial(F.softmax, axis=0), 'the function Softmax mixes the samples of a batch'),
+    ],
+)
+def test_links_that_look_at_the_batch_are_refused(form, link, message):
+    np.random.seed(0)
+    net = branchynet.BranchyNet([L.Linear(4, 8), FL(link), Branch([L.Linear(8, 3)])])
+    with pytest.raises(ValueError, match=message):
+        exported(net, form, thresholds=[])
+
+
 def test_a_net_of_one_exit(form):
     net = branchynet.BranchyNet([L.Linear(4, 3), Branch([FL(F.relu)])])
     x, _ = small_data(8)

@@ -358,6 +358,69 @@ def test_freezing_is_kept_by_copies_and_undone_in_parts():
                 method(part)
 
 
+class Penalised(BranchyNet):
+    """A joint loss of a user's own."""
+
+    def joint_loss(self, x, t, batch):
+        losses, accuracies, total = super().joint_loss(x, t, batch)
+        return losses, accuracies, total + 10 * sum(F.sum(param**2) for param in self.params())
+
+
+def of_class(kind):
+    np.random.seed(0)
+    return kind([L.Linear(4, 6), FL(F.relu), Branch([L.Linear(6, 3)]), FL(F.relu), Branch([L.Linear(6, 3)])])
+
+
+def test_every_step_takes_the_joint_loss_of_a_subclass():
+    net, plain, chainers = of_class(Penalised), of_class(BranchyNet), of_class(Penalised)
+    for _ in range(4):
+        net.train(X, T), plain.train(X, T)
+        with TimerHook():  # whose user sees Chainer's graph
+            chainers.train(X, T)
+    assert same(weights(net), weights(chainers)) and not same(weights(net), weights(plain))
+
+
+def test_every_step_calls_a_method_that_was_put_in_place_of_the_nets():
+    net, calls = of_class(BranchyNet), []
+    net.train(X, T)
+    plain = net.exit
+    net.exit = lambda k, h: calls.append(k) or plain(k, h)
+    net.train(X, T)
+    assert calls == [0, 1]
+
+
+def test_an_answer_that_is_nan_is_right_in_no_training_step():
+    net = of_class(BranchyNet)
+    net.main[0].W.array[...] = math.nan
+    labels = np.zeros_like(T)  # which argmax gives for NaN
+    for _ in range(2):  # in Chainer, then without its graph
+        assert net.train(X, labels)[1] == [0.0, 0.0]
+        assert net.train_main(X, labels)[1] == 0.0
+
+
+def test_a_net_that_an_earlier_version_pickled_trains():
+    net, before = of_class(BranchyNet), of_class(BranchyNet)
+    del before._tapes
+    net.train(X, T), dill.loads(dill.dumps(before)).train(X, T)
+
+
+def test_a_network_may_be_a_generator():
+    assert BranchyNet(link for link in [L.Linear(4, 6), Branch([L.Linear(6, 3)])]).numexits() == 1
+
+
+def test_exits_may_return_arrays_in_testing_mode():
+    net = BranchyNet([L.Linear(4, 6), Branch([L.Linear(6, 3), FL(chainer.as_array)])])
+    np.testing.assert_allclose(net.get_SM(X)[0].sum(axis=1), 1, rtol=1e-5)
+
+
+def test_parts_to_freeze_may_be_numbers_of_numpy_and_no_booleans():
+    net = small_net()
+    net.freeze(np.int64(1))
+    assert net.frozen == {1}
+    with pytest.raises(ValueError, match='the part to freeze or thaw is True'):
+        net.freeze(True)
+
+
 # Inference
 
 

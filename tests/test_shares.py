@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import branchynet  # noqa: F401
-from branchynet.shares import Share
+from branchynet.shares import SharedBatch
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 @given(batch=st.integers(1, 20), ranks=st.integers(1, 6), data=st.data())
 def test_every_sample_is_on_one_rank_and_weighs_the_same(batch, ranks, data):
-    shares = [Share(batch, SimpleNamespace(rank=rank, size=ranks)) for rank in range(ranks)]
+    shares = [SharedBatch(batch, SimpleNamespace(rank=rank, size=ranks)) for rank in range(ranks)]
     on_rank = [np.arange(batch)[share.samples] for share in shares]
     remaining = np.arange(batch)
     for _ in range(3):  # exits
@@ -37,5 +37,5 @@ def test_shares_differ_by_one_sample_at_most(batch, ranks):
     sizes = [batch * (rank + 1) // ranks - batch * rank // ranks for rank in range(ranks)]
     assert max(sizes) - min(sizes) <= 1
     for rank, size in enumerate(sizes):
-        samples = Share(batch, SimpleNamespace(rank=rank, size=ranks)).samples
+        samples = SharedBatch(batch, SimpleNamespace(rank=rank, size=ranks)).samples
         assert samples.stop - samples.start == max(size, 1)

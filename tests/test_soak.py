@@ -70,10 +70,17 @@ def test_a_process_that_starts_after_the_end_has_a_memory():
 
 
 def test_memory_that_grows_is_told():
-    measured = {'different': 0, 'memory': [{'growth_percent': 1.0}, {'growth_percent': soak.GROWTH + 0.1}]}
+    latency = {'1': {'count': 7}}
+    measured = {
+        'different': 0,
+        'latency': latency,
+        'memory': [{'growth_percent': 1.0}, {'growth_percent': soak.GROWTH + 0.1}],
+    }
     assert soak.verdict(measured) == ['the memory of a process grew by 5.1 %: expected 5 % at most']
     measured['memory'][1]['growth_percent'] = soak.GROWTH
     assert soak.verdict(measured) == []
+    latency['2 to 10'] = {'count': 0}
+    assert soak.verdict(measured) == ['no calls of 2 to 10 images']
 
 
 def test_percentiles_are_those_of_the_calls():

@@ -114,6 +114,9 @@ def test_knee_is_the_fastest_that_is_good_enough():
     assert sweep.knee(accuracy, seconds, 0.98) == 2
     assert sweep.knee(accuracy, seconds, 0.5) == 0
     assert sweep.knee(accuracy, seconds, 0.999) == 1  # none: the most accurate
+    for bad in ((accuracy, seconds, math.nan), ([math.nan], [1.0], 0.5), ([], [], 0.5)):
+        with pytest.raises(ValueError, match='expected'):
+            sweep.knee(*bad)
 
 
 POINTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12)

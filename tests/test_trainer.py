@@ -221,6 +221,13 @@ def test_a_training_resumes_with_the_parts_that_were_frozen(parts, tmp_path):
     assert same(weights(net), weights(resumed))
 
 
+def test_a_validation_runs_beside_a_frozen_trunk():
+    net = small_net()
+    net.freeze('trunk')
+    net.forwardMain = True
+    assert trainer.Evaluator(validation(), net)()['main/loss'] > 0
+
+
 @pytest.mark.parametrize('strict', [True, False])
 def test_a_snapshot_that_does_not_name_frozen_parts_leaves_them_as_they_are(strict, tmp_path):
     loop = Trainer(trainer.Updater(serial(), small_net()), (1, 'iteration'), out=str(tmp_path))

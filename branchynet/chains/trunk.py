@@ -11,6 +11,8 @@ from branchynet.links.links import REFUSALS, call, reason
 
 import chainer
 
+LAYERS = 'layers'  # the entry of a net's file that names the layers with exits
+
 
 class Trunk(chainer.Chain):
     """A chain up to the logits of the last exit.
@@ -23,7 +25,7 @@ class Trunk(chainer.Chain):
 
     Attributes:
         layers: paths of the layers with exits, in the order of their calls.
-        logits: path of the layer whose output are the logits, after which forward is not run. None: the output of
+        logits: path of the layer whose output is the logits, after which forward is not run. None: the output of
             the last link of ``end`` or, where there is none, of the chain.
         is_read: whether the chain was read, which also sets ``logits`` where the chain's output is a softmax.
     """
@@ -55,9 +57,13 @@ class Trunk(chainer.Chain):
         Raises:
             ValueError: the chain was not read.
         """
+        self.check_read()
+        return self.new_pass(layers, mode)
+
+    def check_read(self) -> None:
+        """Raises ValueError unless the chain was read."""
         if not self.is_read:
             raise ValueError('the chain was not read yet: run a batch first, for example net.get_SM(x)')
-        return self.new_pass(layers, mode)
 
     def new_pass(self, layers: Sequence[str], mode: contextlib.AbstractContextManager[None]) -> Pass:
         """As one_pass, also of a chain that is being read."""

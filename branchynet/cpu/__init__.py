@@ -14,8 +14,9 @@ of every sum depends on the shapes alone, so 1, 2 or 64 threads give identical b
 are told. Convolutions, pooling, batch normalisation and matrix products are oneDNN's (the wheel
 onednn-cpu-gomp; without it they stay Chainer's, with one warning), each call run by one thread. Machine code of this
 package (by llvmlite; without it, oneDNN's and NumPy's) computes 3x3 convolutions of stride 1 and padding 1 with
-channels in multiples of 16, by Winograd's algorithm (not AlexNet's); batch normalisation of channels in multiples of 8
-that lie last in memory; linear layers and their gradients for few samples; and all that goes element by element.
+channels in multiples of 16, by Winograd's algorithm (not AlexNet's; it may give NaN where a plain sum is infinite);
+batch normalisation of channels in multiples of 8 that lie last in memory; linear layers and their gradients for
+few samples; and all that goes element by element.
 
 oneDNN's convolutions are slow for some shapes: for kernels of about 14 pixels and more, long sequences, large patches,
 few channels, a single window, or many weights and few pixels. There, convolutions are oneDNN's matrix products.

@@ -13,12 +13,13 @@ from typing import Callable, NamedTuple, Optional
 
 from branchynet.cpu import planar
 from branchynet.cpu.emitter import DOUBLE, INT, REAL, Emitter, aligned, integer
-from branchynet.cpu.engine import DecideExit, NotFinite, Result, label_of
+from branchynet.cpu.engine import NotFinite, Result, label_of
 from branchynet.cpu.graph import Node, NotCovered, Operations, ancestors, fuse_relu
 from branchynet.cpu.memory import LINE
 from branchynet.cpu.planar import Plane, vector_plane
 from branchynet.cpu.team import run_frames
 from branchynet.cpu.threads import taken, workers
+from branchynet.exits import answer, leave_at
 
 import numpy as np
 from llvmlite import ir
@@ -59,24 +60,22 @@ class Cascade:
         self._layout, self._shape = writer.layout, x.shape
         self._workspaces: list[_Workspace] = []  # spare ones
 
-    def leave(self, x: np.ndarray, thresholds: Sequence[float], rule: DecideExit) -> Result:
+    def leave(self, x: np.ndarray, thresholds: Sequence[float]) -> Result:
         """Early exit.
 
         Args:
             x: float32 (N, C, H, W), contiguous.
             thresholds: E - 1 numbers, nats, as the exit rule compares them.
-            rule: ``rule(scores)``, of the scores (E, C) of one sample, is the exit where it leaves. It is asked where
-                an entropy lies so close to a threshold that rounding decides.
 
         Raises:
             NotFinite: x has a NaN or an infinity.
         """
         label, exits = np.empty(len(x), np.int64), np.empty(len(x), np.int64)
-        score = np.empty((len(x), self.classes), np.float32)
-        stopped, seconds = self._call_in_chunks('leave', x, [label, exits, score], thresholds)
+        logits = np.empty((len(x), self.classes), np.float32)
+        stopped, seconds = self._call_in_chunks('leave', x, [label, exits, logits], thresholds)
         for part in stopped:
-            seconds += self._leave_alone(x[part], (label[part], exits[part], score[part]), thresholds, rule)
-        return Result(label, exits, score, seconds)
+            seconds += self._leave_alone(x[part], (label[part], exits[part], logits[part]), thresholds)
+        return Result(label, exits, logits, seconds)
 
     def _call_in_chunks(
         self, name: str, x: np.ndarray, results: Sequence[np.ndarray], thresholds: Sequence[float] = ()
@@ -86,7 +85,7 @@ class Cascade:
         Args:
             name: of the function.
             x: float32 (N, C, H, W), contiguous.
-            results: arrays (N, ...) of _LABEL, _EXIT and _SCORE, which it fills.
+            results: arrays (N, ...) of _LABEL, _EXIT and _LOGITS, which it fills.
             thresholds: of `leave`.
 
         Returns:
@@ -105,26 +104,24 @@ class Cascade:
         stops = np.minimum(starts + _CHUNK, len(x))
         return [slice(*part) for part in zip(starts + done, stops) if part[0] < part[1]], seconds
 
-    def _leave_alone(
-        self, x: np.ndarray, results: tuple[np.ndarray, ...], thresholds: Sequence[float], rule: DecideExit
-    ) -> float:
+    def _leave_alone(self, x: np.ndarray, results: tuple[np.ndarray, ...], thresholds: Sequence[float]) -> float:
         """`leave` of samples by the calling thread; returns the seconds."""
         workspace, count, done = taken(self._workspaces, self._new_workspace), len(x), 0
-        label, exits, score = results
+        label, exits, logits = results
         seconds = 0.0
         workspace.thresholds[:] = thresholds
         while done < count:
-            workspace.place(x[done:], label[done:], exits[done:], score[done:])
+            workspace.place(x[done:], label[done:], exits[done:], logits[done:])
             done += self._calls['leave'](workspace.address)
             seconds += float(workspace.seconds[0])
             if done < count:
-                exits[done], label[done], score[done], more = self._ruled(workspace, x[done : done + 1], rule)
+                exits[done], label[done], logits[done], more = self._ruled(workspace, x[done : done + 1])
                 seconds += more
                 done += 1
         self._workspaces.append(workspace)
         return seconds
 
-    def leave_one(self, x: np.ndarray, thresholds: Sequence[float], rule: DecideExit) -> tuple[int, int, float]:
+    def leave_one(self, x: np.ndarray, thresholds: Sequence[float]) -> tuple[int, int, float]:
         """(label, exit, seconds in the trunk's stages) of one sample (1, C, H, W): ``leave`` at the least cost."""
         workspace = taken(self._workspaces, self._new_workspace)
         workspace.x[...] = x
@@ -133,56 +130,56 @@ class Cascade:
         if self._calls['leave'](workspace.address):
             label, k, seconds = int(workspace.label[0]), int(workspace.exit[0]), float(workspace.seconds[0])
         else:
-            k, label, _, seconds = self._ruled(workspace, workspace.x, rule)
+            k, label, _, seconds = self._ruled(workspace, workspace.x)
         self._workspaces.append(workspace)
         return label, k, seconds
 
-    def _ruled(self, workspace: _Workspace, x: np.ndarray, rule: DecideExit) -> tuple[int, int, np.ndarray, float]:
-        """(exit, label, score, seconds) of a sample that the machine code returned to the rule."""
+    def _ruled(self, workspace: _Workspace, x: np.ndarray) -> tuple[int, int, np.ndarray, float]:
+        """(exit, label, logits, seconds) of a sample whose entropy is so near a threshold that rounding decides."""
         if workspace.status == _NOT_FINITE:
             raise NotFinite
-        scores, released, _ = self.record(x)
-        k = rule(scores[:, 0])
-        return k, label_of(scores[k, 0]), scores[k, 0], float(released[: k + 1].sum())
+        logits, released, _ = self.record(x)
+        k = int(leave_at(answer(logits[:, 0]).entropy[:, None], workspace.thresholds.tolist())[0])
+        return k, label_of(logits[k, 0]), logits[k, 0], float(released[: k + 1].sum())
 
     def record(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Every exit's answer to x (N, C, H, W), without early exit.
 
         Returns:
-            (score, released, whole): float32 (E, N, C); seconds (E, N) in the trunk's stage before each exit; seconds
+            (logits, released, whole): float32 (E, N, C); seconds (E, N) in the trunk's stage before each exit; seconds
             (E, N) in that stage, the exit's links, softmax and entropy.
 
         Raises:
             NotFinite: x has a NaN or an infinity.
         """
         workspace, count = taken(self._workspaces, self._new_workspace), len(x)
-        score = np.empty((self.exits, count, self.classes), np.float32)
+        logits = np.empty((self.exits, count, self.classes), np.float32)
         released, whole = np.empty((self.exits, count)), np.empty((self.exits, count))
-        workspace.place(x, score=score, released=released, whole=whole)
+        workspace.place(x, logits=logits, released=released, whole=whole)
         done = self._calls['record'](workspace.address)
         self._workspaces.append(workspace)
         if done < count:
             raise NotFinite
-        return score, released, whole
+        return logits, released, whole
 
     def main(self, x: np.ndarray) -> tuple[np.ndarray, float]:
-        """main's scores, float32 (N, C), of x (N, C, H, W), and its seconds.
+        """main's logits, float32 (N, C), of x (N, C, H, W), and its seconds.
 
         Raises:
             NotFinite: x has a NaN or an infinity.
         """
-        score, none = np.empty((len(x), self.classes), np.float32), np.empty(0, np.int64)
-        stopped, seconds = self._call_in_chunks('main', x, [none, none, score])
+        logits, none = np.empty((len(x), self.classes), np.float32), np.empty(0, np.int64)
+        stopped, seconds = self._call_in_chunks('main', x, [none, none, logits])
         if stopped:
             raise NotFinite
-        return score, seconds
+        return logits, seconds
 
     def main_one(self, x: np.ndarray) -> int:
         """The label that main gives one sample (1, C, H, W), at the least cost."""
         workspace = taken(self._workspaces, self._new_workspace)
         workspace.x[...] = x
         workspace.place_one()
-        done, label = self._calls['main'](workspace.address), label_of(workspace.score)
+        done, label = self._calls['main'](workspace.address), label_of(workspace.logits)
         self._workspaces.append(workspace)
         if not done:
             raise NotFinite
@@ -193,7 +190,7 @@ class Cascade:
 
 
 # Places of a frame's 64-bit numbers: addresses, a count and a status.
-(_MEMORY, _CONSTANTS, _THRESHOLDS, _SECONDS, _X, _COUNT, _LABEL, _EXIT, _SCORE, _RELEASED, _WHOLE, _STATUS) = range(12)
+(_MEMORY, _CONSTANTS, _THRESHOLDS, _SECONDS, _X, _COUNT, _LABEL, _EXIT, _LOGITS, _RELEASED, _WHOLE, _STATUS) = range(12)
 
 
 class _Workspace:
@@ -201,7 +198,7 @@ class _Workspace:
 
     Attributes:
         address: of the frame.
-        x, label, exit, score: of one sample.
+        x, label, exit, logits: of one sample.
         thresholds: float64 (E - 1,). seconds: float64 (1,), in the trunk's stages during a call.
     """
 
@@ -213,7 +210,7 @@ class _Workspace:
         self.address = self._frame.ctypes.data
         self.x = np.zeros((1, *shape), np.float32)
         self.label, self.exit = np.zeros(1, np.int64), np.zeros(1, np.int64)
-        self.score = np.zeros((1, classes), np.float32)
+        self.logits = np.zeros((1, classes), np.float32)
         self.thresholds, self.seconds = np.zeros(exits - 1), np.zeros(1)
         self._constants = constants
         for place, array in (
@@ -223,7 +220,7 @@ class _Workspace:
             (_SECONDS, self.seconds),
         ):
             self._frame[place] = array.ctypes.data
-        self.place(self.x, self.label, self.exit, self.score)
+        self.place(self.x, self.label, self.exit, self.logits)
         self._one = self._frame[_X:_RELEASED].copy()
 
     @property
@@ -236,13 +233,13 @@ class _Workspace:
         x: np.ndarray,
         label: Optional[np.ndarray] = None,
         exit: Optional[np.ndarray] = None,
-        score: Optional[np.ndarray] = None,
+        logits: Optional[np.ndarray] = None,
         released: Optional[np.ndarray] = None,
         whole: Optional[np.ndarray] = None,
     ) -> None:
         """Where a call finds its samples, and where it writes."""
         self._frame[_X], self._frame[_COUNT] = x.ctypes.data, len(x)
-        for place, array in zip(range(_LABEL, _WHOLE + 1), (label, exit, score, released, whole)):
+        for place, array in zip(range(_LABEL, _WHOLE + 1), (label, exit, logits, released, whole)):
             self._frame[place] = 0 if array is None else array.ctypes.data
         self.seconds[0] = 0.0
 
@@ -309,17 +306,17 @@ class _Writer:
                 _, trunk_seconds, waiting = self._until_head(body, section, waiting)
                 seconds = emit.builder.fadd(seconds, trunk_seconds)
                 body.run(section.head)
-                score = body.address(heads[k])
-                label, entropy = self._label_and_entropy(score)
+                logits = body.address(heads[k])
+                label, entropy = self._label_and_entropy(logits)
                 if k + 1 == len(sections):
-                    self._answer(frame, i, k, label, score, seconds)
+                    self._answer(frame, i, k, label, logits, seconds)
                     return
                 threshold = emit.load(emit.add(self._field(frame, _THRESHOLDS), 8 * k), DOUBLE)
                 # The rule works in float32: a smaller difference is the rule's to decide.
                 margin = ir.Constant(DOUBLE, 1e-7 * (100 + self._classes))
                 leaves = emit.builder.fcmp_ordered('<', entropy, emit.builder.fsub(threshold, margin))
                 with emit.builder.if_then(leaves):
-                    self._answer(frame, i, k, label, score, seconds)
+                    self._answer(frame, i, k, label, logits, seconds)
                 stays = emit.builder.fcmp_ordered('>', entropy, emit.builder.fadd(threshold, margin))
                 with emit.builder.if_then(emit.builder.not_(stays), likely=False):
                     emit.builder.ret(integer(_UNCERTAIN))
@@ -336,25 +333,25 @@ class _Writer:
             for k, section in enumerate(sections):
                 start, trunk_seconds, waiting = self._until_head(body, section, waiting)
                 body.run(section.head)
-                score, classes = body.address(heads[k]), self._classes
-                self._label_and_entropy(score)  # for its time
+                logits, classes = body.address(heads[k]), self._classes
+                self._label_and_entropy(logits)  # for its time
                 whole = emit.builder.fsub(body.now(), start)
                 index = emit.builder.add(i, emit.builder.mul(count, integer(k)))
-                self._copy(score, emit.at(self._field(frame, _SCORE), index, 4 * classes), classes)
+                self._copy(logits, emit.at(self._field(frame, _LOGITS), index, 4 * classes), classes)
                 emit.store(trunk_seconds, emit.at(self._field(frame, _RELEASED), index, 8))
                 emit.store(whole, emit.at(self._field(frame, _WHOLE), index, 8))
 
         self._for_every_sample('record', sample)
 
     def write_main(self, output: Node) -> None:
-        """main's scores."""
+        """main's logits."""
         nodes = [node for node in ancestors([output]) if node is not self._x]
 
         def sample(frame: ir.Value, i: ir.Value) -> None:
             body = self._begin(frame, i, nodes, [output])
             body.run(nodes)
             classes = output.shape[0]
-            self._copy(body.address(output), self.emit.at(self._field(frame, _SCORE), i, 4 * classes), classes)
+            self._copy(body.address(output), self.emit.at(self._field(frame, _LOGITS), i, 4 * classes), classes)
 
         self._write_share('main', self._for_every_sample('main', sample))
 
@@ -381,10 +378,10 @@ class _Writer:
         """Calls the function ``name`` for chunks of samples that no other thread has begun.
 
         Its frame: the address of a workspace's frame, the number of samples, and the addresses of the number of chunks
-        that are begun, of how many samples of each chunk are done, of x, labels, exits and scores.
+        that are begun, of how many samples of each chunk are done, of x, labels, exits and logits.
         """
         emit, plane, classes = self.emit, self._planes[self._x], self._classes
-        steps = {_X: 4 * plane.channels * plane.height * plane.width, _LABEL: 8, _EXIT: 8, _SCORE: 4 * classes}
+        steps = {_X: 4 * plane.channels * plane.height * plane.width, _LABEL: 8, _EXIT: 8, _LOGITS: 4 * classes}
 
         def write(frame: ir.Value) -> None:
             build = emit.builder
@@ -462,14 +459,14 @@ class _Writer:
         return start, seconds, fsub(body.now(), end)
 
     def _answer(
-        self, frame: ir.Value, i: ir.Value, k: int, label: ir.Value, score: ir.Value, seconds: ir.Value
+        self, frame: ir.Value, i: ir.Value, k: int, label: ir.Value, logits: ir.Value, seconds: ir.Value
     ) -> None:
         """Writes a sample's answer, adds its seconds in the trunk's stages, and returns from the function."""
         emit, classes, total = self.emit, self._classes, self._field(frame, _SECONDS)
         emit.store(emit.builder.fadd(emit.load(total, DOUBLE), seconds), total)
         emit.store(integer(k), emit.at(self._field(frame, _EXIT), i, 8))
         emit.store(label, emit.at(self._field(frame, _LABEL), i, 8))
-        self._copy(score, emit.at(self._field(frame, _SCORE), i, 4 * classes), classes)
+        self._copy(logits, emit.at(self._field(frame, _LOGITS), i, 4 * classes), classes)
         emit.builder.ret(integer(_DONE))
 
     def _field(self, frame: ir.Value, place: int) -> ir.Value:
@@ -479,25 +476,25 @@ class _Writer:
         emit = self.emit
         emit.loop(count, lambda c: emit.store(emit.load(emit.at(source, c, 4), REAL), emit.at(place, c, 4)))
 
-    def _label_and_entropy(self, score: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """The first class of the highest score, -1 where the answer is NaN, and the entropy (nats, float64)."""
+    def _label_and_entropy(self, logits: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """The first class of the highest logit, -1 where the answer is NaN, and the entropy (nats, float64)."""
         function = self.emit.function('entropy', 2, self._write_entropy, result=DOUBLE)
         label = self.emit.builder.alloca(INT)
-        entropy = self.emit.builder.call(function, [score, self.emit.builder.ptrtoint(label, INT)])
+        entropy = self.emit.builder.call(function, [logits, self.emit.builder.ptrtoint(label, INT)])
         return self.emit.builder.load(label), entropy
 
-    def _write_entropy(self, score: ir.Value, label_address: ir.Value) -> ir.Value:
-        # With d the distance from the highest score: entropy = log(sum exp(-d)) + sum(d exp(-d)) / sum exp(-d).
+    def _write_entropy(self, logits: ir.Value, label_address: ir.Value) -> ir.Value:
+        # With d the distance from the highest logit: entropy = log(sum exp(-d)) + sum(d exp(-d)) / sum exp(-d).
         emit, builder = self.emit, self.emit.builder
         exp, log = (emit.external(f'llvm.{name}.f64', DOUBLE, [DOUBLE]) for name in ('exp', 'log'))
 
         def higher(c: ir.Value, label: ir.Value, top: ir.Value) -> list[ir.Value]:
-            value = emit.load(emit.at(score, c, 4), REAL)
+            value = emit.load(emit.at(logits, c, 4), REAL)
             is_higher = builder.fcmp_ordered('>', value, top)
             return [builder.select(is_higher, c, label), builder.select(is_higher, value, top)]
 
         def term(c: ir.Value, total: ir.Value, weighted: ir.Value) -> list[ir.Value]:
-            value = builder.fpext(emit.load(emit.at(score, c, 4), REAL), DOUBLE)
+            value = builder.fpext(emit.load(emit.at(logits, c, 4), REAL), DOUBLE)
             distance = builder.fsub(builder.fpext(top, DOUBLE), value)
             power = builder.call(exp, [builder.fneg(distance)])
             is_impossible = builder.fcmp_ordered('==', power, zero)  # and its distance may be infinite
@@ -505,7 +502,7 @@ class _Writer:
             return [builder.fadd(total, power), builder.fadd(weighted, product)]
 
         zero = ir.Constant(DOUBLE, 0.0)
-        label, top = emit.loop(self._classes, higher, [integer(0), emit.load(score, REAL)])
+        label, top = emit.loop(self._classes, higher, [integer(0), emit.load(logits, REAL)])
         total, weighted = emit.loop(self._classes, term, [zero, zero])
         entropy = builder.fadd(builder.call(log, [total]), builder.fdiv(weighted, total))
         is_number = builder.fcmp_ordered('ord', entropy, entropy)

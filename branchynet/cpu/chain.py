@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from branchynet import cpu
 from branchynet.cpu import onednn
-from branchynet.cpu.engine import SAMPLES_OF_CALL, DecideExit, Result, check_finite, label_of
+from branchynet.cpu.engine import SAMPLES_OF_CALL, Result, check_finite, label_of
 from branchynet.cpu.program import Packed, Program, Workspace
 from branchynet.exits import answer, answer_on_cpu, below, labels
 
@@ -65,8 +65,8 @@ class Chain:
         """Number of classes."""
         return self._exits(1)[0].head.y.shape[1]
 
-    def leave(self, x: np.ndarray, thresholds: Sequence[float], rule: DecideExit) -> Result:
-        """Engine.leave. The entropies are those of the exit rule, so that ``rule`` is not called."""
+    def leave(self, x: np.ndarray, thresholds: Sequence[float]) -> Result:
+        """Engine.leave."""
         check_finite(x)
         with onednn.single_threaded():
             exits = self._started(x)
@@ -81,13 +81,13 @@ class Chain:
             stage.run()
             seconds += time.perf_counter() - start
             head.run()
-            logits = head.y[: len(rows)]
-            _, entropy = answer(logits)
+            found = head.y[: len(rows)]
+            _, entropy = answer(found)
             if k == 0:
-                score = logits.copy()
+                logits = found.copy()
             else:
-                score[rows] = logits
-            label[rows], left[rows] = labels(logits), k
+                logits[rows] = found
+            label[rows], left[rows] = labels(found), k
             if k == len(thresholds):
                 break
             stays = ~below(entropy, thresholds[k])
@@ -96,9 +96,9 @@ class Chain:
             if not stays.all():
                 rows = rows[stays]
                 exits = self._carried_on(exits, k, stays)
-        return Result(label, left, score, seconds)
+        return Result(label, left, logits, seconds)
 
-    def leave_one(self, x: np.ndarray, thresholds: Sequence[float], rule: DecideExit) -> tuple[int, int, float]:
+    def leave_one(self, x: np.ndarray, thresholds: Sequence[float]) -> tuple[int, int, float]:
         """Engine.leave_one."""
         check_finite(x)
         seconds = 0.0
@@ -118,7 +118,7 @@ class Chain:
     def record(self, x: np.ndarray) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
         """Engine.record; samples of a batch have equal shares of its seconds."""
         check_finite(x)
-        scores = []
+        logits = []
         released, whole = np.empty((len(self._models), len(x))), np.empty((len(self._models), len(x)))
         with onednn.single_threaded():
             exits = self._started(x)
@@ -128,18 +128,18 @@ class Chain:
                     stage.run()
                     trunk = time.perf_counter()
                     head.run()
-                    logits = head.y[: len(x)]
-                    answer(logits)  # for its time
+                    found = head.y[: len(x)]
+                    answer(found)  # for its time
                     end = time.perf_counter()
-                    scores.append(logits.copy())
+                    logits.append(found.copy())
                     released[k], whole[k] = (trunk - start) / len(x), (end - start) / len(x)
-        return scores, released, whole
+        return logits, released, whole
 
     def main(self, x: np.ndarray) -> tuple[np.ndarray, float]:
         """Engine.main."""
         check_finite(x)
-        score, seconds = self._main(x)
-        return score.copy(), seconds
+        logits, seconds = self._main(x)
+        return logits.copy(), seconds
 
     def main_one(self, x: np.ndarray) -> int:
         """Engine.main_one."""
@@ -147,7 +147,7 @@ class Chain:
         return label_of(self._main(x)[0])
 
     def _main(self, x: np.ndarray) -> tuple[np.ndarray, float]:
-        """main's scores (N, C), valid until this thread calls the engine again, and its seconds."""
+        """main's logits (N, C), valid until this thread calls the engine again, and its seconds."""
         with onednn.single_threaded():
             program = self._main_program(_padded(len(x)))
             program.x[: len(x)] = x

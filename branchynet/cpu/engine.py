@@ -13,8 +13,6 @@ from typing import Any, Callable, NamedTuple, Protocol
 
 import numpy as np
 
-DecideExit = Callable[[np.ndarray], int]  # of the logits (E, C) of one sample
-
 SAMPLES_OF_CALL = 32  # samples that are worth a thread's call
 
 
@@ -24,20 +22,20 @@ class Result(NamedTuple):
     Attributes:
         label: int64 (N,), the class of each sample; -1 where the answer is NaN.
         exit: int64 (N,), where each sample left, from 0.
-        score: (N, C), the logits of that exit, in the dtype of the input.
+        logits: (N, C), the logits of that exit, in the dtype of the input.
         seconds: in the trunk's stages, of all samples together.
     """
 
     label: np.ndarray
     exit: np.ndarray
-    score: np.ndarray
+    logits: np.ndarray
     seconds: float
 
 
-def label_of(score: np.ndarray) -> int:
+def label_of(logits: np.ndarray) -> int:
     """`exits.labels` for the logits of one sample, with the least overhead."""
-    label = int(score.argmax())  # the index of a NaN, if there is one
-    return label if math.isfinite(score.item(label)) else -1
+    label = int(logits.argmax())  # the index of a NaN, if there is one
+    return label if math.isfinite(logits.item(label)) else -1
 
 
 class NotFinite(ValueError):
@@ -72,14 +70,12 @@ class Engine(Protocol):
     def classes(self) -> int:
         """Number of classes."""
 
-    def leave(self, x: np.ndarray, thresholds: Sequence[float], rule: DecideExit) -> Result:
+    def leave(self, x: np.ndarray, thresholds: Sequence[float]) -> Result:
         """Early exit.
 
         Args:
             x: (N, ...), contiguous.
             thresholds: E - 1 numbers, nats, rounded to the dtype of the entropies.
-            rule: ``rule(scores)``, of the scores (E, C) of one sample, is the exit where it leaves; for an engine
-                whose own entropies are not those of the exit rule to the last bit.
 
         Returns:
             A Result.
@@ -88,14 +84,14 @@ class Engine(Protocol):
             NotFinite: x has a NaN or an infinity.
         """
 
-    def leave_one(self, x: np.ndarray, thresholds: Sequence[float], rule: DecideExit) -> tuple[int, int, float]:
+    def leave_one(self, x: np.ndarray, thresholds: Sequence[float]) -> tuple[int, int, float]:
         """(label, exit, seconds in the trunk's stages) of one sample (1, ...): ``leave`` with the least overhead."""
 
     def record(self, x: np.ndarray) -> tuple[Iterable[np.ndarray], np.ndarray, np.ndarray]:
         """Every exit's answer to x (N, ...), without early exit.
 
         Returns:
-            (score, released, whole): E arrays (N, C); seconds (E, N) in the trunk's stage before each exit; seconds
+            (logits, released, whole): E arrays (N, C); seconds (E, N) in the trunk's stage before each exit; seconds
             (E, N) in that stage, the exit's links, softmax and entropy.
 
         Raises:
@@ -103,7 +99,7 @@ class Engine(Protocol):
         """
 
     def main(self, x: np.ndarray) -> tuple[np.ndarray, float]:
-        """main's scores (N, C) of x (N, ...), and its seconds, of all threads together.
+        """main's logits (N, C) of x (N, ...), and its seconds, of all threads together.
 
         Raises:
             NotFinite: x has a NaN or an infinity.

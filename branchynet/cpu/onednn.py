@@ -140,33 +140,32 @@ def _find() -> str:
     raise OSError('onednn-cpu-gomp has no libdnnl.so.3')
 
 
-@functools.cache
 def library() -> _Library:
     """The library.
 
     Raises:
         OSError, ImportError: it is not installed, or does not load.
     """
-    with _loading:  # threads that come at once share one engine: primitives of another's streams do not run
-        return _load()
+    global _loaded
+    if _loaded is None:
+        with _loading:  # threads that come at once share one engine: primitives of another's streams do not run
+            found = _loaded or _Library()
+            _loaded = _loaded or found  # a signal's handler may have loaded it meanwhile
+    return _loaded
 
 
-_loading = threading.Lock()
+_loaded: Optional[_Library] = None
+_loading = threading.RLock()
 
 
 def _after_fork() -> None:
     # Another thread may have held the lock.
     global _loading
-    _loading = threading.Lock()
+    _loading = threading.RLock()
 
 
 if hasattr(os, 'register_at_fork'):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-@functools.cache
-def _load() -> _Library:
-    return _Library()
 
 
 @functools.cache

@@ -25,7 +25,7 @@ class Packed:
     """Weights in the layouts that oneDNN wants, packed once and shared by the programs of all threads and sizes."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may come while it is held
         self._entries: dict[Any, list[tuple[onednn.Primitive, np.ndarray]]] = {}
 
     def get(self, key: Any, primitive: onednn.Primitive, weights: Callable[[], np.ndarray]) -> np.ndarray:

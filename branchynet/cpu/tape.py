@@ -19,6 +19,7 @@ from branchynet.batching import check_within
 from branchynet.cpu import convolution, elementwise, install, normalization, onednn
 from branchynet.cpu.geometry import Settings, geometry_of
 from branchynet.cpu.layout import channels_last, dense, empty_like, like, plain, takes
+from branchynet.exits import accuracy
 from branchynet.links.links import FL, Net, arguments_of, calls_one_of, is_unchanged
 from branchynet.links.resnet import ResBlock, shortcut
 
@@ -28,7 +29,6 @@ import chainer.links as L
 import numpy as np
 from chainer.functions.activation.relu import ReLU, ReLUGrad2
 from chainer.functions.connection.linear import LinearFunction, LinearGradData, LinearGradWeight
-from chainer.functions.evaluation.accuracy import Accuracy
 from chainer.functions.loss.softmax_cross_entropy import (
     SoftmaxCrossEntropy,
     _SoftmaxCrossEntropyGrad_NoDoubleBackprop,
@@ -256,9 +256,8 @@ def _loss(logits: Value, t: np.ndarray) -> tuple[Value, np.ndarray]:
     check_within(t, scores.shape[1])
     function = SoftmaxCrossEntropy()
     (loss,) = function.forward((scores, t))
-    (accuracy,) = Accuracy().forward((scores, t))
     gradient = _SoftmaxCrossEntropyGrad_NoDoubleBackprop(-1, None, function.y, function._coeff, False)
-    return _derived(loss, logits, lambda gy: gradient.forward((scores, t, gy))), accuracy
+    return _derived(loss, logits, lambda gy: gradient.forward((scores, t, gy))), accuracy(scores, t)
 
 
 def _times(x: Value, weight: float) -> Value:

@@ -78,12 +78,13 @@ class _Trace(Graph):
         return nodes[id(y.node)], array
 
     def logits(self, link: Callable, node: Node, x: np.ndarray) -> Node:
-        """As ``through``, for a link that gives logits; images of one pixel become a vector."""
-        y, _ = self.through(link, node, x)
-        if y.is_vector or y.shape[1:] != (1, 1):
+        """As ``through``, for a link that gives logits (B, C); those that lie as an image become a vector."""
+        y, array = self.through(link, node, x)
+        if y.is_vector or array.ndim != 2:
             return y
-        w = np.eye(y.shape[0], dtype=np.float32), np.zeros(y.shape[0], np.float32)
-        return self._node('linear', [y], y.shape, key=('vector', id(y)), w=w)
+        count = array.shape[1]
+        w = np.eye(count, dtype=np.float32), np.zeros(count, np.float32)
+        return self._node('linear', [y], (count, 1, 1), key=('vector', id(y)), w=w)
 
     def _called(self, function: Any, values: list, batch: int) -> Node:
         """The node of a function.

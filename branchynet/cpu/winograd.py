@@ -3,8 +3,9 @@
 A tile is 2x2 pixels of an output; they depend on a window of 4x4 pixels of the input. Windows, tiles and filters are
 each transformed to 16 numbers, their points. The products of points take 16 multiplications for every pair of channels,
 where sums over 3x3 pixels take 36: F(2x2, 3x3) of Lavin and Gray, Fast Algorithms for Convolutional Neural Networks,
-2016, section 4.1. The gradients are the derivatives of the same formulas. Of finite numbers, the results differ from
-sums over pixels by rounding alone; an infinite number makes the outputs of its windows NaN.
+2016, section 4.1. The gradients are the derivatives of the same formulas. The results differ from sums
+over pixels by rounding alone, of numbers far from overflow. An infinite number can make outputs of its windows NaN, and
+numbers near the largest float32 can overflow where a sum over pixels would not.
 
 Images (B, C, H, W) lie in memory with their channels last; the number of channels is a multiple of CHANNELS. Zeros
 surround an image: a row above and below, a column on both sides. Every number is a sum in an order that depends on the

@@ -265,8 +265,13 @@ def shortcut(x: Any, shape: tuple[int, ...]) -> Any:
 
     Returns:
         A Variable of this shape; x itself where it fits.
+
+    Raises:
+        ValueError: the output has fewer channels than x.
     """
-    if x.shape[1] != shape[1]:
+    if x.shape[1] > shape[1]:
+        raise ValueError(f'a residual block makes {shape[1]} channels of {x.shape[1]}: expected as many or more')
+    if x.shape[1] < shape[1]:
         xp = chainer.backend.get_array_module(x)
         zeros = xp.zeros((x.shape[0], shape[1] - x.shape[1], *x.shape[2:]), x.dtype)
         x = F.concat((zeros, x))

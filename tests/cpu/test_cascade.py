@@ -43,22 +43,12 @@ def guarded():
         yield
 
 
-def rule_of(thresholds):
-    """The exit rule for the scores (E, C) of one sample."""
-
-    def rule(scores):
-        leaves = entropy(F.softmax(scores).array)[:-1] < np.float32(thresholds)
-        return int(np.append(leaves, True).argmax())
-
-    return rule
-
-
 def compiled(net, shape):
     return Cascade(operations_of(net, shape, with_main=True))
 
 
-def scores_of(net, x):
-    """Every exit's scores (E, N, C), by Chainer."""
+def logits_of(net, x):
+    """Every exit's logits (E, N, C), by Chainer."""
     with chainer.using_config('train', False), chainer.no_backprop_mode():
         return np.stack([model(x).array for model in net.models])
 
@@ -78,7 +68,7 @@ def net_of(*links, classes=3, shape=(2, 9, 8)):
             ]
         )
     x = rng.randn(5, *shape).astype(np.float32)
-    scores_of(net, x)  # which gives the links their sizes
+    logits_of(net, x)  # which gives the links their sizes
     net.main(x)
     for param in net.params():
         param.array[...] = rng.randn(*param.shape) / 3
@@ -87,19 +77,19 @@ def net_of(*links, classes=3, shape=(2, 9, 8)):
 
 def check(net, x):
     cascade = compiled(net, x.shape[1:])
-    expected = scores_of(net, x)
-    scores, released, whole = cascade.record(x)
+    expected = logits_of(net, x)
+    logits, released, whole = cascade.record(x)
     for lanes in {LANES, 2 * LANES} - {planar._MOST_LANES}:
         with mock.patch.object(planar, '_MOST_LANES', lanes):
             other = compiled(net, x.shape[1:])
-        np.testing.assert_array_equal(other.record(x)[0], scores)
-    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+        np.testing.assert_array_equal(other.record(x)[0], logits)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
     # What an exit shares with the next stage is that stage's on the clock of the trunk.
     assert (released > 0).all() and (released.cumsum(axis=0) <= whole.cumsum(axis=0) + 1e-12).all()
     with chainer.using_config('train', False):
         main = net.main(x).array
     np.testing.assert_allclose(cascade.main(x)[0], main, rtol=1e-4, atol=1e-5 * np.abs(main).max())
-    return cascade, scores
+    return cascade, logits
 
 
 @settings(max_examples=15, deadline=None)
@@ -153,7 +143,7 @@ def test_poolings_of_a_whole_image(pool, side):
         ]
     )
     x = np.random.RandomState(0).randn(5, 2, 2 * side, 2 * side).astype(np.float32)
-    scores_of(net, x), net.main(x)
+    logits_of(net, x), net.main(x)
     check(net, x)
 
 
@@ -177,7 +167,7 @@ def test_other_links(links):
     if any(isinstance(link, L.Linear) for link in links):
         net = BranchyNet([L.Convolution2D(2, 6, 3), Branch([L.Linear(None, 3)]), *links, Branch([L.Linear(200, 3)])])
         x = np.random.RandomState(0).randn(5, 2, 9, 8).astype(np.float32)
-        scores_of(net, x), net.main(x)
+        logits_of(net, x), net.main(x)
     else:
         net, x = net_of(*links)
     for link in net.links():
@@ -208,8 +198,8 @@ def published():
 @pytest.mark.parametrize('number', range(2))
 def test_early_exit_is_the_nets_also_at_recorded_entropies(number):
     net, x = published()[number]
-    cascade, scores = check(net, x)
-    entropies = entropy(F.softmax(scores.reshape(-1, scores.shape[-1])).array).reshape(scores.shape[:2])
+    cascade, logits = check(net, x)
+    entropies = entropy(F.softmax(logits.reshape(-1, logits.shape[-1])).array).reshape(logits.shape[:2])
     near = np.sort(entropies[:-1], axis=1)
     for place in 0, len(x) // 2, len(x) - 1:
         for step in -1, 0, 1:
@@ -218,12 +208,12 @@ def test_early_exit_is_the_nets_also_at_recorded_entropies(number):
             expected = np.append(entropies[:-1] < thresholds[:, None], np.ones((1, len(x)), bool), axis=0).argmax(
                 axis=0
             )
-            result = cascade.leave(x, thresholds, rule_of(thresholds))
+            result = cascade.leave(x, thresholds)
             assert result.exit.tolist() == expected.tolist()
-            assert (result.score == scores[expected, range(len(x))]).all()
-            assert (result.label == result.score.argmax(axis=1)).all()
+            assert (result.logits == logits[expected, range(len(x))]).all()
+            assert (result.label == result.logits.argmax(axis=1)).all()
             for i in range(0, len(x), 7):
-                label, k, seconds = cascade.leave_one(x[i : i + 1], thresholds, rule_of(thresholds))
+                label, k, seconds = cascade.leave_one(x[i : i + 1], thresholds)
                 assert (label, k) == (result.label[i], expected[i]) and seconds > 0
                 assert cascade.main_one(x[i : i + 1]) == cascade.main(x)[0][i].argmax()
 
@@ -232,14 +222,14 @@ def test_a_sample_is_the_same_bits_in_every_batch_and_thread():
     net, x = published()[0]
     cascade = compiled(net, x.shape[1:])
     thresholds = [2.2]
-    whole = cascade.leave(x, thresholds, rule_of(thresholds))
+    whole = cascade.leave(x, thresholds)
     wrong = []
 
     def work(i):
         for _ in range(20):
             part = slice(i, i + 1 + i % 5)
-            result = cascade.leave(x[part], thresholds, rule_of(thresholds))
-            if not ((result.score == whole.score[part]).all() and (result.exit == whole.exit[part]).all()):
+            result = cascade.leave(x[part], thresholds)
+            if not ((result.logits == whole.logits[part]).all() and (result.exit == whole.exit[part]).all()):
                 wrong.append(i)
 
     callers = [threading.Thread(target=work, args=(i,)) for i in range(32)]
@@ -256,17 +246,17 @@ def test_threads_that_share_a_batch_give_the_answers_of_single_samples(count, sa
     """Thresholds lie on entropies, where the machine code stops and asks the rule."""
     net, x = published()[0]
     cascade, x = compiled(net, x.shape[1:]), np.concatenate([x] * 8)[:samples]
-    scores = cascade.record(x)[0]
-    cuts = [float(np.sort(entropy(F.softmax(one).array))[samples // 2]) for one in scores[:-1]]
-    singles = [cascade.leave_one(x[i : i + 1], cuts, rule_of(cuts))[:2] for i in range(samples)]
+    logits = cascade.record(x)[0]
+    cuts = [float(np.sort(entropy(F.softmax(one).array))[samples // 2]) for one in logits[:-1]]
+    singles = [cascade.leave_one(x[i : i + 1], cuts)[:2] for i in range(samples)]
     threads.set_num_threads(count)
     try:
-        result, (score, seconds) = cascade.leave(x, cuts, rule_of(cuts)), cascade.main(x)
+        result, (logits, seconds) = cascade.leave(x, cuts), cascade.main(x)
     finally:
         threads.set_num_threads(None)
     assert list(zip(result.label, result.exit)) == singles
     assert result.seconds > 0 and seconds > 0
-    assert all((score[i] == cascade.main(x[i : i + 1])[0]).all() for i in range(samples))
+    assert all((logits[i] == cascade.main(x[i : i + 1])[0]).all() for i in range(samples))
 
 
 def test_later_stages_do_not_run():
@@ -274,7 +264,7 @@ def test_later_stages_do_not_run():
     cascade = compiled(net, x.shape[1:])
 
     def leave(samples, threshold):
-        return cascade.leave(samples, [threshold] * 2, rule_of([threshold] * 2)).exit
+        return cascade.leave(samples, [threshold] * 2).exit
 
     leave(x[:1], 0.0)
     (workspace,) = cascade._workspaces
@@ -295,18 +285,18 @@ def test_no_samples_are_no_work():
     cascade.record(x[1:2])
     (workspace,) = cascade._workspaces
     before = workspace._memory.tobytes()
-    scores, released, whole = cascade.record(x[:0])
-    assert scores.shape[1] == released.shape[1] == whole.shape[1] == 0
-    assert len(cascade.leave(x[:0], [0.5], rule_of([0.5])).label) == len(cascade.main(x[:0])[0]) == 0
+    logits, released, whole = cascade.record(x[:0])
+    assert logits.shape[1] == released.shape[1] == whole.shape[1] == 0
+    assert len(cascade.leave(x[:0], [0.5]).label) == len(cascade.main(x[:0])[0]) == 0
     assert workspace._memory.tobytes() == before
 
 
 def test_the_time_of_a_sample_that_the_rule_decides_counts_once(monkeypatch):
     net, x = published()[0]
-    cascade, expected = compiled(net, x.shape[1:]), scores_of(net, x[:1])
+    cascade, expected = compiled(net, x.shape[1:]), logits_of(net, x[:1])
     (threshold,) = entropy(F.softmax(expected[0]).array)  # of which rounding decides
     monkeypatch.setattr(Cascade, '_ruled', lambda *_: (0, 0, expected[0, 0], 5.0))
-    assert cascade.leave(x[:1], [float(threshold)], None).seconds == 5.0
+    assert cascade.leave(x[:1], [float(threshold)]).seconds == 5.0
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
@@ -314,11 +304,11 @@ def test_a_sample_that_is_not_finite(value):
     net, x = published()[0]
     cascade = compiled(net, x.shape[1:])
     x[3, 0, 27, 27] = value
-    for call in (lambda x: cascade.leave(x, [0.5], rule_of([0.5])), cascade.record, cascade.main):
+    for call in (lambda x: cascade.leave(x, [0.5]), cascade.record, cascade.main):
         with pytest.raises(NotFinite, match='NaN or an infinity'):
             call(x)
         call(x[:3])
-    for call in cascade.main_one, lambda x: cascade.leave_one(x, [0.5], rule_of([0.5])):
+    for call in cascade.main_one, lambda x: cascade.leave_one(x, [0.5]):
         with pytest.raises(NotFinite, match='NaN or an infinity'):
             call(x[3:4])
 
@@ -360,8 +350,8 @@ def test_convolutions_in_groups_and_dilated_ones(convolution):
         ]
     )
     x = np.random.rand(5, 2, 13, 12).astype(np.float32)
-    scores_of(net, x), net.main(x)  # which moves the statistics of the normalisation
-    np.testing.assert_allclose(compiled(net, x.shape[1:]).record(x)[0], scores_of(net, x), rtol=1e-4, atol=1e-5)
+    logits_of(net, x), net.main(x)  # which moves the statistics of the normalisation
+    np.testing.assert_allclose(compiled(net, x.shape[1:]).record(x)[0], logits_of(net, x), rtol=1e-4, atol=1e-5)
 
 
 def test_one_weight_in_groups_and_without():
@@ -371,8 +361,8 @@ def test_one_weight_in_groups_and_without():
     grouped.W.array = narrow.W.array
     net = BranchyNet([L.Convolution2D(2, 4, 1), narrow, wide, grouped, Branch([L.Linear(None, 3)])])
     x = np.random.rand(3, 2, 9, 9).astype(np.float32)
-    scores_of(net, x), net.main(x)
-    np.testing.assert_allclose(compiled(net, x.shape[1:]).record(x)[0], scores_of(net, x), rtol=1e-4, atol=1e-5)
+    logits_of(net, x), net.main(x)
+    np.testing.assert_allclose(compiled(net, x.shape[1:]).record(x)[0], logits_of(net, x), rtol=1e-4, atol=1e-5)
 
 
 def hooked(link):
@@ -413,7 +403,7 @@ def test_links_without_a_kernel_are_named(link, name):
         ]
     )
     x = np.zeros((1, 2, 9, 9), np.float32)
-    scores_of(net, x), net.main(x)
+    logits_of(net, x), net.main(x)
     with pytest.raises(NotCovered, match=name):
         compiled(net, x.shape[1:])
 

@@ -18,10 +18,6 @@ import pytest
 pytestmark = pytest.mark.onednn
 
 
-def never(scores):
-    raise AssertionError('the rule was asked')
-
-
 @pytest.fixture(scope='module')
 def net():
     np.random.seed(0)
@@ -52,27 +48,27 @@ def chain_of(net):
 def test_one_sample_leaves_where_its_record_says_also_at_recorded_entropies(net):
     chain = chain_of(net)
     for i, x in enumerate(images()):
-        scores, released, whole = chain.record(x[None])
-        prob, entropy = answer(np.concatenate(scores))
+        recorded, released, whole = chain.record(x[None])
+        prob, entropy = answer(np.concatenate(recorded))
         thresholds = [entropy[0], np.nextafter(entropy[1], np.float32(9))][:: 1 if i % 2 else -1]
         (expected,) = leave_at(entropy[:, None], thresholds)
-        label, exit, score, seconds = chain.leave(x[None], thresholds, never)
+        label, exit, logits, seconds = chain.leave(x[None], thresholds)
         assert exit == [expected] and label == [prob[expected].argmax()]
-        np.testing.assert_array_equal(score[0], scores[expected][0])
-        assert chain.leave_one(x[None], thresholds, never)[:2] == (label[0], expected)
+        np.testing.assert_array_equal(logits[0], recorded[expected][0])
+        assert chain.leave_one(x[None], thresholds)[:2] == (label[0], expected)
         assert seconds > 0 and (released > 0).all() and (whole > released).all()
 
 
 @pytest.mark.parametrize('share', [0.0, 0.3, 0.6, 1.0])
 def test_batches_are_in_order(net, share):
     chain, x = chain_of(net), images()
-    entropies = [answer(score).entropy for score in chain.record(x)[0]]
+    entropies = [answer(logits).entropy for logits in chain.record(x)[0]]
     thresholds = [float(np.quantile(entropy, share)) + 1e-4 * (2 * share - 1) for entropy in entropies[:2]]
-    label, exit, score, _ = chain.leave(x, thresholds, never)
+    label, exit, logits, _ = chain.leave(x, thresholds)
     expected = inference.classify(net, x, thresholds)
     np.testing.assert_array_equal(exit, expected.exit)
     np.testing.assert_array_equal(label, expected.label)
-    np.testing.assert_allclose(answer(score).prob, expected.prob, atol=1e-5)
+    np.testing.assert_allclose(answer(logits).prob, expected.prob, atol=1e-5)
     np.testing.assert_allclose(chain.main(x)[0], net.run_main(x), atol=1e-4)
     assert [chain.main_one(one[None]) for one in x] == net.run_main(x).argmax(axis=1).tolist()
 
@@ -81,11 +77,11 @@ def test_batches_are_in_order(net, share):
 def test_a_sample_that_is_not_finite(net, value):
     chain, x = chain_of(net), images(3)
     x[1, 2, 3, 4] = value
-    for call in (lambda x: chain.leave(x, [0.1, 0.1], never), chain.record, chain.main):
+    for call in (lambda x: chain.leave(x, [0.1, 0.1]), chain.record, chain.main):
         with pytest.raises(NotFinite):
             call(x)
         call(x[2:])
-    for call in (lambda x: chain.leave_one(x, [0.1, 0.1], never), chain.main_one):
+    for call in (lambda x: chain.leave_one(x, [0.1, 0.1]), chain.main_one):
         with pytest.raises(NotFinite):
             call(x[1:2])
         call(x[2:])

@@ -267,6 +267,18 @@ def test_an_exit_at_a_convolution_does_not_make_it_run_twice():
     assert [node.kind for node in graph.ancestors(operations.heads)].count('convolution') == 1
 
 
+def test_logits_may_be_a_convolution_that_was_flattened():
+    def forward(self, x):
+        h = F.max_pooling_2d(self.last(F.relu(self.a(x))), (3, 12), (2, 12), cover_all=False)
+        return F.reshape(h, (len(h), -1))  # of (B, 1, 5, 1)
+
+    net = net_of(Layered(forward, a=convolution(), last=convolution(6, 1)))
+    compiled = Compiled(net, traced=True)
+    for found, expected in zip(compiled.look(X), net.look(X)):
+        np.testing.assert_allclose(found.prob, expected.prob, rtol=1e-3, atol=1e-5)
+    assert [type(engine) for engine in compiled._engines.values()] == [Cascade]
+
+
 def test_a_link_with_a_hook_is_called():
     net = net_of(CHAINS['twice']())
     net.main.chain.b.add_hook(TimerHook())

@@ -96,6 +96,11 @@ def _normalised(h):
     return (h, np.ones(c, 'f'), np.zeros(c, 'f'), h.mean((0, 2, 3)), h.var((0, 2, 3)))
 
 
+def test_a_block_of_fewer_channels_is_refused():
+    with pytest.raises(ValueError, match='a residual block makes 2 channels of 3: expected as many or more'):
+        ResBlock(3, 2)(X0)
+
+
 def test_a_copied_block_has_new_weights_but_a_copied_net_keeps_them():
     block = ResBlock(3, 3)
     assert not np.array_equal(copy.deepcopy(block).conv1.W.array, block.conv1.W.array)
