@@ -283,6 +283,6 @@ def lines(comparisons: list[Comparison], tolerance: float) -> Iterator[str]:
             yield f'{c.name}: identical ({c.steps} steps)'
             continue
         verdict = f'the same within {tolerance:g}' if c.passes(tolerance) else 'different'
-        distance = 'no number says how far' if np.isinf(c.worst) else f'numbers differ by up to {c.worst:.3g}'
-        yield f'{c.name}: {verdict}; first difference in {c.difference}; {distance}'
+        distance = 'where no number says how far' if np.isinf(c.worst) else f'numbers by up to {c.worst:.3g}'
+        yield f'{c.name}: {verdict}; first in {c.difference}, {distance}'
         yield from (f'    {cause}' for cause in c.causes)

@@ -4,7 +4,7 @@ import json
 import sys
 from importlib.util import find_spec
 
-from branchynet import benchmarks, cli
+from branchynet import benchmarks, cli, parallel
 
 import mpi
 import pytest
@@ -30,6 +30,12 @@ def test_the_list_says_what_is_missing(capsys, without_torch):
 def test_a_benchmark_that_cannot_run_names_the_extra(capsys, without_torch):
     assert cli.main(['bench', 'kernels']) == 2
     assert capsys.readouterr().err == "branchynet: kernels needs torch: run pip install 'branchynet[bench]'\n"
+
+
+def test_ranks_that_fail_are_one_line(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(parallel, 'mpiexec', lambda ranks, words: [sys.executable, '-c', 'raise SystemExit(3)'])
+    assert cli.main(['bench', 'scaling', '--networks', 'lenet', '--rounds', '1', '--out', str(tmp_path)]) == 2
+    assert capsys.readouterr().err == 'branchynet: 1 ranks ended with status 3; the reason is above\n'
 
 
 def test_an_unknown_benchmark(capsys):

@@ -54,6 +54,10 @@ def test_without_data_npz_cifar10_stands_in(data, capsys):
     assert not (data / 'pcifar10').exists()
     assert cli.main(['data', 'info', 'pcifar10']) == 0
     assert 'is missing: CIFAR-10 by recipe gcn stands in for it' in capsys.readouterr().out
+    batch = data / 'cifar10' / cifar10.VERSIONS[0]['folder'] / 'data_batch_1.bin'
+    batch.write_bytes(bytes(batch.stat().st_size))
+    assert cli.main(['data', 'info', 'pcifar10']) == 2
+    assert 'cifar10, of which it is made, is damaged' in capsys.readouterr().out
     shutil.rmtree(str(data / 'cifar10'))
     with pytest.raises(OSError, match="data download cifar10'"):
         pcifar10.get_data()

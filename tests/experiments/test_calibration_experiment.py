@@ -61,6 +61,14 @@ def test_a_run_from_training_to_table(small, tmp_path):
     assert files.digest(os.path.join(out, 'calibration.json')) == before
 
 
+def test_weights_of_another_training_are_not_replaced(small, tmp_path):
+    path = tmp_path / 'weights_lenet_mnist_seed1.npz'
+    path.write_bytes(b'of hours of training')
+    with pytest.raises(ValueError, match='is of another training'):
+        calibration.complete(str(tmp_path), ['lenet_mnist'], [1], devices.find_device('cpu'))
+    assert path.read_bytes() == b'of hours of training'
+
+
 def test_a_damaged_file_is_one_line(tmp_path):
     (tmp_path / 'calibration.json').write_text('{"runs": [{"network": 1}]}')
     with pytest.raises(OSError, match=r'calibration.json is damaged: runs\[0\]') as info:

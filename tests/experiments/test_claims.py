@@ -282,6 +282,17 @@ def test_the_rate_of_cache_misses_is_that_of_the_setting_at_which_all_leave():
         claims.cache_miss_ratio(claim, [run])
 
 
+def test_counts_with_weights_that_were_replaced_are_no_verdict(example):
+    (trained,) = example.experiments['lenet_mnist'][:1]
+    found = attrs.evolve(example, preset='paper', experiments={'alex_cifar10': [trained]})
+    for weights, status in ((None, FAIL), (trained.training.weights_sha256, FAIL), ('other', NOT_RUN)):
+        measurement = attrs.evolve(cache_of(high=3.0, low=1.0, baseline=2.0), weights_sha256=weights)
+        found.experiments['figure6'] = [results.CacheRun(seed=trained.seed, measurement=measurement)]
+        verdict = verdict_of(found, 'figure6/direction')
+        assert verdict.status == status, verdict
+    assert verdict.reason == 'needs the weights that are in the folder now (these were counted with others)'
+
+
 def test_a_measurement_has_the_exits_of_its_training(example):
     (run,) = example.experiments['lenet_mnist'][:1]
     run.training.joint.loss[-1].append(0.1)

@@ -47,6 +47,11 @@ def edit_run(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return edit
 
 
+def as_of_paper(content: dict[str, Any]) -> None:
+    content['variant'] = 'paper'
+    edit_run('training', 'variant', value='paper')(content)
+
+
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory) -> dict[str, Path]:
     """Folders with seeds 0 and 1, and with seed 2."""
@@ -100,7 +105,8 @@ def test_every_run_keeps_its_origin(trained, more, tmp_path):
     'edit, words',
     [
         (lambda content: content.update(preset='quick'), 'has preset quick, but {first} has smoke'),
-        (lambda content: content.update(variant='paper'), 'has variant paper, but {first} has code'),
+        (lambda content: content.update(variant='paper'), 'has variant code: expected paper, as the results'),
+        (as_of_paper, 'has variant paper, but {first} has code'),
         (edit_run('training', 'batchsize', value=32), 'has lenet_mnist with batchsize 32, but {first} has 64'),
         (edit_run('training', 'data_sha256', value='other'), 'has lenet_mnist with data_sha256 other, but {first} '),
         (edit_run('training', 'device', value='@cupy:0'), 'has lenet_mnist with device @cupy:0, but {first}'),

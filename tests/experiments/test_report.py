@@ -327,7 +327,9 @@ def test_the_first_screen_has_published_and_measured_side_by_side(example):
     ):
         assert re.search(r' *\| '.join(map(re.escape, cells)), first), cells
     assert '**faster than** LeNet: 1 ms against 3 ms per image, a gain of 3.00' in first
-    assert 'first 1000 test images only' in first
+    assert 'composed times are from all test images' in first
+    run_of(example).measurement.test_samples = 1001
+    assert 'composed times are from the first 1000 test images only' in page_of(example)[0]
     run_of(example).measurement.measured.published.gain_whole = 0.5
     assert '**slower than** LeNet' in page_of(example)[0]
 

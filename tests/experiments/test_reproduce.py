@@ -317,6 +317,10 @@ def test_bad_usage_is_status_2(words, message, capsys):
     assert message in error and error.count('\n') == 1
 
 
+def test_experiments_run_after_those_whose_weights_they_need():
+    assert cli._experiments('figure6,alex_cifar10,figure6') == ['alex_cifar10', 'figure6']
+
+
 def test_an_experiment_that_is_named_twice_runs_once(tiny, tmp_path, capsys):
     assert reproduce(tmp_path, '--only', 'lenet_mnist,lenet_mnist') == 0
     assert capsys.readouterr().out.count('lenet_mnist_seed0 ...') == 1

@@ -34,6 +34,7 @@ def as_alexnet(content: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     'edit, words',
     [
+        (lambda content: content.update(variant='paper'), 'has variant code: expected paper, as the results'),
         (
             lambda content: run_of(content)['measurement']['baseline']['whole'].update(mean_ms=float('inf')),
             'has mean_ms inf: expected a finite number above 0',
