@@ -15,8 +15,8 @@ from typing import Any, Callable, NamedTuple, Optional
 from branchynet import exits
 from branchynet.batching import batches, check_within
 from branchynet.cpu import onednn
-from branchynet.cpu.chain import Chain
 from branchynet.cpu.engine import SAMPLES_OF_CALL, Engine, NotFinite, Result, take_turns
+from branchynet.cpu.stagewise import Stagewise
 from branchynet.cpu.threads import run
 from branchynet.exits import (
     ENTROPY,
@@ -260,7 +260,7 @@ class Compiled:
     There is no graph, batch normalisation is folded into the convolutions, and all buffers are preallocated. Batches
     are split into chunks shared among threads; samples that have exited are dropped from later stages. Where all links
     have a kernel in machine code, one engine (branchynet.cpu.cascade) takes samples through stages, exits and the exit
-    rule, one after the other. Otherwise another (branchynet.cpu.chain) calls the stages one by one; links that its
+    rule, one after the other. Otherwise another (branchynet.cpu.stagewise) calls the stages one by one; links that its
     compiler does not know by their exact class, and links with hooks, are called in Chainer. Nets of `from_chain` run
     their chain's own forward, unless they are traced. In both cases Chainer's functions have the fast kernels
     meanwhile, as in cpu.fast().
@@ -530,7 +530,7 @@ class Compiled:
         return Result(label, exit, logits, sum(result.seconds for result in results))
 
     def _engine(self, x: np.ndarray) -> Engine:
-        """The engine for samples like those of x: machine code, or a Chain where a link has no kernel there."""
+        """The engine for samples like those of x: machine code, or a Stagewise where a link has no kernel there."""
         key = x.shape[1:], x.dtype
         engine = self._engines.get(key)
         if engine is None:
@@ -549,7 +549,7 @@ class Compiled:
         if not isinstance(self._net.main, Net):
             return self._guarded(Forward(self._net, shape, dtype), shape, dtype)
         main = self._net.main if self._has_main_head else None
-        return self._guarded(Chain(self._net.models, main, shape, dtype), shape, dtype)
+        return self._guarded(Stagewise(self._net.models, main, shape, dtype), shape, dtype)
 
     def _guarded(self, engine: Engine, shape: tuple[int, ...], dtype: np.dtype) -> Engine:
         """The engine; where links keep a state in attributes, as L.LSTM does, for one thread at a time."""

@@ -1,6 +1,7 @@
 """The protocol of ``inference.Compiled``'s engines, and the parts that they share.
 
-The engines are Cascade (machine code), Chain (stage by stage) and branchynet.forward.Forward (a chain's own forward).
+The engines are Cascade (machine code), Stagewise (one stage after the other) and branchynet.forward.Forward (a chain's
+own forward).
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class _Thread(threading.local):
         self.mains: dict[int, Program] = {}
 
 
-class Chain:
+class Stagewise:
     """A net's exits and main for samples of one shape: an Engine.
 
     Programs are compiled for a number of samples when a thread first needs them, and each thread has its own. The

@@ -2,9 +2,9 @@
 
 from branchynet import inference
 from branchynet.cpu import onednn
-from branchynet.cpu.chain import Chain
 from branchynet.cpu.engine import NotFinite
 from branchynet.cpu.program import Packed, Program, Workspace
+from branchynet.cpu.stagewise import Stagewise
 from branchynet.exits import answer, leave_at
 from branchynet.links.links import FL, Branch
 from branchynet.net import BranchyNet
@@ -41,54 +41,54 @@ def images(count=37):
     return np.random.RandomState(1).randn(count, 3, 9, 9).astype(np.float32)
 
 
-def chain_of(net):
-    return Chain(net.models, net.main, (3, 9, 9), np.dtype(np.float32))
+def engine_of(net):
+    return Stagewise(net.models, net.main, (3, 9, 9), np.dtype(np.float32))
 
 
 def test_one_sample_leaves_where_its_record_says_also_at_recorded_entropies(net):
-    chain = chain_of(net)
+    engine = engine_of(net)
     for i, x in enumerate(images()):
-        recorded, released, whole = chain.record(x[None])
+        recorded, released, whole = engine.record(x[None])
         prob, entropy = answer(np.concatenate(recorded))
         thresholds = [entropy[0], np.nextafter(entropy[1], np.float32(9))][:: 1 if i % 2 else -1]
         (expected,) = leave_at(entropy[:, None], thresholds)
-        label, exit, logits, seconds = chain.leave(x[None], thresholds)
+        label, exit, logits, seconds = engine.leave(x[None], thresholds)
         assert exit == [expected] and label == [prob[expected].argmax()]
         np.testing.assert_array_equal(logits[0], recorded[expected][0])
-        assert chain.leave_one(x[None], thresholds)[:2] == (label[0], expected)
+        assert engine.leave_one(x[None], thresholds)[:2] == (label[0], expected)
         assert seconds > 0 and (released > 0).all() and (whole > released).all()
 
 
 @pytest.mark.parametrize('share', [0.0, 0.3, 0.6, 1.0])
 def test_batches_are_in_order(net, share):
-    chain, x = chain_of(net), images()
-    entropies = [answer(logits).entropy for logits in chain.record(x)[0]]
+    engine, x = engine_of(net), images()
+    entropies = [answer(logits).entropy for logits in engine.record(x)[0]]
     thresholds = [float(np.quantile(entropy, share)) + 1e-4 * (2 * share - 1) for entropy in entropies[:2]]
-    label, exit, logits, _ = chain.leave(x, thresholds)
+    label, exit, logits, _ = engine.leave(x, thresholds)
     expected = inference.classify(net, x, thresholds)
     np.testing.assert_array_equal(exit, expected.exit)
     np.testing.assert_array_equal(label, expected.label)
     np.testing.assert_allclose(answer(logits).prob, expected.prob, atol=1e-5)
-    np.testing.assert_allclose(chain.main(x)[0], net.run_main(x), atol=1e-4)
-    assert [chain.main_one(one[None]) for one in x] == net.run_main(x).argmax(axis=1).tolist()
+    np.testing.assert_allclose(engine.main(x)[0], net.run_main(x), atol=1e-4)
+    assert [engine.main_one(one[None]) for one in x] == net.run_main(x).argmax(axis=1).tolist()
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
 def test_a_sample_that_is_not_finite(net, value):
-    chain, x = chain_of(net), images(3)
+    engine, x = engine_of(net), images(3)
     x[1, 2, 3, 4] = value
-    for call in (lambda x: chain.leave(x, [0.1, 0.1]), chain.record, chain.main):
+    for call in (lambda x: engine.leave(x, [0.1, 0.1]), engine.record, engine.main):
         with pytest.raises(NotFinite):
             call(x)
         call(x[2:])
-    for call in (lambda x: chain.leave_one(x, [0.1, 0.1]), chain.main_one):
+    for call in (lambda x: engine.leave_one(x, [0.1, 0.1]), engine.main_one):
         with pytest.raises(NotFinite):
             call(x[1:2])
         call(x[2:])
 
 
 def test_large_numbers_are_finite(net):
-    assert np.isfinite(chain_of(net).main(images(1) * np.float32(1e25))[0]).all()
+    assert np.isfinite(engine_of(net).main(images(1) * np.float32(1e25))[0]).all()
 
 
 @pytest.mark.parametrize(
