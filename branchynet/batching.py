@@ -22,8 +22,7 @@ def check_pairs(x: Any, y: Any) -> None:
         ValueError: their numbers differ, or are 0.
     """
     for name, value in (('x', x), ('y', y)):
-        if np.ndim(value) == 0:
-            raise TypeError(f'{name} is a {type(value).__name__}: expected an array, with an entry for each sample')
+        checked_array(name, value)
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f'x has {len(x)} samples and y has {len(y)}: both need the same number, at least one')
 

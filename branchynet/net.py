@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import math
 import threading
 import time
@@ -407,7 +406,7 @@ class BranchyNet(chainer.Chain):
         Args:
             x: samples (B, ...), checked and on the net's device.
             t: labels (B,).
-            batch: that the samples are, or are a share of.
+            batch: the Batch of these samples; where ranks train together, the SharedBatch of which they are a share.
 
         Returns:
             (losses, accuracies, total): lists of a Variable () for every exit; the loss of `forward`.
@@ -975,10 +974,10 @@ class BranchyNet(chainer.Chain):
         x = checked_array('x', x)
         if x.dtype.kind not in 'fiu':
             raise TypeError(f'x has dtype {x.dtype}: expected numbers')
-        dtypes = self.dtypes()
-        if x.dtype.kind == 'f' and dtypes and x.dtype not in dtypes:
-            expected = ' or '.join(map(str, dtypes))
-            raise TypeError(f'x has dtype {x.dtype}: expected {expected}, the dtype of the parameters')
+        if x.dtype.kind == 'f' and not any(p.dtype == x.dtype for p in self.params(include_uninit=False)):
+            expected = ' or '.join(map(str, self.dtypes()))
+            if expected:
+                raise TypeError(f'x has dtype {x.dtype}: expected {expected}, the dtype of the parameters')
         if x.size == 0:
             raise ValueError(f'x has shape {x.shape}: expected at least one sample')
         xp = get_array_module(x)
@@ -1063,17 +1062,17 @@ class ChainNet(BranchyNet):
         Raises:
             OSError: the file is of a net with exits at other layers; this net is unchanged.
         """
-        layers = np.frombuffer(json.dumps(self.main.layers).encode(), np.uint8)
+        layers = '\n'.join(self.main.layers).encode()
         if isinstance(serializer, chainer.Serializer):
-            serializer(LAYERS, layers)
+            serializer(LAYERS, np.frombuffer(layers, np.uint8))
         else:
-            with contextlib.suppress(KeyError):  # a file of an earlier version does not name them
-                found = json.loads(np.asarray(serializer(LAYERS, None), np.uint8).tobytes())
-                if found != self.main.layers:
-                    raise OSError(
-                        f'the file is of a net with exits at {", ".join(found)}, and this one has them at '
-                        f'{", ".join(self.main.layers)}'
-                    )
+            try:
+                found = serializer(LAYERS, None)
+            except KeyError:
+                found = None
+            if found is not None and found.tobytes() != layers:  # a file of an earlier version does not name them
+                other, own = (text.decode(errors='replace').replace('\n', ', ') for text in (found.tobytes(), layers))
+                raise OSError(f'the file is of a net with exits at {other}, and this one has them at {own}')
         super().serialize(serializer)
 
     def _links_of(self, part: Part) -> list[chainer.Link]:

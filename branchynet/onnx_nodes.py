@@ -252,7 +252,7 @@ def _sliced(graph: Graph, x: Value, ranges: Mapping[int, tuple[int, int, int]]) 
     if not ranges:
         return graph.named(x)
     starts, stops, steps = zip(*ranges.values())
-    before_first = -max(x.array.shape) - 1  # ONNX counts -1 from after
+    before_first = -max(x.array.shape) - 1  # ONNX counts -1 from the end
     stops = tuple(before_first if stop < 0 else stop for stop in stops)
     return graph.node('Slice', graph.named(x), *(graph.integers(*each) for each in (starts, stops, ranges, steps)))
 
@@ -312,7 +312,7 @@ def _convolution(graph: Graph, function: Any, inputs: list[Value], shape: tuple[
         _geometry(function, 'ph pw', 'pad'),
         _geometry(function, 'dy dx', 'dilate'),
     )
-    ends = _pads_behind(x.shape, shape, [(k - 1) * d + 1 for k, d in zip(w.shape[2:], dilate)], stride, pad)
+    ends = _pads_after(x.shape, shape, [(k - 1) * d + 1 for k, d in zip(w.shape[2:], dilate)], stride, pad)
     return graph.node(
         'Conv',
         *map(graph.named, inputs),
@@ -359,7 +359,7 @@ def _average_pooling(graph: Graph, function: Any, inputs: list[Value], shape: tu
 
 def _pooling(graph: Graph, op: str, x: Value, shape: tuple[int, ...], geometry: tuple, **attributes: int) -> str:
     ksize, stride, pad = geometry
-    pads = [*pad, *_pads_behind(x.array.shape, shape, ksize, stride, pad)]
+    pads = [*pad, *_pads_after(x.array.shape, shape, ksize, stride, pad)]
     if any(p >= k for p, k in zip(pads, [*ksize, *ksize])):
         raise _NotCovered('a pooling has windows of padding alone')
     return graph.node(op, graph.named(x), kernel_shape=ksize, strides=stride, pads=pads, **attributes)
@@ -372,7 +372,7 @@ def _geometry(function: Any, pair: str, several: str) -> list[int]:
     return [getattr(function, name) for name in pair.split()]
 
 
-def _pads_behind(
+def _pads_after(
     x_shape: Sequence[int], y_shape: Sequence[int], ksize: Sequence[int], stride: Sequence[int], pad: Sequence[int]
 ) -> list[int]:
     """Padding after each axis that makes exactly the windows of y; Chainer's cover_all may need more than ``pad``."""

@@ -31,7 +31,7 @@ class Recording(NamedTuple):
 
 
 def record(link: Callable, x: np.ndarray) -> Recording:
-    """Calls a link, or any callable that takes a Variable, in testing mode; records what its result is computed by."""
+    """Calls a link, or any callable that takes a Variable, in testing mode; records the functions that are called."""
     start = chainer.Variable(x)
     with chainer.using_config('train', False), chainer.force_backprop_mode(), _Inputs() as inputs:
         y = link(start)

@@ -10,7 +10,7 @@ from chainer.backends.cuda import to_cpu
 
 
 class Batch:
-    """A batch of one process, whose samples leave one exit after another.
+    """A batch of one process, of which some samples leave at each exit.
 
     Args:
         size: number of samples before the first exit.

@@ -249,7 +249,7 @@ def _checked(recorded: ExitRecord, thresholds: Any) -> tuple[np.ndarray, np.ndar
         raise ValueError(
             f'thresholds have shape {thresholds.shape}: expected (settings, {exits - 1}), at least one setting'
         )
-    is_off = thresholds == np.array(None)
+    is_off = thresholds == np.array(None) if thresholds.dtype == object else np.zeros(thresholds.shape, bool)
     nobody = -math.inf if recorded.criterion.side == 'below' else math.inf
     numbers = np.where(is_off, nobody, thresholds).astype(float)
     if np.isnan(numbers).any():

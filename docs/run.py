@@ -1,7 +1,7 @@
 """Runs the Python code of a Markdown page, block by block, as one program.
 
     python docs/run.py docs/tutorial.md             # prints what the blocks print; status 1 if one fails
-    python docs/run.py docs/tutorial.md --update    # also writes it into the page, behind each block
+    python docs/run.py docs/tutorial.md --update    # also writes it into the page, after each block
 
 The program runs in a folder of its own. Pictures (*.png) that it leaves there go to docs/images with --update.
 """
@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-# A block of code and, behind it, what it printed.
+# A block of code and, after it, what it printed.
 BLOCK = re.compile(r'^```python\n(?P<code>.*?)^```\n(?:\n```text\n.*?^```\n)?', re.MULTILINE | re.DOTALL)
 
 
@@ -44,7 +44,7 @@ def run(page: str, name: str) -> Iterator[tuple[re.Match[str], str]]:
 
 
 def with_output(page: str, printed: list[tuple[re.Match[str], str]]) -> str:
-    """The page, with what each block printed behind it."""
+    """The page, with what each block printed after it."""
     parts, place = [], 0
     for block, output in printed:
         shown = f'\n```text\n{output}```\n' if output else ''

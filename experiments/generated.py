@@ -85,7 +85,7 @@ def _holding(checked: Sequence[Verdict]) -> str:
 
 
 def by_experiment(found: Sequence[Results]) -> str:
-    """Writes the table of README.md's status, as Markdown: how many claims hold, fail and were not run.
+    """Writes the table of README.md, as Markdown, that says how many claims hold, fail and were not run.
 
     Args:
         found: results of one folder each.

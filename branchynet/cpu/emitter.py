@@ -93,7 +93,7 @@ class Emitter:
         return value
 
     def words(self, address: ir.Value, count: int) -> list[ir.Value]:
-        """The 64-bit numbers that lie at an address and after it."""
+        """The 64-bit numbers that lie from an address on."""
         return [self.load(self.add(address, 8 * i), INT) for i in range(count)]
 
     def store(self, value: ir.Value, address: ir.Value) -> None:

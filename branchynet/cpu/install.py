@@ -192,8 +192,8 @@ def _make_kernels(stacklevel: int) -> dict[tuple[Any, str], Callable]:
         replacements.update(_ONEDNN)
     except (OSError, ImportError) as e:
         warnings.warn(
-            f'{onednn.obstacle(e)}; until then, convolution, pooling, batch normalization and linear layers stay as '
-            f"slow as Chainer's own",
+            f'{onednn.obstacle(e)}. Without it, convolution, pooling, batch normalization and linear layers run as '
+            "Chainer's own code",
             stacklevel=stacklevel,
         )
     return {

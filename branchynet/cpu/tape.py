@@ -408,7 +408,7 @@ def _normalization(link: L.BatchNormalization, x: Value, with_relu: bool) -> Opt
 
     The ReLU of such a pass makes 0 of NaN. So if a result may be NaN, it is thrown away, and None is returned before
     any running statistic has changed. Its gradient is 0 where the ReLU passes nothing, as Chainer's is unless the
-    gradient after it is NaN or infinite there: then what is after it has such gradients too.
+    gradient that comes back to it is NaN or infinite there: then what follows it has such gradients too.
     """
     parameters: Any = link.gamma, link.beta
     is_whole = link.avg_mean is not None and all(parameter is not None for parameter in parameters)

@@ -30,7 +30,7 @@ from tests.cpu.guard import Guard
 
 @pytest.fixture(scope='module', autouse=True)
 def guarded():
-    """Lets a process end that reads or writes after a workspace, or after the weights."""
+    """Lets a process end that reads or writes beyond the end of a workspace, or of the weights."""
     if sys.platform == 'win32':  # has no mprotect
         yield
         return

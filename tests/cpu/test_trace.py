@@ -40,7 +40,7 @@ class Layered(chainer.Chain):
 
 
 def net_of(chain, **settings):
-    """A net with an exit after layer a, after a few steps of training."""
+    """A net with an exit at layer a, trained for a few steps."""
     np.random.seed(0)
     net = BranchyNet.from_chain(chain, {'a': heads.linear(5)}, x=X[:2], **settings)
     for _ in range(3):
