@@ -121,5 +121,5 @@ def test_a_clean_tree_passes_and_code_outside_a_checkout_does_not(checkout, tmp_
     provenance.require_clean(str(folder / 'out'))
     provenance.require_clean(str(tmp_path_factory.mktemp('elsewhere')))
     monkeypatch.setattr(provenance, '__file__', str(tmp_path_factory.mktemp('none') / 'provenance.py'))
-    with pytest.raises(ValueError, match='no checkout'):
+    with pytest.raises(ValueError, match='needs a git checkout'):
         provenance.require_clean()

@@ -123,7 +123,7 @@ def convert(old: Path, new: Path, force: bool = False) -> dict[str, Any]:
     """
     stem, suffix = os.path.splitext(os.fspath(new))
     if suffix != '.npz':
-        raise ValueError(f'{os.fspath(new)} cannot hold weights: expected a name that ends in .npz')
+        raise ValueError(f'{os.fspath(new)} cannot be the name of weights: expected NAME.npz')
     for path in (f'{stem}.npz', f'{stem}.json'):
         if os.path.lexists(path) and not force:
             raise FileExistsError(f'{path} exists: --force (force=True) replaces it')
