@@ -13,6 +13,7 @@ from importlib import metadata
 from typing import Any
 
 from branchynet import cpu, determinism
+from branchynet.chains.trunk import LAYERS
 from branchynet.devices import count_gpus
 
 import chainer
@@ -158,6 +159,7 @@ def sha256_of_net(net: chainer.Link) -> str:
     """
     serializer = chainer.serializers.DictionarySerializer()
     serializer.save(net)
+    serializer.target.pop(LAYERS, None)  # which are no weights
     return sha256_of_arrays(np.asarray(array) for _, array in sorted(serializer.target.items()))
 
 

@@ -21,6 +21,7 @@ from branchynet import (
     functions,
     heads,
     inference,
+    provenance,
     sweep,
     utils,
 )
@@ -1066,6 +1067,13 @@ def test_weights_of_a_file_that_names_no_layers_are_loaded(strict, tmp_path):
         new = small_chain()
         load(path, new)
         assert same(weights(new), weights(net))
+
+
+def test_the_hash_of_a_net_is_that_of_its_weights(monkeypatch):
+    net = small_chain()
+    named = provenance.sha256_of_net(net)
+    monkeypatch.setattr(type(net), 'serialize', BranchyNet.serialize)  # as of earlier versions
+    assert provenance.sha256_of_net(net) == named
 
 
 def test_main_is_copied_once_the_chain_was_read():

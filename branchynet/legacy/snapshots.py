@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from branchynet import exits
+from branchynet.chains.trunk import LAYERS
 from branchynet.legacy.content import Path, about
 from branchynet.legacy.network import without_eps
 
@@ -36,8 +37,8 @@ def load_snapshot(path: Path, link: chainer.Link) -> None:
     """
     wanted: dict[str, Any] = {}
     chainer.serializers.DictionarySerializer(wanted).save(link)
-    for setting in exits.SAVED_SETTINGS:  # of a BranchyNet, which no such file has
-        wanted.pop(setting, None)
+    for name in (*exits.SAVED_SETTINGS, LAYERS):  # of a BranchyNet, which no such file has
+        wanted.pop(name, None)
     with about(path, 'a snapshot of Chainer 1'), open(path, 'rb') as f:
         start = f.read(8)
         f.seek(0)
