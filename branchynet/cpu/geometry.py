@@ -78,6 +78,16 @@ class Geometry(NamedTuple):
         return Geometry(x, w, y, self.stride[::-1], self.pad[::-1], self.dilate[::-1], self.groups)
 
 
+def pair(value: Any) -> tuple[int, int]:
+    """(vertical, horizontal), of two numbers or one for both."""
+    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+
+
+def settings_of_link(link: Any) -> Settings:
+    """The settings of a chainer.links.Convolution2D."""
+    return Settings(pair(link.stride), pair(link.pad), pair(link.dilate), link.groups)
+
+
 def settings_of(function: Any) -> Settings:
     """The settings of a Convolution2DFunction."""
     stride, pad, dilate = (function.sy, function.sx), (function.ph, function.pw), (function.dy, function.dx)

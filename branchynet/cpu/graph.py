@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Callable, NamedTuple, Optional, Union
 
-from branchynet.cpu.geometry import Settings, geometry_of
+from branchynet.cpu.geometry import geometry_of, pair, settings_of_link
 from branchynet.cpu.pooling import Windows
-from branchynet.links.links import SL, arguments_of, calls_one_of, is_unchanged
+from branchynet.links.links import FL, SL, arguments_of, calls_one_of, is_unchanged
 from branchynet.links.resnet import ResBlock
 
 import chainer
@@ -104,7 +104,7 @@ class Graph:
         links = list(links)
         for link in links:
             _check_plain(link)
-        links = [link for outer in links for link in _in_testing_mode(outer)]
+        links = [link for outer in links for link in in_testing_mode(outer)]
         while links:
             link = links.pop(0)
             if type(link) is L.Convolution2D:
@@ -145,7 +145,7 @@ class Graph:
         self, node: Node, link: L.Convolution2D, norm: Optional[L.BatchNormalization], onto: Sequence[Node] = ()
     ) -> Node:
         w: Any = link.W.array
-        settings = Settings(pair(link.stride), pair(link.pad), pair(link.dilate), link.groups)
+        settings = settings_of_link(link)
         geometry = None if w is None else geometry_of((1, *node.shape), w.shape, settings)
         if geometry is None:
             raise NotCovered(f'Convolution2D of {"no weights" if w is None else w.shape} on {node.shape}')
@@ -216,18 +216,12 @@ class Graph:
     def _local_response(self, node: Node, n: int, k: float, alpha: float, beta: float) -> Node:
         return self._node('local_response', [node], node.shape, n=n, k=k, alpha=alpha, beta=beta)
 
-    def _dropout(self, node: Node, ratio: float, more: dict[str, Any]) -> Node:
-        if more.get('return_mask'):
-            raise NotCovered('dropout with its mask')
-        return node
-
 
 _FUNCTIONS: dict[Callable[..., Any], Callable[..., Node]] = {
     F.relu: Graph._relu,
     F.max_pooling_2d: Graph._max_pooling,
     F.average_pooling_2d: Graph._average_pooling,
     F.local_response_normalization: Graph._local_response,
-    F.dropout: Graph._dropout,
 }
 
 
@@ -312,8 +306,13 @@ def scaled_weights(w: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 def _check_norm(norm: L.BatchNormalization, channels: int, axis: tuple[int, ...]) -> None:
     """Raises NotCovered where a batch normalisation is not one by channel, over the other axes."""
-    if norm.axis not in (None, axis) or norm.avg_mean is None or norm.avg_mean.shape != (channels,):
+    if not is_by_channel(norm, channels, axis):
         raise NotCovered('BatchNormalization over other axes')
+
+
+def is_by_channel(norm: L.BatchNormalization, channels: int, axis: tuple[int, ...] = (0, 2, 3)) -> bool:
+    """Whether a batch normalisation has statistics of so many channels, over the other axes."""
+    return norm.axis in (None, axis) and norm.avg_mean is not None and norm.avg_mean.shape == (channels,)
 
 
 def _scaled(norm: L.BatchNormalization, b: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -336,18 +335,16 @@ def _check_plain(link: chainer.Link) -> None:
             raise NotCovered(f'{type(inner).__name__} with a hook or a forward of its own')
 
 
-def _in_testing_mode(link: Any) -> list[Any]:
-    """The links that run in testing mode."""
+def in_testing_mode(link: Any) -> list[Any]:
+    """The links that run in testing mode in place of a link: none for dropout, that of an SL, or the link itself."""
+    if not is_unchanged(link):
+        return [link]
     if type(link) is SL:
-        return [] if link.fnTest is None else _in_testing_mode(link.fnTest)
-    return [link]
+        return [] if link.fnTest is None else in_testing_mode(link.fnTest)
+    is_dropout = type(link) is FL and link.fn is F.dropout and not link.kwargs.get('return_mask')
+    return [] if is_dropout else [link]
 
 
 def windows_of(ksize: Any, stride: Any, pad: Any) -> Windows:
     """The windows of a pooling, from arguments as of Chainer's functions."""
     return Windows(pair(ksize), pair(ksize if stride is None else stride), pair(pad))
-
-
-def pair(value: Any) -> tuple[int, int]:
-    """(vertical, horizontal), of two numbers or one for both."""
-    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)

@@ -112,7 +112,7 @@ class AveragePooling:
         (x,) = inputs
         if not takes(x):
             return stock(self, inputs)
-        windows = _windows_of(self)
+        windows = windows_of_average(self)
         y_shape = windows.y_shape(x.shape)
         if not windows.have_pixels(x.shape, y_shape):
             return stock(self, inputs)
@@ -129,14 +129,15 @@ class AveragePoolingGradient:
     def forward_cpu(self: Any, inputs: tuple, stock: Callable) -> tuple:
         """The method of this name, for arrays that the kernels take."""
         (gy,) = inputs
-        windows = _windows_of(self)
+        windows = windows_of_average(self)
         if not (takes(gy) and gy.shape[1] >= _FEWEST_CHANNELS and windows.have_pixels(self._in_shape, gy.shape)):
             return stock(self, inputs)
         (gy,) = dense(gy)
         return (average_pooling_gx(gy, windows, self._in_shape),)
 
 
-def _windows_of(function: Any) -> Windows:
+def windows_of_average(function: Any) -> Windows:
+    """The windows of an AveragePooling2D."""
     return Windows((function.kh, function.kw), (function.sy, function.sx), (function.ph, function.pw))
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from ctypes import c_float
 from typing import Any, Callable, Optional
 
 from branchynet.cpu import onednn
-from branchynet.cpu.geometry import Settings, geometry_of
-from branchynet.cpu.graph import folded, pair, windows_of
+from branchynet.cpu.geometry import geometry_of, settings_of_link
+from branchynet.cpu.graph import folded, in_testing_mode, is_by_channel, windows_of
 from branchynet.cpu.onednn import ANY, BIAS, DST, MATRIX, NCHW, SRC, VECTOR, WEIGHTS, describe
 from branchynet.cpu.pooling import Windows
-from branchynet.links.links import FL, SL, arguments_of, calls_one_of, is_unchanged, shortcut
+from branchynet.links.links import FL, arguments_of, calls_one_of, is_unchanged, shortcut
 from branchynet.links.resnet import ResBlock
 
 import chainer
@@ -89,7 +89,7 @@ class Program:
         self._workspace = workspace
         self._slot = 0
         self._value = _Value(x.shape, x)
-        self._links = [link for outer in links for link in _unwrapped(outer)]
+        self._links = [link for outer in links for link in in_testing_mode(outer)]
         with onednn.single_threaded():
             while self._links:
                 self._compile_next()
@@ -143,8 +143,7 @@ class Program:
         """A convolution and the normalisation after it, if any, added to the value ``onto``, if any."""
         value = self._value
         w, b = map(np.ascontiguousarray, folded(link, norm))
-        settings = Settings(pair(link.stride), pair(link.pad), pair(link.dilate), link.groups)
-        geometry = geometry_of(value.shape, w.shape, settings)
+        geometry = geometry_of(value.shape, w.shape, settings_of_link(link))
         if geometry is None:
             raise _LeftToChainer
         descriptor = onednn.create_descriptor(
@@ -328,15 +327,6 @@ _FUNCTIONS: dict[Any, Callable[..., None]] = {
 _DIMENSIONS = {F.relu: (2, 4), F.max_pooling_2d: (4,), F.average_pooling_2d: (4,)}
 
 
-def _unwrapped(link: Any) -> Sequence[chainer.Link]:
-    """The links that run in testing mode."""
-    if _is_exactly(link, FL) and link.fn is F.dropout and not link.kwargs.get('return_mask'):
-        return []
-    if not _is_exactly(link, SL):
-        return [link]
-    return [] if link.fnTest is None else _unwrapped(link.fnTest)
-
-
 def _is_exactly(link: Any, kind: type[chainer.Link]) -> bool:
     """Whether a link is of this very class, and does what the class does."""
     return type(link) is kind and is_unchanged(link)
@@ -348,12 +338,7 @@ def _name(function: Any) -> str:
 
 def _is_plain_norm(link: Any, convolution: L.Convolution2D) -> bool:
     """Whether a link is a batch normalisation per channel of the convolution before it."""
-    return (
-        _is_exactly(link, L.BatchNormalization)
-        and link.axis in (None, (0, 2, 3))
-        and link.avg_mean is not None
-        and (link.avg_mean.shape == convolution.W.shape[:1])
-    )
+    return _is_exactly(link, L.BatchNormalization) and is_by_channel(link, convolution.W.shape[0])
 
 
 def _is_plain_block(link: Any) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, Callable, Optional
 
 from branchynet.batching import check_within
 from branchynet.cpu import convolution, elementwise, install, normalization, onednn
-from branchynet.cpu.geometry import Settings, geometry_of
+from branchynet.cpu.geometry import geometry_of, settings_of_link
 from branchynet.cpu.layout import channels_last, dense, empty_like, like, plain, takes
 from branchynet.exits import accuracy
 from branchynet.links.links import FL, Net, arguments_of, calls_one_of, is_unchanged
@@ -334,8 +334,7 @@ def _convolution(link: L.Convolution2D, x: Value) -> Value:
         and _are_of_images(x.array, w, b)
         and not link.cudnn_fast
     ):
-        settings = Settings(tuple(link.stride), tuple(link.pad), tuple(link.dilate), link.groups)
-        geometry = geometry_of(x.array.shape, w.shape, settings)
+        geometry = geometry_of(x.array.shape, w.shape, settings_of_link(link))
     if geometry is None:
         return _call_in_chainer(link, x)
     (images,), (w, b) = dense(x.array), plain(w, b)

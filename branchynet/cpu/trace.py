@@ -9,7 +9,7 @@ from typing import Any, Callable, Optional
 
 from branchynet.cpu.geometry import settings_of
 from branchynet.cpu.graph import Graph, Node, NotCovered, Operations, scale_and_shift, scaled_weights
-from branchynet.cpu.pooling import Windows
+from branchynet.cpu.pooling import Windows, windows_of_average
 from branchynet.recording import Recording, record
 
 import chainer
@@ -170,8 +170,7 @@ class _Trace(Graph):
         return self._pooling(self._of_image(function, x), True, windows, function.cover_all)
 
     def _averaged(self, function: Any, x: Node) -> Node:
-        windows = Windows((function.kh, function.kw), (function.sy, function.sx), (function.ph, function.pw))
-        return self._pooling(self._of_image(function, x), False, windows, False)
+        return self._pooling(self._of_image(function, x), False, windows_of_average(function), False)
 
     def _mean(self, function: Any, x: Node) -> Node:
         if {axis % 4 for axis in function.axis or ()} != {2, 3}:
