@@ -44,8 +44,8 @@ class Target(NamedTuple):
     multiply-adds if only these are limited, otherwise by seconds.
 
     Attributes:
-        accuracy_loss: at most so many points under the baseline.
-        seconds: at most so many seconds a sample, composed from the record's times.
+        accuracy_loss: the largest loss of accuracy, in percentage points under the baseline.
+        seconds: the longest mean time of a sample, composed from the record's times.
         macs: at most this share of the baseline's multiply-adds.
         leave: at least this share of all samples leaves at ``exit``.
         exit: from 0.

@@ -62,8 +62,8 @@ class NetCost(NamedTuple):
 def cost(net: BranchyNet, shape: Sequence[int], dtype: Any = None) -> NetCost:
     """Counts parameters and multiply-adds of a BranchyNet, from one sample of zeros in testing mode.
 
-    A convolution or linear layer counts one multiply-add for every output number and every weight that it is the sum
-    over (of a grouped convolution: the filter's own channels). Padding zeros count, because they are computed; so does
+    A convolution or linear layer counts one multiply-add for every weight that goes into an output number (of a grouped
+    convolution: the filter's own channels). Padding zeros count, because they are computed; so does
     the whole matrix of a SparseLinear or DenseSparseLinear, which multiply densely. The addition of biases,
     normalisation, activations, pooling, softmax, entropy and all other functions do not count.
 

@@ -71,7 +71,7 @@ def suggest(shape: Sequence[int], classes: int) -> list[chainer.Link]:
         ValueError: the shape is empty.
     """
     if not len(shape):
-        raise ValueError('the features of a sample are a single number: expected an axis of channels at least')
+        raise ValueError('the features of a sample are a single number: expected at least an axis of channels')
     return conv(classes) if len(shape) == 3 and min(shape[1:]) >= 8 else linear(classes)
 
 

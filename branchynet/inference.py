@@ -177,7 +177,8 @@ def obstacle_of_parameters(net: BranchyNet) -> Optional[str]:
 def _not_finite(net: BranchyNet) -> Optional[str]:
     """The path of a link with weights or statistics that are not finite: oneDNN's ReLU would turn NaN into 0.
 
-    Those of the last layers of exits and main may be so: a NaN of theirs is the answer, and -inf rules a class out.
+    The last layers of the exits and of main are exempt: their NaN reaches the answer, where it is an error, and -inf in
+    them rules out a class.
     """
     last = {id(value) for model in (*net.models, net.main) if isinstance(model, Net) for value in _numbers(model[-1:])}
     for path, link in net.namedlinks():

@@ -165,7 +165,7 @@ class Emitter:
         """``carried = body(i, *carried)`` for i in range(0, count, step); returns the last.
 
         Args:
-            count: 1 or more: the body always runs once.
+            count: 1 or more; the body runs at least once.
             body: emits what is done for i, and returns the values that the next time gets.
             carried: the first values.
             step: from i to i.
@@ -268,7 +268,7 @@ class Emitter:
 
 
 class Constants:
-    """Arrays that one block of memory will hold; the same array in the same packing has one place."""
+    """Arrays to be laid out in one block of memory; an array that is packed twice in the same way is stored once."""
 
     def __init__(self) -> None:
         self._places: dict[Any, tuple[int, np.ndarray, np.ndarray]] = {}

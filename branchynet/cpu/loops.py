@@ -52,7 +52,12 @@ class Blocks(NamedTuple):
     number: int
 
     def of(self, array: int, bytes_of_index: int) -> Place:
-        """Where they lie in an array of ``Loops.run``, of which the number is given, and the bytes of an index."""
+        """Where they lie in an array of ``Loops.run``.
+
+        Args:
+            array: its number.
+            bytes_of_index: from each index of its first axis to the next.
+        """
         return Place(array, self.start * bytes_of_index, self.size * bytes_of_index)
 
 

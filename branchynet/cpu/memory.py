@@ -84,7 +84,7 @@ class _Lease:
 
 
 class Kept:
-    """Freed memory by its size; all memory together is never more than arrays used at once since the last release.
+    """Free memory, by size. With the memory in use it is never more than was in use at once since the last release.
 
     Lists are changed by their atomic methods, so that only new memory needs the lock.
     """

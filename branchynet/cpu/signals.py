@@ -1,7 +1,7 @@
 """Signals wait while oneDNN multiplies matrices.
 
 Its generated code for matrix products points the stack pointer at other memory; a signal's frame would be written over
-what lies there (oneDNN issue 4845, mended after the newest version that there is a wheel of). Python's own handlers
+what lies there (oneDNN issue 4845; no released wheel has the version that mends it). Python's own handlers
 lose nothing: they run when the call of machine code has ended.
 """
 
