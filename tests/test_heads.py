@@ -44,7 +44,7 @@ def test_convolutions_are_suggested_for_images_alone():
     assert 'Convolution2D' in kinds((3, 8, 8))
     for shape in [(3, 8, 7), (64,), (64, 9), (3, 9, 9, 9)]:
         assert 'Convolution2D' not in kinds(shape)
-    with pytest.raises(ValueError, match='expected an axis of channels'):
+    with pytest.raises(ValueError, match='expected at least an axis of channels'):
         heads.suggest((), 10)
 
 
