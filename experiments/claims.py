@@ -335,7 +335,7 @@ def _why_not(claim: Claim, results: Results) -> str | None:
         needed.append(f'preset {preset}')
     elif short is not None:
         needed.append(f'all {_epochs(short[1])} epochs of preset {preset} (this run has {_epochs(short[0])})')
-    if any(_is_of_other_weights(run, results) for run in runs):
+    if any(_is_of_other_weights(claim.experiment, run, results) for run in runs):
         needed.append('the weights that are in the folder now (these were counted with others)')
     devices = {'gpu' if 'cupy' in run.measurement.device else 'cpu' for run in runs}
     if claim.device != 'any' and devices != {claim.device}:
@@ -343,13 +343,13 @@ def _why_not(claim: Claim, results: Results) -> str | None:
     return f'needs {" and ".join(needed)}' if needed else None
 
 
-def _is_of_other_weights(run: Any, results: Results) -> bool:
-    """Whether cache misses were counted with weights that alex_cifar10 has replaced since."""
+def _is_of_other_weights(experiment: str, run: Any, results: Results) -> bool:
+    """Whether a run counted with weights that the experiment which trained them has replaced since."""
     counted = getattr(run.measurement, 'weights_sha256', None)
-    trained = [
-        one.training.weights_sha256 for one in results.experiments.get('alex_cifar10', []) if one.seed == run.seed
+    others = [one for name in _file()['needs'].get(experiment, []) for one in results.experiments.get(name, [])]
+    return counted is not None and counted not in [
+        one.training.weights_sha256 for one in others if one.seed == run.seed
     ]
-    return counted is not None and counted not in trained
 
 
 def unfinished(name: str, runs: Sequence[Any], preset: str) -> tuple[Training, Preset] | None:

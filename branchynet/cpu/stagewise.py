@@ -28,6 +28,14 @@ class _Exit(NamedTuple):
     stage: Program
     head: Program
 
+    def run(self) -> float:
+        """Runs both; returns the seconds in the stage."""
+        start = time.perf_counter()
+        self.stage.run()
+        seconds = time.perf_counter() - start
+        self.head.run()
+        return seconds
+
 
 class _Thread(threading.local):
     """What every thread has of its own: the memory of its Programs, and the Programs by their number of samples."""
@@ -76,12 +84,8 @@ class Stagewise:
     def _leave(self, exits: list[_Exit], x: np.ndarray, thresholds: Sequence[float]) -> Result:
         label, left, rows, seconds = np.empty(len(x), np.int64), np.empty(len(x), np.int64), np.arange(len(x)), 0.0
         for k in range(len(exits)):
-            stage, head = exits[k]
-            start = time.perf_counter()
-            stage.run()
-            seconds += time.perf_counter() - start
-            head.run()
-            found = head.y[: len(rows)]
+            seconds += exits[k].run()
+            found = exits[k].head.y[: len(rows)]
             _, entropy = answer(found)
             if k == 0:
                 logits = found.copy()
@@ -105,15 +109,12 @@ class Stagewise:
         with onednn.single_threaded():
             exits = self._started(x)
             with self._kernels():
-                for k, (stage, head) in enumerate(exits):
-                    start = time.perf_counter()
-                    stage.run()
-                    seconds += time.perf_counter() - start
-                    head.run()
-                    _, entropy = answer_on_cpu(head.y)
+                for k, exit in enumerate(exits):
+                    seconds += exit.run()
+                    _, entropy = answer_on_cpu(exit.head.y)
                     if k == len(thresholds) or entropy.item() < thresholds[k]:  # exits.below, on rounded numbers
                         break
-        return label_of(head.y), k, seconds
+        return label_of(exit.head.y), k, seconds
 
     def record(self, x: np.ndarray) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
         """Engine.record; samples of a batch have equal shares of its seconds."""
@@ -123,16 +124,13 @@ class Stagewise:
         with onednn.single_threaded():
             exits = self._started(x)
             with self._kernels():
-                for k, (stage, head) in enumerate(exits):
+                for k, exit in enumerate(exits):
                     start = time.perf_counter()
-                    stage.run()
-                    trunk = time.perf_counter()
-                    head.run()
-                    found = head.y[: len(x)]
+                    released[k] = exit.run() / len(x)
+                    found = exit.head.y[: len(x)]
                     answer(found)  # for its time
-                    end = time.perf_counter()
+                    whole[k] = (time.perf_counter() - start) / len(x)
                     logits.append(found.copy())
-                    released[k], whole[k] = (trunk - start) / len(x), (end - start) / len(x)
         return logits, released, whole
 
     def main(self, x: np.ndarray) -> tuple[np.ndarray, float]:
