@@ -24,7 +24,7 @@ EXPERIMENT = NetworkExperiment(
     published_thresholds=[0.0001, 0.05],
     presets={
         'smoke': Preset(main_epochs=1, joint_epochs=2, batchsize=64, train_samples=1024, test_samples=200),
-        'quick': Preset(main_epochs=10, joint_epochs=20, batchsize=512),
-        'paper': Preset(main_epochs=50, joint_epochs=100, batchsize=512),
+        'quick': Preset(main_epochs=10, joint_epochs=20, batchsize=512, train_samples=50000, test_samples=10000),
+        'paper': Preset(main_epochs=50, joint_epochs=100, batchsize=512, train_samples=50000, test_samples=10000),
     },
 )

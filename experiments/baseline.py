@@ -219,7 +219,7 @@ def _train(name: str, seeds: int, out: str) -> None:
                 raise ValueError(f'{path} is of {found.experiment}: choose another folder')
             curves = {curve.seed: curve for curve in found.curves}
         todo = [seed for seed in range(seeds) if seed not in curves or not curves[seed].as_released_percent]
-        data = runs.cut(experiment.get_data(), preset)
+        data = runs.cut(experiment.get_data(), preset.train_samples, preset.test_samples)
         for seed in todo:
             print(f'{name}, seed {seed} ...', flush=True)
             curves[seed] = measure(experiment, seed, data, preset, LAST)

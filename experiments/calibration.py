@@ -80,11 +80,12 @@ def _trained(network: str, held_out: HeldOut, out: str, device: Any) -> Run:
     experiment, seed = get_experiment(network), held_out.seed
     x, y, *test = experiment.get_data()
     kept, _ = splits.stratified(y, held_out.samples, held_out.seed)
-    data = runs.cut((x[kept], y[kept], *test), TRAININGS[network])
+    preset = TRAININGS[network]
+    data = runs.cut((x[kept], y[kept], *test), preset.train_samples, preset.test_samples)
     if not checkpoint.has(runs.checkpoint_path(out, network, '', seed)):
         runs.check_no_other_training(out, (network, '', seed), ())
     setup = runs.Setup('code', device, out, resume=True)
-    trained = experiment.train('', seed, TRAININGS[network], data, setup)
+    trained = experiment.train('', seed, preset, data, setup)
     return Run(network=network, seed=seed, held_out=held_out, training=trained)
 
 

@@ -329,7 +329,8 @@ def _why_not(claim: Claim, results: Results) -> str | None:
     runs = results.experiments.get(claim.experiment)
     if not runs:
         return _absent(claim.experiment)
-    order, preset, needed = list(PRESETS), claim.entry['preset'], []
+    order, preset = list(PRESETS), claim.entry['preset']
+    needed = _not_as_preset(claim.experiment, runs, results.preset)
     short = unfinished(claim.experiment, runs, preset)
     if order.index(results.preset) < order.index(preset):
         needed.append(f'preset {preset}')
@@ -341,6 +342,24 @@ def _why_not(claim: Claim, results: Results) -> str | None:
     if claim.device != 'any' and devices != {claim.device}:
         needed.append('a GPU' if claim.device == 'gpu' else '--device cpu')
     return f'needs {" and ".join(needed)}' if needed else None
+
+
+def _not_as_preset(name: str, runs: Sequence[Any], preset: str) -> list[str]:
+    """The amounts of a preset, other than epochs, that runs which are called by its name do not have."""
+    wanted = get_experiment(name).presets[preset]
+    found = [(wanted.test_samples, run.measurement.test_samples, 'test images') for run in runs]
+    for training in [run.training for run in runs if run.training]:
+        found += [
+            (wanted.train_samples, training.train_samples, 'training images'),
+            (wanted.batchsize, training.batchsize, 'images per step'),
+        ]
+    return list(
+        dict.fromkeys(
+            f'the {of_preset} {what} of preset {preset} (this run has {of_run})'
+            for of_preset, of_run, what in found
+            if of_run != of_preset
+        )
+    )
 
 
 def _is_of_other_weights(experiment: str, run: Any, results: Results) -> bool:

@@ -15,9 +15,9 @@ import numpy as np
 
 AMOUNTS = {  # of training, by preset
     'smoke': runs.Preset(main_epochs=1, joint_epochs=1, batchsize=64, train_samples=256, test_samples=100),
-    'quick': runs.Preset(main_epochs=4, joint_epochs=8, batchsize=128, train_samples=10000),
-    'reduced': runs.Preset(main_epochs=12, joint_epochs=25, batchsize=512),
-    'paper': runs.Preset(main_epochs=50, joint_epochs=100, batchsize=512),
+    'quick': runs.Preset(main_epochs=4, joint_epochs=8, batchsize=128, train_samples=10000, test_samples=10000),
+    'reduced': runs.Preset(main_epochs=12, joint_epochs=25, batchsize=512, train_samples=50000, test_samples=10000),
+    'paper': runs.Preset(main_epochs=50, joint_epochs=100, batchsize=512, train_samples=50000, test_samples=10000),
 }
 
 

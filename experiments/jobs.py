@@ -173,7 +173,7 @@ def _train(job: Job, setup: runs.Setup) -> None:
     device = chainer.get_device(setup.device)
     device.use()
     preset = job.experiment.presets[setup.preset]
-    data = runs.cut(job.experiment.get_data(), preset)
+    data = runs.cut(job.experiment.get_data(), preset.train_samples, preset.test_samples)
     job.experiment.train(job.part, job.seed, preset, data, setup._replace(device=device))
 
 

@@ -25,7 +25,7 @@ EXPERIMENT = NetworkExperiment(
     presets={
         'smoke': Preset(main_epochs=1, joint_epochs=2, batchsize=128, train_samples=3000, test_samples=500),
         # A smaller batch: more steps for the same time, where epochs are few.
-        'quick': Preset(main_epochs=12, joint_epochs=35, batchsize=128),
-        'paper': Preset(main_epochs=50, joint_epochs=100, batchsize=512),
+        'quick': Preset(main_epochs=12, joint_epochs=35, batchsize=128, train_samples=60000, test_samples=10000),
+        'paper': Preset(main_epochs=50, joint_epochs=100, batchsize=512, train_samples=60000, test_samples=10000),
     },
 )

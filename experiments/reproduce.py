@@ -123,7 +123,8 @@ def _ready(names: list[str], preset_name: str) -> tuple[list[tuple[Any, runs.Dat
         if isinstance(found[get_data], OSError):
             skipped.append(f'{name} is skipped: {found[get_data]}')
         else:
-            ready.append((experiment, runs.cut(found[get_data], experiment.presets[preset_name])))
+            preset = experiment.presets[preset_name]
+            ready.append((experiment, runs.cut(found[get_data], preset.train_samples, preset.test_samples)))
     return ready, skipped
 
 

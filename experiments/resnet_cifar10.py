@@ -25,7 +25,7 @@ EXPERIMENT = NetworkExperiment(
     presets={
         'smoke': Preset(main_epochs=1, joint_epochs=2, batchsize=16, train_samples=64, test_samples=40),
         'quick': Preset(main_epochs=2, joint_epochs=4, batchsize=64, train_samples=6400, test_samples=2000),
-        'reduced': Preset(main_epochs=12, joint_epochs=25, batchsize=64),
-        'paper': Preset(main_epochs=100, joint_epochs=100, batchsize=64),
+        'reduced': Preset(main_epochs=12, joint_epochs=25, batchsize=64, train_samples=50000, test_samples=10000),
+        'paper': Preset(main_epochs=100, joint_epochs=100, batchsize=64, train_samples=50000, test_samples=10000),
     },
 )

@@ -616,6 +616,9 @@ def from_json(content: Any) -> Results:
         raise ValueError('experiments is empty: expected at least one experiment')
     for name, runs in experiments.items():
         results.experiments[name] = _runs_from_json(name, runs)
+        presets = get_experiment(name).presets
+        if results.preset not in presets:
+            raise ValueError(f'experiments.{name} has preset {results.preset}: expected one of {", ".join(presets)}')
     for name, run in results.named_runs():
         variant = (run.training or run.measurement).variant
         if variant != results.variant:

@@ -73,18 +73,19 @@ class Setup(NamedTuple):
     ranks: parallel.Alone = parallel.ALONE
 
 
-def cut(data: Data, preset: Preset) -> Data:
-    """Keeps the first samples of each set, as many as the preset names.
+def cut(data: Data, train_samples: int | None, test_samples: int | None) -> Data:
+    """Keeps the first samples of each set.
 
     Args:
         data: x_train (N, C, H, W), y_train (N,), x_test (M, C, H, W), y_test (M,).
-        preset: of which only train_samples and test_samples are used.
+        train_samples: number of training images; None: all.
+        test_samples: number of test images; None: all.
 
     Returns:
         The four arrays.
     """
     x_train, y_train, x_test, y_test = data
-    train, test = slice(preset.train_samples), slice(preset.test_samples)
+    train, test = slice(train_samples), slice(test_samples)
     return x_train[train], y_train[train], x_test[test], y_test[test]
 
 
@@ -225,8 +226,7 @@ def data_of(experiment: Any, training: results.Training, test_samples: int | Non
         OSError: the data is missing or damaged.
         ValueError: the data here is not that of the training.
     """
-    amount = training.main_epochs, training.joint_epochs, training.batchsize, training.train_samples
-    data = cut(experiment.get_data(), Preset(*amount, test_samples))
+    data = cut(experiment.get_data(), training.train_samples, test_samples)
     check_data(experiment.name, data, training.data_sha256)
     return data
 

@@ -48,7 +48,7 @@ def train(
     """
     ranks, path = setup.ranks, path_of(setup.out, experiment.name, seed)
     saved = runs.checkpoint_path(setup.out, experiment.name, '', seed)
-    data = ranks.together(lambda: runs.cut(get_data(), preset))
+    data = ranks.together(lambda: runs.cut(get_data(), preset.train_samples, preset.test_samples))
     with contextlib.ExitStack() as stack:
         ranks.from_first(lambda: stack.enter_context(files.lock(setup.out)))
         if setup.resume and ranks.from_first(lambda: os.path.exists(path) and not checkpoint.has(saved)):

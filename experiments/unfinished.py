@@ -100,13 +100,8 @@ def _restored(experiment: Any, seed: int, path: str) -> _Begun:
         record = schema.structure(state.meta['notes'], results.Training)
     except ValueError as e:
         raise OSError(f'{path} is not a checkpoint of this version ({e}): train again') from e
-    wanted = record.main_epochs, record.joint_epochs, record.batchsize
-    presets = [
-        name
-        for name, preset in experiment.presets.items()
-        if tuple(preset)[:3] == wanted
-        and record.train_samples == (preset.train_samples or len(experiment.get_data()[0]))
-    ]
+    amount = record.main_epochs, record.joint_epochs, record.batchsize, record.train_samples
+    presets = [name for name, preset in experiment.presets.items() if preset[:4] == amount]
     if not presets:
         raise ValueError(f'{path} is of no preset of {experiment.name}: it cannot be measured before it has ended')
     net = experiment.get_network(variant=record.variant)

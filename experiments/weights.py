@@ -79,8 +79,7 @@ class Weights(NamedTuple):
             if trained.held_out is not None:
                 index = np.flatnonzero(seen(trained, y))
                 x, y = x[index], y[index]
-            amount = runs.Preset(0, 0, 1, trained.training.train_samples, trained.test_samples)
-            its_data = runs.cut((x, y, x_test, t_test), amount)
+            its_data = runs.cut((x, y, x_test, t_test), trained.training.train_samples, trained.test_samples)
             try:
                 runs.check_data(self.experiment.name, its_data, trained.training.data_sha256)
             except ValueError as e:

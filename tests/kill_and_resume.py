@@ -63,7 +63,7 @@ def train(network, out):
     runs.ResumableTraining.INTERVAL, runs.ResumableTraining.SHARE = 0, 1
     builder, get_data, *amounts = NETWORKS[network]
     preset = runs.Preset(*amounts, test_samples=1)
-    data = runs.cut(get_data(), preset)
+    data = runs.cut(get_data(), preset.train_samples, preset.test_samples)
     setup = runs.Setup('code', chainer.get_device('@numpy'), out, 'smoke', resume=True)
     run = runs.begin(('killed', '', 0), builder, preset, data, setup)
     print('begins', flush=True)

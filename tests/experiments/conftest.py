@@ -99,8 +99,8 @@ def example() -> Results:
         device='@numpy',
         main_epochs=50,
         joint_epochs=100,
-        batchsize=64,
-        train_samples=256,
+        batchsize=128,
+        train_samples=60000,
         data_sha256='abcdef0123456789',
         environment=environment,
         main=MainTraining(loss=[0.5, 0.4] * 25, accuracy=[0.8, 0.9] * 25, weights_sha256=['a', 'b'] * 25, seconds=60.0),
@@ -116,7 +116,7 @@ def example() -> Results:
     measurement = NetworkMeasurement(
         device='@numpy',
         environment=environment,
-        test_samples=1000,
+        test_samples=10000,
         compiled=True,
         baseline=Baseline(
             accuracy_percent=97.0, accuracy_as_released_percent=97.25, released=timed(2.0), whole=timed(3.0)
@@ -142,6 +142,14 @@ def example() -> Results:
         variant='code',
         experiments={'lenet_mnist': [NetworkRun(seed=0, training=training, measurement=measurement)]},
     )
+
+
+@pytest.fixture
+def published(example: Results) -> Results:
+    """The same, as a run of preset paper."""
+    example.preset = 'paper'
+    example.experiments['lenet_mnist'][0].training.batchsize = 512
+    return example
 
 
 @pytest.fixture

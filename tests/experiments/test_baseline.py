@@ -26,7 +26,9 @@ def curve():
 
 
 def measure():
-    return baseline.measure(lenet_mnist.EXPERIMENT, 0, runs.cut(mnist.get_data(), PRESET), PRESET, 2)
+    return baseline.measure(
+        lenet_mnist.EXPERIMENT, 0, runs.cut(mnist.get_data(), PRESET.train_samples, PRESET.test_samples), PRESET, 2
+    )
 
 
 def test_the_last_epochs_are_trained_twice(curve):
@@ -45,7 +47,7 @@ def test_joint_training_follows_main_and_is_tested_too(curve, tmp_path):
             ('lenet_mnist', '', 0),
             lenet_mnist.EXPERIMENT.get_network,
             PRESET,
-            runs.cut(mnist.get_data(), PRESET),
+            runs.cut(mnist.get_data(), PRESET.train_samples, PRESET.test_samples),
             setup,
         )
         training.train('main', 4)
@@ -53,7 +55,7 @@ def test_joint_training_follows_main_and_is_tested_too(curve, tmp_path):
     # It is the training of reproduce: testing between the epochs changes nothing.
     assert curve.weights_sha256 == training.record.main.weights_sha256
     assert curve.joint_weights_sha256 == training.record.joint.weights_sha256
-    _, _, *test = runs.cut(mnist.get_data(), PRESET)
+    _, _, *test = runs.cut(mnist.get_data(), PRESET.train_samples, PRESET.test_samples)
     assert curve.as_released_percent[-1] == utils.test(training.net, *test, main=True)[0] * 100
     assert curve.exits_percent[-1] == (sweep.record(training.net, *test).correct.mean(axis=1) * 100).tolist()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import branchynet  # noqa: F401
 from branchynet import cli
-from branchynet.experiments import baseline, claims, intervals, results, runs
+from branchynet.experiments import NAMES, baseline, claims, get_experiment, intervals, results, runs
 from branchynet.experiments.claims import FAIL, NOT_RUN, PASS
 
 import attrs
@@ -65,9 +65,8 @@ def test_the_report_of_a_run_that_diverged_is_made(example, tmp_path, capsys):
     assert 'FAIL: quick/lenet_mnist: ' in capsys.readouterr().out
 
 
-def test_a_setting_that_the_sweep_lacks_is_a_failure(example):
-    example.preset = 'paper'
-    verdict = verdict_of(example, 'notebook/B-LeNet/0.005/accuracy')
+def test_a_setting_that_the_sweep_lacks_is_a_failure(published):
+    verdict = verdict_of(published, 'notebook/B-LeNet/0.005/accuracy')
     assert (verdict.status, verdict.reason) == (FAIL, 'the sweep has no setting T = 0.005')
 
 
@@ -201,21 +200,44 @@ def test_a_cause_explains_only_the_figures_that_it_was_found_for(name, known, un
     assert not any(claims.Verdict(claim, PASS, [value], '').cause for value in known)
 
 
-def test_a_training_that_has_not_ended_checks_no_claim_of_its_preset(example, monkeypatch):
-    example.preset = 'paper'
-    (run,) = example.experiments['lenet_mnist']
+def test_a_training_that_has_not_ended_checks_no_claim_of_its_preset(published):
+    (run,) = published.experiments['lenet_mnist']
     name = 'table1/CPU/LeNet/accuracy'
-    assert verdict_of(example, name).measured
+    assert verdict_of(published, name).measured
     more = copy.deepcopy(run)
     more.seed, more.training.joint_epochs = 1, 4
-    example.experiments['lenet_mnist'].append(more)
-    verdict = verdict_of(example, name)
+    published.experiments['lenet_mnist'].append(more)
+    verdict = verdict_of(published, name)
     assert verdict.status == NOT_RUN
     assert verdict.reason == 'needs all 50 + 100 epochs of preset paper (this run has 50 + 4)'
     more.training.joint_epochs, more.training.main_epochs = 100, 49
-    assert verdict_of(example, name).status == NOT_RUN
+    assert verdict_of(published, name).status == NOT_RUN
     more.training.main_epochs, more.training.joint_epochs = 12, 35  # enough for the claims of quick
-    assert verdict_of(example, 'quick/lenet_mnist').status != NOT_RUN
+    assert verdict_of(published, 'quick/lenet_mnist').status != NOT_RUN
+
+
+@pytest.mark.parametrize(
+    'of, field, amount, reason',
+    [
+        ('training', 'batchsize', 256, 'the 512 images per step of preset paper (this run has 256)'),
+        ('training', 'train_samples', 59999, 'the 60000 training images of preset paper (this run has 59999)'),
+        ('measurement', 'test_samples', 9999, 'the 10000 test images of preset paper (this run has 9999)'),
+    ],
+)
+@pytest.mark.parametrize('name', ['table1/CPU/LeNet/accuracy', 'quick/lenet_mnist'])
+def test_a_run_with_other_amounts_than_its_preset_checks_no_claim(published, name, of, field, amount, reason):
+    assert verdict_of(published, name).status != NOT_RUN
+    (run,) = published.experiments['lenet_mnist']
+    other = copy.deepcopy(run)
+    other.seed = 1
+    setattr(getattr(other, of), field, amount)
+    published.experiments['lenet_mnist'].append(other)
+    verdict = verdict_of(published, name)
+    assert (verdict.status, verdict.reason) == (NOT_RUN, f'needs {reason}')
+
+
+def test_every_preset_of_an_experiment_says_all_its_amounts():
+    assert all(None not in preset for name in NAMES for preset in get_experiment(name).presets.values())
 
 
 def test_a_share_that_the_curve_lacks_is_a_failure(example):
@@ -259,7 +281,7 @@ def cache_of(**percent_by_thresholds):
     return results.CacheMeasurement(
         device='@numpy',
         environment=environment,
-        test_samples=1,
+        test_samples=200,
         data_sha256='',
         variant='code',
         tool='a tool',

@@ -109,7 +109,7 @@ def test_a_changed_claim_changes_the_page(example, monkeypatch, change):
 def test_numbers_by_hand(example):
     text, html = page_of(example)
     assert '| 4.00 (at 98.50 %) ' in text and '| 3.00 (at 98.75 %) ' in text  # a gain stands with its accuracy
-    low, high = intervals.accuracy([98.5], 1000)
+    low, high = intervals.accuracy([98.5], 10000)
     assert f'| 98.50 ({low:.2f} to {high:.2f}) ' in text
     assert f'{intervals.mcnemar(25, 10):.2g}' in text
     assert 'quick/lenet_mnist' in text and '98.6 or more' in text
@@ -217,10 +217,8 @@ def test_the_line_of_the_worst_counts_equal_figures_once():
 def test_what_is_not_run_says_why(example):
     assert verdict_of(example, 'quick/alex_cifar10').reason == 'alex_cifar10 was not run'
     assert verdict_of(example, 'table1/CPU/LeNet/accuracy').reason == 'needs preset paper'
-    example.preset = 'reduced'
-    assert verdict_of(example, 'table1/CPU/LeNet/accuracy').reason == 'needs preset paper'
     assert verdict_of(example, 'table1/GPU/LeNet/accuracy').reason == 'needs preset paper and a GPU'
-    example.preset = 'paper'
+    example.preset, run_of(example).training.batchsize = 'paper', 512
     assert verdict_of(example, 'table1/GPU/LeNet/accuracy').reason == 'needs a GPU'
     assert 'machine' in verdict_of(example, 'table1/CPU/LeNet/time').reason
     assert verdict_of(example, 'table1/CPU/LeNet/accuracy').measured == [97.25]
@@ -327,7 +325,9 @@ def test_the_first_screen_has_published_and_measured_side_by_side(example):
     ):
         assert re.search(r' *\| '.join(map(re.escape, cells)), first), cells
     assert '**faster than** LeNet: 1 ms against 3 ms per image, a gain of 3.00' in first
-    assert 'composed times are from all test images' in first
+    assert 'composed times are from the first 1000 test images only' in first
+    run_of(example).measurement.test_samples = 1000
+    assert 'composed times are from all test images' in page_of(example)[0]
     run_of(example).measurement.test_samples = 1001
     assert 'composed times are from the first 1000 test images only' in page_of(example)[0]
     run_of(example).measurement.measured.published.gain_whole = 0.5
@@ -343,14 +343,13 @@ def test_reasons_are_grouped_and_count_every_claim_once(example, capsys):
     assert sum(numbers) == sum(v.status == 'NOT RUN' for v in found)
 
 
-def test_a_failure_shows_its_cause(example, monkeypatch):
-    example.preset = 'paper'
+def test_a_failure_shows_its_cause(published, monkeypatch):
     changed = copy.deepcopy(claims._file())
     next(e for e in changed['claim'] if e['id'].endswith('/accuracy') and e['where'] == {'role': 'branchy'}).update(
         cause=[{'experiment': 'lenet_mnist', 'explains': [98, 99], 'text': 'the cause <that> was found'}]
     )
     monkeypatch.setattr(claims, '_file', lambda: changed)
-    text, html = page_of(example)
+    text, html = page_of(published)
     assert 'the cause <that> was found' in text[: text.index('\n## ')]
     assert 'the cause &lt;that&gt; was found' in html and '<that>' not in html
 
@@ -402,7 +401,7 @@ def test_the_committed_run_says_again_what_it_said(tmp_path):
 
 def test_what_reproduces_takes_the_best_of_several_folders(example):
     better = copy.deepcopy(example)
-    better.preset = 'paper'
+    better.preset, run_of(better).training.batchsize = 'paper', 512
     text = generated.reproduces([example, better])
     verdicts = claims.check(better)
     for source in 'Table I', 'section VI':

@@ -34,6 +34,10 @@ def as_alexnet(content: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     'edit, words',
     [
+        (
+            lambda content: content.update(preset='reduced'),
+            'experiments.lenet_mnist has preset reduced: expected one of smoke, quick, paper',
+        ),
         (lambda content: content.update(variant='paper'), 'has variant code: expected paper, as the results'),
         (
             lambda content: run_of(content)['measurement']['baseline']['whole'].update(mean_ms=float('inf')),

@@ -149,7 +149,7 @@ def test_what_is_measured_into_is_not_another_unfinished_training(begun, tmp_pat
 
 
 def test_fewer_images_than_the_presets_make_no_preset(begun, tmp_path, monkeypatch, capsys):
-    preset(monkeypatch, TINY._replace(train_samples=None))
+    preset(monkeypatch, TINY._replace(train_samples=60000))
     capsys.readouterr()
     assert measure(begun, '--out', str(tmp_path / 'out')) == 2
     error = capsys.readouterr().err
