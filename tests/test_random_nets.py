@@ -21,6 +21,9 @@ from hypothesis import strategies as st
 OF_ANY = {
     'linear': lambda: L.Linear(None, 16),
     'relu': lambda: FL(F.relu),
+    'relu6': lambda: FL(F.relu6),
+    'clipped': lambda: FL(F.clipped_relu, z=0.5),
+    'leaky': lambda: FL(F.leaky_relu, 0.1),
     'dropout': lambda: FL(F.dropout, 0.5),
     'testing': lambda: SL(FL(F.dropout, 0.5)),
     'tanh': lambda: FL(F.tanh),

@@ -548,6 +548,13 @@ class _Body(NamedTuple):
             return planar.pooling(emit, x, y, given['maximum'], *given['windows']), []
         if node.kind == 'local_response':
             return planar.local_response(emit, x, y, **given), []
+        if node.kind == 'clipped_relu':
+            return planar.clipped_relu(emit, x, y, given['z']), []
+        if node.kind == 'leaky_relu':
+            return planar.leaky_relu(emit, x, y, given['slope']), []
+        if node.kind in ('sum', 'concat'):
+            write = {'sum': planar.sum_of, 'concat': planar.concat}[node.kind]
+            return write(emit, [self.planes[inner] for inner in node.inputs], y), []
         return {'relu': planar.relu, 'copy': planar.copy, 'shortcut': planar.shortcut}[node.kind](emit, x, y), []
 
     def now(self) -> ir.Value:

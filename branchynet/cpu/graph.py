@@ -17,6 +17,7 @@ import chainer.links as L
 import numpy as np
 
 _LARGEST_WINDOW = 1 << 10  # pixels of a pooling: machine code has an instruction for each
+_RECTIFIERS = 'relu', 'clipped_relu', 'leaky_relu'
 
 
 class NotCovered(Exception):
@@ -27,7 +28,8 @@ class Node:
     """The result of an operation.
 
     Attributes:
-        kind: 'input', 'convolution', 'linear', 'pooling', 'relu', 'local_response', 'scaling', 'copy' or 'shortcut'.
+        kind: 'input', 'convolution', 'linear', 'pooling', 'relu', 'clipped_relu', 'leaky_relu', 'local_response',
+            'scaling', 'sum', 'concat', 'copy' or 'shortcut'.
         inputs: nodes. shape: (C, H, W); (C, 1, 1) of vectors.
         relu: whether negative values are replaced by 0 at the end.
         arguments: further numbers that the kind needs.
@@ -57,15 +59,18 @@ class Node:
     @property
     def is_vector(self) -> bool:
         """Whether the numbers lie side by side, not one in each channel of an image."""
-        return self.kind == 'linear' or (self.kind == 'relu' and self.inputs[0].is_vector)
+        return self.kind == 'linear' or (self.kind in _RECTIFIERS and self.inputs[0].is_vector)
 
     @property
     def is_nonnegative(self) -> bool:
         """Whether no value can be negative."""
         return (
             self.relu
-            or self.kind == 'relu'
-            or (self.kind in ('pooling', 'local_response', 'shortcut') and self.inputs[0].is_nonnegative)
+            or self.kind in ('relu', 'clipped_relu')
+            or (
+                self.kind in ('pooling', 'local_response', 'shortcut', 'sum', 'concat')
+                and all(inner.is_nonnegative for inner in self.inputs)
+            )
         )
 
 
@@ -129,7 +134,7 @@ class Graph:
     def _node(
         self, kind: str, inputs: Sequence[Node], shape: tuple[int, int, int], key: Any = (), **arguments: Any
     ) -> Node:
-        if kind not in ('linear', 'relu') and any(inner.is_vector for inner in inputs):
+        if kind not in ('linear', *_RECTIFIERS) and any(inner.is_vector for inner in inputs):
             raise NotCovered(f'{kind} of a vector')
         key = (
             kind,
@@ -189,6 +194,15 @@ class Graph:
             return self._pooling(self._relu(source.inputs[0] if source.kind == 'copy' else source), **node.arguments)
         return node if node.is_nonnegative else self._node('relu', [node], node.shape)
 
+    def _clipped_relu(self, node: Node, z: float) -> Node:
+        return self._node('clipped_relu', [node], node.shape, z=z)
+
+    def _relu6(self, node: Node) -> Node:
+        return self._clipped_relu(node, 6.0)
+
+    def _leaky_relu(self, node: Node, slope: float) -> Node:
+        return self._node('leaky_relu', [node], node.shape, slope=slope)
+
     def _max_pooling(
         self, node: Node, ksize: Any, stride: Any, pad: Any, cover_all: bool, return_indices: bool
     ) -> Node:
@@ -219,6 +233,9 @@ class Graph:
 
 _FUNCTIONS: dict[Callable[..., Any], Callable[..., Node]] = {
     F.relu: Graph._relu,
+    F.clipped_relu: Graph._clipped_relu,
+    F.relu6: Graph._relu6,
+    F.leaky_relu: Graph._leaky_relu,
     F.max_pooling_2d: Graph._max_pooling,
     F.average_pooling_2d: Graph._average_pooling,
     F.local_response_normalization: Graph._local_response,

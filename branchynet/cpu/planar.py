@@ -435,10 +435,30 @@ def pooling(
     return emit.function(('pooling', x, y, maximum, tuple(ksize), tuple(stride), tuple(pad)), 2, write)
 
 
+class _Spot(NamedTuple):
+    """The place of a vector of pixels.
+
+    Attributes:
+        channel: its number.
+        x, y: addresses of the vector in x and in y.
+        constants: address of the constants, None for none.
+    """
+
+    channel: ir.Value
+    x: ir.Value
+    y: ir.Value
+    constants: ir.Value | None
+
+
 def _pointwise(
-    emit: Emitter, key: object, x: Plane, y: Plane, function: Callable[..., ir.Value], parameters: int = 2
+    emit: Emitter,
+    key: object,
+    x: Plane,
+    y: Plane,
+    function: Callable[[ir.Value, _Spot], ir.Value],
+    parameters: int = 2,
 ) -> ir.Function:
-    """y = function(x, channel, address of x, constants) by vectors; a function of the addresses of x, y, constants."""
+    """y = function(x, spot) by vectors; a function of the addresses of x, y and, of three parameters, constants."""
 
     def write(x_address: ir.Value, y_address: ir.Value, constants: ir.Value | None = None) -> None:
         def channel(c: ir.Value) -> None:
@@ -447,10 +467,10 @@ def _pointwise(
 
             def row(i: ir.Value) -> None:
                 for v in range(-(-y.width // LANES)):
-                    address = emit.add(emit.at(source, i, x.row), 4 * LANES * v)
-                    value = function(emit.load(address), c, address, constants)
-                    value = emit.first_lanes(value, y.width - LANES * v, y.fill)
-                    emit.store(value, emit.add(emit.at(place, i, y.row), 4 * LANES * v))
+                    pixels, result = emit.at(source, i, x.row), emit.at(place, i, y.row)
+                    spot = _Spot(c, emit.add(pixels, 4 * LANES * v), emit.add(result, 4 * LANES * v), constants)
+                    value = function(emit.load(spot.x), spot)
+                    emit.store(emit.first_lanes(value, y.width - LANES * v, y.fill), spot.y)
 
             emit.loop(y.height, row)
 
@@ -461,7 +481,51 @@ def _pointwise(
 
 def relu(emit: Emitter, x: Plane, y: Plane) -> ir.Function:
     """ReLU, as a function of the addresses of x and y."""
-    return _pointwise(emit, 'relu', x, y, lambda value, *_: emit.relu(value))
+    return _pointwise(emit, 'relu', x, y, lambda value, _: emit.relu(value))
+
+
+def clipped_relu(emit: Emitter, x: Plane, y: Plane, z: float) -> ir.Function:
+    """ReLU of at most z, as a function of the addresses of x and y; NaN stays."""
+
+    def clipped(value: ir.Value, _: _Spot) -> ir.Value:
+        value = emit.relu(value)
+        return emit.builder.select(emit.builder.fcmp_ordered('>', value, vector(z)), vector(z), value)
+
+    return _pointwise(emit, ('clipped_relu', z), x, y, clipped)
+
+
+def leaky_relu(emit: Emitter, x: Plane, y: Plane, slope: float) -> ir.Function:
+    """Negative numbers times slope, as a function of the addresses of x and y."""
+
+    def leaky(value: ir.Value, _: _Spot) -> ir.Value:
+        is_negative = emit.builder.fcmp_ordered('<=', value, vector(0.0))
+        return emit.builder.select(is_negative, emit.builder.fmul(value, vector(slope)), value)
+
+    return _pointwise(emit, ('leaky_relu', slope), x, y, leaky)
+
+
+def sum_of(emit: Emitter, xs: Sequence[Plane], y: Plane) -> ir.Function:
+    """The sum of two images, as a function of the addresses of the first, y and the second."""
+
+    def added(value: ir.Value, spot: _Spot) -> ir.Value:
+        return emit.builder.fadd(emit.load(spot.y), value)
+
+    def write(first: ir.Value, place: ir.Value, second: ir.Value) -> None:
+        emit.builder.call(copy(emit, xs[0], y), [first, place])
+        emit.builder.call(_pointwise(emit, 'added', xs[1], y, added), [second, place])
+
+    return emit.function(('sum', *xs, y), 3, write)
+
+
+def concat(emit: Emitter, xs: Sequence[Plane], y: Plane) -> ir.Function:
+    """Images one after the other by channel, as a function of the addresses of the first, y and the others."""
+
+    def write(first: ir.Value, place: ir.Value, *others: ir.Value) -> None:
+        for x, address in zip(xs, (first, *others)):
+            emit.builder.call(copy(emit, x, y._replace(channels=x.channels)), [address, place])
+            place = emit.add(place, x.channels * y.channel)
+
+    return emit.function(('concat', *xs, y), 1 + len(xs), write)
 
 
 def copy_in(emit: Emitter, plane: Plane) -> ir.Function:
@@ -500,7 +564,7 @@ def copy_in(emit: Emitter, plane: Plane) -> ir.Function:
 
 def copy(emit: Emitter, x: Plane, y: Plane) -> ir.Function:
     """A copy to a plane of other padding, as a function of the addresses of x and y."""
-    return _pointwise(emit, 'copy', x, y, lambda value, *_: value)
+    return _pointwise(emit, 'copy', x, y, lambda value, _: value)
 
 
 def scaling(
@@ -508,8 +572,8 @@ def scaling(
 ) -> tuple[ir.Function, list[int]]:
     """y = x * scale + shift by channel, as a function of the addresses of x, y and constants."""
 
-    def scaled(value: ir.Value, c: ir.Value, _: ir.Value, constants: ir.Value) -> ir.Value:
-        address = emit.at(constants, c, 8)
+    def scaled(value: ir.Value, spot: _Spot) -> ir.Value:
+        address = emit.at(spot.constants, spot.channel, 8)
         value = emit.multiply_add(
             value, emit.splat(emit.load(address, REAL)), emit.splat(emit.load(emit.add(address, 4), REAL))
         )
@@ -523,14 +587,14 @@ def scaling(
 def local_response(emit: Emitter, x: Plane, y: Plane, n: int, k: float, alpha: float, beta: float) -> ir.Function:
     """y = x / (k + alpha * sum of squares of n neighbouring channels) ** beta, as a function of their addresses."""
 
-    def normalized(value: ir.Value, c: ir.Value, address: ir.Value, _: ir.Value) -> ir.Value:
+    def normalized(value: ir.Value, spot: _Spot) -> ir.Value:
         half = n // 2
         total = vector(0.0)
         for d in range(-half, half + 1):
             # Where there is no such channel, the sample's own is read and not counted.
-            other = emit.builder.add(c, integer(d))
+            other = emit.builder.add(spot.channel, integer(d))
             inside = emit.builder.icmp_unsigned('<', other, integer(x.channels))
-            there = emit.builder.select(inside, emit.add(address, d * x.channel), address)
+            there = emit.builder.select(inside, emit.add(spot.x, d * x.channel), spot.x)
             neighbour = emit.load(there)
             square = emit.builder.fmul(neighbour, neighbour)
             total = emit.builder.fadd(total, emit.builder.select(inside, square, vector(0.0)))

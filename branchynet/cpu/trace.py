@@ -14,7 +14,10 @@ from branchynet.recording import Recording, record
 
 import chainer
 import numpy as np
+from chainer.functions.activation.clipped_relu import ClippedReLU
+from chainer.functions.activation.leaky_relu import LeakyReLU
 from chainer.functions.activation.relu import ReLU
+from chainer.functions.array.concat import Concat
 from chainer.functions.array.reshape import Reshape
 from chainer.functions.array.squeeze import Squeeze
 from chainer.functions.connection.convolution_2d import Convolution2DFunction
@@ -97,7 +100,7 @@ class _Trace(Graph):
         kind, (first, *others) = type(function), values
         if kind not in _FUNCTIONS or not isinstance(first, Node):
             raise NotCovered(kind.__name__)
-        if any(isinstance(other, Node) != (kind is Add) for other in others):  # a sum is of two nodes
+        if any(isinstance(other, Node) != (kind in (Add, Concat)) for other in others):
             raise NotCovered(f'{kind.__name__} of such values')
         shape = function.outputs[0]().shape
         if shape[:1] != (batch,):
@@ -155,15 +158,28 @@ class _Trace(Graph):
         return self._node(x.kind, x.inputs, x.shape, key=key, **{**x.arguments, 'w': (scaled_weights(w, scale), shift)})
 
     def _added(self, function: Any, a: Node, b: Node) -> Node:
-        """A sum with a convolution, which adds the other to its own sums."""
+        """A sum; a convolution adds the other image to its own sums."""
+        if a.shape != b.shape:
+            raise NotCovered('a sum of different shapes')
         pairs = [(x, other) for x, other in ((b, a), (a, b)) if x.kind == 'convolution' and len(x.inputs) == 1]
         for x, other in sorted(pairs, key=lambda pair: pair[0] not in self._read_once):
-            if x.shape == other.shape:
-                return self._node(x.kind, [*x.inputs, other], x.shape, key=('added', id(x), id(other)), **x.arguments)
-        raise NotCovered('a sum without a convolution')
+            return self._node(x.kind, [*x.inputs, other], x.shape, key=('added', id(x), id(other)), **x.arguments)
+        return self._node('sum', [a, b], a.shape)
+
+    def _joined(self, function: Any, *nodes: Node) -> Node:
+        images = [variable.shape[1:] == node.shape for variable, node in zip(function.inputs, nodes)]
+        if function.axis % 4 != 1 or not all(images):
+            raise NotCovered('Concat of other than channels')
+        return self._node('concat', nodes, function.outputs[0]().shape[1:])
 
     def _rectified(self, function: Any, x: Node) -> Node:
         return self._relu(x)
+
+    def _clipped(self, function: Any, x: Node) -> Node:
+        return self._clipped_relu(x, function.cap)
+
+    def _leaky(self, function: Any, x: Node) -> Node:
+        return self._leaky_relu(x, function.slope)
 
     def _largest(self, function: Any, x: Node) -> Node:
         windows = Windows(function.ksize, function.stride, function.pad)
@@ -198,8 +214,11 @@ class _Trace(Graph):
 _FUNCTIONS: dict[type, Callable[..., Node]] = {
     Add: _Trace._added,
     AveragePooling2D: _Trace._averaged,
+    ClippedReLU: _Trace._clipped,
+    Concat: _Trace._joined,
     Convolution2DFunction: _Trace._convolved,
     FixedBatchNormalization: _Trace._normalized,
+    LeakyReLU: _Trace._leaky,
     LinearFunction: _Trace._multiplied,
     LocalResponseNormalization: _Trace._responded,
     MaxPoolingND: _Trace._largest,

@@ -76,6 +76,19 @@ def twice(self, x):
     return self.logits(F.relu(self.b(F.relu(self.b(h)))))
 
 
+def dense(self, x):
+    h = self.a(x)
+    h = F.concat([h, self.b(F.leaky_relu(self.norm(h)))])
+    h = F.concat([F.max_pooling_2d(h, 3, 2, 1, cover_all=False), F.average_pooling_2d(h, 2)])
+    return self.logits(F.relu6(self.c(h)))
+
+
+def bottlenecks(self, x):
+    h = F.clipped_relu(self.a(x), 0.5)
+    h = F.relu(h) + F.leaky_relu(self.norm(h), 0.3)
+    return self.logits(F.clipped_relu(self.dense(F.relu6(self.b(h)) + h), 2.0))
+
+
 CHAINS = {
     'residual': lambda: Layered(
         residual,
@@ -97,6 +110,22 @@ CHAINS = {
         logits=L.Linear(20, 5, nobias=True),
     ),
     'pooled': lambda: Layered(pooled, a=convolution(), norm=L.BatchNormalization(6), c=convolution(6, 5)),
+    'dense': lambda: Layered(
+        dense,
+        a=convolution(),
+        norm=L.BatchNormalization(6),
+        b=convolution(6, 3),
+        c=L.Convolution2D(18, 7, 1),
+        logits=L.Linear(None, 5),
+    ),
+    'bottlenecks': lambda: Layered(
+        bottlenecks,
+        a=convolution(),
+        norm=L.BatchNormalization(6),
+        b=L.DepthwiseConvolution2D(6, 1, 3, pad=1),
+        dense=L.Linear(None, 20),
+        logits=L.Linear(20, 5),
+    ),
     'twice': lambda: Layered(twice, a=convolution(), b=convolution(6), logits=L.Linear(None, 5)),
 }
 
@@ -169,6 +198,12 @@ LAYERS = {
     'relu': lambda: F.relu,
     'maximum': lambda: lambda x: F.max_pooling_2d(x, 3, 2, 1, cover_all=False),
     'average': lambda: lambda x: F.average_pooling_2d(x, 2, 1, 1),
+    'clipped': lambda: lambda x: F.clipped_relu(x, 0.75),
+    'leaky': lambda: F.leaky_relu,
+    'sum': lambda: lambda x: F.relu(x) + x,
+    'concat': lambda: (lambda f, g: chainer.Sequential(lambda x: F.concat([g(x), F.relu(f(x))])))(
+        L.Convolution2D(6, 3, 1), L.Convolution2D(6, 3, 3, pad=1)
+    ),
     'response': lambda: F.local_response_normalization,
     'residual': lambda: (lambda link: chainer.Sequential(lambda x: link(x) + x))(L.Convolution2D(6, 6, 3, pad=1)),
     'residual of two': lambda: (lambda f, g: chainer.Sequential(lambda x: F.relu(f(x)) + g(x)))(
@@ -198,9 +233,41 @@ def test_chains_of_any_layers(names):
     assert [type(engine) for engine in compiled._engines.values()] == [Cascade]
 
 
+@pytest.mark.parametrize(
+    'function',
+    [
+        F.relu6,
+        lambda x: F.clipped_relu(x, 0.3),
+        F.leaky_relu,
+        lambda x: F.leaky_relu(x, -0.5),
+        lambda x: x + F.leaky_relu(x),
+        lambda x: F.concat([x, F.relu(x), x]),
+    ],
+)
+def test_functions_without_sums_give_the_same_numbers_at_their_bends_too(function):
+    bends = np.float32([0.0, 0.3, 6.0])
+    values = np.concatenate([bends, -bends, np.nextafter(bends, np.float32(9)), np.nextafter(bends, np.float32(-9))])
+    x = np.resize(values, (2, *SHAPE))
+
+    def forward(self, x):
+        h = function(self.a(x))
+        return F.reshape(h, (len(h), -1))
+
+    chain = Layered(
+        forward,
+        a=L.Convolution2D(3, 3, 1, initialW=np.eye(3, dtype=np.float32).reshape(3, 3, 1, 1)),
+    )
+    expected = chain(x).array
+    net = BranchyNet.from_chain(chain, {'a': heads.linear(expected.shape[1])}, x=x)
+    found, _ = Cascade(operations_of(net, SHAPE, with_main=True)).main(x)
+    np.testing.assert_array_equal(found, expected)
+
+
 NOT_COVERED = {
     'Tanh': lambda self, h: F.tanh(h),
-    'a sum without a convolution': lambda self, h: F.relu(h) + F.max_pooling_2d(h, 1),
+    'a sum of different shapes': lambda self, h: h + F.max_pooling_2d(h, (12, 1)),
+    'Concat of other than channels': lambda self, h: F.concat([h, h], axis=2),
+    'Concat of such values': lambda self, h: F.concat([h, np.zeros_like(h.array)]),
     'Add': lambda self, h: h + np.ones((1, 6, 12, 12), np.float32) if len(h) == 1 else h + np.ones_like(h.array),
     'AddConstant': lambda self, h: h + 1,
     'a change of shape': lambda self, h: F.reshape(h, (len(h), 12, 6, 12)),
