@@ -194,15 +194,22 @@ def step_memory(network: str, batch: int, contender: str) -> float:
 # All processes
 
 
-def measure_all(args: argparse.Namespace, threads: int, peak: float) -> Iterator[list[Row]]:
-    """Yields the Rows of one network's task and batch after the other; ``peak`` is of sgemm, FLOP per second."""
+def measure_all(args: argparse.Namespace, threads: int, peak: float, died: list[str]) -> Iterator[list[Row]]:
+    """Yields the Rows of one network's task and batch after the other.
+
+    Args:
+        args: of the command line.
+        threads: of everything.
+        peak: of sgemm, FLOP per second.
+        died: takes the names of those whose process died.
+    """
     for network in args.networks:
         for task in args.only:
             for batch in BATCHES_OF.get(task) or args.batches or [batchsize(network)]:
                 try:
                     yield measure_one(args, network, task, batch, threads, peak)
                 except BrokenProcessPool:
-                    print(f'{network}, {task}, batch {batch}: the process died, probably for lack of memory')
+                    died.append(f'{network} {task} of batch {batch}')
 
 
 def measure_one(args: argparse.Namespace, network: str, task: str, batch: int, threads: int, peak: float) -> list[Row]:
@@ -240,22 +247,30 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Measures what the command line asks for, prints it and writes the files."""
+    """Measures what the command line asks for, prints it and writes the files.
+
+    Raises:
+        OSError: processes died; the files hold what the others measured.
+    """
     from branchynet.benchmarks import figures
 
     rows: list[Row] = []
+    died: list[str] = []
     environments: dict[int, Any] = {}
     measured: dict[str, Any] = {}
     for threads in args.threads:
         environments[threads] = environment = measuring.in_child(threads, measuring.environment)
         print(f'{threads} threads: {measuring.describe(environment)}\n{HEADER}', flush=True)
-        for new in measure_all(args, threads, environment['sgemm_flop_per_s']):
+        for new in measure_all(args, threads, environment['sgemm_flop_per_s'], died):
             rows += new
             print('\n'.join(lines(new)), flush=True)
             measured = measuring.write(args.out, rows, environments)
-    figures.bars(rows, os.path.join(args.out, 'benchmark.png'))
-    if args.batches:
-        figures.scaling(rows, os.path.join(args.out, 'scaling.png'))
+    if rows:
+        figures.bars(rows, os.path.join(args.out, 'benchmark.png'))
+        if args.batches:
+            figures.scaling(rows, os.path.join(args.out, 'scaling.png'))
+    if died:
+        raise OSError(f'the processes of {", ".join(died)} died, probably for lack of memory')
     return measured
 
 

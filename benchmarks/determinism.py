@@ -84,7 +84,8 @@ def time_network(network: str, rounds: int) -> dict[str, Any]:
     """The measurements of a network: seconds of a step per profile and round, seconds and bytes of a checkpoint."""
     pools = {profile: pool(profile) for profile in determinism.PROFILES}
     for profile, executor in pools.items():
-        assert executor.submit(prepare, network).result() == profile
+        if executor.submit(prepare, network).result() != profile:
+            raise OSError(f"profile {profile} cannot be put in place here: 'branchynet info' says why")
     seconds: dict[str, list[float]] = {profile: [] for profile in pools}
     for _ in range(rounds):
         for profile, executor in pools.items():

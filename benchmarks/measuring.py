@@ -141,13 +141,14 @@ def _peak() -> float:
     return peak / 2**20 if sys.platform == 'darwin' else peak / 2**10
 
 
-def sgemm_peak(size: int = 2048, repeats: int = 20) -> float:
+def sgemm_peak() -> float:
     """FLOP per second of the float32 matrix product, NumPy's or PyTorch's, whichever is faster."""
     import torch
 
+    size = 2048
     a = np.random.RandomState(0).rand(size, size).astype(np.float32)
     b = torch.from_numpy(a)
-    seconds = [s for _, _, s in interleaved({'numpy': lambda: a @ a, 'torch': lambda: b @ b}, repeats)]
+    seconds = [s for _, _, s in interleaved({'numpy': lambda: a @ a, 'torch': lambda: b @ b}, 20)]
     return 2 * size**3 / min(seconds)
 
 

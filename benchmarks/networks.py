@@ -69,7 +69,11 @@ def settle(net: BranchyNet, x: np.ndarray) -> None:
 
 
 def images(network: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """x (count, C, H, W) and t (count,): test images of MNIST; of CIFAR-10 where its file is there, else noise."""
+    """x (count, C, H, W) and t (count,): test images of MNIST; of CIFAR-10 where its file is there, else noise.
+
+    Raises:
+        ValueError: there are not so many.
+    """
     rng = np.random.RandomState(0)
     cifar = os.path.join(folder.root(), 'pcifar10', 'data.npz')
     if network == 'lenet':
@@ -79,6 +83,8 @@ def images(network: str, count: int) -> tuple[np.ndarray, np.ndarray]:
             x, t = data['test_x'], data['test_y']
     else:
         x, t = rng.randn(count, *EXPERIMENTS[network].shape), rng.randint(0, 10, count)
+    if len(x) < count:
+        raise ValueError(f'{network} has {len(x)} test images: a batch of {count} is too large')
     return np.ascontiguousarray(x[:count], np.float32), t[:count].astype(np.int32)
 
 

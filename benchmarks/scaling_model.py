@@ -214,7 +214,11 @@ def checks(measured: dict[str, Any]) -> list[Check]:
     found = []
     for point in measured['points']:
         scaling, ranks = point['scaling'], point['ranks']
-        alone = next(one for one in measured['points'] if (one['scaling'], one['ranks']) == (scaling, 1))
+        alone = next((one for one in measured['points'] if (one['scaling'], one['ranks']) == (scaling, 1)), None)
+        if alone is None:
+            raise OSError(
+                f"{measured['network']} was not measured on one rank: 'branchynet bench scaling --ranks 1' does"
+            )
         share = point['global_batch'] / ranks / alone['global_batch']
         step, compute, message, processor = (
             point[f'{name}_seconds']['min'] for name in ('step', 'compute', 'message', 'cpu')

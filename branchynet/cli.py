@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -471,18 +472,20 @@ def _report(args: Namespace) -> int:
         raise ValueError('--update goes without --write, --all and --json: it checks nothing')
     if len(args.dirs) > 1:
         results.check_several(args.dirs)
-    found = [results.read(folder) for folder in args.dirs]
-    edited = [line for line in map(outputs.changed, args.dirs) if line]
-    for line in edited:
-        if args.write or args.update is not None:
-            raise ValueError(line)
-        print(line, file=sys.stderr)
-    if args.update is not None:
-        pages.update(args.update, lambda page: generated.updated(page, found))
-        return 0
-    if args.write:
-        for folder, one in zip(args.dirs, found):
-            with lock(folder):
+    with contextlib.ExitStack() as stack:
+        for folder in args.dirs if args.write else []:
+            stack.enter_context(lock(folder))  # before results are read, which a run may be about to replace
+        found = [results.read(folder) for folder in args.dirs]
+        edited = [line for line in map(outputs.changed, args.dirs) if line]
+        for line in edited:
+            if args.write or args.update is not None:
+                raise ValueError(line)
+            print(line, file=sys.stderr)
+        if args.update is not None:
+            pages.update(args.update, lambda page: generated.updated(page, found))
+            return 0
+        if args.write:
+            for folder, one in zip(args.dirs, found):
                 outputs.write(one, folder)
     status = 2 if edited else 0
     if args.json:

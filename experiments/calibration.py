@@ -55,9 +55,19 @@ def complete(out: str, networks: Sequence[str], seeds: Sequence[int], device: An
         networks: some of TRAININGS.
         seeds: of the trainings.
         device: a Chainer device.
+
+    Raises:
+        OSError: calibration.json or data is damaged or missing.
+        ValueError: the folder holds trainings with other epochs or batches.
     """
     path = os.path.join(out, CALIBRATION)
     found = read(out) if os.path.exists(path) else Calibrations()
+    for run in found.runs:
+        amount = run.training.main_epochs, run.training.joint_epochs, run.training.batchsize
+        if run.network in networks and amount != TRAININGS[run.network][:3]:
+            raise ValueError(
+                f'{path} holds trainings of {run.network} by other presets: name another folder with --out'
+            )
     for network in networks:
         for seed in seeds:
             held_out = HeldOut(samples=HELD_OUT, seed=seed)

@@ -292,8 +292,7 @@ def _claim(entry: dict[str, Any], row: dict[str, Any]) -> Claim:
 def check(results: Results) -> list[Verdict]:
     """Checks every claim.
 
-    A figure that is missing or is not a number is a FAIL. Only an experiment, preset or device that was not run, or a
-    training that has not ended, makes a claim NOT RUN.
+    A claim is NOT RUN for one of the reasons of `_why_not`. Anything else that is missing or NaN is a FAIL.
 
     Args:
         results: of a folder.
@@ -336,8 +335,9 @@ def _why_not(claim: Claim, results: Results) -> str | None:
         needed.append(f'preset {preset}')
     elif short is not None:
         needed.append(f'all {_epochs(short[1])} epochs of preset {preset} (this run has {_epochs(short[0])})')
+    needed += _missing_parts(claim, runs)
     if any(_is_of_other_weights(claim.experiment, run, results) for run in runs):
-        needed.append('the weights that are in the folder now (these were counted with others)')
+        needed.append(f'{claim.experiment} counted again (it was, with weights that this folder does not have)')
     devices = {'gpu' if 'cupy' in run.measurement.device else 'cpu' for run in runs}
     if claim.device != 'any' and devices != {claim.device}:
         needed.append('a GPU' if claim.device == 'gpu' else '--device cpu')
@@ -345,14 +345,19 @@ def _why_not(claim: Claim, results: Results) -> str | None:
 
 
 def _not_as_preset(name: str, runs: Sequence[Any], preset: str) -> list[str]:
-    """The amounts of a preset, other than epochs, that runs which are called by its name do not have."""
-    wanted = get_experiment(name).presets[preset]
-    found = [(wanted.test_samples, run.measurement.test_samples, 'test images') for run in runs]
-    for training in [run.training for run in runs if run.training]:
-        found += [
-            (wanted.train_samples, training.train_samples, 'training images'),
-            (wanted.batchsize, training.batchsize, 'images per step'),
-        ]
+    """The amounts of a preset that runs which are called by its name do not have, but for epochs that they lack."""
+    experiment, found = get_experiment(name), []
+    for run in runs:
+        training, wanted = run.training, experiment.presets[preset]
+        found.append((wanted.test_samples, run.measurement.test_samples, 'test images'))
+        if training:
+            wanted = experiment.amount(run.part, wanted)
+            found += [
+                (wanted.train_samples, training.train_samples, 'training images'),
+                (wanted.batchsize, training.batchsize, 'images per step'),
+                (wanted.main_epochs, max(training.main_epochs, wanted.main_epochs), 'main epochs'),
+                (wanted.joint_epochs, max(training.joint_epochs, wanted.joint_epochs), 'joint epochs'),
+            ]
     return list(
         dict.fromkeys(
             f'the {of_preset} {what} of preset {preset} (this run has {of_run})'
@@ -360,6 +365,15 @@ def _not_as_preset(name: str, runs: Sequence[Any], preset: str) -> list[str]:
             if of_run != of_preset
         )
     )
+
+
+def _missing_parts(claim: Claim, runs: Sequence[Any]) -> list[str]:
+    """The parts that a claim needs and that were not trained."""
+    experiment, at = get_experiment(claim.experiment), claim.entry.get('at')
+    named = at if isinstance(at, list) else [claim.row.get('x')]
+    needed = [part for part in experiment.parts if part and part in named]
+    seeds, there = dict.fromkeys(run.seed for run in runs), {(run.seed, run.part) for run in runs}
+    return [f'part {part} of seed {seed}' for seed in seeds for part in needed if (seed, part) not in there]
 
 
 def _is_of_other_weights(experiment: str, run: Any, results: Results) -> bool:
@@ -382,12 +396,12 @@ def unfinished(name: str, runs: Sequence[Any], preset: str) -> tuple[Training, P
     Returns:
         The first such training, and the preset; None if all trainings have as many epochs.
     """
-    whole = get_experiment(name).presets.get(preset)
-    if whole is not None:
-        for one in [run.training for run in runs if run.training]:
-            # A part of a comparison may train no main, and start the joint training from random weights.
-            if 0 < one.main_epochs < whole.main_epochs or one.joint_epochs < whole.joint_epochs:
-                return one, whole
+    experiment = get_experiment(name)
+    if preset in experiment.presets:
+        for run in [run for run in runs if run.training]:
+            training, whole = run.training, experiment.amount(run.part, experiment.presets[preset])
+            if training.main_epochs < whole.main_epochs or training.joint_epochs < whole.joint_epochs:
+                return training, whole
     return None
 
 
@@ -435,12 +449,15 @@ def gain(claim: Claim, runs: list[Any]) -> float:
 
 
 def _setting(claim: Claim, run: NetworkRun) -> Setting:
-    """The setting with the row's thresholds, run by itself or in the sweep; without a row, the published setting."""
+    """The setting with the row's thresholds: the published one, or one of the sweep; without a row, the published.
+
+    The other settings that were run by themselves differ by seed, and their times are not composed as the sweep's are.
+    """
     measurement = run.measurement
     if not claim.row.get('thresholds'):
         return measurement.measured.published
     thresholds = [float(t) for t in claim.row['thresholds'].split()]
-    for setting in [*measurement.measured.by_name().values(), *measurement.sweep]:
+    for setting in [measurement.measured.published, *measurement.sweep]:
         same_length = len(setting.thresholds) == len(thresholds)
         if same_length and np.allclose(setting.thresholds, thresholds, rtol=1e-9, atol=0):
             return setting

@@ -54,6 +54,15 @@ class Comparison(NamedTuple):
     presets: dict[str, runs.Preset]
     published: dict[str, float]
 
+    def amount(self, part: str, preset: runs.Preset) -> runs.Preset:
+        """The amount of training of a part: that of the preset, without the baseline's where it starts at random.
+
+        Args:
+            part: its name.
+            preset: of the experiment.
+        """
+        return preset if self.parts[part].trained else preset._replace(main_epochs=0)
+
     def minutes(self, preset: runs.Preset, data: runs.Data, setup: runs.Setup) -> float:
         """Estimates the minutes that one seed of all parts takes.
 
@@ -66,7 +75,7 @@ class Comparison(NamedTuple):
         for part in self.parts:
             net = self.parts[part].get_network(variant=setup.variant)
             net.to_device(setup.device)
-            total += runs.training_minutes(net, self._preset(part, preset), data)
+            total += runs.training_minutes(net, self.amount(part, preset), data)
         return total
 
     def run(self, part: str, seed: int, data: runs.Data, setup: runs.Setup) -> results.ComparisonRun:
@@ -98,7 +107,7 @@ class Comparison(NamedTuple):
         Returns:
             The record of the training.
         """
-        run_id, preset = (self.name, part, seed), self._preset(part, preset)
+        run_id, preset = (self.name, part, seed), self.amount(part, preset)
         get_network = partial(self.parts[part].get_network, variant=setup.variant)
         training = runs.begin(run_id, get_network, preset, data, setup)
         with cpu.fast():
@@ -167,6 +176,3 @@ class Comparison(NamedTuple):
         for path in paths:
             visualize.plot_comparison(parts, accuracies, self.published, self.xlabel, path, ends)
         return paths
-
-    def _preset(self, part: str, preset: runs.Preset) -> runs.Preset:
-        return preset if self.parts[part].trained else preset._replace(main_epochs=0)

@@ -62,12 +62,12 @@ def measure(folder: str, out: str | None, device: Any, data: dict[str, runs.Data
             raise ValueError(f'{folder} holds an unfinished training: name another folder with --out')
         unfinished.measure(folder, out, device)
         return 0
-    recorded = conversion.read(folder)
     target = folder if out is None else out
     data = {} if data is None else data
-    _read_data(recorded, folder, data)
-    _check_weights(_trained(recorded), folder)
-    with files.lock(target):
+    with files.lock(target):  # before results are read: a run that ends meanwhile would be lost
+        recorded = conversion.read(folder)
+        _read_data(recorded, folder, data)
+        _check_weights(_trained(recorded), folder)
         elsewhere = not os.path.samefile(folder, target)
         if elsewhere:
             runs.check_replaces(target, _trainings(recorded))
@@ -82,6 +82,8 @@ def measure(folder: str, out: str | None, device: Any, data: dict[str, runs.Data
             _copy_weights(recorded, folder, target)
         results.write(target, measured)
         outputs.write(measured, target)
+    for stem in unfinished.others(folder, recorded):
+        print(f'{folder}: {stem} has not ended, and is not measured', file=sys.stderr)
     print(
         f'{tables.markdown(measured)}\n{folder}: accuracies and exits '
         f'{"differ" if different else "are identical"}; written to {target}'
@@ -102,7 +104,8 @@ def committed(root: str, out: str, device: Any) -> int:
         device: a Chainer device.
 
     Returns:
-        The exit status: 0 accuracies and exits are as committed, 1 they differ, 2 the data of a folder is missing.
+        The exit status: 0 accuracies and exits are as committed, 1 they differ, 2 the data of a folder is missing, or
+        no folder has its weights.
 
     Raises:
         OSError: there is no results folder; or results or weights are missing or damaged.
@@ -140,7 +143,7 @@ def committed(root: str, out: str, device: Any) -> int:
             status = 2
     equal = f'accuracies and exits are identical in {measured - different} of these'
     print(f'{measured} of {len(folders)} results folders were measured again; {equal}')
-    return status
+    return status if measured else 2
 
 
 def _write_again(folder: str, target: str) -> results.Results:
@@ -291,6 +294,10 @@ def _figures(run: Any) -> Iterator[tuple[str, Any]]:
             where = f'at T = {setting.thresholds}'
             yield f'accuracy (%) {where}', setting.accuracy_percent
             yield f'exits (%) {where}', setting.exit_percent
+        curve = measurement.exit1_curve
+        yield 'figure 4: leaving at exit 1 (%)', curve.exit1_percent
+        yield 'figure 4: accuracy (%)', curve.accuracy_percent
+        yield 'images right and wrong', attrs.astuple(measurement.measured.published.images)
     yield 'accuracy of the exits (%)', getattr(measurement, 'exit_accuracy_percent', None)
 
 

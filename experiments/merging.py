@@ -90,7 +90,13 @@ def _check_settings(name: str, run: Any, folder: str, others: list[Any], origins
 def _settings(name: str, run: Any) -> dict[str, Any]:
     """The settings that all seeds of a part share."""
     described = outputs.run_of_manifest(name, run)
-    settings = {**described.settings, 'data_sha256': described.steps[0].sha256, 'device': described.device}
+    settings = {
+        **described.settings,
+        'data_sha256': described.steps[0].sha256,
+        'device': described.device,
+        'device of the measurement': run.measurement.device,
+        'compiled': getattr(run.measurement, 'compiled', None),  # of networks
+    }
     del settings['seed']
     return settings
 

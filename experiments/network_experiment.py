@@ -55,6 +55,15 @@ class NetworkExperiment(NamedTuple):
         """The heading in reports."""
         return f'{self.network} and B-{self.network}'
 
+    def amount(self, part: str, preset: runs.Preset) -> runs.Preset:
+        """The amount of training, which is that of the preset.
+
+        Args:
+            part: ''.
+            preset: of the experiment.
+        """
+        return preset
+
     def minutes(self, preset: runs.Preset, data: runs.Data, setup: runs.Setup) -> float:
         """Estimates the minutes that one seed takes.
 
@@ -250,7 +259,7 @@ def _exit1_curve(recorded: sweep.ExitRecord, thresholds: list[float]) -> results
     """
     ent = np.sort(recorded.entropy[0]).astype(float)
     counts = np.rint(SHARES * len(ent)).astype(int)
-    cuts = np.append(ent, np.inf)[counts]  # the next entropy, so that `counts` leave unless entropies are equal
+    cuts = np.append(ent, np.inf)[counts]  # above exactly `counts` entropies, or fewer where some are equal
     swept = sweep.sweep(recorded, [[cut, *thresholds] for cut in cuts])
     left = swept.exits[:, 0]
     return results.Exit1Curve(

@@ -101,7 +101,8 @@ def kept_weights(name: str, run: Any, out: str) -> list[str]:
         out: the results folder.
 
     Returns:
-        Their paths; none while the run is trained again, whose files take their places.
+        Their paths. None while a checkpoint shows that the run is being trained again: the files may be those of the
+        new training.
 
     Raises:
         OSError: a file is not the file that the run wrote.
@@ -137,7 +138,10 @@ def run_of_manifest(name: str, run: Any) -> verify.Run:
         settings.update({name: getattr(training, name) for name in names})
         steps = training_steps(training)
     else:
+        settings.update(variant=measurement.variant, tool=measurement.tool)
         steps = [verify.Step(what='data', sha256=measurement.data_sha256)]
+        if measurement.weights_sha256 is not None:
+            steps.append(verify.Step(what='weights', sha256=measurement.weights_sha256))
     steps += [
         verify.Step(what=f'output {what}', sha256=digest.sha256, mean=_mean(what, digest, measurement))
         for what, digest in getattr(measurement, 'outputs', {}).items()

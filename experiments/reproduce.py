@@ -219,15 +219,17 @@ def _run(
             stays.
 
     Returns:
-        A line with the reason if the experiment cannot run; else nothing.
+        A line for each run that cannot be made, with the reason.
     """
+    skipped = []
     for run_id in todo:
         name, part, seed = run_id
         print(f'{runs.stem(*run_id)} {"is measured " if setup.jobs > 1 else ""}...', flush=True)
         try:
             run = experiment.run(part, seed, data, setup)
         except runs.CannotRun as e:
-            return [f'{name} is skipped: {e}']
+            skipped.append(f'{runs.stem(*run_id)} is skipped: {e}')
+            continue
         except (OSError, ValueError) as e:
             failed[runs.stem(*run_id)] = str(e)
             print(f'{runs.stem(*run_id)} failed: {e}', flush=True)
@@ -236,4 +238,4 @@ def _run(
         results.experiments[name] = outputs.in_order(experiment, [*others, run])
         results_file.write(setup.out, results)
         checkpoint.remove(runs.checkpoint_path(setup.out, *run_id))
-    return []
+    return skipped

@@ -571,5 +571,6 @@ def load_weights(net: chainer.Link, path: str, sha256: str | None) -> None:
 def check_written(path: str, sha256: str | None) -> None:
     """Raises OSError unless a file of weights has the SHA-256 that its run recorded."""
     if files.digest(path) != sha256:
-        expected = 'no such file' if sha256 is None else f'SHA-256 {sha256}'
-        raise OSError(f'{path} is not what its run wrote: expected {expected}')
+        if sha256 is None:
+            raise OSError(f'{path} is of another run: this one kept no such weights; remove the file')
+        raise OSError(f'{path} is not what its run wrote: expected SHA-256 {sha256}')

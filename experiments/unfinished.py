@@ -35,6 +35,24 @@ def has(folder: str) -> bool:
     return any(_found(folder))
 
 
+def others(folder: str, recorded: results.Results) -> list[str]:
+    """Finds trainings of networks that have not ended and that a folder's results lack.
+
+    Args:
+        folder: where `reproduce` trains, or was stopped.
+        recorded: the folder's results.
+
+    Returns:
+        The stems of their files.
+    """
+    ended = {(name, run.seed) for name, run in recorded.named_runs()}
+    return [
+        runs.stem(experiment.name, '', seed)
+        for experiment, seed, _ in _found(folder)
+        if (experiment.name, seed) not in ended
+    ]
+
+
 def measure(folder: str, out: str, device: Any) -> None:
     """Measures a folder's unfinished trainings, and writes results, figures and reports.
 

@@ -126,7 +126,7 @@ def load(path: str, network: str, variant: str) -> Weights:
     trained, baseline = _trained(path, network), None
     main = path[: -len('.npz')] + '_main.npz'
     if path.endswith('.npz') and os.path.exists(main):
-        if trained is not None and trained.training.main_weights_sha256 is not None:
+        if trained is not None:
             runs.check_written(main, trained.training.main_weights_sha256)
         baseline = experiment.get_network(variant=variant)
         checkpoint.load_npz(main, baseline.main)

@@ -78,7 +78,7 @@ def test_comparisons_train_every_part_alike(noise, tmp_path):
         for v in claims.check(results.Results(preset='paper', variant='code', experiments=found))
         if v.claim.id == 'text/loss weights'
     )
-    assert (verdict.status, verdict.reason) == ('FAIL', 'part first was not trained')
+    assert (verdict.status, verdict.reason) == ('NOT RUN', 'needs part first of seed 0')
 
 
 def test_a_comparison_resumes_in_the_middle_of_a_part(noise, tmp_path, monkeypatch):
@@ -152,7 +152,7 @@ def test_figure6_counts_what_images_add(noise, tmp_path, monkeypatch, capsys):
     assert os.path.exists(str(tmp_path / 'figures' / 'figure6_seed0.pdf'))
     monkeypatch.setattr(figure6, '_count', lambda *_: (10**6, 500))  # images that cost nothing
     assert reproduce(tmp_path, '--only', 'alex_cifar10,figure6') == 2
-    assert 'figure6 is skipped: 8 additional images added 0 loads' in capsys.readouterr().out
+    assert 'figure6_seed0 is skipped: 8 additional images added 0 loads' in capsys.readouterr().out
     assert 'alex_cifar10' in results_of(tmp_path) and (tmp_path / 'report.md').exists()
     monkeypatch.setattr(figure6, '_count', counter(commands))
     weights = tmp_path / 'weights_alex_cifar10_seed0.npz'

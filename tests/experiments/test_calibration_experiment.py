@@ -69,6 +69,14 @@ def test_weights_of_another_training_are_not_replaced(small, tmp_path):
     assert path.read_bytes() == b'of hours of training'
 
 
+def test_trainings_with_other_epochs_are_not_continued(small, tmp_path, monkeypatch):
+    out = str(tmp_path)
+    calibration.complete(out, ['lenet_mnist'], [1], devices.find_device('cpu'))
+    monkeypatch.setattr(calibration, 'TRAININGS', {'lenet_mnist': runs.Preset(1, 2, batchsize=100)})
+    with pytest.raises(ValueError, match='holds trainings of lenet_mnist by other presets'):
+        calibration.complete(out, ['lenet_mnist'], [1, 2], devices.find_device('cpu'))
+
+
 def test_a_damaged_file_is_one_line(tmp_path):
     (tmp_path / 'calibration.json').write_text('{"runs": [{"network": 1}]}')
     with pytest.raises(OSError, match=r'calibration.json is damaged: runs\[0\]') as info:

@@ -219,6 +219,8 @@ def test_a_training_that_has_not_ended_checks_no_claim_of_its_preset(published):
 @pytest.mark.parametrize(
     'of, field, amount, reason',
     [
+        ('training', 'main_epochs', 51, 'the 50 main epochs of preset paper (this run has 51)'),
+        ('training', 'joint_epochs', 101, 'the 100 joint epochs of preset paper (this run has 101)'),
         ('training', 'batchsize', 256, 'the 512 images per step of preset paper (this run has 256)'),
         ('training', 'train_samples', 59999, 'the 60000 training images of preset paper (this run has 59999)'),
         ('measurement', 'test_samples', 9999, 'the 10000 test images of preset paper (this run has 9999)'),
@@ -234,6 +236,17 @@ def test_a_run_with_other_amounts_than_its_preset_checks_no_claim(published, nam
     published.experiments['lenet_mnist'].append(other)
     verdict = verdict_of(published, name)
     assert (verdict.status, verdict.reason) == (NOT_RUN, f'needs {reason}')
+
+
+def test_a_part_that_was_to_start_from_a_trained_baseline_has_one():
+    found = results.read(str(RESULTS / 'initialisation_reduced'))
+    found.preset, name = 'paper', 'text/initialisation'
+    for run in found.experiments['initialisation']:
+        run.training.joint_epochs = 100
+        run.training.main_epochs = 50 if run.part == 'trained' else 0
+    assert verdict_of(found, name).measured
+    found.experiments['initialisation'][1].training.main_epochs = 0
+    assert verdict_of(found, name).reason == 'needs all 50 + 100 epochs of preset paper (this run has 0 + 100)'
 
 
 def test_every_preset_of_an_experiment_says_all_its_amounts():
@@ -306,13 +319,13 @@ def test_the_rate_of_cache_misses_is_that_of_the_setting_at_which_all_leave():
 
 def test_counts_with_weights_that_were_replaced_are_no_verdict(example):
     (trained,) = example.experiments['lenet_mnist'][:1]
-    found = attrs.evolve(example, preset='paper', experiments={'alex_cifar10': [trained]})
+    found = results.Results(preset='paper', variant='code', experiments={'alex_cifar10': [trained]})
     for weights, status in ((None, FAIL), (trained.training.weights_sha256, FAIL), ('other', NOT_RUN)):
         measurement = attrs.evolve(cache_of(high=3.0, low=1.0, baseline=2.0), weights_sha256=weights)
         found.experiments['figure6'] = [results.CacheRun(seed=trained.seed, measurement=measurement)]
         verdict = verdict_of(found, 'figure6/direction')
         assert verdict.status == status, verdict
-    assert verdict.reason == 'needs the weights that are in the folder now (these were counted with others)'
+    assert verdict.reason == 'needs figure6 counted again (it was, with weights that this folder does not have)'
 
 
 def test_a_measurement_has_the_exits_of_its_training(example):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -91,6 +92,9 @@ def test_the_origin_of_the_training_stays(folder, tmp_path):
         lambda run: run['measurement']['sweep'][3].update(exit_percent=[12.5, 87.5]),
         lambda run: run['measurement']['sweep'].pop(),
         lambda run: run['measurement'].update(exit_accuracy_percent=[12.5, 12.5]),
+        lambda run: run['measurement']['exit1_curve']['accuracy_percent'].__setitem__(7, 12.5),
+        lambda run: run['measurement']['exit1_curve']['exit1_percent'].__setitem__(0, 0.5),
+        lambda run: run['measurement']['measured']['published']['images'].update(both_right=41),
     ],
 )
 def test_other_accuracies_or_exits_are_status_1_and_replace_nothing(folder, tmp_path, capsys, change):
@@ -164,6 +168,23 @@ def test_a_folder_in_use_is_left_alone(folder, capsys):
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 
+@pytest.mark.parametrize('command', [['measure'], ['report', '--write']])
+def test_results_are_read_when_no_other_process_can_write_them(folder, monkeypatch, command):
+    lock = files.lock
+
+    @contextlib.contextmanager
+    def ends_meanwhile(path):
+        rewrite(folder, lambda run: run['training']['environment'].update(commit='of the run that has ended'))
+        (folder / 'manifest.json').unlink(missing_ok=True)
+        with lock(path):
+            yield
+
+    monkeypatch.setattr(files, 'lock', ends_meanwhile)
+    cli.main([*command, str(folder)])
+    assert run_of(folder).training.environment.commit == 'of the run that has ended'
+    assert 'of the run that has ended'[:12] in (folder / 'report.md').read_text()
+
+
 def test_committed_folders_are_made_again(folder, tmp_path, capsys):
     root = tmp_path / 'results'
     shutil.copytree(folder, root / 'lenet_mnist_smoke')
@@ -187,9 +208,9 @@ def test_committed_results_without_weights_have_their_figures_made_again(folder,
     for name in WEIGHTS, MAIN:
         del manifest['sha256'][name]
     (committed / 'manifest.json').write_text(json.dumps(manifest))
-    assert measure.committed(str(root), str(tmp_path / 'out'), runs.chainer.get_device('@numpy')) == 0
+    assert measure.committed(str(root), str(tmp_path / 'out'), runs.chainer.get_device('@numpy')) == 2
     printed = capsys.readouterr().out
-    assert f'{WEIGHTS} was not kept' in printed
+    assert f'{WEIGHTS} was not kept' in printed and '0 of 1 results folders were measured again' in printed
     assert "'./get_results.sh --only lenet_mnist --preset smoke' trains the weights again" in printed
     assert sorted(os.listdir(tmp_path / 'out' / 'lenet_mnist_smoke')) == sorted(os.listdir(committed))
 

@@ -111,6 +111,11 @@ def test_every_run_keeps_its_origin(trained, more, tmp_path):
         (edit_run('training', 'data_sha256', value='other'), 'has lenet_mnist with data_sha256 other, but {first} '),
         (edit_run('training', 'device', value='@cupy:0'), 'has lenet_mnist with device @cupy:0, but {first}'),
         (edit_run('measurement', 'test_samples', value=30), 'has lenet_mnist with test_samples 30, but {first} has 40'),
+        (
+            edit_run('measurement', 'device', value='@cupy:0'),
+            'has lenet_mnist with device of the measurement @cupy:0, but {first} has @numpy',
+        ),
+        (edit_run('measurement', 'compiled', value=False), 'has lenet_mnist with compiled False, but {first} has True'),
         (edit_run('seed', value=1), '{first} and {more} both hold lenet_mnist_seed1'),
         (lambda content: content.update(format=99), 'not of format 2'),
         (

@@ -52,9 +52,9 @@ def test_every_figure_stands_in_its_folders_column(folders, capsys):
     assert compare(*folders) == 0
     found = cells(capsys.readouterr().out)
     assert found['LeNet'] == ['Published', *map(str, folders)]
-    assert found['Training images'] == ['-', '256 (SHA-256 abcdef012345...)', '256 (recipe zca)']
+    assert found['Training images'] == ['-', '60000 (SHA-256 abcdef012345...)', '60000 (recipe zca)']
     assert found['Seeds'] == ['-', '0', '5']
-    assert found['Epochs'][1].startswith('50 + 100 epochs') and found['Epochs'][2].startswith('50 + 2 epochs')
+    assert found['Epochs'][1].startswith('12 + 35 epochs') and found['Epochs'][2].startswith('12 + 2 epochs')
     published, one, other = found['LeNet accuracy (%), as released']
     assert (published, one[:5], other[:5]) == ('99.20', '97.25', '99.50')
     assert [cell.split()[0] for cell in found['B-LeNet: leaving at exit 1 (%)']] == ['94.3', '90.00', '42.00']

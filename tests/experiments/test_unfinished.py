@@ -89,6 +89,14 @@ def test_it_is_that_of_fewer_epochs(begun, tmp_path, monkeypatch, capsys):
     assert 'unfinished' not in (begun / 'report.md').read_text()
 
 
+def test_a_training_that_has_not_ended_is_named_beside_those_that_have(begun, folder, capsys):
+    checkpoint = 'checkpoint_lenet_mnist_seed{}.npz.epoch'
+    shutil.copy(begun / checkpoint.format(0), folder / checkpoint.format(3))
+    capsys.readouterr()
+    assert measure(folder) == 0
+    assert capsys.readouterr().err == f'{folder}: lenet_mnist_seed3 has not ended, and is not measured\n'
+
+
 def test_what_cannot_be_measured_is_said_in_a_line(tiny, tmp_path, capsys):
     begun, out = tmp_path / 'begun', tmp_path / 'out'
     interrupted(begun, 2)

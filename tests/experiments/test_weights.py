@@ -201,6 +201,18 @@ def test_weights_of_another_trainings_baseline_are_refused(capsys, folder):
     assert 'weights_lenet_mnist_seed0_main.npz is not what its run wrote: expected SHA-256 ' in error
 
 
+def test_a_baseline_beside_weights_whose_run_kept_none_is_refused(capsys, folder):
+    path = os.path.join(folder, 'results.json')
+    with open(path) as f:
+        content = json.load(f)
+    content['experiments']['lenet_mnist'][0]['training']['main_weights_sha256'] = None
+    with open(path, 'w') as f:
+        json.dump(content, f)
+    status, _, error = run(capsys, 'calibrate', folder, *LENET, '--leave', '0.5', '--holdout', '700')
+    assert status == 2 and error.count('\n') == 1
+    assert 'weights_lenet_mnist_seed0_main.npz is of another run' in error
+
+
 @pytest.mark.parametrize('seen,is_said', [(0, True), (None, False), (3, False)])
 def test_a_guarantee_is_said_of_images_that_the_training_did_not_see(seen, is_said):
     found = mock.Mock(held_out_seen=seen, guarantee=0.9, target={'accuracy_loss': 0.5}, baseline='main')
