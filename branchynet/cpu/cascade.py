@@ -14,7 +14,7 @@ from typing import Callable, NamedTuple, Optional
 from branchynet.cpu import planar
 from branchynet.cpu.emitter import DOUBLE, INT, REAL, Emitter, aligned, integer
 from branchynet.cpu.engine import NotFinite, Result, label_of
-from branchynet.cpu.graph import Node, NotCovered, Operations, ancestors, fuse_relu
+from branchynet.cpu.graph import Node, NotCovered, Operations, ancestors, fuse_rectifiers
 from branchynet.cpu.memory import LINE
 from branchynet.cpu.planar import Plane, vector_plane
 from branchynet.cpu.team import run_frames
@@ -44,7 +44,7 @@ class Cascade:
     def __init__(self, operations: Operations) -> None:
         x, trunk, heads, main = operations
         outputs = heads if main is None else [*heads, main]
-        fuse_relu(outputs)
+        fuse_rectifiers(outputs)
         self.exits, self.classes = len(heads), heads[0].shape[0]
         if any(output.shape != (self.classes, 1, 1) for output in outputs):
             raise NotCovered('exits of different numbers of classes')
@@ -537,25 +537,23 @@ class _Body(NamedTuple):
         if node.kind == 'convolution':
             onto = self.planes[node.inputs[1]] if len(node.inputs) > 1 else None
             w, b = given['w']
-            return planar.convolution(emit, x, y, w, b, given['settings'], node.relu, onto)
+            return planar.convolution(emit, x, y, w, b, given['settings'], node.rectifier, onto)
         if node.kind == 'linear':
             w, b = given['w']
-            return planar.linear(emit, x, y, w, b, node.relu)
+            return planar.linear(emit, x, y, w, b, node.rectifier)
         if node.kind == 'scaling':
             scale, shift = given['w']
-            return planar.scaling(emit, x, y, scale, shift, node.relu)
+            return planar.scaling(emit, x, y, scale, shift, node.rectifier)
         if node.kind == 'pooling':
             return planar.pooling(emit, x, y, given['maximum'], *given['windows']), []
         if node.kind == 'local_response':
             return planar.local_response(emit, x, y, **given), []
-        if node.kind == 'clipped_relu':
-            return planar.clipped_relu(emit, x, y, given['z']), []
-        if node.kind == 'leaky_relu':
-            return planar.leaky_relu(emit, x, y, given['slope']), []
+        if node.kind == 'rectified':
+            return planar.rectified(emit, x, y, given['rectifier']), []
         if node.kind in ('sum', 'concat'):
             write = {'sum': planar.sum_of, 'concat': planar.concat}[node.kind]
             return write(emit, [self.planes[inner] for inner in node.inputs], y), []
-        return {'relu': planar.relu, 'copy': planar.copy, 'shortcut': planar.shortcut}[node.kind](emit, x, y), []
+        return {'copy': planar.copy, 'shortcut': planar.shortcut}[node.kind](emit, x, y), []
 
     def now(self) -> ir.Value:
         """Seconds, of a clock that only moves forward."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import math
 import platform
 from collections.abc import Sequence
 from typing import Any, Callable, Protocol
@@ -134,10 +135,16 @@ class Emitter:
         is_nan = build.sext(build.fcmp_unordered('uno', a, a), bits)  # all bits set, which as a float32 is NaN
         return build.bitcast(build.or_(build.bitcast(greater, bits), is_nan), a.type)
 
-    def relu(self, a: ir.Value) -> ir.Value:
-        """A float32, or each lane of a vector, with 0 in place of negative numbers; NaN stays."""
-        zero = ir.Constant(REAL, 0.0) if a.type == REAL else vector(0.0, a.type.count)
-        return self.builder.select(self.builder.fcmp_ordered('>', zero, a), zero, a)
+    def rectified(self, a: ir.Value, slope: float, most: float) -> ir.Value:
+        """A float32, or each lane of a vector: negative numbers times slope, others up to ``most``; NaN stays."""
+        build = self.builder
+
+        def number(value: float) -> ir.Constant:
+            return ir.Constant(REAL, value) if a.type == REAL else vector(value, a.type.count)
+
+        below = build.fmul(a, number(slope)) if slope else number(0.0)
+        y = build.select(build.fcmp_ordered('>', number(0.0), a), below, a)
+        return y if most == math.inf else build.select(build.fcmp_ordered('>', y, number(most)), number(most), y)
 
     def first_lanes(self, a: ir.Value, count: int, otherwise: float) -> ir.Value:
         """The vector a, with ``otherwise`` in all lanes from ``count`` on."""

@@ -17,21 +17,32 @@ import chainer.links as L
 import numpy as np
 
 _LARGEST_WINDOW = 1 << 10  # pixels of a pooling: machine code has an instruction for each
-_RECTIFIERS = 'relu', 'clipped_relu', 'leaky_relu'
 
 
 class NotCovered(Exception):
     """A link that the native code does not know; the message names it."""
 
 
+class Rectifier(NamedTuple):
+    """ReLU, leaky or clipped.
+
+    Attributes:
+        slope: the factor of negative numbers.
+        most: the largest result.
+    """
+
+    slope: float = 0.0
+    most: float = math.inf
+
+
 class Node:
     """The result of an operation.
 
     Attributes:
-        kind: 'input', 'convolution', 'linear', 'pooling', 'relu', 'clipped_relu', 'leaky_relu', 'local_response',
-            'scaling', 'sum', 'concat', 'copy' or 'shortcut'.
+        kind: 'input', 'convolution', 'linear', 'pooling', 'rectified', 'local_response', 'scaling', 'sum', 'concat',
+            'copy' or 'shortcut'.
         inputs: nodes. shape: (C, H, W); (C, 1, 1) of vectors.
-        relu: whether negative values are replaced by 0 at the end.
+        rectifier: what numbers go through at the end; None: nothing.
         arguments: further numbers that the kind needs.
     """
 
@@ -39,7 +50,7 @@ class Node:
         self.kind = kind
         self.inputs = list(inputs)
         self.shape = shape
-        self.relu = False
+        self.rectifier: Optional[Rectifier] = None
         self.arguments = arguments
 
     def padding(self) -> tuple[int, int]:
@@ -59,18 +70,15 @@ class Node:
     @property
     def is_vector(self) -> bool:
         """Whether the numbers lie side by side, not one in each channel of an image."""
-        return self.kind == 'linear' or (self.kind in _RECTIFIERS and self.inputs[0].is_vector)
+        return self.kind == 'linear' or (self.kind == 'rectified' and self.inputs[0].is_vector)
 
     @property
     def is_nonnegative(self) -> bool:
         """Whether no value can be negative."""
-        return (
-            self.relu
-            or self.kind in ('relu', 'clipped_relu')
-            or (
-                self.kind in ('pooling', 'local_response', 'shortcut', 'sum', 'concat')
-                and all(inner.is_nonnegative for inner in self.inputs)
-            )
+        if self.kind == 'rectified':
+            return self.arguments['rectifier'].slope <= 0
+        return self.kind in ('pooling', 'local_response', 'shortcut', 'sum', 'concat') and all(
+            inner.is_nonnegative for inner in self.inputs
         )
 
 
@@ -134,7 +142,7 @@ class Graph:
     def _node(
         self, kind: str, inputs: Sequence[Node], shape: tuple[int, int, int], key: Any = (), **arguments: Any
     ) -> Node:
-        if kind not in ('linear', *_RECTIFIERS) and any(inner.is_vector for inner in inputs):
+        if kind not in ('linear', 'rectified') and any(inner.is_vector for inner in inputs):
             raise NotCovered(f'{kind} of a vector')
         key = (
             kind,
@@ -188,20 +196,26 @@ class Graph:
             node = self._node('shortcut', [node], inner.shape)
         return self._relu(self._convolution(inner, block.conv2, block.bn2, onto=[node]))
 
-    def _relu(self, node: Node) -> Node:
-        if node.kind == 'pooling' and node.arguments['maximum']:  # they commute
+    def _rectifier(self, node: Node, rectifier: Rectifier) -> Node:
+        if node.kind == 'pooling' and node.arguments['maximum'] and rectifier.slope >= 0:  # they commute
             (source,) = node.inputs
-            return self._pooling(self._relu(source.inputs[0] if source.kind == 'copy' else source), **node.arguments)
-        return node if node.is_nonnegative else self._node('relu', [node], node.shape)
+            source = source.inputs[0] if source.kind == 'copy' else source
+            return self._pooling(self._rectifier(source, rectifier), **node.arguments)
+        if node.is_nonnegative and rectifier.most == math.inf:
+            return node
+        return self._node('rectified', [node], node.shape, rectifier=rectifier)
+
+    def _relu(self, node: Node) -> Node:
+        return self._rectifier(node, Rectifier())
 
     def _clipped_relu(self, node: Node, z: float) -> Node:
-        return self._node('clipped_relu', [node], node.shape, z=z)
+        return self._rectifier(node, Rectifier(most=z))
 
     def _relu6(self, node: Node) -> Node:
         return self._clipped_relu(node, 6.0)
 
     def _leaky_relu(self, node: Node, slope: float) -> Node:
-        return self._node('leaky_relu', [node], node.shape, slope=slope)
+        return self._rectifier(node, Rectifier(slope))
 
     def _max_pooling(
         self, node: Node, ksize: Any, stride: Any, pad: Any, cover_all: bool, return_indices: bool
@@ -278,8 +292,8 @@ def ancestors(nodes: Iterable[Node]) -> list[Node]:
     return list(found)
 
 
-def fuse_relu(outputs: Sequence[Node]) -> None:
-    """Lets an operation do the ReLU after it, where nothing else reads its result.
+def fuse_rectifiers(outputs: Sequence[Node]) -> None:
+    """Lets an operation do the rectifier after it, where nothing else reads its result.
 
     Args:
         outputs: the nodes whose results are wanted.
@@ -293,12 +307,12 @@ def fuse_relu(outputs: Sequence[Node]) -> None:
     for node in nodes:
         inner = node.inputs[0] if node.inputs else node
         if (
-            node.kind == 'relu'
+            node.kind == 'rectified'
             and inner.kind in ('convolution', 'linear', 'scaling')
             and readers[inner] == [node]
             and not {node, inner}.intersection(outputs)
         ):
-            inner.relu = True
+            inner.rectifier = node.arguments['rectifier']
             fused[node] = inner
     for node in nodes:
         node.inputs = [fused.get(inner, inner) for inner in node.inputs]

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from branchynet.cpu.emitter import INT, LANES, REAL, Emitter, has, integer, vector, vector_type
 from branchynet.cpu.geometry import Settings
+from branchynet.cpu.graph import Rectifier
 from branchynet.cpu.memory import LINE
 
 import numpy as np
@@ -103,7 +104,7 @@ def convolution(
     w: np.ndarray,
     b: np.ndarray,
     settings: Settings,
-    relu: bool,
+    rectifier: Rectifier | None,
     onto: Plane | None,
 ) -> tuple[ir.Function, list[int]]:
     """A convolution.
@@ -115,14 +116,14 @@ def convolution(
         w: weights (O, C / groups, kh, kw), float32.
         b: biases (O,), float32.
         settings: of the convolution.
-        relu: whether negative results are replaced by 0.
+        rectifier: what results go through; None: nothing.
         onto: the plane of an image that is added to the result before, or None.
 
     Returns:
         (a function of the addresses of x, y, weights, biases and, unless it is None, onto; the offsets of weights and
         biases among the constants).
     """
-    kernel = _Convolution(emit, x, y, (len(w) // settings.groups, *w.shape[1:]), settings, relu, onto)
+    kernel = _Convolution(emit, x, y, (len(w) // settings.groups, *w.shape[1:]), settings, rectifier, onto)
     return emit.function(kernel[1:], 5 if onto else 4, kernel.write), [
         emit.constants.offset(w, ('convolution', kernel.bundles[0].each, settings.groups), kernel.pack),
         emit.constants.offset(b, 'plain', np.asarray),
@@ -142,7 +143,7 @@ class _Convolution(NamedTuple):
     y: Plane
     w_shape: tuple[int, ...]
     settings: Settings
-    relu: bool
+    rectifier: Rectifier | None
     onto: Plane | None
 
     @property
@@ -290,8 +291,7 @@ class _Convolution(NamedTuple):
                     if self.onto:
                         other = self._load(place[2], self._place(added, self.onto, *place), self.onto.row)
                         value = emit.builder.fadd(value, other)
-                    if self.relu:
-                        value = emit.relu(value)
+                    value = _through(emit, self.rectifier, value)
                 for i in range(self.depth):
                     row = emit.pick(value, value, range(self.lanes * i, self.lanes * (i + 1)))
                     if start + count == self.w_shape[1]:
@@ -479,29 +479,13 @@ def _pointwise(
     return emit.function((key, x, y), parameters, write)
 
 
-def relu(emit: Emitter, x: Plane, y: Plane) -> ir.Function:
-    """ReLU, as a function of the addresses of x and y."""
-    return _pointwise(emit, 'relu', x, y, lambda value, _: emit.relu(value))
+def rectified(emit: Emitter, x: Plane, y: Plane, rectifier: Rectifier) -> ir.Function:
+    """The numbers of x through a rectifier, as a function of the addresses of x and y."""
+    return _pointwise(emit, rectifier, x, y, lambda value, _: _through(emit, rectifier, value))
 
 
-def clipped_relu(emit: Emitter, x: Plane, y: Plane, z: float) -> ir.Function:
-    """ReLU of at most z, as a function of the addresses of x and y; NaN stays."""
-
-    def clipped(value: ir.Value, _: _Spot) -> ir.Value:
-        value = emit.relu(value)
-        return emit.builder.select(emit.builder.fcmp_ordered('>', value, vector(z)), vector(z), value)
-
-    return _pointwise(emit, ('clipped_relu', z), x, y, clipped)
-
-
-def leaky_relu(emit: Emitter, x: Plane, y: Plane, slope: float) -> ir.Function:
-    """Negative numbers times slope, as a function of the addresses of x and y."""
-
-    def leaky(value: ir.Value, _: _Spot) -> ir.Value:
-        is_negative = emit.builder.fcmp_ordered('<=', value, vector(0.0))
-        return emit.builder.select(is_negative, emit.builder.fmul(value, vector(slope)), value)
-
-    return _pointwise(emit, ('leaky_relu', slope), x, y, leaky)
+def _through(emit: Emitter, rectifier: Rectifier | None, value: ir.Value) -> ir.Value:
+    return value if rectifier is None else emit.rectified(value, *rectifier)
 
 
 def sum_of(emit: Emitter, xs: Sequence[Plane], y: Plane) -> ir.Function:
@@ -568,7 +552,7 @@ def copy(emit: Emitter, x: Plane, y: Plane) -> ir.Function:
 
 
 def scaling(
-    emit: Emitter, x: Plane, y: Plane, scale: np.ndarray, shift: np.ndarray, relu: bool
+    emit: Emitter, x: Plane, y: Plane, scale: np.ndarray, shift: np.ndarray, rectifier: Rectifier | None
 ) -> tuple[ir.Function, list[int]]:
     """y = x * scale + shift by channel, as a function of the addresses of x, y and constants."""
 
@@ -577,9 +561,9 @@ def scaling(
         value = emit.multiply_add(
             value, emit.splat(emit.load(address, REAL)), emit.splat(emit.load(emit.add(address, 4), REAL))
         )
-        return emit.relu(value) if relu else value
+        return _through(emit, rectifier, value)
 
-    return _pointwise(emit, ('scaling', relu), x, y, scaled, 3), [
+    return _pointwise(emit, ('scaling', rectifier), x, y, scaled, 3), [
         emit.constants.offset(scale, 'scaling', lambda scale: np.stack([scale, shift], axis=1))
     ]
 
@@ -636,7 +620,7 @@ def shortcut(emit: Emitter, x: Plane, y: Plane) -> ir.Function:
 
 
 def linear(
-    emit: Emitter, x: Plane, y: Plane, w: np.ndarray, b: np.ndarray, relu: bool
+    emit: Emitter, x: Plane, y: Plane, w: np.ndarray, b: np.ndarray, rectifier: Rectifier | None
 ) -> tuple[ir.Function, list[int]]:
     """A linear layer.
 
@@ -646,13 +630,13 @@ def linear(
         y: the vector_plane of the output.
         w: weights (O, C * H * W), float32.
         b: biases (O,), float32.
-        relu: whether negative results are replaced by 0.
+        rectifier: what results go through; None: nothing.
 
     Returns:
         (a function of the addresses of x, y, weights and biases; the offsets of the last two among the constants).
     """
     kind = _FewOutputs if len(w) <= 12 and x.width >= LANES else _ManyOutputs
-    kernel = kind(emit, x, y, len(w), relu)
+    kernel = kind(emit, x, y, len(w), rectifier)
     return emit.function(kernel[1:], 4, kernel.write), [
         emit.constants.offset(w, ('linear', x), kernel.pack),
         emit.constants.offset(b, 'vectors', _whole_vectors),
@@ -670,7 +654,7 @@ class _FewOutputs(NamedTuple):
     x: Plane
     y: Plane
     outs: int
-    relu: bool
+    rectifier: Rectifier | None
 
     @property
     def vectors(self) -> int:
@@ -698,9 +682,7 @@ class _FewOutputs(NamedTuple):
 
         for o, total in enumerate(emit.loop(self.x.channels, channel, [vector(0.0)] * self.outs)):
             value = emit.builder.fadd(emit.sum_of_lanes(total), emit.load(emit.add(biases, 4 * o), REAL))
-            if self.relu:
-                value = emit.relu(value)
-            emit.store(value, emit.add(y, self.y.start + 4 * o))
+            emit.store(_through(emit, self.rectifier, value), emit.add(y, self.y.start + 4 * o))
 
     def _row(self, pixels: ir.Value, taps: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
         emit = self.emit
@@ -720,7 +702,7 @@ class _ManyOutputs(NamedTuple):
     x: Plane
     y: Plane
     outs: int
-    relu: bool
+    rectifier: Rectifier | None
 
     @property
     def inputs(self) -> int:
@@ -773,9 +755,7 @@ class _ManyOutputs(NamedTuple):
             total = sums[v]
             for turn in range(1, turns):
                 total = emit.builder.fadd(total, sums[turn * share + v])
-            if self.relu:
-                total = emit.relu(total)
-            emit.store(total, emit.add(y, 4 * LANES * v))
+            emit.store(_through(emit, self.rectifier, total), emit.add(y, 4 * LANES * v))
 
     def _row(self, share: int, turns: int, pixels: ir.Value, taps: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
         emit, size = self.emit, 4 * LANES * share
