@@ -36,7 +36,7 @@ BENCHMARKS = {
         'training and inference beside Chainer, PyTorch and ONNX Runtime', 40, ('torch', 'onnxruntime')
     ),
     'kernels': Benchmark("every kind of layer of the paper's networks beside Chainer and PyTorch", 20, ('torch',)),
-    'chains': Benchmark('a chain with exits: in Chainer, compiled and traced', 1, ()),
+    'chains': Benchmark('a chain with exits: in Chainer, compiled and traced', 2, ()),
     'shapes': Benchmark('convolutions, poolings and linear layers of many shapes beside Chainer', 3, ()),
     'scaling': Benchmark('joint training on one rank and on several, strong and weak', 10, ('mpi4py',)),
     'scaling_model': Benchmark('a model of training on 1 to 256 workers, checked against measured points', 1, ()),

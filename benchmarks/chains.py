@@ -1,9 +1,9 @@
 """A chain with exits, classified by the net, by a compiled copy of it and by a traced one.
 
-The chains are a small residual network and a MobileNet of depthwise convolutions, on images like those of CIFAR-10; the
-networks are not trained, and all samples go through all exits. Contenders: the net in Chainer ('chainer'), the
+The chains are a small residual network, MobileNets of both versions and a DenseNet, on images like those of CIFAR-10;
+the networks are not trained, and all samples go through all exits. Contenders: the net in Chainer ('chainer'), the
 same with the fast kernels ('branchynet'), ``Compiled(net)`` ('compiled') and ``Compiled(net, traced=True)`` ('traced').
-Durations are medians. Writes benchmark.csv (every round), benchmark.md and environment.json. A minute on 2 cores.
+Durations are medians. Writes benchmark.csv (every round), benchmark.md and environment.json. Two minutes on 2 cores.
 """
 
 from __future__ import annotations
@@ -70,6 +70,42 @@ class Separable(chainer.Chain):
         return F.relu(self.pointwise(F.relu(self.depthwise(x))))
 
 
+class Inverted(chainer.Chain):
+    """An inverted block, as of MobileNetV2: it is wide inside, narrow at both ends; a residual layer follows."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        wide = 4 * inputs
+        with self.init_scope():
+            self.expand = Convolved(inputs, wide, 1)
+            self.depthwise = Convolved(wide, wide, 3, stride, groups=wide)
+            self.project = Convolved(wide, outputs, 1)
+            self.again = Convolved(outputs, outputs, 1)
+
+    def forward(self, x: chainer.Variable) -> chainer.Variable:  # noqa: D102
+        h = self.project(F.relu6(self.depthwise(F.relu6(self.expand(x)))))
+        return h + self.again(h)
+
+
+class Dense(chainer.Chain):
+    """A block of a DenseNet: every convolution reads the outputs of all before it."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        growth = outputs // 4
+        with self.init_scope():
+            self.norm1, self.conv1 = L.BatchNormalization(inputs), L.Convolution2D(inputs, growth, 3, pad=1)
+            self.norm2 = L.BatchNormalization(inputs + growth)
+            self.conv2 = L.Convolution2D(inputs + growth, growth, 3, pad=1)
+            self.transition = Convolved(inputs + 2 * growth, outputs, 1)
+        self.stride = stride
+
+    def forward(self, x: chainer.Variable) -> chainer.Variable:  # noqa: D102
+        h = F.concat([x, self.conv1(F.relu(self.norm1(x)))])
+        h = F.concat([h, self.conv2(F.relu(self.norm2(h)))])
+        return F.average_pooling_2d(F.relu(self.transition(h)), self.stride)
+
+
 class Network(chainer.Chain):
     """Blocks of one kind."""
 
@@ -85,7 +121,12 @@ class Network(chainer.Chain):
         return self.logits(F.average_pooling_2d(h, h.shape[2:]))
 
 
-NETWORKS: dict[str, Callable] = {'residual': Block, 'mobilenet': Separable}
+NETWORKS: dict[str, Callable] = {
+    'residual': Block,
+    'mobilenet': Separable,
+    'mobilenetv2': Inverted,
+    'densenet': Dense,
+}
 
 
 def time_network(network: str, batch: int, threads: int, rounds: int) -> list[Row]:
