@@ -242,7 +242,7 @@ def choose(
 
     Raises:
         Infeasible: no setting fulfils the target. The message names the nearest target that one fulfils.
-        TypeError: the target is no Target, or holds something else than numbers.
+        TypeError: the target is no Target, or a field of it or the guarantee is no number.
         ValueError: the target is impossible, or the record is empty or does not fit the other arguments.
     """
     baseline = _checked_baseline(recorded, baseline)
@@ -699,8 +699,8 @@ def check_target(target: Target, exits: int, guarantee: float | None = None) -> 
         guarantee: as in `choose`.
 
     Raises:
-        TypeError: a field has the wrong type.
-        ValueError: no field is set, or one is out of its range.
+        TypeError: a field or the guarantee has the wrong type.
+        ValueError: no field is set, or one or the guarantee is out of its range.
     """
     if not isinstance(target, Target):
         raise TypeError(f'target is {target!r}: expected a calibration.Target')
@@ -717,9 +717,13 @@ def check_target(target: Target, exits: int, guarantee: float | None = None) -> 
         raise ValueError(f'clock is {target.clock!r}: expected {" or ".join(CLOCKS)}')
     if target.exit not in range(exits - 1):
         raise ValueError(f'exit is {target.exit}: expected 0 to {exits - 2}, as all leave at the last exit')
-    if guarantee is not None and target.accuracy_loss is None:
+    if guarantee is None:
+        return
+    if target.accuracy_loss is None:
         raise ValueError('a guarantee is one of accuracy: give the target an accuracy_loss')
-    if guarantee is not None and not 0 < guarantee < 1 - OUTSIDE:
+    if not isinstance(guarantee, Real) or isinstance(guarantee, bool):
+        raise TypeError(f'guarantee is {guarantee!r}: expected a number')
+    if not 0 < guarantee < 1 - OUTSIDE:
         raise ValueError(f'guarantee is {guarantee}: expected a number between 0 and {1 - OUTSIDE}')
 
 

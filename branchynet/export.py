@@ -279,7 +279,7 @@ def _open(path: str, threads: int) -> Any:
             return _Cascade(content, threads)
         description = json.loads(content)
         return _Stages(description, list(_parts(os.path.dirname(path), description)), threads)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
+    except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as e:
         raise ValueError(f'{path} is not a whole export of a BranchyNet ({e}): export it again') from e
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import sys
 import threading
 import time
 import warnings
@@ -603,10 +604,7 @@ def _machine_code(net: BranchyNet, shape: tuple[int, int, int], with_main: bool,
     if not (is_list or traced):
         return None
     if Cascade is None:
-        warnings.warn(
-            'llvmlite does not load: samples go through stages one by one, in Python; pip install llvmlite',
-            stacklevel=5,
-        )
+        _warn('llvmlite does not load: samples go through stages one by one, in Python; pip install llvmlite')
         return None
     if is_list:
         with contextlib.suppress(NotCovered):
@@ -616,10 +614,18 @@ def _machine_code(net: BranchyNet, shape: tuple[int, int, int], with_main: bool,
     try:
         cascade = Cascade(trace.operations_of(net, shape, with_main))
     except NotCovered as e:
-        warnings.warn(f'traced=True changes nothing, as there is no machine code for {e}', stacklevel=5)
+        _warn(f'traced=True changes nothing, as there is no machine code for {e}')
         return None
     _check_trace(cascade, net, shape, with_main)
     return cascade
+
+
+def _warn(message: str) -> None:
+    """Warns with the line that called this package."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals.get('__name__', '').startswith('branchynet.'):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 def _check_trace(cascade: Cascade, net: BranchyNet, shape: tuple[int, ...], with_main: bool) -> None:

@@ -140,8 +140,16 @@ class Evaluator(extensions.Evaluator):
         super().__init__(iterator, net, converter)
 
     def evaluate(self) -> dict[str, float]:
-        """Returns the means over all samples, by the names under which they are reported."""
+        """Returns the means over all samples, by the names under which they are reported.
+
+        Raises:
+            TypeError, ValueError: the iterator yields no samples, or something else than pairs (x, t) that fit.
+        """
         net, iterator = self.get_target('main'), self.get_iterator('main')
+        no_samples = ValueError('the iterator of the evaluation yields no samples: expected pairs (x, t)')
+        dataset = getattr(iterator, 'dataset', None)
+        if dataset is not None and not len(dataset):  # Chainer's iterators would raise errors of their own
+            raise no_samples
         iterator.reset()
         sums: dict[str, float] = {}
         count = 0
@@ -151,7 +159,7 @@ class Evaluator(extensions.Evaluator):
             for name, mean in _measured(net, x, t).items():
                 sums[name] = sums.get(name, 0.0) + mean * len(t)
         if not count:
-            raise ValueError('the iterator of the evaluation yields no samples: expected pairs (x, t)')
+            raise no_samples
         observation: dict[str, float] = {}
         with chainer.reporter.report_scope(observation):
             chainer.report({name: total / count for name, total in sums.items()}, net)

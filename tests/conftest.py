@@ -5,14 +5,16 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 
-import branchynet  # noqa: F401
+import branchynet
 from branchynet import devices
 from branchynet.cpu import onednn
 from branchynet.datasets import mnist
+from branchynet.networks import lenet_mnist
 
 import chainer
 import numpy as np
 import pytest
+from helpers import WEIGHTS
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -50,3 +52,11 @@ def images() -> tuple[np.ndarray, np.ndarray]:
     """The first test images and labels of MNIST: x (200, 1, 28, 28) float32 in [0, 1], t (200,) int32."""
     _, _, x, t = mnist.get_data()
     return x[:200], t[:200]
+
+
+@pytest.fixture(scope='module')
+def lenet() -> branchynet.BranchyNet:
+    """B-LeNet with the weights of its quick training, without thresholds."""
+    net = lenet_mnist.get_network()
+    chainer.serializers.load_npz(WEIGHTS, net)
+    return net

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import branchynet
@@ -15,11 +16,16 @@ import chainer.links as L
 import numpy as np
 import pytest
 
+# Committed results; of LeNet's quick training, the folder and the weights.
+RESULTS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'results')
+QUICK = os.path.join(RESULTS, 'lenet_mnist_quick')
+WEIGHTS = os.path.join(QUICK, 'weights_lenet_mnist_seed0.npz')
+
 # The amount of a training that takes a second.
 TINY = runs.Preset(main_epochs=2, joint_epochs=2, batchsize=64, train_samples=256, test_samples=40)
 
 needs_cifar10 = pytest.mark.skipif(
-    cifar.find('cifar10', cifar10.VERSIONS)[1] is None, reason='needs CIFAR-10 in the data folder'
+    cifar.find('cifar10', cifar10.VERSIONS) is None, reason='needs CIFAR-10 in the data folder'
 )
 
 
@@ -91,6 +97,12 @@ def weights(net: chainer.Link) -> dict[str, np.ndarray]:
 def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     """Whether two dicts of arrays are bitwise equal."""
     return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+
+
+def with_forward(link: chainer.Link) -> chainer.Link:
+    """The link with a forward of its own, which adds 1."""
+    link.forward = lambda x, forward=link.forward: forward(x) + 1
+    return link
 
 
 def exact_net(seed: int = 0) -> branchynet.BranchyNet:

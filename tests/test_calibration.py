@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import os
 
 import branchynet  # noqa: F401
 from branchynet import calibration, checkpoint, exits, sweep
@@ -14,12 +13,11 @@ from branchynet.networks import lenet_mnist
 
 import numpy as np
 import pytest
-from helpers import small_data, small_net
+from helpers import WEIGHTS, small_data, small_net
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MACS = Macs(100, [30, 80, 120])
 
 
@@ -287,7 +285,7 @@ def test_a_guarantee_that_the_samples_cannot_give_names_what_they_can():
     with pytest.raises(Infeasible, match='^600 samples cannot guarantee accuracy_loss 0.1 for any setting') as info:
         choose(recorded, Target(accuracy_loss=0.1), baseline, guarantee=0.95)
     nearest = float(str(info.value).partition('is accuracy_loss ')[2].split(';')[0])
-    assert choose(recorded, Target(accuracy_loss=nearest + 1e-3), baseline, guarantee=0.95)
+    assert choose(recorded, Target(accuracy_loss=nearest), baseline, guarantee=0.95)
     with pytest.raises(Infeasible, match='^none of the .* settings whose loss of accuracy is guaranteed fulfils'):
         choose(recorded, Target(accuracy_loss=9, leave=1), baseline, guarantee=0.95)
     with pytest.raises(ValueError, match='^a guarantee is one of accuracy: give the target an accuracy_loss$'):
@@ -325,7 +323,7 @@ def test_temperatures_undo_a_scale():
 @pytest.mark.onednn
 def test_temperatures_of_a_trained_net_lower_its_calibration_error():
     net = lenet_mnist.get_network()
-    checkpoint.load_npz(os.path.join(ROOT, 'results', 'lenet_mnist_quick', 'weights_lenet_mnist_seed0.npz'), net)
+    checkpoint.load_npz(WEIGHTS, net)
     _, _, x, t = mnist.get_data()
     held, test = slice(0, None, 2), slice(1, None, 2)  # no training saw the test set
     before = Compiled(net).look(x[test])
@@ -360,6 +358,7 @@ def test_the_calibration_error_by_hand():
         (Target(macs=-1), ValueError, 'macs is -1: expected a finite number above 0'),
         (Target(leave=1.1), ValueError, 'leave is 1.1: expected a share from 0 to 1'),
         (Target(leave=0.5, exit=2), ValueError, 'exit is 2: expected 0 to 1, as all leave at the last exit'),
+        (Target(leave=0.5, exit=-1), ValueError, 'exit is -1: expected 0 to 1, as all leave at the last exit'),
         (Target(seconds=1, clock='wall'), ValueError, "clock is 'wall': expected whole or released"),
     ],
 )
@@ -367,6 +366,21 @@ def test_impossible_targets_are_named(target, error, message):
     with pytest.raises(error) as info:
         choose(record_of(0), target, macs=MACS)
     assert str(info.value) == message
+
+
+@pytest.mark.parametrize(
+    'target',
+    [
+        Target(accuracy_loss=-100),
+        Target(accuracy_loss=100),
+        Target(leave=0),
+        Target(leave=1),
+        Target(leave=0.5, exit=0),
+        Target(leave=0.5, exit=1),
+    ],
+)
+def test_the_ends_of_ranges_are_targets(target):
+    calibration.check_target(target, exits=3)
 
 
 def test_what_does_not_fit_is_named():
@@ -388,6 +402,10 @@ def test_what_does_not_fit_is_named():
         ('^logits have shape', lambda: calibration.fit_temperatures(np.ones((2, 3)), [0, 1])),
         ('^x holds no samples', lambda: calibration.logits_of(small_net(), small_data(4)[0][:0])),
         ('^prob holds no samples', lambda: calibration.expected_calibration_error(np.ones((0, 3)), [])),
+        ('^bins is 0: expected 1 or more$', lambda: calibration.expected_calibration_error([[0.5, 0.5]], [0], 0)),
+        ('^prob holds NaN: ', lambda: calibration.expected_calibration_error([[math.nan, 0.5]], [0])),
+        (r'^prob has shape \(2,\), t \(2,\): ', lambda: calibration.expected_calibration_error([0.5, 0.5], [0, 1])),
+        (r'^prob has shape \(1, 2\), t \(2,\)', lambda: calibration.expected_calibration_error([[0.5, 0.5]], [0, 1])),
     ]:
         with pytest.raises(ValueError, match=message) as info:
             run()
@@ -411,10 +429,24 @@ def test_it_runs_on_a_net():
     assert judged.exit_percent[0] > 10 and judged.loss_points < 15
 
 
-def test_a_guarantee_beyond_what_p_values_can_show_is_refused():
-    for guarantee in 1 - calibration.OUTSIDE, 0.9995:
-        with pytest.raises(ValueError, match=f'^guarantee is {guarantee}: expected a number between 0 and 0.999'):
-            choose(record_of(0), Target(accuracy_loss=5), guarantee=guarantee)
+@pytest.mark.parametrize('guarantee', [0, 1 - calibration.OUTSIDE, 0.9995, math.nan])
+def test_a_guarantee_beyond_what_p_values_can_show_is_refused(guarantee):
+    with pytest.raises(ValueError, match=f'^guarantee is {guarantee}: expected a number between 0 and 0.999'):
+        choose(record_of(0), Target(accuracy_loss=5), guarantee=guarantee)
+
+
+@pytest.mark.parametrize('guarantee', ['0.9', True])
+def test_a_guarantee_that_is_no_number_is_refused(guarantee):
+    with pytest.raises(TypeError, match=f'^guarantee is {guarantee!r}: expected a number$'):
+        choose(record_of(0), Target(accuracy_loss=5), guarantee=guarantee)
+
+
+def test_a_guarantee_needs_three_samples():
+    target = Target(accuracy_loss=100)
+    for count in 1, 2:
+        with pytest.raises(ValueError, match=f'^the record holds {count} samples: a guarantee needs three at least'):
+            choose(record_of(0, count), target, guarantee=0.9)
+    assert len(choose(record_of(0, 3), target, guarantee=0.9)) == 2
 
 
 def test_a_judgement_takes_one_threshold_for_all_exits():

@@ -40,6 +40,25 @@ def test_damaged_checkpoints_are_named(tmp_path, damage):
         checkpoint.load(str(path), small_net())
 
 
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match='checkpoint.npz is missing: expected a checkpoint$'):
+        checkpoint.load(str(tmp_path / 'checkpoint.npz'), small_net())
+
+
+def test_two_damaged_checkpoints_are_named_and_change_nothing(tmp_path):
+    path = tmp_path / 'checkpoint.npz'
+    for _ in range(2):
+        checkpoint.save(str(path), small_net(seed=3), {})
+    paths = list(tmp_path.iterdir())
+    for one in paths:
+        one.write_bytes(one.read_bytes()[:-1])
+    net = small_net()
+    with pytest.raises(OSError, match='checkpoint.npz is not a whole checkpoint .*, nor is the one before: to start'):
+        checkpoint.load(str(path), net)
+    assert len(paths) == 2 and sorted(tmp_path.iterdir()) == sorted(paths)
+    assert same(weights(net), weights(small_net()))
+
+
 def stopped_within_an_epoch(path, after=5, **kwargs):
     """A net stopped after ``after`` steps of joint training (3 per epoch), with a checkpoint after each."""
     net = small_net(dropout=True, **kwargs)

@@ -3,7 +3,6 @@
 import copy
 import multiprocessing
 import operator
-import os
 import pickle
 import subprocess
 import sys
@@ -26,17 +25,9 @@ import dill
 import numpy as np
 import pytest
 from chainer.link_hooks import SpectralNormalization, TimerHook
-from helpers import small_chain_net, small_data, small_net
+from helpers import small_chain_net, small_data, small_net, with_forward
 
 pytestmark = pytest.mark.onednn
-WEIGHTS = os.path.join(os.path.dirname(__file__), '..', 'results', 'lenet_mnist_quick', 'weights_lenet_mnist_seed0.npz')
-
-
-@pytest.fixture(scope='module')
-def lenet():
-    net = lenet_mnist.get_network()
-    chainer.serializers.load_npz(WEIGHTS, net)
-    return net
 
 
 def odd_net():
@@ -183,18 +174,17 @@ def test_classify_is_in_the_order_of_the_input(lenet, images):
     assert 0 < (whole.exit == 0).sum() < len(x)
 
 
-def test_test_is_branchynets(lenet, images):
-    x, t = images
-    lenet.thresholdExits = [0.0251]
-    compiled = Compiled(lenet)
-    fast, slow = compiled.test(x, t), lenet.test(x, t)
+def test_compiled_test_returns_what_branchynet_test_returns(lenet, images):
+    net, (x, t) = copy.deepcopy(lenet), images
+    net.thresholdExits = [0.0251]
+    compiled = Compiled(net)
+    fast, slow = compiled.test(x, t), net.test(x, t)
     assert fast[2] == slow[2] and fast[0] == slow[0]
     assert fast[1] == pytest.approx(slow[1])
     assert np.isnan(compiled.test(x)[0])
-    assert compiled.test_main(x, t)[0] == lenet.test_main(x, t)[0]
+    assert compiled.test_main(x, t)[0] == net.test_main(x, t)[0]
     measured = timing.measure(compiled, x, t)
     assert measured.exits.tolist() == slow[2] and (measured.released < measured.whole).all()
-    lenet.thresholdExits = None
 
 
 def test_a_record_of_the_compiled_net_gives_the_same_sweep(lenet, images):
@@ -219,11 +209,13 @@ def test_a_record_timed_only_in_part_has_the_same_answers(lenet, images, monkeyp
 def test_bits_do_not_depend_on_threads(lenet, images):
     x, _ = images
     results = []
-    for count in 1, 2, 5:
-        cpu.set_num_threads(count)
-        compiled = Compiled(lenet)
-        results.append([*classify(compiled, x, 0.1), *(look.logits for look in compiled.look(x))])
-    cpu.set_num_threads(None)
+    try:
+        for count in 1, 2, 5:
+            cpu.set_num_threads(count)
+            compiled = Compiled(lenet)
+            results.append([*classify(compiled, x, 0.1), *(look.logits for look in compiled.look(x))])
+    finally:
+        cpu.set_num_threads(None)
     for result in results[1:]:
         for a, b in zip(result, results[0]):
             np.testing.assert_array_equal(a, b)
@@ -346,11 +338,6 @@ class Halving(chainer.LinkHook):
         args.out.array[...] *= 0.5
 
 
-def with_forward(link):
-    link.forward = lambda x, forward=link.forward: forward(x) + 1
-    return link
-
-
 @pytest.mark.parametrize(
     'make',
     [
@@ -366,12 +353,15 @@ def with_forward(link):
 def test_links_that_are_not_stock_are_called(make):
     np.random.seed(0)
     net = branchynet.BranchyNet([make(), FL(F.relu), Branch([Doubled(None, 5)]), Branch([Doubled(None, 5)])])
-    x = np.random.randn(9, 3, 8, 8).astype(np.float32)
+    x = np.random.randn(10, 3, 8, 8).astype(np.float32)
     for _ in range(2):
-        net.train(x, np.random.randint(0, 5, 9).astype(np.int32))
-        net.train_main(x, np.random.randint(0, 5, 9).astype(np.int32))
-    check_same(net, x, 1.0)
-    check_same(net, x[:1], 1.0)
+        net.train(x, np.random.randint(0, 5, 10).astype(np.int32))
+        net.train_main(x, np.random.randint(0, 5, 10).astype(np.int32))
+    result = check_same(net, x, float(np.median(net.look(x)[0].entropy)))  # of 10 samples: between two entropies
+    assert set(result.exit) == {0, 1}
+    for count in 1, 10:
+        for fast, slow in zip(Compiled(net).look(x[:count]), net.look(x[:count])):
+            np.testing.assert_allclose(fast.logits, slow.logits, rtol=1e-3, atol=1e-5)
 
 
 def test_links_that_are_called_have_the_fast_kernels():
@@ -463,6 +453,28 @@ def test_what_is_no_net_is_named():
         compiled.test(x)
 
 
+@pytest.mark.parametrize('count', [1, 20])
+@pytest.mark.parametrize(
+    'call',
+    [
+        lambda compiled, x, t: compiled.classify(x, 0.5),
+        lambda compiled, x, t: classify(compiled, x, 0.5),
+        lambda compiled, x, t: compiled.test(x, t),
+        lambda compiled, x, t: compiled.test_main(x, t),
+        lambda compiled, x, t: compiled.look(x),
+        lambda compiled, x, t: sweep.record(compiled, x, t),
+    ],
+    ids=['classify', 'the function classify', 'test', 'test_main', 'look', 'record'],
+)
+def test_a_missing_llvmlite_is_named_with_the_line_that_called(monkeypatch, lenet, images, call, count):
+    monkeypatch.setattr(inference, 'Cascade', None)
+    compiled = Compiled(lenet)
+    compiled.thresholdExits = 0.5
+    with pytest.warns(UserWarning, match='^llvmlite does not load: .*pip install llvmlite$') as warned:
+        call(compiled, images[0][:count], images[1][:count])
+    assert [one.filename for one in warned] == [__file__]
+
+
 def test_a_missing_onednn_is_named(monkeypatch):
     def missing():
         raise OSError('no such library')
@@ -492,6 +504,7 @@ def test_links_that_pass_on_no_array_are_named(link, rest):
 
 
 def test_joint_training_alone_is_enough_for_layers_sized_by_their_first_input():
+    np.random.seed(0)
     net = branchynet.BranchyNet([L.Linear(None, 4), Branch([L.Linear(None, 3)]), Branch([L.Linear(None, 3)])])
     x, t = small_data()
     net.train(x, t)
@@ -509,6 +522,7 @@ def test_float64_nets_are_classified_in_chainer():
 
 
 def test_impossible_classes_count_alike_one_by_one_and_in_batches():
+    np.random.seed(0)
     net = branchynet.BranchyNet([Branch([L.Linear(4, 3)]), Branch([L.Linear(4, 3)])])
     net.models[0][0].b.array[1] = -np.inf
     x = small_data()[0]
@@ -553,11 +567,10 @@ def test_numbers_that_overflow_in_machine_code_are_noticed(get_network, count):
 @pytest.mark.parametrize('count', [1, 32])
 def test_nan_weights_are_named(count):
     net, x = small_net(), small_data()[0]
-    net.models[1][6].b.array[:] = np.nan
+    net.models[2][-1].b.array[:] = np.nan
     for model in net, Compiled(net):
         with pytest.raises(ValueError, match='^exit 2 answers NaN, first for sample 0: the weights hold NaN'):
-            net.models[2][6].b.array[:] = np.nan
-            classify(model if model is net else Compiled(net), x[:count], 0.0)
+            classify(model, x[:count], 0.0)
 
 
 @pytest.mark.parametrize('spoiled', [np.nan, np.inf])
@@ -613,7 +626,7 @@ def test_bad_images_are_named_as_by_the_net(x):
 @pytest.mark.parametrize(
     'x, error, words',
     [
-        (np.zeros((2, 5), np.float32), ValueError, 'link 0|shape'),
+        (np.zeros((2, 5), np.float32), ValueError, r'link 0 \(Linear\) cannot take an array of shape \(2, 5\)'),
         (np.zeros((0, 4), np.float32), ValueError, 'x has shape'),
         (np.full((2, 4), np.nan, np.float32), ValueError, 'x holds NaN'),
         (np.zeros((2, 4)), TypeError, 'x has dtype'),

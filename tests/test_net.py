@@ -498,6 +498,11 @@ def test_get_sm_is_the_softmax_of_every_exit():
         np.testing.assert_allclose(prob, F.softmax(model(X)).array, rtol=1e-5)
 
 
+def test_thresholds_are_found_for_as_many_labels_as_samples():
+    with pytest.raises(ValueError, match=f'^x has {len(X)} samples and y has {len(X) - 1}: both need the same number'):
+        small_net().find_thresholds(X, T[:-1])
+
+
 def test_find_thresholds_cuts_the_sorted_entropies():
     net = small_net()
     thresholds, entropies = net.find_thresholds_entropies(X, T, 0.25, batchsize=10)
@@ -829,7 +834,7 @@ def net_of_pooled_exits():
     )
 
 
-@pytest.mark.parametrize('call', ['train', 'test', 'look', 'compiled'])
+@pytest.mark.parametrize('call', ['train', 'test', 'look', pytest.param('compiled', marks=pytest.mark.onednn)])
 def test_logits_with_other_axes_are_named(call):
     net = net_of_pooled_exits()
     x, t = np.random.rand(20, 1, 8, 8).astype(np.float32), np.random.randint(0, 3, 20).astype(np.int32)
@@ -886,6 +891,7 @@ def test_links_that_take_arrays_train_at_every_step(make):
         net.train(x, t)
 
 
+@pytest.mark.onednn
 def test_thresholds_of_a_single_test_change_no_setting():
     net, (x, t) = small_net(), small_data(20)
     net.thresholdExits = 0.0

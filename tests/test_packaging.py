@@ -152,6 +152,12 @@ def test_both_names_are_one_module_in_a_checkout_that_is_not_installed(copy, fir
     assert said == f'{copy / "networks" / "lenet_mnist.py"}\n'
 
 
+def test_the_tests_are_collected_without_cifar10(tmp_path):
+    command = [sys.executable, '-m', 'pytest', '--collect-only', '-q', '-p', 'no:cacheprovider', 'tests/test_timing.py']
+    said = checked(command, cwd=str(ROOT), env={**os.environ, 'BRANCHYNET_DATA': str(tmp_path)})
+    assert 'tests/test_timing.py::' in said
+
+
 def test_another_package_may_be_named_datasets(tmp_path):
     (tmp_path / 'datasets').mkdir()
     (tmp_path / 'datasets' / '__init__.py').touch()
@@ -255,7 +261,7 @@ def test_an_installation_that_fails_is_status_2_and_a_line(stand_in, script):
     assert done.stderr.startswith('docker/install.sh: pip could not install into ') and done.stderr.count('\n') == 1
 
 
-def test_an_empty_stamp_is_none(stand_in, tmp_path):
+def test_an_empty_stamp_does_not_count_as_installed(stand_in, tmp_path):
     stamp = tmp_path / 'venv' / 'branchynet-installed'
     for _ in range(2):
         done = call([INSTALL], env={**stand_in, 'INSTALLS': 'true'})

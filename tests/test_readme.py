@@ -46,6 +46,7 @@ def test_the_tests_duration_is_said(name):
 
 
 @pytest.mark.slow
+@pytest.mark.onednn
 def test_the_snippets_run(tmp_path):
     """In their order, as one program, from anywhere and without a data folder."""
     with open(os.path.join(ROOT, 'README.md'), encoding='utf-8') as f:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from pathlib import Path
 
 import branchynet  # noqa: F401
 from branchynet.benchmarks import soak
 
 import numpy as np
 import pytest
-
-WEIGHTS = str(Path(__file__).parents[1] / 'results' / 'lenet_mnist_quick')
+from helpers import QUICK
 
 on_linux = pytest.mark.skipif(not os.path.exists('/proc/self/statm'), reason='memory is read from /proc')
 
@@ -31,7 +29,7 @@ def untraced():
 
 @pytest.fixture(scope='module')
 def task() -> soak.Task:
-    return soak.task(WEIGHTS)
+    return soak.task(QUICK)
 
 
 @pytest.mark.slow

@@ -109,14 +109,38 @@ def test_a_record_without_samples_is_refused():
             function(record_of(np.empty((2, 0), np.float32)), [[0.1]])
 
 
+def test_percentiles_may_be_any():
+    recorded = record_of(np.ones((1, 5), np.float32))
+    found = sweep.percentiles(recorded, np.empty((1, 0)), q=[0, 50, 100])
+    np.testing.assert_array_equal(found[:, 0], np.sort(recorded.whole[0])[[0, 2, 4]])
+
+
+@pytest.mark.parametrize('count', [39, 0])
+def test_samples_and_labels_of_a_record_must_match(count):
+    x = X if count else X[:0]
+    with pytest.raises(ValueError, match=f'^x has {len(x)} samples and y has {count}: both need the same number'):
+        sweep.record(small_net(), x, T[:count])
+
+
 def test_knee_is_the_fastest_that_is_good_enough():
     accuracy, seconds = [0.97, 0.99, 0.98, 0.985], [1.0, 4.0, 2.0, 3.0]
     assert sweep.knee(accuracy, seconds, 0.98) == 2
     assert sweep.knee(accuracy, seconds, 0.5) == 0
     assert sweep.knee(accuracy, seconds, 0.999) == 1  # none: the most accurate
-    for bad in ((accuracy, seconds, math.nan), ([math.nan], [1.0], 0.5), ([], [], 0.5)):
-        with pytest.raises(ValueError, match='expected'):
-            sweep.knee(*bad)
+
+
+@pytest.mark.parametrize(
+    'accuracy, seconds, baseline, message',
+    [
+        ([0.9], [1.0], math.nan, '1 settings, baseline nan: expected one setting or more, and a number'),
+        ([], [], 0.5, '0 settings, baseline 0.5: expected one setting or more, and a number'),
+        ([math.nan], [1.0], 0.5, 'an accuracy or a time is NaN: expected numbers'),
+        ([0.9], [math.nan], 0.5, 'an accuracy or a time is NaN: expected numbers'),
+    ],
+)
+def test_no_knee_is_found_without_numbers(accuracy, seconds, baseline, message):
+    with pytest.raises(ValueError, match=f'^{message}$'):
+        sweep.knee(accuracy, seconds, baseline)
 
 
 POINTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12)
@@ -135,6 +159,12 @@ def test_pareto_keeps_the_first_of_equal_settings():
     assert sweep.pareto([0.9, 0.8, 0.9, 0.7], [3.0, 1.0, 3.0, 2.0]).tolist() == [1, 0]
 
 
+@pytest.mark.parametrize('accuracy, seconds', [([0.9, math.nan], [1.0, 2.0]), ([0.9, 0.8], [math.nan, 2.0])])
+def test_pareto_refuses_nan(accuracy, seconds):
+    with pytest.raises(ValueError, match='^an accuracy or a time is NaN: expected numbers$'):
+        sweep.pareto(accuracy, seconds)
+
+
 @given(POINTS.filter(len), st.integers(0, 5))
 def test_knee_is_on_the_front(points, base):
     accuracy, seconds = zip(*points)
@@ -149,12 +179,12 @@ def test_knee_is_on_the_front(points, base):
         (T - 3, ValueError, 't holds the label -3: expected 0 or more'),
     ],
 )
-def test_labels_that_are_none_are_named(t, error, message):
+def test_what_cannot_be_labels_is_refused(t, error, message):
     with pytest.raises(error, match=message):
         sweep.record(small_net(), X, t)
 
 
-@pytest.mark.parametrize('compiled', [False, True])
+@pytest.mark.parametrize('compiled', [False, pytest.param(True, marks=pytest.mark.onednn)])
 def test_an_answer_that_is_nan_is_no_record(compiled):
     net, x = small_net(), X.copy()
     net.main[0].W.array[...] = 1
@@ -163,6 +193,7 @@ def test_an_answer_that_is_nan_is_no_record(compiled):
         sweep.record(inference.Compiled(net) if compiled else net, x, T)
 
 
+@pytest.mark.onednn
 def test_test_and_record_name_the_same_label_where_probabilities_are_equal():
     net = small_net()
     net.models[0][-1].W.array[...] = 0
@@ -175,6 +206,7 @@ def test_test_and_record_name_the_same_label_where_probabilities_are_equal():
         assert (inference.classify(answers, X, math.inf).label == 1).all()
 
 
+@pytest.mark.onednn
 def test_a_record_changes_no_setting_while_it_runs(monkeypatch):
     net, (x, t) = small_net(), small_data(8)
     for one in net, inference.Compiled(net):

@@ -27,6 +27,7 @@ def convolutions(net):
 
 @pytest.mark.parametrize('builder', [lenet_mnist, alex_cifar10], ids=lambda m: m.__name__)
 def test_convolutions_have_biases_and_lecun_weights(builder):
+    np.random.seed(0)
     for conv in convolutions(builder.get_network()):
         check_convolution(conv, 1.0)
 

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.cpu.guard import Guard, needs_mprotect
-from tests.cpu.test_functions import array, check_same_as_stock
-from tests.cpu.test_winograd import check_same_bits, last
+from cpu.guard import Guard, needs_mprotect
+from cpu.test_functions import array, check_same_as_stock
+from cpu.test_winograd import check_same_bits, last
 
 pytest.importorskip('llvmlite')
 from branchynet.cpu import channelwise

@@ -1,5 +1,6 @@
 """Chainer's functions on the fast kernels, against stock Chainer in float32 and in float64."""
 
+import contextlib
 import gc
 import itertools
 import types
@@ -182,21 +183,17 @@ def test_convolutions_in_groups_and_with_gaps(kwargs):
     check(lambda *arrays: F.convolution_2d(*arrays, **kwargs), x, w[:, : 4 // kwargs.get('groups', 1)], b)
 
 
-def test_settings_that_are_no_whole_numbers_are_chainers_own_error():
-    arrays = arrays_of_convolution()
-    for stride in (2.0, 2):
-        check_same_as_stock(lambda *arrays, stride=stride: F.convolution_2d(*arrays, stride=stride), *arrays)
-
-
 def test_groups_that_do_not_divide_the_channels_are_refused():
     x, w, b = arrays_of_convolution(c=4, o=6, h=8, w=8)
     for groups, channels in ((3, 1), (4, 1), (2, 4)):
         check_error(lambda *arrays, groups=groups: F.convolution_2d(*arrays, groups=groups), x, w[:, :channels], b)
 
 
-@pytest.mark.parametrize('kwargs', [dict(stride=0), dict(pad=-1), dict(stride=-1), dict(stride=1.5)], ids=str)
+@pytest.mark.parametrize(
+    'kwargs', [dict(stride=0), dict(pad=-1), dict(stride=-1), dict(stride=1.5), dict(stride=2.0)], ids=str
+)
 def test_convolution_refuses_what_chainer_refuses(kwargs):
-    check_same_as_stock(lambda *arrays: F.convolution_2d(*arrays, **kwargs), *arrays_of_convolution())
+    check_error(lambda *arrays: F.convolution_2d(*arrays, **kwargs), *arrays_of_convolution())
 
 
 @pytest.mark.parametrize(
@@ -235,7 +232,7 @@ def test_vectors_of_a_wrong_length_are_read_as_chainer_reads_them(size):
 
 def test_convolution_for_cudnn_only_is_refused():
     with chainer.using_config('compute_mode', 'cudnn_fast'):
-        check_same_as_stock(L.Convolution2D(6, 4, 3), arrays_of_convolution()[0])
+        check_error(L.Convolution2D(6, 4, 3), arrays_of_convolution()[0])
 
 
 @pytest.mark.parametrize('wanted', [w for n in (1, 2, 3) for w in itertools.combinations(range(3), n)], ids=str)
@@ -288,9 +285,8 @@ def test_no_column_matrix_is_made(monkeypatch):
 @pytest.mark.parametrize('cover_all', [True, False])
 @pytest.mark.parametrize('pad', [0, 1, (1, 0)])
 @pytest.mark.parametrize('kernel,stride', [(2, 2), (3, 2), (3, 1), ((2, 3), (3, 2)), (2, None), ((3, 4), (1, 5))])
-@pytest.mark.parametrize('pooling', [F.max_pooling_2d])
-def test_max_pooling(pooling, kernel, stride, pad, cover_all):
-    check(lambda x: pooling(x, kernel, stride, pad, cover_all=cover_all), array(3, 5, 8, 9))
+def test_max_pooling(kernel, stride, pad, cover_all):
+    check(lambda x: F.max_pooling_2d(x, kernel, stride, pad, cover_all=cover_all), array(3, 5, 8, 9))
 
 
 @pytest.mark.parametrize(
@@ -403,7 +399,7 @@ def test_pooling_in_other_dimensions_is_chainers(f, shape):
 @pytest.mark.parametrize('pooling', [F.max_pooling_2d, F.average_pooling_2d])
 @pytest.mark.parametrize('arguments', [(9, 1), (2, 0), (2, 2, -1), (2, -1), (2.5, 2)], ids=str)
 def test_pooling_refuses_what_chainer_refuses(pooling, arguments):
-    check_same_as_stock(lambda x: pooling(x, *arguments), array(2, 3, 5, 5))
+    check_error(lambda x: pooling(x, *arguments), array(2, 3, 5, 5))
 
 
 # Local response normalisation
@@ -801,11 +797,12 @@ def test_an_optimizers_step_is_chainers_to_the_bit(change):
 
 
 @pytest.mark.parametrize('name', ['m', 'v', 'grad', 'array'])
-def test_arrays_of_other_shapes_are_refused_as_by_chainer(name):
-    def train():
-        link = chainer.Link()
-        parameters(link, W=(40, 30), b=(4,))
-        optimizer = chainer.optimizers.Adam().setup(link)
+@pytest.mark.parametrize('kernels', [contextlib.nullcontext, cpu.fast])
+def test_arrays_of_other_shapes_are_refused_as_by_chainer(kernels, name):
+    link = chainer.Link()
+    parameters(link, W=(40, 30), b=(4,))
+    optimizer = chainer.optimizers.Adam().setup(link)
+    with kernels():
         for _ in range(2):
             for param in link.params():
                 param.grad = np.ones_like(param.array)
@@ -814,10 +811,8 @@ def test_arrays_of_other_shapes_are_refused_as_by_chainer(name):
             link.W.update_rule.state[name] = np.zeros((5, 3), np.float32)
         else:
             setattr(link.W, '_grad' if name == 'grad' else name, np.zeros((5, 3), np.float32))
-        optimizer.update()
-
-    with pytest.raises(ValueError), cpu.fast():
-        train()
+        with pytest.raises(ValueError, match='operands could not be broadcast together'):
+            optimizer.update()
 
 
 def test_a_read_only_parameter_is_refused_as_by_chainer():

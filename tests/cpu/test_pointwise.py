@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.cpu.test_functions import array, check
+from cpu.test_functions import array, check
 
 pytestmark = pytest.mark.onednn
 

@@ -8,7 +8,7 @@ import branchynet  # noqa: F401  (before chainer)
 from branchynet import cpu
 from branchynet.cpu import convolution, linear, threads, windows
 from branchynet.cpu.geometry import Settings, geometry_of
-from networks import alex_cifar10, lenet_mnist, resnet_cifar10
+from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
 
 import chainer
 import chainer.functions as F
@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.cpu.test_functions import array, check
+from cpu.test_functions import array, check
 
 pytestmark = pytest.mark.onednn
 

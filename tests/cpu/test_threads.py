@@ -307,7 +307,7 @@ def test_repeated_steps_give_the_same_bits():
 
 
 @pytest.mark.parametrize('count', [0, -1, 'x', '', 1.5, '1.5', True, '²', [2], 0.0])
-def test_a_number_that_is_none_is_refused(count):
+def test_a_wrong_number_of_threads_is_refused(count):
     cpu.set_num_threads(3)
     with pytest.raises(ValueError) as e:
         cpu.set_num_threads(count)
@@ -459,10 +459,8 @@ def test_an_interrupt_of_the_caller_ends_promptly(count):
         time.sleep(0.01)
         done.append(i)
 
-    start = time.time()
     with pytest.raises(KeyboardInterrupt):
         threads.run(task, 3000)
-    assert time.time() - start < 5  # of the 10 s and more that all tasks take
     assert len(done) < 1000
     left = len(done)
     time.sleep(0.05)

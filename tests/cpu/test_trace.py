@@ -293,8 +293,9 @@ def test_other_functions_are_called_as_they_are(message):
     net.get_SM(X)
     with pytest.raises(NotCovered, match=message):
         operations_of(net, SHAPE, with_main=True)
-    with pytest.warns(UserWarning, match='traced=True changes nothing, as there is no machine code for'):
+    with pytest.warns(UserWarning, match='traced=True changes nothing, as there is no machine code for') as warned:
         found = classify(Compiled(net, traced=True), X, 1.5)
+    assert [one.filename for one in warned] == [__file__]
     expected = classify(net, X, 1.5)
     np.testing.assert_array_equal(found.label, expected.label)
     np.testing.assert_allclose(found.prob, expected.prob, rtol=1e-4, atol=1e-6)

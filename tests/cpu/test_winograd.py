@@ -19,8 +19,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.cpu.guard import Guard, needs_mprotect
-from tests.cpu.test_functions import array, check
+from cpu.guard import Guard, needs_mprotect
+from cpu.test_functions import array, check
 
 pytest.importorskip('llvmlite')
 from branchynet.cpu import winograd
@@ -242,7 +242,7 @@ def test_alexnet_keeps_the_bits_of_its_committed_results():
 
 
 @pytest.mark.onednn
-def test_resnets_blocks_are_computed_so():
+def test_winograd_computes_resnets_blocks():
     taken = {each.w for each in convolutions_of(resnet_cifar10, 64) if convolution._is_winograd(each)}
     assert {(16, 16, 3, 3), (32, 32, 3, 3), (64, 64, 3, 3)} <= taken
 
@@ -308,7 +308,7 @@ def test_the_gradient_lies_in_memory_as_the_images_do():
 
 
 @pytest.mark.onednn
-def test_without_it_onednn_computes_the_same(monkeypatch):
+def test_without_winograd_onednn_gives_the_same(monkeypatch):
     x, w, b, gy = arrays_of(8, 16, 32, 6, 6)
     geometry = geometry_of(8, 16, 32, 6)
     monkeypatch.setattr(convolution, '_is_winograd', lambda geometry: False)

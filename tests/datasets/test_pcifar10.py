@@ -8,8 +8,8 @@ from branchynet.datasets import cifar, cifar10, cifar10gcn, folder, pcifar10, re
 
 import numpy as np
 import pytest
+from helpers import needs_cifar10
 from published import put, records, sha256
-from test_cifar import needs_cifar10
 
 # Of the made-up data.npz, on every machine.
 SHA256 = 'ae9f94fa5971f42b9501e4b6add9ec64e3da66d1b7d44734ab55a2ffa68af99e'

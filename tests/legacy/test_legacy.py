@@ -649,7 +649,7 @@ def test_a_block_that_holds_itself():
         {'_children': [None]},
     ],
 )
-def test_an_x_that_is_none(change):
+def test_a_damaged_x_is_refused(change):
     (x, *_) = records('sparse', network._X)
     assert isinstance(link_of(x), X)
     x.state.update(change)
@@ -681,7 +681,7 @@ def test_a_sparse_layer_whose_places_do_not_fit(change):
     raise AssertionError
 
 
-def test_a_mask_that_is_none():
+def test_a_damaged_mask_is_refused():
     for kind in network._SPARSE, network._DENSE_SPARSE:
         (sparse, *_) = records('sparse', kind)
         mask = sparse.state['mask']

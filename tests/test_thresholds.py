@@ -1,3 +1,5 @@
+"""Thresholds decide how many samples leave at each exit; settings that cannot be are named."""
+
 import branchynet  # noqa: F401
 
 import numpy as np
@@ -59,6 +61,12 @@ def test_bad_thresholds_are_named(value, error):
     assert '\n' not in str(info.value)
 
 
-def test_shares_lie_between_0_and_1():
-    with pytest.raises(ValueError, match='percentTestExits is 1.5: expected shares'):
-        small_net(percentTestExits=1.5)
+@pytest.mark.parametrize('share', [-0.1, np.nextafter(1, 2), float('nan')])
+def test_shares_beyond_0_and_1_are_refused(share):
+    with pytest.raises(ValueError, match=f'^percentTestExits is {share}: expected shares'):
+        small_net(percentTestExits=float(share))
+
+
+@pytest.mark.parametrize('share, counts', [(0.0, [0, 0, 24]), (1.0, [24, 0, 0])])
+def test_shares_of_0_and_1_let_none_and_all_leave(share, counts):
+    assert small_net(percentTestExits=share).test(X, T)[2] == counts
