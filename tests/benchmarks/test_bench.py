@@ -73,7 +73,7 @@ def test_help_needs_none_of_the_modules(name, capsys, monkeypatch):
         pytest.param('compare --networks lenet --only joint,inference,memory', 1, marks=pytest.mark.slow),
     ],
 )
-def test_a_small_run(words, rows, capsys, tmp_path, monkeypatch):
+def test_a_small_run(words, rows, capsys, tmp_path):
     name, *options = words.split()
     for module in benchmarks.BENCHMARKS[name].needs:
         pytest.importorskip(module)
@@ -85,7 +85,7 @@ def test_a_small_run(words, rows, capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_scaling_over_ranks(capsys, tmp_path):
+def test_scaling_over_ranks(tmp_path):
     mpi.command(2, [])  # skips where there is no MPI
     words = ['bench', 'scaling', '--networks', 'lenet', '--rounds', '1', '--steps', '1', '--out', str(tmp_path)]
     assert cli.main(words) == 0

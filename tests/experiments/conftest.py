@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +37,18 @@ from matplotlib.figure import Figure
 _SAVEFIG = Figure.savefig
 
 
-@pytest.fixture(scope='package', autouse=True)
-def _blank_figures():
+@contextlib.contextmanager
+def blank_figures() -> Iterator[pytest.MonkeyPatch]:
     """Figures are made, but blank ones are saved: to render them takes half of the tests' time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, 'savefig', lambda self, *args, **kwargs: _SAVEFIG(Figure((1, 1)), *args, **kwargs))
+        yield patch
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _blank_figures():
+    """Blank figures in the tests of this folder, and in no others."""
+    with blank_figures():
         yield
 
 
@@ -174,11 +183,11 @@ def tiny(monkeypatch) -> None:
 
 
 @pytest.fixture(scope='package')
-def trained(tmp_path_factory, _blank_figures) -> Path:
+def trained(tmp_path_factory) -> Path:
     """A results folder that a tiny run of LeNet wrote; tests read it."""
     folder = tmp_path_factory.mktemp('trained') / 'out'
     words = ['--only', 'lenet_mnist', '--preset', 'smoke', '--device', 'cpu', '--out', str(folder)]
-    with pytest.MonkeyPatch.context() as patch:
+    with blank_figures() as patch:
         patch.setattr(lenet_mnist, 'EXPERIMENT', lenet_mnist.EXPERIMENT._replace(presets=dict.fromkeys(PRESETS, TINY)))
         assert cli.main(['reproduce', *words]) == 0
     return folder

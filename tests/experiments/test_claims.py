@@ -48,7 +48,7 @@ def test_a_claim_passes_exactly_if_the_mean_of_finite_numbers_is_within_its_boun
     np.testing.assert_array_equal(verdict.measured, values)
 
 
-def test_where_no_setting_meets_a_claims_condition_it_fails_with_the_cause(example, capsys):
+def test_where_no_setting_meets_a_claims_condition_it_fails_with_the_cause(example):
     for row in example.experiments['lenet_mnist'][0].measurement.sweep:
         row.exit_percent = [12.0, 88.0]
     verdict = verdict_of(example, 'quick/lenet_mnist')
@@ -70,7 +70,7 @@ def test_a_setting_that_the_sweep_lacks_is_a_failure(published):
     assert (verdict.status, verdict.reason) == (FAIL, 'the sweep has no setting T = 0.005')
 
 
-def test_a_measure_that_breaks_is_no_claim_left_out(example, monkeypatch):
+def test_an_error_in_a_measure_is_raised_and_not_counted_as_not_run(example, monkeypatch):
     def broken(claim, runs):
         raise KeyError('misspelt')
 
@@ -112,7 +112,7 @@ def test_a_mistake_in_claims_toml_is_an_error(monkeypatch, change, words):
         claims.claims()
 
 
-def test_a_cause_is_shown_beside_the_failure_and_widens_nothing(example, monkeypatch, capsys):
+def test_a_cause_is_shown_beside_the_failure_and_widens_nothing(example, monkeypatch):
     changed = copy.deepcopy(claims._file())
     entry = next(entry for entry in changed['claim'] if entry['id'] == 'quick/lenet_mnist')
     text = 'too few epochs: branchynet reproduce --preset paper shows it'

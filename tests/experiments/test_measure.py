@@ -185,7 +185,7 @@ def test_results_are_read_when_no_other_process_can_write_them(folder, monkeypat
     assert 'of the run that has ended'[:12] in (folder / 'report.md').read_text()
 
 
-def test_committed_folders_are_made_again(folder, tmp_path, capsys):
+def test_committed_folders_are_made_again(folder, tmp_path):
     root = tmp_path / 'results'
     shutil.copytree(folder, root / 'lenet_mnist_smoke')
     shutil.copytree(folder, root / 'local')

@@ -18,7 +18,7 @@ FOLDER = os.path.join(
 )
 def test_notebook_runs(name, monkeypatch, tmp_path):
     nbformat, nbclient = pytest.importorskip('nbformat'), pytest.importorskip('nbclient')
-    if name != 'lenet_mnist' and cifar.find(cifar10.NAME, cifar10.VERSIONS)[0] is None:
+    if name != 'lenet_mnist' and cifar.find(cifar10.NAME, cifar10.VERSIONS) is None:
         pytest.skip('needs CIFAR-10')
     monkeypatch.setenv('BRANCHYNET_PRESET', 'smoke')
     notebook = nbformat.read(os.path.join(FOLDER, name + '.ipynb'), as_version=4)

@@ -360,7 +360,7 @@ def test_the_published_rows_are_those_of_the_device(example):
     assert re.search(r'\| B-LeNet, published \(GPU\) .* \| 0.34 +\| 4.7 ', text) and 'published (CPU)' not in text
 
 
-def test_figures_that_cannot_be_drawn_are_named(example, tmp_path, monkeypatch):
+def test_figures_that_cannot_be_drawn_are_named(example, tmp_path):
     run, experiment = run_of(example), get_experiment('lenet_mnist')
     data = experiment.get_data()
     run.training.data_sha256 = provenance.sha256_of_arrays(
@@ -382,7 +382,7 @@ def test_figures_that_cannot_be_drawn_are_named(example, tmp_path, monkeypatch):
     assert drawn.missing.endswith(' are missing: mnist is missing: get it so.')
 
 
-def test_the_committed_run_says_again_what_it_said(tmp_path):
+def test_the_committed_run_says_again_what_it_said():
     folder = os.path.join(
         os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), 'results', 'lenet_mnist_quick'
     )

@@ -161,7 +161,7 @@ def test_results_of_other_experiments_are_kept(tiny, folder, capsys):
     assert path.read_bytes() == before
 
 
-def test_a_run_replaces_that_of_its_seed_alone_and_when_it_is_done(tiny, folder, monkeypatch, capsys):
+def test_a_run_replaces_that_of_its_seed_alone_and_when_it_is_done(tiny, folder, monkeypatch):
     (first,) = seeds_of(folder)
     assert reproduce(folder, '--seeds', '3-3') == 0
     assert [run.seed for run in seeds_of(folder)] == [0, 3] and seeds_of(folder)[0] == first

@@ -62,7 +62,7 @@ def run_of(folder):
     return run
 
 
-def test_it_is_that_of_fewer_epochs(begun, tmp_path, monkeypatch, capsys):
+def test_an_unfinished_training_is_measured_like_one_of_fewer_epochs(begun, tmp_path, monkeypatch, capsys):
     so_far, fewer = (str(tmp_path / name) for name in ('so_far', 'fewer'))
     before = {path.name: path.read_bytes() for path in begun.iterdir()}
     assert measure(begun, '--out', so_far) == 0
