@@ -4,9 +4,8 @@
 
 paper trains five networks as published, about 13 hours on 2 idle cores (on a GPU: not measured). It was not
 run; published are 76.6 to 78.0 %. quick trains them for a few epochs on a fifth of the images, about 15 minutes;
-it claims nothing. reduced is paper with 12 main and 25 joint epochs and claims nothing either; results/figure5_reduced
-has the first three of its networks so far. To complete it, copy it out of the checkout, check out the commit that its
-manifest names, and run --preset reduced --resume --out COPY. smoke only shows that everything runs.
+it claims nothing. reduced is paper with 12 main and 25 joint epochs, about five hours, and claims nothing either;
+results/figure5_reduced holds it. smoke only shows that everything runs.
 """
 
 from functools import partial
