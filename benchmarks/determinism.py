@@ -85,7 +85,7 @@ def time_network(network: str, rounds: int) -> dict[str, Any]:
     pools = {profile: pool(profile) for profile in determinism.PROFILES}
     for profile, executor in pools.items():
         if executor.submit(prepare, network).result() != profile:
-            raise OSError(f"profile {profile} cannot be put in place here: 'branchynet info' says why")
+            raise OSError(f"profile {profile} cannot be put in place here; 'branchynet info' shows the one that can")
     seconds: dict[str, list[float]] = {profile: [] for profile in pools}
     for _ in range(rounds):
         for profile, executor in pools.items():
