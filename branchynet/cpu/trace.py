@@ -158,12 +158,12 @@ class _Trace(Graph):
         return self._node(x.kind, x.inputs, x.shape, key=key, **{**x.arguments, 'w': (scaled_weights(w, scale), shift)})
 
     def _added(self, function: Any, a: Node, b: Node) -> Node:
-        """A sum; a convolution adds the other image to its own sums."""
+        """A sum; a convolution that nothing else reads adds the other image to its own sums."""
         if a.shape != b.shape:
             raise NotCovered('a sum of different shapes')
-        pairs = [(x, other) for x, other in ((b, a), (a, b)) if x.kind == 'convolution' and len(x.inputs) == 1]
-        for x, other in sorted(pairs, key=lambda pair: pair[0] not in self._read_once):
-            return self._node(x.kind, [*x.inputs, other], x.shape, key=('added', id(x), id(other)), **x.arguments)
+        for x, other in (b, a), (a, b):
+            if x.kind == 'convolution' and len(x.inputs) == 1 and x in self._read_once:
+                return self._node(x.kind, [*x.inputs, other], x.shape, key=('added', id(x), id(other)), **x.arguments)
         return self._node('sum', [a, b], a.shape)
 
     def _joined(self, function: Any, *nodes: Node) -> Node:
