@@ -9,7 +9,8 @@ import branchynet  # noqa: F401  (before chainer)
 from branchynet import checkpoint, cpu
 from branchynet.datasets import folder, mnist
 from branchynet.exits import below
-from branchynet.experiments import alex_cifar10, lenet_mnist, resnet_cifar10, runs, table1
+from branchynet.experiments import alex_cifar10, lenet_mnist, resnet_cifar10, table1
+from branchynet.experiments.run_id import RunId
 from branchynet.net import BranchyNet
 
 import chainer
@@ -44,7 +45,7 @@ def build(network: str, weights: str | None = None) -> BranchyNet:
     experiment = EXPERIMENTS[network]
     net = experiment.get_network()
     if weights:
-        checkpoint.load_npz(runs.weights_path(weights, experiment.name, '', 0), net)
+        checkpoint.load_npz(RunId(experiment.name, '', 0).weights_path(weights), net)
     else:
         settle(net, images(network, batchsize(network))[0])
     return net

@@ -395,6 +395,7 @@ def _train_on(ranks: Any, args: Namespace) -> int:
     """Trains on the ranks; the first one prints."""
     from branchynet import schema
     from branchynet.experiments import get_experiment, runs, train
+    from branchynet.experiments.run_id import RunId
 
     experiment = get_experiment(args.network)
     ranks.together(lambda: _check_data(args))
@@ -410,10 +411,11 @@ def _train_on(ranks: Any, args: Namespace) -> int:
     if args.json:
         print_json(schema.unstructure(record))
         return 0
-    for phase, path in ('main', runs.main_weights_path), ('joint', runs.weights_path):
+    run_id = RunId(args.network, '', args.seed)
+    for phase, path in ('main', run_id.main_weights_path), ('joint', run_id.weights_path):
         history = getattr(record, phase)
         last = f', loss {history.loss[-1]}, accuracy {history.accuracy[-1]} in the last' if history.loss else ''
-        print(f'{path(args.out, args.network, "", args.seed)}: {len(history.loss)} epochs{last}')
+        print(f'{path(args.out)}: {len(history.loss)} epochs{last}')
     return 0
 
 
@@ -449,8 +451,8 @@ def _measure(args: Namespace) -> int:
 def _retrain(args: Namespace) -> int:
     from branchynet.experiments import measure
 
-    recorded = measure.trained_runs(args.dir, args.seed)
-    args.profile = args.profile or (None if args.from_python else recorded[0][1].training.environment.profile)
+    first, *_ = measure.trained_runs(args.dir, args.seed).values()
+    args.profile = args.profile or (None if args.from_python else first.training.environment.profile)
     return measure.retrain(args.dir, args.epochs, args.seed, _device(args))
 
 
@@ -542,8 +544,8 @@ def _merge(folders: list[str], out: str) -> int:
 
     joined = merging.merge(folders, out)
     print(f'{tables.markdown(joined)}\nWritten to {out}')
-    paths = [path for name, run in joined.named_runs() for path in outputs.weights_of(name, run, out)]
-    missing = [os.path.basename(path) for path in paths if not os.path.exists(path)]
+    wanted = [outputs.weights_of(run_id, training, out) for run_id, training in joined.trainings().items()]
+    missing = [os.path.basename(path) for paths in wanted for path in paths if not os.path.exists(path)]
     if missing:
         print(f'Without weights that the folders do not hold: {", ".join(missing)}')
     return 0

@@ -2,9 +2,10 @@
 
 Each module in NAMES holds an EXPERIMENT: a NetworkExperiment, a Comparison, or that of figure6, which trains nothing.
 All have name, title, parts, presets, get_data, minutes, run and write; those that train, also train and measure.
-calibration and baseline are experiments of this project, run by ``python -m``. `branchynet reproduce` is reproduce.py;
-runs.py trains, measure.py measures again, results.py is the format of results.json, and outputs.py writes all else.
-claims.py checks results against claims.toml; report.py and generated.py put them into pages.
+calibration and baseline are experiments of this project, run by ``python -m``. `branchynet reproduce` is reproduce.py.
+run_id.py names the runs and their files; runs.py trains, and measure.py measures again; results.py is the format of
+results.json, and outputs.py writes all else. claims.py checks results against claims.toml; report.py and generated.py
+put them into pages.
 """
 
 from __future__ import annotations

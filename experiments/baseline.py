@@ -24,6 +24,7 @@ from typing import Any
 from branchynet import cpu, determinism, devices, files, schema, sweep, utils
 from branchynet.experiments import alex_cifar10, lenet_mnist, pages, results, runs
 from branchynet.experiments.network_experiment import NetworkExperiment
+from branchynet.experiments.run_id import RunId
 from branchynet.net import BranchyNet
 from branchynet.training import epochs
 
@@ -106,7 +107,7 @@ def measure(experiment: NetworkExperiment, seed: int, data: runs.Data, preset: r
     with cpu.fast(), tempfile.TemporaryDirectory() as folder:
         setup = runs.Setup('code', devices.find_device('cpu'), folder)
         get_network = partial(experiment.get_network, variant=setup.variant)
-        training = runs.begin((experiment.name, '', seed), get_network, preset, data, setup)
+        training = runs.begin(RunId(experiment.name, '', seed), get_network, preset, data, setup)
         alone: list[float] = []
 
         def train_main(last_epoch: int) -> None:

@@ -33,6 +33,7 @@ from branchynet.experiments.calibrations import (
     Run,
     read,
 )
+from branchynet.experiments.run_id import RunId
 from branchynet.experiments.runs import Preset
 
 import numpy as np
@@ -74,7 +75,7 @@ def complete(out: str, networks: Sequence[str], seeds: Sequence[int], device: An
             if not any((run.network, run.held_out) == (network, held_out) for run in found.runs):
                 found.runs.append(_trained(network, held_out, out, device))
                 schema.write(path, found)
-                checkpoint.remove(runs.checkpoint_path(out, network, '', seed))
+                checkpoint.remove(RunId(network, '', seed).checkpoint_path(out))
     for run in found.runs:
         if run.network in networks and run.measurement is None:
             run.measurement = _measured(run, out)
@@ -87,22 +88,23 @@ def _trained(network: str, held_out: HeldOut, out: str, device: Any) -> Run:
     Raises:
         ValueError: the folder holds weights of another training.
     """
-    experiment, seed = get_experiment(network), held_out.seed
+    experiment, run_id = get_experiment(network), RunId(network, '', held_out.seed)
     x, y, *test = experiment.get_data()
     kept, _ = splits.stratified(y, held_out.samples, held_out.seed)
     preset = TRAININGS[network]
     data = runs.cut((x[kept], y[kept], *test), preset.train_samples, preset.test_samples)
-    if not checkpoint.has(runs.checkpoint_path(out, network, '', seed)):
-        runs.check_no_other_training(out, (network, '', seed), ())
+    if not checkpoint.has(run_id.checkpoint_path(out)):
+        runs.check_no_other_training(out, run_id, ())
     setup = runs.Setup('code', device, out, resume=True)
-    trained = experiment.train('', seed, preset, data, setup)
-    return Run(network=network, seed=seed, held_out=held_out, training=trained)
+    trained = experiment.train(run_id, preset, data, setup)
+    return Run(network=network, seed=run_id.seed, held_out=held_out, training=trained)
 
 
 def _measured(run: Run, out: str) -> Measurement:
     """Chooses thresholds for a run's weights on its held-out images, and judges them on the test set."""
-    print(f'{runs.stem(run.network, "", run.seed)} ...', flush=True)
-    loaded = weights.load(runs.weights_path(out, run.network, '', run.seed), run.network, 'code')
+    run_id = RunId(run.network, '', run.seed)
+    print(f'{run_id} ...', flush=True)
+    loaded = weights.load(run_id.weights_path(out), run.network, 'code')
     x, y, x_test, y_test = loaded.data()
     test = x_test, y_test
     _, held = splits.stratified(y, run.held_out.samples, run.held_out.seed)

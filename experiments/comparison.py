@@ -9,6 +9,7 @@ from typing import Callable, NamedTuple
 from branchynet import cpu, visualize
 from branchynet.exits import answer, check_answer, labels
 from branchynet.experiments import intervals, results, runs
+from branchynet.experiments.run_id import RunId
 from branchynet.net import BranchyNet
 
 import numpy as np
@@ -78,28 +79,26 @@ class Comparison(NamedTuple):
             total += runs.training_minutes(net, self.amount(part, preset), data)
         return total
 
-    def run(self, part: str, seed: int, data: runs.Data, setup: runs.Setup) -> results.ComparisonRun:
+    def run(self, run_id: RunId, data: runs.Data, setup: runs.Setup) -> results.ComparisonRun:
         """Trains one part with one seed and measures it.
 
         Args:
-            part: its name.
-            seed: of the random generators.
+            run_id: of this experiment.
             data: cut to the preset.
             setup: the user's choices.
 
         Returns:
             The record of the training and its measurement.
         """
-        record = self.train(part, seed, self.presets[setup.preset], data, setup)
-        measurement = self.measure(part, seed, record, data, setup, setup.out)
-        return results.ComparisonRun(seed=seed, part=part, training=record, measurement=measurement)
+        record = self.train(run_id, self.presets[setup.preset], data, setup)
+        measurement = self.measure(run_id, record, data, setup, setup.out)
+        return results.ComparisonRun(seed=run_id.seed, part=run_id.part, training=record, measurement=measurement)
 
-    def train(self, part: str, seed: int, preset: runs.Preset, data: runs.Data, setup: runs.Setup) -> results.Training:
+    def train(self, run_id: RunId, preset: runs.Preset, data: runs.Data, setup: runs.Setup) -> results.Training:
         """Trains one part with one seed, and writes the weights to the results folder. The checkpoint stays.
 
         Args:
-            part: its name.
-            seed: of the random generators.
+            run_id: of this experiment.
             preset: the amount of training.
             data: cut to the preset.
             setup: the user's choices.
@@ -107,24 +106,22 @@ class Comparison(NamedTuple):
         Returns:
             The record of the training.
         """
-        run_id, preset = (self.name, part, seed), self.amount(part, preset)
-        get_network = partial(self.parts[part].get_network, variant=setup.variant)
-        training = runs.begin(run_id, get_network, preset, data, setup)
+        get_network = partial(self.parts[run_id.part].get_network, variant=setup.variant)
+        training = runs.begin(run_id, get_network, self.amount(run_id.part, preset), data, setup)
         with cpu.fast():
             for phase in 'main', 'joint':
                 training.train(phase)
         record = training.record
-        record.weights_sha256 = training.save_weights(training.net, runs.weights_path(setup.out, *run_id))
+        record.weights_sha256 = training.save_weights(training.net, run_id.weights_path(setup.out))
         return record
 
     def measure(
-        self, part: str, seed: int, training: results.Training, data: runs.Data, setup: runs.Setup, folder: str
+        self, run_id: RunId, training: results.Training, data: runs.Data, setup: runs.Setup, folder: str
     ) -> results.ComparisonMeasurement:
         """Measures the weights that a training wrote.
 
         Args:
-            part: its name.
-            seed: of the training.
+            run_id: of this experiment.
             training: its record.
             data: cut to the preset.
             setup: the user's choices; setup.out is the folder of the new results.
@@ -136,8 +133,8 @@ class Comparison(NamedTuple):
         Raises:
             OSError: weights are missing, or are not those of the training.
         """
-        net = self.parts[part].get_network(variant=training.variant)
-        runs.load_weights(net, runs.weights_path(folder, self.name, part, seed), training.weights_sha256)
+        net = self.parts[run_id.part].get_network(variant=training.variant)
+        runs.load_weights(net, run_id.weights_path(folder), training.weights_sha256)
         net.to_device(setup.device)
         x, t = data[2:]
         with cpu.fast():

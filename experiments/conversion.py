@@ -57,8 +57,8 @@ def convert(folder: str) -> results.Results | None:
     found = read(folder)
     if schema.read_json(path, 'the results of a run')['format'] == results.FORMAT:
         return None
-    for name, run in found.named_runs():
-        outputs.kept_weights(name, run, folder)
+    for run_id, training in found.trainings().items():
+        outputs.kept_weights(run_id, training, folder)
     results.write(folder, found)
     outputs.write(found, folder)
     return found

@@ -26,6 +26,7 @@ from branchynet import checkpoint, cpu, provenance, timing, visualize
 from branchynet.datasets import pcifar10
 from branchynet.experiments import claims, results, runs
 from branchynet.experiments.alex_cifar10 import EXPERIMENT as ALEXNET
+from branchynet.experiments.run_id import RunId
 from branchynet.net import BranchyNet
 
 import numpy as np
@@ -70,12 +71,11 @@ class Figure6(NamedTuple):
         """The minutes that one seed takes with callgrind."""
         return _MINUTES + len(data[2]) / _IMAGES_PER_MINUTE
 
-    def run(self, part: str, seed: int, data: runs.Data, setup: runs.Setup) -> results.CacheRun:
+    def run(self, run_id: RunId, data: runs.Data, setup: runs.Setup) -> results.CacheRun:
         """Counts the cache misses of one seed.
 
         Args:
-            part: ''.
-            seed: of the training of alex_cifar10.
+            run_id: of this experiment; the seed is that of a training of alex_cifar10.
             data: cut to the preset.
             setup: the user's choices; setup.out holds the weights.
 
@@ -86,12 +86,10 @@ class Figure6(NamedTuple):
             runs.CannotRun: no tool that counts is installed, the tool fails or its counts are too noisy, or the folder
                 holds no weights of this seed.
         """
-        tool, weights = _tool(), runs.weights_path(setup.out, ALEXNET.name, '', seed)
-        training = _training(seed, setup)
+        tool, trained = _tool(), RunId(ALEXNET.name, '', run_id.seed)
+        training, weights = _training(trained, setup), trained.weights_path(setup.out)
         if training is None:
-            raise runs.CannotRun(
-                f'{setup.out} holds no weights of seed {seed} of {ALEXNET.name}: run --only {ALEXNET.name},{self.name}'
-            )
+            raise runs.CannotRun(f'{setup.out} holds no weights of {trained}: run --only {ALEXNET.name},{self.name}')
         net = ALEXNET.get_network(variant=setup.variant)
         runs.load_weights(net, weights, training.weights_sha256)
         _, _, x, t = data
@@ -109,7 +107,7 @@ class Figure6(NamedTuple):
                 for setting in ([10.0, 10.0], ALEXNET.published_thresholds, [0.0, 0.0], [])
             ]
         return results.CacheRun(
-            seed=seed,
+            seed=run_id.seed,
             measurement=results.CacheMeasurement(
                 device='@numpy',
                 environment=runs.environment(setup.out),
@@ -141,7 +139,7 @@ class Figure6(NamedTuple):
         for run in seeds:
             *settings, base = [(p.runtime_ms, p.cache_miss_percent / 100) for p in run.measurement.cache]
             for suffix in 'png', 'pdf':
-                paths.append(os.path.join(out, 'figures', f'figure6_seed{run.seed}.{suffix}'))
+                paths.append(os.path.join(out, 'figures', f'{RunId(self.name, "", run.seed)}.{suffix}'))
                 times, rates = zip(*settings)
                 visualize.plot_cache_misses(
                     times,
@@ -154,17 +152,14 @@ class Figure6(NamedTuple):
         return paths
 
 
-def _training(seed: int, setup: runs.Setup) -> results.Training | None:
-    """The training that wrote this seed's weights in the folder; None if there is none of this preset."""
-    if not (
-        os.path.exists(runs.weights_path(setup.out, ALEXNET.name, '', seed))
-        and os.path.exists(results.path_of(setup.out))
-    ):
+def _training(run_id: RunId, setup: runs.Setup) -> results.Training | None:
+    """The training that wrote a run's weights in the folder; None if there is none of this preset."""
+    if not (os.path.exists(run_id.weights_path(setup.out)) and os.path.exists(results.path_of(setup.out))):
         return None
     found = results.read(setup.out)
     if (found.preset, found.variant) != (setup.preset, setup.variant):
         return None
-    return next((run.training for run in found.experiments.get(ALEXNET.name, []) if run.seed == seed), None)
+    return found.trainings().get(run_id)
 
 
 def _tool() -> list[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from branchynet import cpu, visualize
 from branchynet.exits import answer, leave_at
 from branchynet.experiments import results, runs
+from branchynet.experiments.run_id import RunId
 
 import numpy as np
 
@@ -42,7 +43,8 @@ def draw(experiment: NetworkExperiment, run: results.NetworkRun, out: str) -> Dr
     Returns:
         The figures; none where weights or data are missing or are not those of the run.
     """
-    path = runs.weights_path(out, experiment.name, run.part, run.seed)
+    run_id = RunId(experiment.name, run.part, run.seed)
+    path = run_id.weights_path(out)
     net = experiment.get_network(variant=run.training.variant)
     try:
         if not os.path.exists(path):
@@ -56,7 +58,7 @@ def draw(experiment: NetworkExperiment, run: results.NetworkRun, out: str) -> Dr
     probs, entropies = (np.stack(parts) for parts in zip(*answers))
     exits = leave_at(entropies, experiment.published_thresholds)
     names = experiment.classes
-    stem = os.path.join(out, 'figures', runs.stem(experiment.name, run.part, run.seed))
+    stem = os.path.join(out, 'figures', str(run_id))
     paths = [f'{stem}_{what}.png' for what in ('leaving', 'confusion', 'reliability')]
     visualize.plot_leaving(x, t, probs, exits, names, output_path=paths[0])
     visualize.plot_confusion(t, probs, names, output_path=paths[1])

@@ -25,6 +25,7 @@ from typing import IO, Any, NamedTuple
 
 from branchynet import cpu, determinism, provenance
 from branchynet.experiments import runs
+from branchynet.experiments.run_id import RunId
 
 import chainer
 
@@ -36,21 +37,14 @@ class Job(NamedTuple):
 
     Attributes:
         experiment: a NetworkExperiment or a Comparison.
-        part: of the experiment, or ''.
-        seed: of the run.
+        run_id: of it.
     """
 
     experiment: Any
-    part: str
-    seed: int
-
-    @property
-    def stem(self) -> str:
-        """The run's name."""
-        return runs.stem(self.experiment.name, self.part, self.seed)
+    run_id: RunId
 
 
-def train(jobs: list[Job], setup: runs.Setup) -> dict[str, str]:
+def train(jobs: list[Job], setup: runs.Setup) -> dict[RunId, str]:
     """Trains runs, setup.jobs at a time. All have ended when it returns or raises.
 
     Every process has an equal share of the threads, at least one. Bits do not depend on their number.
@@ -60,7 +54,7 @@ def train(jobs: list[Job], setup: runs.Setup) -> dict[str, str]:
         setup: the user's choices; the caller holds the lock of setup.out.
 
     Returns:
-        The reason, in words, of each run that failed, by the run's name.
+        The reason, in words, of each run that failed.
     """
     trainer = _Trainer(setup)
     pool = ThreadPoolExecutor(setup.jobs)
@@ -69,7 +63,7 @@ def train(jobs: list[Job], setup: runs.Setup) -> dict[str, str]:
     finally:  # also where the user interrupts
         trainer.end()
         pool.shutdown()
-    return {job.stem: reason for job, reason in zip(jobs, reasons) if reason}
+    return {job.run_id: reason for job, reason in zip(jobs, reasons) if reason}
 
 
 class _Trainer:
@@ -100,13 +94,13 @@ class _Trainer:
                 start_new_session=True,
             )
             self._processes.append(process)
-        _show(f'{job.stem} ...')
+        _show(f'{job.run_id} ...')
         start, last = time.perf_counter(), self._follow(process, job)
         if process.returncode == 0:
-            _show(f'{job.stem}: trained in {(time.perf_counter() - start) / 60:.1f} min')
+            _show(f'{job.run_id}: trained in {(time.perf_counter() - start) / 60:.1f} min')
             return ''
         if not self._ended:
-            _show(f'{job.stem} failed')
+            _show(f'{job.run_id} failed')
         return last if process.returncode > 0 and last else f'its process ended with status {process.returncode}'
 
     def _follow(self, process: subprocess.Popen, job: Job) -> str:
@@ -117,7 +111,7 @@ class _Trainer:
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(pickle.dumps({**self._order, 'job': job}))
                 process.stdin.flush()
-            last = _show_output(job.stem, process.stdout)
+            last = _show_output(str(job.run_id), process.stdout)
             process.wait()  # before its standard input is closed
         return last
 
@@ -129,7 +123,7 @@ class _Trainer:
                 process.kill()  # does nothing where the process has ended
 
 
-def _show_output(stem: str, output: IO[bytes]) -> str:
+def _show_output(name: str, output: IO[bytes]) -> str:
     """Shows the lines of a process as they come, and its progress bar as one line; returns its last line."""
     from tqdm import tqdm
 
@@ -138,10 +132,10 @@ def _show_output(stem: str, output: IO[bytes]) -> str:
         for text in io.TextIOWrapper(output, 'utf-8', 'replace', newline=''):
             words = text.strip()
             if text.endswith('\r'):  # the next bar follows it
-                bar.set_description_str(f'{stem}: {words}'[: shutil.get_terminal_size().columns - 1])
+                bar.set_description_str(f'{name}: {words}'[: shutil.get_terminal_size().columns - 1])
             elif words:
                 last = words
-                _show(f'{stem}: {words}')
+                _show(f'{name}: {words}')
     return last
 
 
@@ -174,7 +168,7 @@ def _train(job: Job, setup: runs.Setup) -> None:
     device.use()
     preset = job.experiment.presets[setup.preset]
     data = runs.cut(job.experiment.get_data(), preset.train_samples, preset.test_samples)
-    job.experiment.train(job.part, job.seed, preset, data, setup._replace(device=device))
+    job.experiment.train(job.run_id, preset, data, setup._replace(device=device))
 
 
 def _end_with_parent() -> None:

@@ -29,6 +29,7 @@ from branchynet.experiments import (
     tables,
     unfinished,
 )
+from branchynet.experiments.run_id import RunId
 
 import attrs
 
@@ -70,7 +71,7 @@ def measure(folder: str, out: str | None, device: Any, data: dict[str, runs.Data
         _check_weights(_trained(recorded), folder)
         elsewhere = not os.path.samefile(folder, target)
         if elsewhere:
-            runs.check_replaces(target, _trainings(recorded))
+            runs.check_replaces(target, recorded.trainings())
         measured = _measured_again(recorded, data, folder, target, device)
         different = list(_differences(recorded, measured))
         for line in different:
@@ -82,8 +83,8 @@ def measure(folder: str, out: str | None, device: Any, data: dict[str, runs.Data
             _copy_weights(recorded, folder, target)
         results.write(target, measured)
         outputs.write(measured, target)
-    for stem in unfinished.others(folder, recorded):
-        print(f'{folder}: {stem} has not ended, and is not measured', file=sys.stderr)
+    for run_id in unfinished.others(folder, recorded):
+        print(f'{folder}: {run_id} has not ended, and is not measured', file=sys.stderr)
     print(
         f'{tables.markdown(measured)}\n{folder}: accuracies and exits '
         f'{"differ" if different else "are identical"}; written to {target}'
@@ -150,15 +151,10 @@ def _write_again(folder: str, target: str) -> results.Results:
     """Writes to another folder everything that follows from a folder's results.json; returns the results."""
     recorded = conversion.read(folder)
     with files.lock(target):
-        runs.check_replaces(target, _trainings(recorded))
+        runs.check_replaces(target, recorded.trainings())
         results.write(target, recorded)
         outputs.write(recorded, target)
     return recorded
-
-
-def _trainings(recorded: results.Results) -> dict[tuple[str, str, int], results.Training | None]:
-    """The training of every run, by experiment, part and seed."""
-    return {(name, run.part, run.seed): run.training for name, run in recorded.named_runs()}
 
 
 def _commands(recorded: results.Results) -> list[str]:
@@ -166,7 +162,7 @@ def _commands(recorded: results.Results) -> list[str]:
     words = ['./get_results.sh', '--only', ','.join(recorded.experiments), '--preset', recorded.preset]
     if recorded.variant != VARIANTS[0]:
         words += ['--variant', recorded.variant]
-    seeds = sorted({run.seed for _, run in recorded.named_runs()})
+    seeds = sorted({run_id.seed for run_id in recorded.by_id()})
     firsts = [seed for seed in seeds if seed - 1 not in seeds]
     lasts = [seed for seed in seeds if seed + 1 not in seeds]
     options = [[] if first == last == 0 else ['--seeds', f'{first}-{last}'] for first, last in zip(firsts, lasts)]
@@ -191,20 +187,19 @@ def _weights_not_kept(folder: str) -> list[str]:
     """
     listed = verify.read(folder).sha256
     recorded = conversion.read(folder)
-    wanted = [path for name, run in _trained(recorded) for path in _weights_to_measure(name, run, folder)]
+    wanted = [path for run_id, run in _trained(recorded).items() for path in _weights_to_measure(run_id, run, folder)]
     return [name for name in map(os.path.basename, wanted) if name not in listed]
 
 
-def _weights_to_measure(name: str, run: Any, folder: str) -> list[str]:
+def _weights_to_measure(run_id: RunId, run: Any, folder: str) -> list[str]:
     """The paths of the weights that a measurement of a run needs."""
-    where = folder, name, run.part, run.seed
-    main = [runs.main_weights_path(*where)] if isinstance(run, results.NetworkRun) else []
-    return [runs.weights_path(*where), *main]
+    main = [run_id.main_weights_path(folder)] if isinstance(run, results.NetworkRun) else []
+    return [run_id.weights_path(folder), *main]
 
 
 def _copy_weights(recorded: results.Results, folder: str, target: str) -> None:
-    for name, run in recorded.named_runs():
-        for path in outputs.kept_weights(name, run, folder):
+    for run_id, training in recorded.trainings().items():
+        for path in outputs.kept_weights(run_id, training, folder):
             files.copy(path, os.path.join(target, os.path.basename(path)))
 
 
@@ -218,19 +213,19 @@ def _read_data(recorded: results.Results, folder: str, data: dict[str, runs.Data
     trained = _trained(recorded)
     if not trained:
         raise ValueError(f'{folder} holds no run that trained weights')
-    for name, run in trained:
+    for run_id, run in trained.items():
         if run.training.data_sha256 in data:
             continue
         try:
-            got = runs.data_of(get_experiment(name), run.training, run.measurement.test_samples)
+            got = runs.data_of(get_experiment(run_id.experiment), run.training, run.measurement.test_samples)
         except OSError as e:
             raise NoData(str(e)) from e
         data[run.training.data_sha256] = got
 
 
-def _trained(recorded: results.Results) -> list[tuple[str, Any]]:
-    """Name and run of all runs but those of figure6, which trains nothing."""
-    return [(name, run) for name, run in recorded.named_runs() if run.training]
+def _trained(recorded: results.Results) -> dict[RunId, Any]:
+    """All runs but those of figure6, which trains nothing."""
+    return {run_id: run for run_id, run in recorded.by_id().items() if run.training}
 
 
 def _measured_again(
@@ -239,27 +234,26 @@ def _measured_again(
     """The results with new measurements of all trained runs; the others stay."""
     setup = runs.Setup(recorded.variant, device, target)
 
-    def again(name: str, run: Any) -> Any:
-        if run.training is None:
-            return run
-        print(f'{runs.stem(name, run.part, run.seed)} ...', flush=True)
-        its_data = data[run.training.data_sha256]
-        measurement = get_experiment(name).measure(run.part, run.seed, run.training, its_data, setup, folder)
-        return attrs.evolve(run, measurement=measurement)
+    measured = attrs.evolve(recorded, experiments={name: [] for name in recorded.experiments})
+    for run_id, run in recorded.by_id().items():
+        if run.training:
+            print(f'{run_id} ...', flush=True)
+            experiment, its_data = get_experiment(run_id.experiment), data[run.training.data_sha256]
+            measurement = experiment.measure(run_id, run.training, its_data, setup, folder)
+            run = attrs.evolve(run, measurement=measurement)
+        measured.experiments[run_id.experiment].append(run)
+    return measured
 
-    experiments = {name: [again(name, run) for run in seeds] for name, seeds in recorded.experiments.items()}
-    return attrs.evolve(recorded, experiments=experiments)
 
-
-def _check_weights(trained: list[tuple[str, Any]], folder: str) -> None:
+def _check_weights(trained: dict[RunId, Any], folder: str) -> None:
     """Checks, before anything is measured, that all weights exist and are those of their runs.
 
     Raises:
         OSError: weights are missing or are not those of their run.
     """
-    for name, run in trained:
-        outputs.kept_weights(name, run, folder)
-        for path in _weights_to_measure(name, run, folder):
+    for run_id, run in trained.items():
+        outputs.kept_weights(run_id, run.training, folder)
+        for path in _weights_to_measure(run_id, run, folder):
             if not os.path.exists(path):
                 raise FileNotFoundError(
                     f"{path} is missing: copy it here, or train again by '{run.training.environment.command}'"
@@ -268,16 +262,12 @@ def _check_weights(trained: list[tuple[str, Any]], folder: str) -> None:
 
 def _differences(old: results.Results, new: results.Results) -> Iterator[str]:
     """Yields a line for each run whose accuracies or exits are not as recorded."""
-    for name, seeds in old.experiments.items():
-        for before, after in zip(seeds, new.experiments[name]):
-            pairs = itertools.zip_longest(_figures(before), _figures(after))
-            for one, other in pairs:
-                if one != other:
-                    yield (
-                        f'{runs.stem(name, before.part, before.seed)}: {_words(one)} was recorded, '
-                        f'{_words(other)} is measured'
-                    )
-                    break
+    again = new.by_id()
+    for run_id, run in old.by_id().items():
+        for one, other in itertools.zip_longest(_figures(run), _figures(again[run_id])):
+            if one != other:
+                yield f'{run_id}: {_words(one)} was recorded, {_words(other)} is measured'
+                break
 
 
 def _words(figure: tuple[str, Any] | None) -> str:
@@ -317,46 +307,43 @@ def retrain(folder: str, epochs: int, seed: int, device: Any) -> int:
         OSError: the folder holds no results, or data is missing.
         ValueError: the folder has no run of this seed, a run has fewer epochs, or it was trained on other data.
     """
-    pairs = [_retrained(name, run, epochs, device) for name, run in trained_runs(folder, seed)]
+    pairs = [_retrained(run_id, run, epochs, device) for run_id, run in trained_runs(folder, seed).items()]
     recorded, again = (verify.Manifest(runs=list(manifest)) for manifest in zip(*pairs))
     comparisons = verify.compare(recorded, again)
     print(*verify.lines(comparisons, 0), sep='\n')
     return int(any(c.difference is not None for c in comparisons))
 
 
-def trained_runs(folder: str, seed: int) -> list[tuple[str, Any]]:
+def trained_runs(folder: str, seed: int) -> dict[RunId, Any]:
     """Finds the runs of one seed that trained weights.
 
     Args:
         folder: a results folder of any format.
         seed: of the runs.
 
-    Returns:
-        Pairs of an experiment's name and a run.
-
     Raises:
         OSError: the folder holds no results.
         ValueError: there is no such run.
     """
-    found = [(name, run) for name, run in _trained(conversion.read(folder)) if run.seed == seed]
+    found = {run_id: run for run_id, run in _trained(conversion.read(folder)).items() if run_id.seed == seed}
     if not found:
         raise ValueError(f'{folder} has no trained run of seed {seed}')
     return found
 
 
-def _retrained(name: str, run: Any, epochs: int, device: Any) -> tuple[verify.Run, verify.Run]:
+def _retrained(run_id: RunId, run: Any, epochs: int, device: Any) -> tuple[verify.Run, verify.Run]:
     """A run as recorded and as trained again, both up to an epoch."""
-    training, experiment = run.training, get_experiment(name)
+    training, experiment = run.training, get_experiment(run_id.experiment)
     total = training.main_epochs + training.joint_epochs
     if epochs > total:
-        raise ValueError(f'{runs.stem(name, run.part, run.seed)} has {total} epochs: --epochs {epochs} is too many')
+        raise ValueError(f'{run_id} has {total} epochs: --epochs {epochs} is too many')
     get_network = experiment.parts[run.part].get_network if run.part else experiment.get_network
     preset = runs.Preset(training.main_epochs, training.joint_epochs, training.batchsize)
     main = min(epochs, training.main_epochs)
     with tempfile.TemporaryDirectory() as out, cpu.fast():
         setup = runs.Setup(training.variant, device, out)
         again = runs.begin(
-            (name, run.part, run.seed),
+            run_id,
             lambda: get_network(variant=training.variant),
             preset,
             runs.data_of(experiment, training, run.measurement.test_samples),
@@ -364,7 +351,7 @@ def _retrained(name: str, run: Any, epochs: int, device: Any) -> tuple[verify.Ru
         )
         again.train('main', main)
         again.train('joint', epochs - main)
-    recorded = attrs.evolve(outputs.run_of_manifest(name, run), steps=outputs.training_steps(training)[: epochs + 1])
+    recorded = attrs.evolve(outputs.run_of_manifest(run_id, run), steps=outputs.training_steps(training)[: epochs + 1])
     return recorded, attrs.evolve(
         recorded,
         device=again.record.device,

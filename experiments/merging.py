@@ -14,6 +14,7 @@ from typing import Any
 from branchynet import files
 from branchynet.experiments import get_experiment, outputs, reproduce, results, runs
 from branchynet.experiments.results import Results
+from branchynet.experiments.run_id import RunId
 
 
 def merge(folders: list[str], out: str) -> Results:
@@ -40,13 +41,13 @@ def merge(folders: list[str], out: str) -> Results:
     weights = [
         path
         for folder, one in found.items()
-        for name, run in one.named_runs()
-        for path in outputs.kept_weights(name, run, folder)
+        for run_id, training in one.trainings().items()
+        for path in outputs.kept_weights(run_id, training, folder)
     ]
     with files.lock(out):
         if os.path.exists(results.path_of(out)):
             raise ValueError(f'{out} holds results already: name a new or an empty folder with --out')
-        runs.check_replaces(out, {(name, run.part, run.seed): run.training for name, run in joined.named_runs()})
+        runs.check_replaces(out, joined.trainings())
         for path in weights:
             files.copy(path, os.path.join(out, os.path.basename(path)))
         results.write(out, joined)
@@ -57,39 +58,35 @@ def merge(folders: list[str], out: str) -> Results:
 def _joined(found: dict[str, Results]) -> Results:
     """The results of all folders as one; ``found`` holds them by folder."""
     (first, like), *_ = found.items()
-    origins: dict[str, str] = {}  # the folder of every run, by the run's name
+    origins: dict[RunId, str] = {}  # the folder of every run
     joined = Results(preset=like.preset, variant=like.variant)
     for folder, one in found.items():
         for key in 'preset', 'variant':
             _check_same(key, getattr(one, key), folder, getattr(like, key), first)
-        for name, seeds in one.experiments.items():
-            mine = joined.experiments.setdefault(name, [])
-            for run in seeds:
-                stem = runs.stem(name, run.part, run.seed)
-                if stem in origins:
-                    raise ValueError(f'{origins[stem]} and {folder} both hold {stem}: expected other seeds in each')
-                _check_settings(name, run, folder, mine, origins)
-                origins[stem] = folder
-                mine.append(run)
+        for run_id, run in one.by_id().items():
+            if run_id in origins:
+                raise ValueError(f'{origins[run_id]} and {folder} both hold {run_id}: expected other seeds in each')
+            _check_settings(run_id, run, folder, joined, origins)
+            origins[run_id] = folder
+            joined.experiments.setdefault(run_id.experiment, []).append(run)
     for name, seeds in joined.experiments.items():
         joined.experiments[name] = outputs.in_order(get_experiment(name), seeds)
     return joined
 
 
-def _check_settings(name: str, run: Any, folder: str, others: list[Any], origins: dict[str, str]) -> None:
-    """Checks that a run has the settings of the first of ``others`` that is of its part."""
-    for other in others:
-        if other.part == run.part:
-            where = origins[runs.stem(name, other.part, other.seed)]
-            theirs = _settings(name, other)
-            for key, value in _settings(name, run).items():
-                _check_same(f'{name} with {key}', value, folder, theirs[key], where)
+def _check_settings(run_id: RunId, run: Any, folder: str, joined: Results, origins: dict[RunId, str]) -> None:
+    """Checks that a run has the settings of the first of the joined runs that is of its experiment and part."""
+    for other_id, other in joined.by_id().items():
+        if other_id[:2] == run_id[:2]:
+            theirs = _settings(other_id, other)
+            for key, value in _settings(run_id, run).items():
+                _check_same(f'{run_id.experiment} with {key}', value, folder, theirs[key], origins[other_id])
             return
 
 
-def _settings(name: str, run: Any) -> dict[str, Any]:
+def _settings(run_id: RunId, run: Any) -> dict[str, Any]:
     """The settings that all seeds of a part share."""
-    described = outputs.run_of_manifest(name, run)
+    described = outputs.run_of_manifest(run_id, run)
     settings = {
         **described.settings,
         'data_sha256': described.steps[0].sha256,

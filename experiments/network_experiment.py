@@ -11,6 +11,7 @@ from typing import Any, Callable, NamedTuple
 from branchynet import cpu, sweep, timing, utils, visualize
 from branchynet.cost import cost
 from branchynet.experiments import claims, pages, results, runs
+from branchynet.experiments.run_id import RunId
 from branchynet.files import write_atomically
 from branchynet.inference import Compiled
 from branchynet.net import BranchyNet
@@ -79,29 +80,26 @@ class NetworkExperiment(NamedTuple):
         look = runs.seconds(net, runs.for_inference(net).look, data[2][:1])
         return training + 6 * len(data[2]) * look / 60
 
-    def run(self, part: str, seed: int, data: runs.Data, setup: runs.Setup) -> results.NetworkRun:
+    def run(self, run_id: RunId, data: runs.Data, setup: runs.Setup) -> results.NetworkRun:
         """Trains one seed and measures it. The checkpoint stays; the caller removes it after writing the result.
 
         Args:
-            part: ''.
-            seed: of the random generators.
+            run_id: of this experiment.
             data: cut to the preset.
             setup: the user's choices.
 
         Returns:
             The record of the training and its measurement.
         """
-        record = self.train(part, seed, self.presets[setup.preset], data, setup)
-        return results.NetworkRun(
-            seed=seed, training=record, measurement=self.measure(part, seed, record, data, setup, setup.out)
-        )
+        record = self.train(run_id, self.presets[setup.preset], data, setup)
+        measurement = self.measure(run_id, record, data, setup, setup.out)
+        return results.NetworkRun(seed=run_id.seed, training=record, measurement=measurement)
 
-    def train(self, part: str, seed: int, preset: runs.Preset, data: runs.Data, setup: runs.Setup) -> results.Training:
+    def train(self, run_id: RunId, preset: runs.Preset, data: runs.Data, setup: runs.Setup) -> results.Training:
         """Trains one seed and writes its weights: main alone, then all exits jointly. The checkpoint stays.
 
         Args:
-            part: ''.
-            seed: of the random generators.
+            run_id: of this experiment.
             preset: the amount of training.
             data: cut to the preset.
             setup: the user's choices.
@@ -109,7 +107,6 @@ class NetworkExperiment(NamedTuple):
         Returns:
             The record of the training.
         """
-        run_id = self.name, part, seed
         training = runs.begin(run_id, partial(self.get_network, variant=setup.variant), preset, data, setup)
         record = training.record
         with cpu.fast():
@@ -117,21 +114,20 @@ class NetworkExperiment(NamedTuple):
             if record.main_weights_sha256 is None:
                 # The paper's baseline is the network before joint training, which changes the trunk that main shares.
                 record.main_weights_sha256 = training.save_weights(
-                    training.net.main, runs.main_weights_path(setup.out, *run_id)
+                    training.net.main, run_id.main_weights_path(setup.out)
                 )
                 training.save()
             training.train('joint')
-            record.weights_sha256 = training.save_weights(training.net, runs.weights_path(setup.out, *run_id))
+            record.weights_sha256 = training.save_weights(training.net, run_id.weights_path(setup.out))
         return record
 
     def measure(
-        self, part: str, seed: int, training: results.Training, data: runs.Data, setup: runs.Setup, folder: str
+        self, run_id: RunId, training: results.Training, data: runs.Data, setup: runs.Setup, folder: str
     ) -> results.NetworkMeasurement:
         """Measures the weights that a training wrote.
 
         Args:
-            part: ''.
-            seed: of the training.
+            run_id: of this experiment.
             training: its record.
             data: cut to the preset.
             setup: the user's choices; setup.out is the folder of the new results.
@@ -143,10 +139,10 @@ class NetworkExperiment(NamedTuple):
         Raises:
             OSError: weights are missing, or are not those of the training.
         """
-        run_id, (_, _, x, t) = (self.name, part, seed), data
+        _, _, x, t = data
         baseline, net = (self.get_network(variant=training.variant) for _ in range(2))
-        runs.load_weights(baseline.main, runs.main_weights_path(folder, *run_id), training.main_weights_sha256)
-        runs.load_weights(net, runs.weights_path(folder, *run_id), training.weights_sha256)
+        runs.load_weights(baseline.main, run_id.main_weights_path(folder), training.main_weights_sha256)
+        runs.load_weights(net, run_id.weights_path(folder), training.weights_sha256)
         for one in baseline, net:
             one.to_device(setup.device)
         with cpu.fast():
@@ -368,10 +364,10 @@ def draw(experiment: NetworkExperiment, run: results.NetworkRun, folder: str) ->
         The paths of the files.
     """
     paths: list[str] = []
-    stem = runs.stem(experiment.name, run.part, run.seed)
+    run_id = RunId(experiment.name, run.part, run.seed)
     for suffix in 'png', 'pdf':
         whats = 'figure3', 'figure4', 'main', 'joint'
-        path = {what: os.path.join(folder, f'{stem}_{what}.{suffix}') for what in whats}
+        path = {what: os.path.join(folder, f'{run_id}_{what}.{suffix}') for what in whats}
         _draw_figure3(experiment, run.measurement, path['figure3'])
         _draw_figure4(experiment, run.measurement, path['figure4'])
         for phase in 'main', 'joint':

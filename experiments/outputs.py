@@ -11,7 +11,8 @@ from typing import Any
 from branchynet import checkpoint, files, schema, verify
 from branchynet.experiments import NETWORKS, figures, get_experiment, pages, report, runs
 from branchynet.experiments import results as results_file
-from branchynet.experiments.results import Results
+from branchynet.experiments.results import Results, Training
+from branchynet.experiments.run_id import RunId
 from branchynet.files import write_atomically
 
 
@@ -36,7 +37,7 @@ def write(results: Results, out: str) -> None:
     Raises:
         OSError: weights in the folder are not those of a run.
     """
-    weights = [path for name, run in results.named_runs() for path in kept_weights(name, run, out)]
+    weights = [path for run_id, training in results.trainings().items() for path in kept_weights(run_id, training, out)]
     written, shown = [results_file.path_of(out), *weights], {}
     for name, seeds in results.experiments.items():
         experiment = get_experiment(name)
@@ -72,32 +73,31 @@ def changed(out: str) -> str:
     )
 
 
-def weights_of(name: str, run: Any, out: str) -> dict[str, str]:
+def weights_of(run_id: RunId, training: Training | None, out: str) -> dict[str, str]:
     """The SHA-256 of each file of weights that a run wrote.
 
     Args:
-        name: of the experiment.
-        run: a run of it.
+        run_id: of the run.
+        training: its training; None: it trained nothing.
         out: the results folder.
 
     Returns:
         The hashes by path; the files need not exist.
     """
-    if run.training is None:
+    if training is None:
         return {}
-    where = out, name, run.part, run.seed
-    found = {runs.weights_path(*where): run.training.weights_sha256}
-    if run.training.main_weights_sha256 is not None:
-        found[runs.main_weights_path(*where)] = run.training.main_weights_sha256
+    found = {run_id.weights_path(out): training.weights_sha256}
+    if training.main_weights_sha256 is not None:
+        found[run_id.main_weights_path(out)] = training.main_weights_sha256
     return found
 
 
-def kept_weights(name: str, run: Any, out: str) -> list[str]:
+def kept_weights(run_id: RunId, training: Training | None, out: str) -> list[str]:
     """Finds the files of a run's weights that exist in a folder.
 
     Args:
-        name: of the experiment.
-        run: a run of it.
+        run_id: of the run.
+        training: its training; None: it trained nothing.
         out: the results folder.
 
     Returns:
@@ -107,9 +107,9 @@ def kept_weights(name: str, run: Any, out: str) -> list[str]:
     Raises:
         OSError: a file is not the file that the run wrote.
     """
-    if checkpoint.has(runs.checkpoint_path(out, name, run.part, run.seed)):
+    if checkpoint.has(run_id.checkpoint_path(out)):
         return []
-    kept = {path: sha256 for path, sha256 in weights_of(name, run, out).items() if os.path.exists(path)}
+    kept = {path: sha256 for path, sha256 in weights_of(run_id, training, out).items() if os.path.exists(path)}
     for path, sha256 in kept.items():
         runs.check_written(path, sha256)
     return list(kept)
@@ -119,17 +119,17 @@ def _manifest(results: Results, written: list[str], out: str) -> verify.Manifest
     """The origin and the steps of every run, and the hashes of all files that were written."""
     return verify.Manifest(
         preset=results.preset,
-        runs=[run_of_manifest(name, run) for name, run in results.named_runs()],
+        runs=[run_of_manifest(run_id, run) for run_id, run in results.by_id().items()],
         sha256={os.path.relpath(path, out): files.digest(path) for path in sorted(written)},
     )
 
 
-def run_of_manifest(name: str, run: Any) -> verify.Run:
+def run_of_manifest(run_id: RunId, run: Any) -> verify.Run:
     """Describes a run for `branchynet verify`: settings that must agree, and steps in the order of the run.
 
     Args:
-        name: of the experiment.
-        run: a run of it.
+        run_id: of the run.
+        run: its record.
     """
     training, measurement = run.training, run.measurement
     settings = {'seed': run.seed, 'test_samples': measurement.test_samples}
@@ -148,12 +148,12 @@ def run_of_manifest(name: str, run: Any) -> verify.Run:
     ]
     origin = training or measurement
     return verify.Run(
-        name=runs.stem(name, run.part, run.seed),
+        name=str(run_id),
         settings=settings,
         device=origin.device,
         environment=schema.unstructure(origin.environment),
         measured_in=schema.unstructure(measurement.environment),
-        weights_sha256=weights_of(name, run, out=''),
+        weights_sha256=weights_of(run_id, training, out=''),
         steps=steps,
     )
 
@@ -165,7 +165,7 @@ def _mean(what: str, digest: results_file.Digest, measurement: Any) -> float | l
     return digest.mean
 
 
-def training_steps(training: results_file.Training) -> list[verify.Step]:
+def training_steps(training: Training) -> list[verify.Step]:
     """Lists the steps of a training: the data, then the weights after each epoch.
 
     Args:

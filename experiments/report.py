@@ -143,7 +143,7 @@ def _speed(name: str, seeds: Sequence[NetworkRun]) -> str:
 
 def _facts(results: Results) -> list[tuple[str, str]]:
     """The machine, the code and the amount of work of a run."""
-    runs = [run for _, run in results.named_runs()]
+    runs = list(results.by_id().values())
     trained = [f'{name} {_minutes_of(seeds):.1f}' for name, seeds in results.experiments.items() if seeds[0].training]
     facts = [
         ('Device', ', '.join(dict.fromkeys('GPU' if 'cupy' in run.measurement.device else 'CPU' for run in runs))),
@@ -156,7 +156,7 @@ def _facts(results: Results) -> list[tuple[str, str]]:
             f'{", ".join(trained)} minutes by the clock, other work on the machine included' if trained else '',
         ),
     ]
-    networks = [run for name, run in results.named_runs() if name in NETWORKS]
+    networks = [run for run_id, run in results.by_id().items() if run_id.experiment in NETWORKS]
     if networks:
         facts.append(('Timing', f'batch size 1; composed times are from {wording.timed_images(networks)}'))
     return [(label, text) for label, text in facts if text]
@@ -165,8 +165,8 @@ def _facts(results: Results) -> list[tuple[str, str]]:
 def _data(results: Results) -> str:
     """The recipes of CIFAR-10 that the runs were trained on; '' where none is known."""
     by_recipe: dict[str, list[str]] = {}
-    for name, run in results.named_runs():
-        recipe = pcifar10.recipe_of(run.training.data_sha256) if run.training else None
+    for (name, _, _), training in results.trainings().items():
+        recipe = pcifar10.recipe_of(training.data_sha256) if training else None
         if recipe and name not in by_recipe.setdefault(recipe, []):
             by_recipe[recipe].append(name)
     return '; '.join(
@@ -246,11 +246,11 @@ def _minutes(claim: Claim) -> str:
 
 def _environment(results: Results) -> list[pages.Block]:
     rows = []
-    for name, run in results.named_runs():
+    for (name, part, seed), run in results.by_id().items():
         training, measurement = run.training, run.measurement
         rows.append(
             [
-                ' '.join(filter(None, [name, run.part, f'seed {run.seed}'])),
+                ' '.join(filter(None, [name, part, f'seed {seed}'])),
                 _origins([training.environment]) if training else '',
                 f'{_minutes_of([run]):.1f}' if training else '',
                 _origins([measurement.environment]),

@@ -9,9 +9,10 @@ import tempfile
 from typing import Any
 
 from branchynet import checkpoint, devices, files, verify
-from branchynet.experiments import PRESETS, get_experiment, jobs, outputs, runs, tables, train, verdicts
+from branchynet.experiments import PRESETS, get_experiment, jobs, outputs, runs, tables, verdicts
 from branchynet.experiments import results as results_file
 from branchynet.experiments.results import Results
+from branchynet.experiments.run_id import RunId
 
 
 def reproduce(names: list[str], seeds: range, setup: runs.Setup, all_of_them: bool = False) -> int:
@@ -53,14 +54,15 @@ def _reproduce(
     todo = [run_id for experiment, _ in ready for run_id in _todo(experiment, seeds, setup, results)]
     if not os.path.exists(results_file.path_of(setup.out)):
         for run_id in todo:
-            if not checkpoint.has(runs.checkpoint_path(setup.out, *run_id)):
+            if not checkpoint.has(run_id.checkpoint_path(setup.out)):
                 runs.check_no_other_training(setup.out, run_id, ())
-    for name in {experiment.name for experiment, _ in ready} & results.experiments.keys():
-        stay = [run for run in results.experiments[name] if (name, run.part, run.seed) not in todo]
-        runs.check_origin(results_file.path_of(setup.out), stay, setup)
-    for name, run in results.named_runs():
-        if (name, run.part, run.seed) not in todo:
-            outputs.kept_weights(name, run, setup.out)  # damaged ones would spoil the manifest, after hours of training
+    names = [experiment.name for experiment, _ in ready]
+    stay = {run_id: run for run_id, run in results.by_id().items() if run_id not in todo}
+    goes_on = [run for run_id, run in stay.items() if run_id.experiment in names]
+    runs.check_origin(results_file.path_of(setup.out), goes_on, setup)
+    for run_id, run in stay.items():
+        # Damaged weights would spoil the manifest, after hours of training.
+        outputs.kept_weights(run_id, run.training, setup.out)
     if not results.experiments:
         _remove_replaced(setup.out)
     minutes = sum(experiment.minutes(experiment.presets[setup.preset], data, setup) for experiment, data in ready)
@@ -70,14 +72,14 @@ def _reproduce(
         f'{max(1, minutes * len(seeds)):.0f} min{" one run after another" if setup.jobs > 1 else ""}{less}.',
         flush=True,
     )
-    failed = {}
+    failed: dict[RunId, str] = {}
     if setup.jobs > 1:
         failed = jobs.train(_jobs(ready, todo), setup)
         setup = setup._replace(resume=True)  # from where the jobs have ended
     for experiment, data in ready:
-        mine = [run_id for run_id in todo if run_id[0] == experiment.name and runs.stem(*run_id) not in failed]
+        mine = [run_id for run_id in todo if run_id.experiment == experiment.name and run_id not in failed]
         skipped += _run(experiment, mine, data, setup, results, failed)
-    failures = [f'{stem} failed: {reason}' for stem, reason in failed.items()]
+    failures = [f'{run_id} failed: {reason}' for run_id, reason in failed.items()]
     if not results.experiments:
         print(*skipped, *failures, sep='\n', file=sys.stderr)
         return 2
@@ -168,44 +170,41 @@ def _remove_replaced(out: str) -> None:
         os.remove(path_of_results)
 
 
-def _todo(experiment: Any, seeds: range, setup: runs.Setup, results: Results) -> list[runs.RunId]:
+def _todo(experiment: Any, seeds: range, setup: runs.Setup, results: Results) -> list[RunId]:
     """The runs of an experiment to begin or to go on with.
 
     Raises:
         ValueError: the folder holds an unfinished training of one of them, and setup.resume is not set; or a training
             by `branchynet train`.
     """
-    wanted = [(experiment.name, part, seed) for seed, part in itertools.product(seeds, experiment.parts)]
-    for name, _, seed in wanted:
-        if os.path.exists(train.path_of(setup.out, name, seed)):
+    wanted = [RunId(experiment.name, part, seed) for seed, part in itertools.product(seeds, experiment.parts)]
+    for run_id in wanted:
+        if os.path.exists(run_id.record_path(setup.out)):
             raise ValueError(
-                f"{setup.out} holds a training by 'branchynet train' ({name}, seed {seed}): name another folder with "
-                '--out'
+                f"{setup.out} holds a training of {run_id} by 'branchynet train': name another folder with --out"
             )
     if not setup.resume:
         for run_id in wanted:
-            runs.check_not_begun(setup.out, *run_id)
+            runs.check_not_begun(setup.out, run_id)
         return wanted
-    done = {(experiment.name, run.part, run.seed) for run in results.experiments.get(experiment.name, [])}
+    done = results.by_id()
     # A run that is trained again has a checkpoint, and its earlier results until it is done.
-    return [
-        run_id for run_id in wanted if run_id not in done or checkpoint.has(runs.checkpoint_path(setup.out, *run_id))
-    ]
+    return [run_id for run_id in wanted if run_id not in done or checkpoint.has(run_id.checkpoint_path(setup.out))]
 
 
-def _jobs(ready: list[tuple[Any, runs.Data]], todo: list[runs.RunId]) -> list[jobs.Job]:
+def _jobs(ready: list[tuple[Any, runs.Data]], todo: list[RunId]) -> list[jobs.Job]:
     """The trainings of runs; an experiment that trains nothing has none."""
     experiments = {experiment.name: experiment for experiment, _ in ready if hasattr(experiment, 'train')}
-    return [jobs.Job(experiments[name], part, seed) for name, part, seed in todo if name in experiments]
+    return [jobs.Job(experiments[run_id.experiment], run_id) for run_id in todo if run_id.experiment in experiments]
 
 
 def _run(
     experiment: Any,
-    todo: list[runs.RunId],
+    todo: list[RunId],
     data: runs.Data,
     setup: runs.Setup,
     results: Results,
-    failed: dict[str, str],
+    failed: dict[RunId, str],
 ) -> list[str]:
     """Runs parts and seeds of an experiment and puts them into the results, also on disk.
 
@@ -215,27 +214,26 @@ def _run(
         data: cut to the preset.
         setup: the user's choices.
         results: take the runs.
-        failed: takes, by its stem, the reason for which a run failed, such as weights that became NaN. Its checkpoint
-            stays.
+        failed: takes the reason for which a run failed, such as weights that became NaN. Its checkpoint stays.
 
     Returns:
         A line for each run that cannot be made, with the reason.
     """
     skipped = []
     for run_id in todo:
-        name, part, seed = run_id
-        print(f'{runs.stem(*run_id)} {"is measured " if setup.jobs > 1 else ""}...', flush=True)
+        print(f'{run_id} {"is measured " if setup.jobs > 1 else ""}...', flush=True)
         try:
-            run = experiment.run(part, seed, data, setup)
+            run = experiment.run(run_id, data, setup)
         except runs.CannotRun as e:
-            skipped.append(f'{runs.stem(*run_id)} is skipped: {e}')
+            skipped.append(f'{run_id} is skipped: {e}')
             continue
         except (OSError, ValueError) as e:
-            failed[runs.stem(*run_id)] = str(e)
-            print(f'{runs.stem(*run_id)} failed: {e}', flush=True)
+            failed[run_id] = str(e)
+            print(f'{run_id} failed: {e}', flush=True)
             continue
-        others = [one for one in results.experiments.get(name, []) if (one.part, one.seed) != (part, seed)]
-        results.experiments[name] = outputs.in_order(experiment, [*others, run])
+        mine = {other: one for other, one in results.by_id().items() if other.experiment == experiment.name}
+        mine[run_id] = run
+        results.experiments[experiment.name] = outputs.in_order(experiment, list(mine.values()))
         results_file.write(setup.out, results)
-        checkpoint.remove(runs.checkpoint_path(setup.out, *run_id))
+        checkpoint.remove(run_id.checkpoint_path(setup.out))
     return skipped

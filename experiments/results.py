@@ -19,6 +19,7 @@ from typing import Any, ClassVar, NamedTuple, Optional
 
 from branchynet import schema
 from branchynet.experiments import NAMES, NETWORKS, PRESETS, get_experiment
+from branchynet.experiments.run_id import RunId
 
 import attrs
 from attrs import define, field
@@ -536,9 +537,13 @@ class Results:
     variant: str
     experiments: dict[str, list[Any]] = field(factory=dict)
 
-    def named_runs(self) -> list[tuple[str, Any]]:
-        """All runs, each with the name of its experiment."""
-        return [(name, run) for name, runs in self.experiments.items() for run in runs]
+    def by_id(self) -> dict[RunId, Any]:
+        """All runs by their identities."""
+        return {RunId(name, run.part, run.seed): run for name, runs in self.experiments.items() for run in runs}
+
+    def trainings(self) -> dict[RunId, Optional[Training]]:
+        """The training of every run; None for a run that trained nothing."""
+        return {run_id: run.training for run_id, run in self.by_id().items()}
 
 
 def run_class(name: str) -> type:
@@ -619,10 +624,10 @@ def from_json(content: Any) -> Results:
         presets = get_experiment(name).presets
         if results.preset not in presets:
             raise ValueError(f'experiments.{name} has preset {results.preset}: expected one of {", ".join(presets)}')
-    for name, run in results.named_runs():
+    for run_id, run in results.by_id().items():
         variant = (run.training or run.measurement).variant
         if variant != results.variant:
-            raise ValueError(f'experiments.{name} has variant {variant}: expected {results.variant}, as the results')
+            raise ValueError(f'{run_id} has variant {variant}: expected {results.variant}, as the results')
     return results
 
 

@@ -14,6 +14,7 @@ from branchynet import calibration, checkpoint, cpu, determinism, files, paralle
 from branchynet.datasets import pcifar10
 from branchynet.devices import now
 from branchynet.experiments import results
+from branchynet.experiments.run_id import RunId
 from branchynet.files import write_atomically
 from branchynet.inference import Compiled, is_compilable
 from branchynet.net import BranchyNet
@@ -26,7 +27,6 @@ import numpy as np
 BATCHSIZE = 500  # of a test in which nothing is timed
 
 Data = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # x_train, y_train, x_test, y_test
-RunId = tuple[str, str, int]  # name of the experiment, part, seed
 
 
 class CannotRun(Exception):
@@ -118,43 +118,20 @@ def seconds(net: BranchyNet, step: Callable[..., Any], *arrays: np.ndarray) -> f
     return now(net) - start
 
 
-def stem(name: str, part: str, seed: int) -> str:
-    """The common part of the names of a run's files.
-
-    Args:
-        name: of the experiment.
-        part: of the experiment, or ''.
-        seed: of the run.
-    """
-    return '_'.join([name, *[part] * bool(part), f'seed{seed}'])
-
-
-def checkpoint_path(out: str, name: str, part: str, seed: int) -> str:
-    """The path of a run's checkpoint, in folder ``out``."""
-    return os.path.join(out, f'checkpoint_{stem(name, part, seed)}.npz')
-
-
-def weights_path(out: str, name: str, part: str, seed: int) -> str:
-    """The path of a run's final weights, in folder ``out``."""
-    return os.path.join(out, f'weights_{stem(name, part, seed)}.npz')
-
-
-def main_weights_path(out: str, name: str, part: str, seed: int) -> str:
-    """The path, in folder ``out``, of main's weights before joint training, which changes the trunk."""
-    return os.path.join(out, f'weights_{stem(name, part, seed)}_main.npz')
-
-
-def check_not_begun(out: str, name: str, part: str, seed: int) -> None:
+def check_not_begun(out: str, run_id: RunId) -> None:
     """Checks that a training from the start destroys no checkpoint.
 
+    Args:
+        out: the results folder.
+        run_id: of the run.
+
     Raises:
-        ValueError: the folder ``out`` holds a checkpoint of this run.
+        ValueError: the folder holds a checkpoint of the run.
     """
-    path = checkpoint_path(out, name, part, seed)
+    path = run_id.checkpoint_path(out)
     if checkpoint.has(path):
         raise ValueError(
-            f'{out} holds an unfinished training of {stem(name, part, seed)}: --resume goes on with it; '
-            f'{checkpoint.anew(path)}'
+            f'{out} holds an unfinished training of {run_id}: --resume goes on with it; {checkpoint.anew(path)}'
         )
 
 
@@ -170,16 +147,13 @@ def check_replaces(out: str, trainings: Mapping[RunId, results.Training | None])
         ValueError: the folder has a run that the new results lack or that is of another training; or an unfinished
             training of one of them, or weights of another one.
     """
-    old = results.read(out).named_runs() if os.path.exists(results.path_of(out)) else []
+    old = results.read(out).trainings() if os.path.exists(results.path_of(out)) else {}
     replaced: set[str | None] = set()  # SHA-256 of weights
-    for name, run in old:
-        run_id = name, run.part, run.seed
-        if run_id not in trainings or not _goes_on(run.training, trainings[run_id]):
-            raise ValueError(
-                f'{out} holds the results of another training ({name}, seed {run.seed}): name another folder with --out'
-            )
-        if run.training is not None:
-            replaced |= {run.training.weights_sha256, run.training.main_weights_sha256}
+    for run_id, training in old.items():
+        if run_id not in trainings or not _goes_on(training, trainings[run_id]):
+            raise ValueError(f'{out} holds the results of another training of {run_id}: name another folder with --out')
+        if training is not None:
+            replaced |= {training.weights_sha256, training.main_weights_sha256}
     for run_id, training in trainings.items():
         if training is not None:
             check_no_other_training(out, run_id, replaced | {training.weights_sha256, training.main_weights_sha256})
@@ -196,9 +170,9 @@ def check_no_other_training(out: str, run_id: RunId, replaceable: Container[str 
     Raises:
         ValueError: it has.
     """
-    if checkpoint.has(checkpoint_path(out, *run_id)):
-        raise ValueError(f'{out} holds an unfinished training of {stem(*run_id)}: name another folder with --out')
-    for path in weights_path(out, *run_id), main_weights_path(out, *run_id):
+    if checkpoint.has(run_id.checkpoint_path(out)):
+        raise ValueError(f'{out} holds an unfinished training of {run_id}: name another folder with --out')
+    for path in run_id.weights_path(out), run_id.main_weights_path(out):
         if os.path.exists(path) and files.digest(path) not in replaceable:
             raise ValueError(
                 f'{path} is of another training, or of one whose checkpoint was removed: name another folder with '
@@ -266,7 +240,7 @@ def begin(
     """Makes a net and its training: from the start, or, if setup.resume is set, from the run's checkpoint if it exists.
 
     Args:
-        run_id: name of the experiment, part, seed.
+        run_id: of the run.
         get_network: makes the net.
         preset: the amount of training.
         data: cut to the preset.
@@ -281,11 +255,11 @@ def begin(
             data.
         parallel.Refused: one of these, of several ranks; or settings, data, code or libraries differ among them.
     """
-    ranks, path = setup.ranks, checkpoint_path(setup.out, *run_id)
+    ranks, path = setup.ranks, run_id.checkpoint_path(setup.out)
     record = ranks.together(lambda: new_record(preset, data, setup))
     same = {**_settings(record), **_origin(record.device, record.environment)}
     ranks.check_same({name: value for name, value in same.items() if name != 'device'})  # each has a GPU of its own
-    net = ranks.together(lambda: _new_net(run_id[2], get_network, preset, data, setup))
+    net = ranks.together(lambda: _new_net(run_id.seed, get_network, preset, data, setup))
     resume = setup.resume and ranks.from_first(lambda: checkpoint.has(path))
     if not resume:
         return ResumableTraining(net, data, record, path, ranks=ranks)

@@ -12,13 +12,9 @@ from typing import Callable
 from branchynet import checkpoint, files, schema
 from branchynet.experiments import results, runs
 from branchynet.experiments.network_experiment import NetworkExperiment
+from branchynet.experiments.run_id import RunId
 
 EXPECTED = 'the record of a training'
-
-
-def path_of(out: str, name: str, seed: int) -> str:
-    """The path of a training's record, in folder ``out``."""
-    return os.path.join(out, f'training_{runs.stem(name, "", seed)}.json')
 
 
 def train(
@@ -46,31 +42,30 @@ def train(
         ValueError: the net does not take the data; the folder holds an unfinished training, and setup.resume is not
             set, or results or weights of another training; or as of runs.begin.
     """
-    ranks, path = setup.ranks, path_of(setup.out, experiment.name, seed)
-    saved = runs.checkpoint_path(setup.out, experiment.name, '', seed)
+    ranks, out, run_id = setup.ranks, setup.out, RunId(experiment.name, '', seed)
+    path, saved = run_id.record_path(out), run_id.checkpoint_path(out)
     data = ranks.together(lambda: runs.cut(get_data(), preset.train_samples, preset.test_samples))
     with contextlib.ExitStack() as stack:
-        ranks.from_first(lambda: stack.enter_context(files.lock(setup.out)))
+        ranks.from_first(lambda: stack.enter_context(files.lock(out)))
         if setup.resume and ranks.from_first(lambda: os.path.exists(path) and not checkpoint.has(saved)):
             wanted = ranks.together(lambda: runs.new_record(preset, data, setup))
-            return ranks.from_first(lambda: _finished(setup.out, experiment.name, seed, wanted))
-        ranks.from_first(lambda: _check_replaces(setup.out, experiment.name, seed))
+            return ranks.from_first(lambda: _finished(out, run_id, wanted))
+        ranks.from_first(lambda: _check_replaces(out, run_id))
         if not setup.resume:
-            ranks.from_first(lambda: runs.check_not_begun(setup.out, experiment.name, '', seed))
-        record = experiment.train('', seed, preset, data, setup)
+            ranks.from_first(lambda: runs.check_not_begun(out, run_id))
+        record = experiment.train(run_id, preset, data, setup)
         ranks.from_first(lambda: schema.write(path, record))
         ranks.from_first(lambda: checkpoint.remove(saved))
     return record
 
 
-def _finished(out: str, name: str, seed: int, wanted: results.Training) -> results.Training:
+def _finished(out: str, run_id: RunId, wanted: results.Training) -> results.Training:
     """The record of a training that has ended, if it is the one that is asked for and its weights are there."""
-    path = path_of(out, name, seed)
+    path = run_id.record_path(out)
     found = runs.check_same_training(path, wanted, schema.read_json(path, EXPECTED))
-    where = out, name, '', seed
     kept = {
-        runs.main_weights_path(*where): found.main_weights_sha256,
-        runs.weights_path(*where): found.weights_sha256,
+        run_id.main_weights_path(out): found.main_weights_sha256,
+        run_id.weights_path(out): found.weights_sha256,
     }
     for weights, sha256 in kept.items():
         if not os.path.exists(weights) or files.digest(weights) != sha256:
@@ -78,18 +73,17 @@ def _finished(out: str, name: str, seed: int, wanted: results.Training) -> resul
     return found
 
 
-def _check_replaces(out: str, name: str, seed: int) -> None:
+def _check_replaces(out: str, run_id: RunId) -> None:
     """Checks that a training replaces no results and no weights but those of a training by this command."""
-    there = results.read(out).experiments.get(name, []) if os.path.exists(results.path_of(out)) else []
-    if any(run.seed == seed for run in there):
-        raise ValueError(f'{out} holds results of {runs.stem(name, "", seed)}: name another folder with --out')
-    if checkpoint.has(runs.checkpoint_path(out, name, '', seed)):
+    if os.path.exists(results.path_of(out)) and run_id in results.read(out).by_id():
+        raise ValueError(f'{out} holds results of {run_id}: name another folder with --out')
+    if checkpoint.has(run_id.checkpoint_path(out)):
         return  # of a training that has written main's weights, perhaps
-    path, own = path_of(out, name, seed), []
+    path, own = run_id.record_path(out), []
     if os.path.exists(path):
         try:
             record = schema.read(path, results.Training, EXPECTED)
         except OSError as e:
             raise OSError(f'{e}; {checkpoint.anew(path)}') from e
         own = [record.main_weights_sha256, record.weights_sha256]
-    runs.check_no_other_training(out, (name, '', seed), own)
+    runs.check_no_other_training(out, run_id, own)

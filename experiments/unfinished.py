@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from branchynet import checkpoint, files, schema
 from branchynet.experiments import NETWORKS, get_experiment, outputs, results, runs, tables
+from branchynet.experiments.run_id import RunId
 
 import attrs
 
@@ -23,7 +24,7 @@ class _Begun(NamedTuple):
     """A network's training that has begun, with the record and the net of its last epoch."""
 
     experiment: Any
-    seed: int
+    run_id: RunId
     path: str
     preset: str
     record: results.Training
@@ -35,22 +36,14 @@ def has(folder: str) -> bool:
     return any(_found(folder))
 
 
-def others(folder: str, recorded: results.Results) -> list[str]:
+def others(folder: str, recorded: results.Results) -> list[RunId]:
     """Finds trainings of networks that have not ended and that a folder's results lack.
 
     Args:
         folder: where `reproduce` trains, or was stopped.
         recorded: the folder's results.
-
-    Returns:
-        The stems of their files.
     """
-    ended = {(name, run.seed) for name, run in recorded.named_runs()}
-    return [
-        runs.stem(experiment.name, '', seed)
-        for experiment, seed, _ in _found(folder)
-        if (experiment.name, seed) not in ended
-    ]
+    return [run_id for _, run_id, _ in _found(folder) if run_id not in recorded.by_id()]
 
 
 def measure(folder: str, out: str, device: Any) -> None:
@@ -79,7 +72,7 @@ def measure(folder: str, out: str, device: Any) -> None:
                     f'{found.preset}, {found.variant}, as of {ready[0].path}'
                 )
         ready = [one._replace(record=_with_weights(one, folder, weights)) for one in ready]
-        runs.check_replaces(out, {(one.experiment.name, '', one.seed): one.record for one in ready})
+        runs.check_replaces(out, {one.run_id: one.record for one in ready})
         for one in ready:
             run = _measured(one, weights, out, device)
             found.experiments.setdefault(one.experiment.name, []).append(run)
@@ -93,25 +86,25 @@ def measure(folder: str, out: str, device: Any) -> None:
 
 def _measured(begun: _Begun, weights: str, out: str, device: Any) -> results.NetworkRun:
     """The run of a training so far, whose weights are in the folder ``weights``."""
-    experiment, record = begun.experiment, begun.record
+    experiment, run_id, record = begun.experiment, begun.run_id, begun.record
     data = runs.data_of(experiment, record, experiment.presets[begun.preset].test_samples)
-    print(f'{runs.stem(experiment.name, "", begun.seed)} ...', flush=True)
+    print(f'{run_id} ...', flush=True)
     setup = runs.Setup(record.variant, device, out)
-    measurement = experiment.measure('', begun.seed, record, data, setup, weights)
-    return results.NetworkRun(seed=begun.seed, training=record, measurement=measurement)
+    measurement = experiment.measure(run_id, record, data, setup, weights)
+    return results.NetworkRun(seed=run_id.seed, training=record, measurement=measurement)
 
 
-def _found(folder: str) -> Iterator[tuple[Any, int, str]]:
-    """Yields experiment, seed and path of every checkpoint of a whole epoch."""
+def _found(folder: str) -> Iterator[tuple[Any, RunId, str]]:
+    """Yields experiment, run and path of every checkpoint of a whole epoch."""
     for name in NETWORKS:
         prefix = f'checkpoint_{name}_seed'
         for file in sorted(os.listdir(folder) if os.path.isdir(folder) else []):
             if file.startswith(prefix) and file.endswith('.npz' + checkpoint.EPOCH):
                 seed = file[len(prefix) : -len('.npz' + checkpoint.EPOCH)]
-                yield get_experiment(name), int(seed), os.path.join(folder, file)
+                yield get_experiment(name), RunId(name, '', int(seed)), os.path.join(folder, file)
 
 
-def _restored(experiment: Any, seed: int, path: str) -> _Begun:
+def _restored(experiment: Any, run_id: RunId, path: str) -> _Begun:
     """A training with its record as of a training of so many epochs, and the net with its weights."""
     state = checkpoint.read(path)
     try:
@@ -124,13 +117,13 @@ def _restored(experiment: Any, seed: int, path: str) -> _Begun:
         raise ValueError(f'{path} is of no preset of {experiment.name}: it cannot be measured before it has ended')
     net = experiment.get_network(variant=record.variant)
     checkpoint.restore(path, state, net)
-    return _Begun(experiment, seed, path, presets[0], attrs.evolve(record, joint_epochs=len(record.joint.loss)), net)
+    return _Begun(experiment, run_id, path, presets[0], attrs.evolve(record, joint_epochs=len(record.joint.loss)), net)
 
 
 def _with_weights(begun: _Begun, folder: str, weights: str) -> results.Training:
     """The record with the hashes of both weights, which are written to the folder ``weights``."""
-    run_id, record = (begun.experiment.name, '', begun.seed), begun.record
-    main = runs.main_weights_path(folder, *run_id)
+    run_id, record = begun.run_id, begun.record
+    main = run_id.main_weights_path(folder)
     runs.load_weights(begun.experiment.get_network(variant=record.variant).main, main, record.main_weights_sha256)
-    files.copy(main, runs.main_weights_path(weights, *run_id))
-    return attrs.evolve(record, weights_sha256=runs.save_weights(begun.net, runs.weights_path(weights, *run_id)))
+    files.copy(main, run_id.main_weights_path(weights))
+    return attrs.evolve(record, weights_sha256=runs.save_weights(begun.net, run_id.weights_path(weights)))

@@ -24,6 +24,7 @@ from branchynet.cost import cost
 from branchynet.datasets import splits
 from branchynet.experiments import calibrations, get_experiment, pages, results, runs, train
 from branchynet.experiments.calibrations import CALIBRATION, HeldOut
+from branchynet.experiments.run_id import RunId
 from branchynet.net import BranchyNet
 
 import numpy as np
@@ -145,7 +146,7 @@ def _trained(path: str, network: str) -> Trained | None:
             if run.training.weights_sha256 == sha256:
                 return Trained(run.training, test_samples=run.measurement.test_samples)
     named = re.fullmatch(f'weights_{network}_seed(\\d+).npz', os.path.basename(path))
-    record = train.path_of(folder, network, int(named.group(1))) if named else ''
+    record = RunId(network, '', int(named.group(1))).record_path(folder) if named else ''
     if os.path.exists(record):
         training = schema.read(record, results.Training, train.EXPECTED)
         if training.weights_sha256 == sha256:

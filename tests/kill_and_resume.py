@@ -21,6 +21,7 @@ import branchynet
 from branchynet import cpu, schema
 from branchynet.datasets import cifar10, mnist
 from branchynet.experiments import runs
+from branchynet.experiments.run_id import RunId
 from branchynet.networks import alex_cifar10, lenet_mnist, resnet_cifar10
 
 import chainer
@@ -65,7 +66,7 @@ def train(network, out):
     preset = runs.Preset(*amounts, test_samples=1)
     data = runs.cut(get_data(), preset.train_samples, preset.test_samples)
     setup = runs.Setup('code', chainer.get_device('@numpy'), out, 'smoke', resume=True)
-    run = runs.begin(('killed', '', 0), builder, preset, data, setup)
+    run = runs.begin(RunId('killed', '', 0), builder, preset, data, setup)
     print('begins', flush=True)
     with cpu.fast():
         for phase in 'main', 'joint':

@@ -141,7 +141,7 @@ def counter(commands):
 def test_figure6_counts_what_images_add(noise, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(figure6, '_tool', lambda: ['a tool'])
     assert reproduce(tmp_path, '--only', 'figure6') == 2
-    assert 'holds no weights of seed 0 of alex_cifar10: run --only alex_cifar10,figure6' in capsys.readouterr().err
+    assert 'holds no weights of alex_cifar10_seed0: run --only alex_cifar10,figure6' in capsys.readouterr().err
     commands = []
     monkeypatch.setattr(figure6, '_count', counter(commands))
     assert reproduce(tmp_path, '--only', 'alex_cifar10,figure6') == 0
@@ -161,7 +161,7 @@ def test_figure6_counts_what_images_add(noise, tmp_path, monkeypatch, capsys):
     assert 'weights_alex_cifar10_seed0.npz is not what its run wrote' in capsys.readouterr().err
     weights.unlink()
     assert reproduce(tmp_path, '--only', 'figure6') == 2
-    assert 'holds no weights of seed 0 of alex_cifar10' in capsys.readouterr().out
+    assert 'holds no weights of alex_cifar10_seed0' in capsys.readouterr().out
     found = results.Results(preset='quick', variant='code', experiments=results_of(tmp_path))
     claimed = next(v for v in claims.check(found) if v.claim.id == 'figure6/direction')
     assert claimed.measured == [0.5] and claimed.status == 'PASS'

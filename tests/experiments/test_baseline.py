@@ -10,6 +10,7 @@ import branchynet  # noqa: F401
 from branchynet import cpu, devices, schema, sweep, utils
 from branchynet.datasets import mnist
 from branchynet.experiments import baseline, claims, lenet_mnist, results, runs
+from branchynet.experiments.run_id import RunId
 
 import attrs
 import numpy as np
@@ -44,7 +45,7 @@ def test_joint_training_follows_main_and_is_tested_too(curve, tmp_path):
     setup = runs.Setup('code', devices.find_device('cpu'), str(tmp_path))
     with cpu.fast():
         training = runs.begin(
-            ('lenet_mnist', '', 0),
+            RunId('lenet_mnist', '', 0),
             lenet_mnist.EXPERIMENT.get_network,
             PRESET,
             runs.cut(mnist.get_data(), PRESET.train_samples, PRESET.test_samples),

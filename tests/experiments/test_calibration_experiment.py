@@ -6,6 +6,7 @@ import branchynet  # noqa: F401
 from branchynet import devices, files
 from branchynet.datasets import mnist, splits
 from branchynet.experiments import calibration, lenet_mnist, runs, weights
+from branchynet.experiments.run_id import RunId
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def test_a_run_from_training_to_table(small, tmp_path):
         and 'held-out images, seeds 1.' in table
     )
     # What was held out is not what was trained on, and `branchynet calibrate` finds it.
-    loaded = weights.load(runs.weights_path(out, 'lenet_mnist', '', 1), 'lenet_mnist', 'code')
+    loaded = weights.load(RunId('lenet_mnist', '', 1).weights_path(out), 'lenet_mnist', 'code')
     _, held = splits.stratified(small[1], 1000, 1)
     index, seen = weights.hold_out(loaded.trained, small[1], 1000, 0)
     assert seen == 0 and loaded.baseline is not None

@@ -108,7 +108,7 @@ def test_jobs_that_fail_are_named_and_the_others_finish(tiny, tmp_path, monkeypa
     follow = jobs._Trainer._follow
 
     def kill_seed_0(self, process, job):
-        if job.seed == 0:
+        if job.run_id.seed == 0:
             process.kill()
             process.wait()
         return follow(self, process, job)

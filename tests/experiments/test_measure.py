@@ -222,14 +222,14 @@ def test_results_of_other_trainings_are_not_overwritten(folder, tmp_path, capsys
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
     assert run('measure', folder, '--out', out) == 2
     error = error_of(capsys)
-    assert f'{out} holds the results of another training (lenet_mnist, seed 0): name another' in error
+    assert f'{out} holds the results of another training of lenet_mnist_seed0: name another' in error
     assert error.count('\n') == 1
     with pytest.raises(ValueError, match='holds the results of another training'):
         measure._write_again(str(folder), str(out))
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
     rewrite(out, lambda run: run.update(seed=1))  # a seed that would be lost
     assert run('measure', folder, '--out', out) == 2
-    assert '(lenet_mnist, seed 1)' in error_of(capsys)
+    assert 'another training of lenet_mnist_seed1' in error_of(capsys)
 
 
 @pytest.mark.parametrize('there', ['weights', 'checkpoint'])

@@ -24,6 +24,7 @@ from branchynet.experiments import (
     tables,
     verdicts,
 )
+from branchynet.experiments.run_id import RunId
 from branchynet.experiments.verdicts import failures
 
 import attrs
@@ -370,7 +371,7 @@ def test_figures_that_cannot_be_drawn_are_named(example, tmp_path):
     drawn = figures.draw(experiment, run, folder)
     assert not drawn.paths and 'weights_lenet_mnist_seed0.npz, are not in the folder' in drawn.missing
     assert drawn.missing in pages.markdown(report.blocks(example, {'lenet_mnist': drawn}))
-    path = runs.weights_path(folder, 'lenet_mnist', '', 0)
+    path = RunId('lenet_mnist', '', 0).weights_path(folder)
     run.training.weights_sha256 = runs.save_weights(experiment.get_network(), path)
     run.training.data_sha256 = 'f' * 64
     assert 'was trained on data of SHA-256 ffff' in figures.draw(experiment, run, folder).missing
@@ -389,7 +390,7 @@ def test_the_committed_run_says_again_what_it_said():
     run, experiment = results.read(folder).experiments['lenet_mnist'][0], get_experiment('lenet_mnist')
     _, _, x, t = runs.data_of(experiment, run.training, run.measurement.test_samples)
     net = experiment.get_network(variant=run.training.variant)
-    runs.load_weights(net, runs.weights_path(folder, 'lenet_mnist', '', 0), run.training.weights_sha256)
+    runs.load_weights(net, RunId('lenet_mnist', '', 0).weights_path(folder), run.training.weights_sha256)
     logits = runs.logits_of(net, x)
     accuracies = 100 * (logits.argmax(axis=2) == t).mean(axis=1)
     assert accuracies == pytest.approx(run.measurement.exit_accuracy_percent, abs=0.02)

@@ -10,6 +10,7 @@ import time
 import branchynet  # noqa: F401
 from branchynet import checkpoint, cli, files
 from branchynet.experiments import PRESETS, lenet_mnist, results, runs
+from branchynet.experiments.run_id import RunId
 
 import mpi
 import numpy as np
@@ -104,7 +105,10 @@ def test_trainings_of_both_commands_do_not_replace_each_other(tmp_path, monkeypa
     before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
     capsys.readouterr()
     for command, words in (
-        (lambda: cli.main([*reproduce, str(trained)]), f"{trained} holds a training by 'branchynet train'"),
+        (
+            lambda: cli.main([*reproduce, str(trained)]),
+            f"{trained} holds a training of lenet_mnist_seed0 by 'branchynet train'",
+        ),
         (lambda: train(reproduced), f'{reproduced} holds results of lenet_mnist_seed0'),
         (lambda: train(reproduced, '--resume'), f'{reproduced} holds results of lenet_mnist_seed0'),
     ):
@@ -274,7 +278,7 @@ def job(out, *more):
     process = subprocess.Popen(
         mpi.command(2, words(out, *more)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    path, net = runs.checkpoint_path(str(out), 'lenet_mnist', '', 0), lenet_mnist.EXPERIMENT.get_network()
+    path, net = RunId('lenet_mnist', '', 0).checkpoint_path(str(out)), lenet_mnist.EXPERIMENT.get_network()
     while process.poll() is None:
         time.sleep(0.01)
         if checkpoint.has(path) and net.optimizer.t < 6:

@@ -134,7 +134,7 @@ def test_results_of_other_trainings_are_not_overwritten(begun, tmp_path, capsys)
     capsys.readouterr()
     assert measure(begun, '--out', str(out)) == 2
     error = capsys.readouterr().err
-    assert f'{out} holds the results of another training (lenet_mnist, seed 0)' in error and error.count('\n') == 1
+    assert f'{out} holds the results of another training of lenet_mnist_seed0' in error and error.count('\n') == 1
     assert {path: path.read_bytes() for path in out.rglob('*') if path.is_file()} == before
 
 
