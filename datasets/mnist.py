@@ -104,4 +104,4 @@ def _content(name: str) -> bytes:
 
 
 def _scaled(images: np.ndarray) -> np.ndarray:
-    return images.astype(np.float32) / 255
+    return np.divide(images, 255, dtype=np.float32)

@@ -14,7 +14,8 @@ from branchynet.datasets.cifar import Data
 
 import numpy as np
 
-BLOCK = 1000  # images that are processed at a time
+BLOCK = 100  # images that are transformed at a time: few enough for a processor's cache
+_FACTORS = 1000  # images whose products are added at a time: a sum (D, D) takes long
 EPSILON = 1e-5  # added to the eigenvalues of the covariance, of images in [0, 1], before whitening
 _BITS = 20  # of an integer; sums of 3072 products of two of them stay below 2^53
 
@@ -137,7 +138,7 @@ def _covariance(pixels: np.ndarray, total: np.ndarray) -> np.ndarray:
     """Covariance (D, D) of uint8 pixels (N, D) / 255, plus EPSILON on the diagonal; ``total`` (D,) is their sum."""
     count, size = pixels.shape
     products = np.zeros((size, size))
-    for part in batches(count, BLOCK):
+    for part in batches(count, _FACTORS):
         block = pixels[part].astype(np.float64)
         products += block.T @ block
     total = total.astype(np.float64)

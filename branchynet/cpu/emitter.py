@@ -270,7 +270,7 @@ class Emitter:
 
     def compiled(self, *keys: str) -> dict[str, Function]:
         """The functions of these keys in machine code, which Python calls."""
-        code = _Code(str(self._module))
+        code = _code(str(self._module))
         return {key: code.call(key) for key in keys}
 
 
@@ -305,6 +305,12 @@ class Function(Protocol):
 
     def __call__(self, argument: int, /) -> int:
         """Calls it, with an address."""
+
+
+@functools.lru_cache(maxsize=8)
+def _code(module: str) -> _Code:
+    """The machine code of a module. Nets of one structure share it: their weights are not in it."""
+    return _Code(module)
 
 
 class _Code:

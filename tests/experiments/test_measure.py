@@ -97,13 +97,21 @@ def test_the_origin_of_the_training_stays(folder, tmp_path):
         lambda run: run['measurement']['measured']['published']['images'].update(both_right=41),
     ],
 )
-def test_other_accuracies_or_exits_are_status_1_and_replace_nothing(folder, tmp_path, capsys, change):
+def test_other_accuracies_or_exits_are_status_1(folder, capsys, monkeypatch, change):
+    measurement = run_of(folder).measurement  # taken once: every other test here takes it again
+    monkeypatch.setattr(lenet_mnist.NetworkExperiment, 'measure', lambda *_: measurement)
     rewrite(folder, change)
+    assert run('measure', folder) == 1
+    captured = capsys.readouterr()
+    assert 'was recorded' in captured.err and 'is measured' in captured.err and '--out' in captured.err
+
+
+def test_other_accuracies_replace_nothing(folder, tmp_path, capsys):
+    rewrite(folder, lambda run: run['measurement']['sweep'].pop())
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     for itself in [], ['--out', folder], ['--out', folder / '..' / folder.name]:
         assert run('measure', folder, *itself) == 1
-        captured = capsys.readouterr()
-        assert 'was recorded' in captured.err and 'is measured' in captured.err and '--out' in captured.err
+        assert 'was recorded' in capsys.readouterr().err
         assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
     assert run('measure', folder, '--out', tmp_path / 'out') == 1
     assert 'accuracies and exits differ' in capsys.readouterr().out
