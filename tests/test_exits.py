@@ -104,7 +104,7 @@ def threshold(k):
     return st.builds(lambda t, move: move(t), at, beside)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.tuples(threshold(0), threshold(1)))
 def test_exits_are_the_same_by_every_path_at_recorded_entropies(net, thresholds):
     thresholds = list(thresholds)

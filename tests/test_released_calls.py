@@ -14,7 +14,7 @@ import pytest
 @pytest.fixture(scope='module')
 def data():
     x_train, y_train, x_test, y_test = mnist.get_data()
-    return x_train[:3000], y_train[:3000], x_test[:60], y_test[:60]
+    return x_train[:2000], y_train[:2000], x_test[:60], y_test[:60]
 
 
 def test_released_notebook(data, tmp_path, capsys):

@@ -205,7 +205,6 @@ def test_committed_folders_are_made_again(folder, tmp_path):
         measure.committed(str(root), str(tmp_path / 'out'), runs.chainer.get_device('@numpy'))
 
 
-@pytest.mark.usefixtures('rendered_figures')
 def test_committed_results_without_weights_have_their_figures_made_again(folder, tmp_path, capsys):
     root = tmp_path / 'results'
     shutil.copytree(folder, root / 'lenet_mnist_smoke')

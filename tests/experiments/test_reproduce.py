@@ -265,7 +265,6 @@ def test_seeds_of_another_origin_are_not_mixed(tiny, folder, monkeypatch, capsys
     assert reproduce(folder) == 0  # from the start
 
 
-@pytest.mark.usefixtures('rendered_figures')
 def test_a_run_that_fails_is_named_and_the_others_finish(tiny, tmp_path, monkeypatch, capsys):
     measure = network_experiment._measure
 
