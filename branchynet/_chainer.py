@@ -1,7 +1,7 @@
 """Makes ``import chainer`` work on current Python, NumPy and setuptools.
 
 Chainer 7.8.1 of 2022 is the last version. It imports modules, and reads names of NumPy, that have been removed since;
-this module provides each of them if it is missing. Tested with Python 3.9-3.13 and NumPy 1.23-2.5. Where Chainer can
+this module provides them. Tested with Python 3.9-3.13 and NumPy 1.23-2.5. Where Chainer can
 be imported without this module, it may also be imported before it.
 
 Other code of the process sees some of this: docs/fidelity.md says what.
@@ -37,10 +37,11 @@ def _importable(name: str) -> bool:
 
 
 def _make_stand_ins() -> list[StandIn]:
-    """Makes stand-ins for the modules that Chainer imports and that are missing here, with the names Chainer uses."""
+    """Makes stand-ins for modules that Chainer imports and that are missing or never used, with the names it reads."""
     stand_ins: list[StandIn] = []
-    if not _importable('numpy.distutils.system_info'):  # gone with Python 3.12 and with setuptools 74
-        # On macOS, Chainer asks whether NumPy was built with Accelerate. The stand-in answers that it does not know.
+    # On macOS alone, Chainer asks whether NumPy was built with Accelerate. The stand-in answers that it does not know.
+    # The module is gone with Python 3.12 and with setuptools 74. Where it is there, it takes a quarter of a second.
+    if sys.platform != 'darwin' or not _importable('numpy.distutils.system_info'):
         system_info: Any = types.ModuleType('numpy.distutils.system_info')
         system_info.get_info = lambda name: {}
         distutils: Any = types.ModuleType('numpy.distutils')
