@@ -1,8 +1,8 @@
 """Makes ``import chainer`` work on current Python, NumPy and setuptools.
 
 Chainer 7.8.1 of 2022 is the last version. It imports modules, and reads names of NumPy, that have been removed since;
-this module provides them. Tested with Python 3.9-3.13 and NumPy 1.23-2.5. Where Chainer can
-be imported without this module, it may also be imported before it.
+this module provides them. Tested with Python 3.9-3.13 and NumPy 1.23-2.5. Where Chainer can be imported without this
+module, it may also be imported before it.
 
 Other code of the process sees some of this: docs/fidelity.md says what.
 """

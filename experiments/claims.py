@@ -330,7 +330,7 @@ def _why_not(claim: Claim, results: Results) -> str | None:
         return _absent(claim.experiment)
     order, preset = list(PRESETS), claim.entry['preset']
     needed = _not_as_preset(claim.experiment, runs, results.preset)
-    short = unfinished(claim.experiment, runs, preset)
+    short = fewer_epochs(claim.experiment, runs, preset)
     if order.index(results.preset) < order.index(preset):
         needed.append(f'preset {preset}')
     elif short is not None:
@@ -385,7 +385,7 @@ def _is_of_other_weights(experiment: str, run: Any, results: Results) -> bool:
     ]
 
 
-def unfinished(name: str, runs: Sequence[Any], preset: str) -> tuple[Training, Preset] | None:
+def fewer_epochs(name: str, runs: Sequence[Any], preset: str) -> tuple[Training, Preset] | None:
     """Finds a training with fewer epochs than a preset.
 
     Args:

@@ -99,7 +99,7 @@ def by_experiment(found: Sequence[Results]) -> str:
             parts, all_parts = {run.part for run in seeds}, get_experiment(name).parts
             if len(parts) < len(all_parts):
                 amount += f', {len(parts)} of {len(all_parts)} networks'
-            if claims.unfinished(name, seeds, results.preset):
+            if claims.fewer_epochs(name, seeds, results.preset):
                 amount += ', unfinished'
             trained[name] = f'{trained[name]}; {amount}' if name in trained else amount
     rows = []

@@ -172,7 +172,7 @@ def _commands(recorded: results.Results) -> list[str]:
 def _epochs_more(recorded: results.Results) -> str:
     """The further work of an unfinished training's command; '' if all trainings have ended."""
     for name, seeds in recorded.experiments.items():
-        short = claims.unfinished(name, seeds, recorded.preset)
+        short = claims.fewer_epochs(name, seeds, recorded.preset)
         if short is not None:
             training, preset = short
             return f', and goes on to {preset.joint_epochs} joint epochs; these are {training.joint_epochs}'

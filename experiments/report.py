@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from branchynet.datasets import pcifar10
@@ -69,7 +69,7 @@ def blocks(results: Results, figures: Mapping[str, Drawn]) -> list[pages.Block]:
         *(
             pages.Text(f'**{get_experiment(name).network}**: {wording.epochs(name, seeds, results.preset)}.')
             for name, seeds in networks.items()
-            if claims.unfinished(name, seeds, results.preset)
+            if claims.fewer_epochs(name, seeds, results.preset)
         ),
         pages.Counts(counted(verdicts)),
     ]
@@ -187,30 +187,37 @@ def _minutes_of(seeds: Sequence[Any]) -> float:
 
 def _claims(verdicts: Sequence[Verdict]) -> list[pages.Block]:
     """The checked claims, failures first, then the others under each reason."""
+    heading: list[pages.Block] = [pages.Heading(2, 'Claims'), pages.Text(f'{counts(verdicts)}.')]
+    return [*heading, *_checked_claims(verdicts), *_other_claims(verdicts)]
+
+
+def _checked_claims(verdicts: Sequence[Verdict]) -> Iterator[pages.Block]:
+    """The known causes of failures, and a table of the claims that were checked, failures first."""
     checked = [v for status in (FAIL, PASS) for v in verdicts if v.status == status]
-    page: list[pages.Block] = [pages.Heading(2, 'Claims'), pages.Text(f'{counts(verdicts)}.')]
     causes = list(dict.fromkeys(v.cause for v in checked if v.cause))
     if causes:
-        page.append(pages.Lines([f'**cause {k}**: {cause}' for k, cause in enumerate(causes, 1)]))
-    if checked:
-        page.append(
-            pages.Table(
-                ['', 'Claim', 'Source', 'Measured', 'Published or stated', 'Holds for', 'Why this tolerance', 'Id'],
-                [
-                    [
-                        f'{FAIL}\ncause {causes.index(v.cause) + 1}' if v.cause else v.status,
-                        v.claim.text,
-                        v.claim.source,
-                        figure(v),
-                        f'{v.claim.expected:g}',
-                        bounds(v.claim),
-                        v.claim.why,
-                        v.claim.id,
-                    ]
-                    for v in checked
-                ],
-            )
-        )
+        yield pages.Lines([f'**cause {k}**: {cause}' for k, cause in enumerate(causes, 1)])
+    rows = [
+        [
+            f'{FAIL}\ncause {causes.index(v.cause) + 1}' if v.cause else v.status,
+            v.claim.text,
+            v.claim.source,
+            figure(v),
+            f'{v.claim.expected:g}',
+            bounds(v.claim),
+            v.claim.why,
+            v.claim.id,
+        ]
+        for v in checked
+    ]
+    if rows:
+        head = ['', 'Claim', 'Source', 'Measured', 'Published or stated', 'Holds for', 'Why this tolerance', 'Id']
+        yield pages.Table(head, rows)
+
+
+def _other_claims(verdicts: Sequence[Verdict]) -> Iterator[pages.Block]:
+    """A folded table for each reason why claims were not run."""
+    head = ['Claim', 'Source', 'Published or stated', 'Command', 'Minutes on 2 CPU cores', 'Id']
     for reason in dict.fromkeys(v.reason for v in verdicts if v.status == NOT_RUN):
         rows = [
             [
@@ -224,17 +231,7 @@ def _claims(verdicts: Sequence[Verdict]) -> list[pages.Block]:
             for v in verdicts
             if v.status == NOT_RUN and v.reason == reason
         ]
-        page.append(
-            pages.Folded(
-                f'{NOT_RUN}: {reason} ({len(rows)})',
-                [
-                    pages.Table(
-                        ['Claim', 'Source', 'Published or stated', 'Command', 'Minutes on 2 CPU cores', 'Id'], rows
-                    )
-                ],
-            )
-        )
-    return page
+        yield pages.Folded(f'{NOT_RUN}: {reason} ({len(rows)})', [pages.Table(head, rows)])
 
 
 def _minutes(claim: Claim) -> str:

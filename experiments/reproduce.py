@@ -52,17 +52,7 @@ def _reproduce(
     """Runs experiments in a folder that is locked; returns the exit status."""
     results = _earlier(setup)
     todo = [run_id for experiment, _ in ready for run_id in _todo(experiment, seeds, setup, results)]
-    if not os.path.exists(results_file.path_of(setup.out)):
-        for run_id in todo:
-            if not checkpoint.has(run_id.checkpoint_path(setup.out)):
-                runs.check_no_other_training(setup.out, run_id, ())
-    names = [experiment.name for experiment, _ in ready]
-    stay = {run_id: run for run_id, run in results.by_id().items() if run_id not in todo}
-    goes_on = [run for run_id, run in stay.items() if run_id.experiment in names]
-    runs.check_origin(results_file.path_of(setup.out), goes_on, setup)
-    for run_id, run in stay.items():
-        # Damaged weights would spoil the manifest, after hours of training.
-        outputs.kept_weights(run_id, run.training, setup.out)
+    _check_folder({experiment.name for experiment, _ in ready}, todo, setup, results)
     if not results.experiments:
         _remove_replaced(setup.out)
     minutes = sum(experiment.minutes(experiment.presets[setup.preset], data, setup) for experiment, data in ready)
@@ -190,6 +180,30 @@ def _todo(experiment: Any, seeds: range, setup: runs.Setup, results: Results) ->
     done = results.by_id()
     # A run that is trained again has a checkpoint, and its earlier results until it is done.
     return [run_id for run_id in wanted if run_id not in done or checkpoint.has(run_id.checkpoint_path(setup.out))]
+
+
+def _check_folder(names: set[str], todo: list[RunId], setup: runs.Setup, results: Results) -> None:
+    """Checks, before hours of training, that the folder's files and runs can stay beside the new ones.
+
+    Args:
+        names: of the experiments that run.
+        todo: their runs.
+        setup: the user's choices.
+        results: the folder's.
+
+    Raises:
+        OSError: weights of a run that stays are damaged.
+        ValueError: a run that stays has another origin, or the folder has weights of another training.
+    """
+    path = results_file.path_of(setup.out)
+    if not os.path.exists(path):
+        for run_id in todo:
+            if not checkpoint.has(run_id.checkpoint_path(setup.out)):
+                runs.check_no_other_training(setup.out, run_id, ())
+    stay = {run_id: run for run_id, run in results.by_id().items() if run_id not in todo}
+    runs.check_origin(path, [run for run_id, run in stay.items() if run_id.experiment in names], setup)
+    for run_id, run in stay.items():
+        outputs.kept_weights(run_id, run.training, setup.out)
 
 
 def _jobs(ready: list[tuple[Any, runs.Data]], todo: list[RunId]) -> list[jobs.Job]:

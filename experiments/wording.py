@@ -82,7 +82,7 @@ def epochs(name: str, seeds: Sequence[NetworkRun], preset: str) -> str:
         seeds: its runs.
         preset: its name.
     """
-    short = claims.unfinished(name, seeds, preset)
+    short = claims.fewer_epochs(name, seeds, preset)
     counts = dict.fromkeys((run.training.main_epochs, run.training.joint_epochs) for run in seeds)
     text = ' or '.join(f'{main} + {joint}' for main, joint in counts) + ' epochs'
     if short is None:
