@@ -424,3 +424,14 @@ def test_the_code_of_a_net_is_the_same_every_time(monkeypatch):
     for _ in range(4):
         Cascade(operations_of(net, (3, 32, 32), with_main=True))
     assert len(set(written)) == 1
+
+
+def test_nets_of_one_structure_share_code_and_not_weights():
+    x = np.random.RandomState(0).rand(3, 1, 28, 28).astype(np.float32)
+    nets = [lenet_mnist.get_network() for _ in range(2)]
+    cascades_of_nets = [compiled(net, x.shape[1:]) for net in nets]
+    assert len({cascade._calls['record'].code for cascade in cascades_of_nets}) == 1
+    found = [np.stack(cascade.record(x)[0]) for cascade in cascades_of_nets]
+    assert abs(found[0] - found[1]).max() > 0.01
+    for logits, net in zip(found, nets):
+        np.testing.assert_allclose(logits, logits_of(net, x), rtol=1e-4, atol=1e-5)
